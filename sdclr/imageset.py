@@ -1,0 +1,95 @@
+"""A set of decoded images in memory, cut into batches in the order of `sdclr.order`.
+
+Shapes: N images in the set, B images of this rank in one step, C = 3 channels, H x W pixels of the
+canvas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sdclr.order import EpochPlan, epoch_order
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a global batch.
+
+    Args:
+        images_BCHW: uint8; an image smaller than the canvas lies in the top left corner.
+        sizes_B2: int64, height and width in px of each image on its canvas.
+        rows_B: int64, which images of the set these are.
+        start: place of the first of them in the global batch.
+        num_global: images in the global batch.
+    """
+
+    images_BCHW: Tensor
+    sizes_B2: Tensor
+    rows_B: Tensor
+    start: int
+    num_global: int
+
+
+class Feed(Protocol):
+    """Anything that a trainer can read: batches as a function of (epoch, step), nothing else."""
+
+    plan: EpochPlan
+
+    def batches(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's batches of an epoch, from a step on."""
+        ...
+
+
+class ImageSet:
+    """Images held in memory as uint8.
+
+    Args:
+        images_NCHW: uint8.
+        sizes_N2: height and width of each image; None when all fill the canvas.
+
+    Raises:
+        ValueError: wrong type or shape.
+    """
+
+    def __init__(self, images_NCHW: Tensor, sizes_N2: Tensor | None = None) -> None:
+        if images_NCHW.dtype != torch.uint8 or images_NCHW.ndim != 4 or images_NCHW.shape[1] != 3:
+            found = f"{images_NCHW.dtype} {tuple(images_NCHW.shape)}"
+            raise ValueError(f"images must be uint8 of shape (N, 3, H, W), got {found}")
+        if sizes_N2 is None:
+            sizes_N2 = torch.tensor(images_NCHW.shape[2:]).expand(len(images_NCHW), 2)
+        self.images_NCHW, self.sizes_N2 = images_NCHW, sizes_N2
+
+    def __len__(self) -> int:
+        return len(self.images_NCHW)
+
+    def feed(self, plan: EpochPlan, *, seed: int, rank: int = 0) -> SetFeed:
+        """The batches that one rank trains on."""
+        if plan.num_images != len(self):
+            raise ValueError(f"the plan is for {plan.num_images} images, the set has {len(self)}")
+        return SetFeed(self, plan, seed=seed, rank=rank)
+
+
+class SetFeed:
+    """The batches of an `ImageSet` for one rank; a `Feed`."""
+
+    def __init__(self, images: ImageSet, plan: EpochPlan, *, seed: int, rank: int) -> None:
+        self.images, self.plan, self.seed, self.rank = images, plan, seed, rank
+
+    def batches(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's batches of an epoch, from a step on."""
+        order = torch.from_numpy(epoch_order(len(self.images), seed=self.seed, epoch=epoch))
+        for step in range(start_step, self.plan.num_steps):
+            part = self.plan.part(step, self.rank)
+            rows_B = order[part]
+            yield Batch(
+                images_BCHW=self.images.images_NCHW[rows_B],
+                sizes_B2=self.images.sizes_N2[rows_B],
+                rows_B=rows_B,
+                start=part.start - step * self.plan.global_batch,
+                num_global=self.plan.batch_size(step),
+            )

@@ -1,0 +1,87 @@
+"""How to train: everything that a trainer needs to know besides the network and the images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sdclr.augment import AugmentRecipe
+from sdclr.prune import PruneRule
+
+Method = Literal["sdclr", "simclr"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train.
+
+    Args:
+        method: `sdclr`, or `simclr` as the baseline.
+        epochs: passes over the set.
+        lr: peak learning rate of SGD; not scaled by anything.
+        momentum, weight_decay: of SGD, on all parameters.
+        warmup_epochs: linear warm-up, clamped to a tenth of the run.
+        final_lr: where the cosine ends.
+        temperature: of NT-Xent.
+        augment: the two views.
+        prune: the mask, recomputed at the start of each epoch; `sdclr` needs it, `simclr` ignores
+            it.
+        seed: of order, views and random masks.
+        precision: of the forward pass; loss and weights stay float32.
+        sync_batchnorm: BatchNorm statistics over all ranks; without it, a state holds those of the
+            rank that captured it.
+    """
+
+    method: Method
+    epochs: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    warmup_epochs: float
+    final_lr: float
+    temperature: float
+    augment: AugmentRecipe
+    seed: int
+    prune: PruneRule | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    sync_batchnorm: bool = True
+
+
+def cifar_recipe(method: Method, *, epochs: int = 2000, seed: int = 0) -> Recipe:
+    """The published recipe for 32 px images (Jiang et al. 2021), for global batches of 512.
+
+    Args:
+        method: `sdclr` with prune ratio 0.9, or `simclr`.
+        epochs: passes over the set; 2000 are published.
+        seed: of order, views and random masks.
+    """
+    augment = AugmentRecipe(
+        crop_px=32,
+        crop_scale_min=0.1,
+        crop_scale_max=1.0,
+        crop_ratio_min=3 / 4,
+        crop_ratio_max=4 / 3,
+        hflip_prob=0.5,
+        jitter_prob=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        gray_prob=0.2,
+        blur_prob=0.0,
+        blur_sigma_min=0.1,
+        blur_sigma_max=2.0,
+    )
+    return Recipe(
+        method=method,
+        epochs=epochs,
+        lr=0.5,
+        momentum=0.9,
+        weight_decay=1e-4,
+        warmup_epochs=10.0,
+        final_lr=1e-6,
+        temperature=0.2,
+        augment=augment,
+        seed=seed,
+        prune=PruneRule(prune_ratio=0.9),
+    )

@@ -1,0 +1,41 @@
+"""Schedules as pure functions of the step: nothing to checkpoint, nothing to drift."""
+
+from __future__ import annotations
+
+import math
+
+MAX_WARMUP_FRAC = 0.1
+"""Warm-up never takes more than this fraction of a run, however short the run is."""
+
+
+def warmup_steps(*, warmup_epochs: float, epochs: int, steps_per_epoch: int) -> int:
+    """Warm-up in steps, clamped to a tenth of the run; 0 when that is less than one step."""
+    return int(min(warmup_epochs, MAX_WARMUP_FRAC * epochs) * steps_per_epoch)
+
+
+def learning_rate(
+    step: int, *, num_steps: int, num_warmup: int, peak: float, final: float
+) -> float:
+    """Linear warm-up from 0, then a cosine per step to `final`.
+
+    The cosine is Loshchilov & Hutter 2017, eq. 5, without restarts.
+    lr(0) = 0 if there is a warm-up, lr(num_warmup) = peak, lr(num_steps) = final.
+
+    Args:
+        step: global step in [0, num_steps], counted from 0.
+        num_steps: length of the run.
+        num_warmup: length of the warm-up, in [0, num_steps).
+        peak: the highest learning rate.
+        final: the learning rate that the cosine ends in.
+
+    Raises:
+        ValueError: the step or the warm-up lies outside of the run.
+    """
+    if not 0 <= num_warmup < num_steps:
+        raise ValueError(f"num_warmup must be in [0, {num_steps}), got {num_warmup}")
+    if not 0 <= step <= num_steps:
+        raise ValueError(f"step must be in [0, {num_steps}], got {step}")
+    if step < num_warmup:
+        return peak * step / num_warmup
+    progress = (step - num_warmup) / (num_steps - num_warmup)
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))

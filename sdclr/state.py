@@ -1,0 +1,101 @@
+"""All that a resume needs, as tensors and plain numbers: no pickled objects, no generator states.
+
+Weights, both BatchNorm sets, masks, SGD momentum and the step. Order, views, learning rate and
+random masks are functions of (seed, step) and need no place here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdclr.trainer import Trainer
+
+FORMAT_VERSION = 1
+_MODEL, _MOMENTUM = "model.", "momentum."
+
+
+class StateError(ValueError):
+    """The state does not belong to this trainer, or is not whole."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """A trainer between two steps.
+
+    Args:
+        tensors: `model.<name>` and `momentum.<parameter>`, on the CPU.
+        numbers: format_version, method, seed, step, num_steps.
+    """
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, int | str]
+
+
+def capture(trainer: Trainer) -> TrainState:
+    """A copy of the trainer's state; later steps do not change it."""
+    tensors = {_MODEL + name: value for name, value in trainer.model.state_dict().items()}
+    for name, parameter in trainer.model.named_parameters():
+        momentum = trainer.optimizer.state[parameter].get("momentum_buffer")
+        if momentum is not None:
+            tensors[_MOMENTUM + name] = momentum
+    copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    return TrainState(copies, _identity(trainer) | {"step": trainer.step})
+
+
+def restore(trainer: Trainer, state: TrainState) -> None:
+    """Continue `trainer` from `state`, exactly.
+
+    Raises:
+        StateError: another format, method, seed or length of run, or a tensor that is missing,
+            unknown or of another shape or type. The trainer is unchanged then.
+    """
+    for key, expected in _identity(trainer).items():
+        if state.numbers.get(key) != expected:
+            found = state.numbers.get(key)
+            raise StateError(f"{key}: this run has {expected!r}, the state {found!r}")
+    step = state.numbers.get("step")
+    if not isinstance(step, int) or not 0 <= step <= trainer.num_steps:
+        raise StateError(f"step: {step!r} is not in 0..{trainer.num_steps}")
+    expected_tensors = {_MODEL + n: t for n, t in trainer.model.state_dict().items()}
+    if trainer.recipe.momentum and step > 0:
+        expected_tensors |= {_MOMENTUM + n: p.data for n, p in trainer.model.named_parameters()}
+    _check_tensors(state.tensors, expected_tensors)
+
+    prefix = len(_MODEL)
+    model = {n[prefix:]: t for n, t in state.tensors.items() if n.startswith(_MODEL)}
+    trainer.model.load_state_dict(model, strict=True)
+    trainer.optimizer.state.clear()
+    for name, parameter in trainer.model.named_parameters():
+        momentum = state.tensors.get(_MOMENTUM + name)
+        if momentum is not None:
+            buffer = momentum.to(parameter.device, copy=True)
+            trainer.optimizer.state[parameter]["momentum_buffer"] = buffer
+    trainer.step = step
+
+
+def _identity(trainer: Trainer) -> dict[str, int | str]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "method": trainer.recipe.method,
+        "seed": trainer.recipe.seed,
+        "num_steps": trainer.num_steps,
+    }
+
+
+def _check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in expected]
+    for name in expected.keys() & found.keys():
+        have, want = found[name], expected[name]
+        if have.shape != want.shape or have.dtype != want.dtype:
+            problems.append(
+                f"{name} is {have.dtype} {tuple(have.shape)}, not {want.dtype} {tuple(want.shape)}"
+            )
+        elif have.is_floating_point() and not torch.isfinite(have).all():
+            problems.append(f"{name} is not finite")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise StateError("; ".join(sorted(problems)[:3]) + more)

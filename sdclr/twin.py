@@ -1,0 +1,147 @@
+"""The target network and its pruned self-competitor as one module (Jiang et al. 2021, section 3).
+
+There is one set of weights. The pruned branch is a functional view of it: the same unmodified
+modules, called with masked convolution weights and with a second set of BatchNorm parameters and
+statistics. So any torchvision backbone works, one forward runs both branches, and one backward
+gives the published gradient.
+
+Shapes: B images on this rank, D embedding size, F feature size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sdclr import prune
+from sdclr.backbone import build_backbone
+from sdclr.seeds import derived_seed
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Network(nn.Module):
+    """Normalisation, backbone, projection head: from images in [0, 1] to embeddings."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.backbone, self.head = backbone, head
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Images in [0, 1] to features (B, F), computed in the network's own float type."""
+        features: Tensor = self.backbone((images_BCHW.to(self.mean.dtype) - self.mean) / self.std)
+        return features
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Images in [0, 1] to embeddings (B, D)."""
+        embeddings: Tensor = self.head(self.features(images_BCHW))
+        return embeddings
+
+
+def projection_head(num_features: int, embedding_dim: int, *, depth: int) -> nn.Sequential:
+    """`Linear BN ReLU [Linear BN ReLU] Linear(no bias) BN`: the head of the published runs.
+
+    Args:
+        num_features: width of the backbone's features, and of the hidden layers.
+        embedding_dim: width of the output.
+        depth: number of linear layers, 2 or 3.
+
+    Raises:
+        ValueError: another depth.
+    """
+    if depth not in (2, 3):
+        raise ValueError(f"head depth must be 2 or 3, got {depth}")
+    layers: list[nn.Module] = []
+    for _ in range(depth - 1):
+        layers += [nn.Linear(num_features, num_features), nn.BatchNorm1d(num_features), nn.ReLU()]
+    layers += [nn.Linear(num_features, embedding_dim, bias=False), nn.BatchNorm1d(embedding_dim)]
+    return nn.Sequential(*layers)
+
+
+def build_network(
+    backbone: str, *, stem: str, head_depth: int, embedding_dim: int = 128, seed: int
+) -> Network:
+    """A freshly initialised network; equal seeds give equal weights, backbone and head apart."""
+    trunk, num_features = build_backbone(backbone, stem=stem, seed=derived_seed(seed, "backbone"))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derived_seed(seed, "head"))
+        return Network(trunk, projection_head(num_features, embedding_dim, depth=head_depth))
+
+
+class SimCLR(nn.Module):
+    """The baseline (Chen et al. 2020): both views through the same network, in one batch."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, view1_BCHW: Tensor, view2_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, D) of both views; BatchNorm sees the 2B images together."""
+        f1_BD, f2_BD = self.network(torch.cat([view1_BCHW, view2_BCHW])).chunk(2)
+        return f1_BD, f2_BD
+
+
+class Twin(nn.Module):
+    """SDCLR: view 1 through the dense branch, view 2 through the pruned one, never swapped.
+
+    Masked weights get their gradient from the dense branch only; all other weights from both.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        norms = {n: m for n, m in network.named_modules() if isinstance(m, _BatchNorm)}
+        # A dot is not allowed in a registered name; a slash is not used by any module.
+        self.pruned_norms = nn.ModuleDict(
+            OrderedDict((n.replace(".", "/"), copy.deepcopy(m)) for n, m in norms.items())
+        )
+        self.masks = nn.Module()
+        for name, weight in prune.prunable_weights(network).items():
+            whole = torch.ones_like(weight, dtype=torch.bool)
+            self.masks.register_buffer(name.replace(".", "/"), whole)
+
+    def mask_by_weight(self) -> dict[str, Tensor]:
+        """Weight name in the network -> its boolean mask."""
+        return {name.replace("/", "."): mask for name, mask in self.masks.named_buffers()}
+
+    @torch.no_grad()
+    def refresh_masks(
+        self, rule: prune.PruneRule, generator: torch.Generator | None = None
+    ) -> dict[str, float]:
+        """Recompute all masks from the live dense weights; returns the fraction kept per layer.
+
+        Raises:
+            StarvedLayerError: a layer would keep nothing; the old masks stay.
+        """
+        masks = prune.magnitude_masks(prune.prunable_weights(self.network), rule, generator)
+        kept_frac = prune.kept_fractions(masks)
+        prune.refuse_starved(kept_frac)
+        for name, mask in self.mask_by_weight().items():
+            mask.copy_(masks[name])
+        return kept_frac
+
+    def pruned(self, images_BCHW: Tensor) -> Tensor:
+        """Embeddings (B, D) of the self-competitor."""
+        weights = prune.prunable_weights(self.network)
+        view: dict[str, Tensor] = {n: weights[n] * m for n, m in self.mask_by_weight().items()}
+        for name, norm in self.pruned_norms.items():
+            prefix = name.replace("/", ".")
+            view |= {f"{prefix}.{key}": value for key, value in norm.named_parameters()}
+            view |= {f"{prefix}.{key}": value for key, value in norm.named_buffers()}
+        embeddings: Tensor = functional_call(self.network, view, (images_BCHW,))
+        return embeddings
+
+    def forward(self, view1_BCHW: Tensor, view2_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings f1 = dense(view 1) and f2 = pruned(view 2), each (B, D)."""
+        return self.network(view1_BCHW), self.pruned(view2_BCHW)
