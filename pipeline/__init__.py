@@ -1,0 +1,1 @@
+"""Everything around the method: Ray, storage, configuration, stages, and what people see."""

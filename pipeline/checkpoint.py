@@ -1,0 +1,187 @@
+"""Checkpoints on storage: tensors and JSON, never pickle, trusted only with a commit record.
+
+    <folder>/step-00000120/state.safetensors   tensors
+                           state.json          plain numbers
+                           commit.json         sizes and hashes of both, written last
+
+A directory without a valid commit.json does not exist as far as this module is concerned: a process
+killed at any write leaves the previous checkpoint as the latest one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from pipeline import storage
+from pipeline.errors import CheckpointError
+from sdclr import TrainState
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"step-(\d{8,})")
+_FILES = ("state.safetensors", "state.json")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest good checkpoint, and the newer ones that were refused.
+
+    Args:
+        state: None when there is no good checkpoint.
+        uri: where it is; empty without one.
+        refused: one sentence for each finished checkpoint that was passed over.
+        unfinished: names of those that a killed process left behind.
+    """
+
+    state: TrainState | None = None
+    uri: str = ""
+    refused: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
+
+
+def checkpoints_uri(run_uri: str, method: str) -> str:
+    """Where the checkpoints of one method of a run are."""
+    return storage.join(run_uri, "models", method, "checkpoints")
+
+
+def checkpoint_uri(folder_uri: str, step: int) -> str:
+    """Where the checkpoint of a step is."""
+    return storage.join(folder_uri, f"step-{step:08d}")
+
+
+def save(folder_uri: str, state: TrainState, *, config_hash: str) -> str:
+    """Write a checkpoint; it exists from the moment that its commit record does.
+
+    Returns:
+        Its URI. A checkpoint of the same step is replaced.
+    """
+    uri = checkpoint_uri(folder_uri, int(state.numbers["step"]))
+    # What is overwritten must not look whole until it is whole again.
+    storage.delete_tree(storage.join(uri, "commit.json"))
+    contents = {
+        "state.safetensors": save_tensors(state.tensors),
+        "state.json": _json(dict(state.numbers)),
+    }
+    files = {}
+    for name, content in contents.items():
+        storage.write_bytes(storage.join(uri, name), content)
+        files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    record = {"format_version": FORMAT_VERSION, "config_hash": config_hash, "files": files}
+    storage.write_bytes(storage.join(uri, "commit.json"), _json(record))
+    return uri
+
+
+def load(uri: str, *, config_hash: str) -> TrainState:
+    """Read one checkpoint and check every byte of it.
+
+    Raises:
+        CheckpointError: not committed, torn, altered, of another format or configuration.
+    """
+    record = _read_record(uri)
+    if record.get("config_hash") != config_hash:
+        raise CheckpointError(
+            "the checkpoint belongs to another configuration",
+            where=uri,
+            todo="resume with the configuration of that run, or start a new run",
+        )
+    contents = {}
+    for name in _FILES:
+        if not storage.exists(storage.join(uri, name)):
+            raise _broken(uri, f"{name} is missing")
+        content = storage.read_bytes(storage.join(uri, name))
+        found = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        if found != record["files"][name]:
+            raise _broken(uri, f"{name} has {len(content)} bytes that do not match the record")
+        contents[name] = content
+    try:
+        numbers = json.loads(contents["state.json"])
+        tensors: dict[str, torch.Tensor] = load_tensors(contents["state.safetensors"])
+    except (ValueError, SafetensorError) as error:
+        raise _broken(uri, f"it cannot be read ({error})") from error
+    return TrainState(tensors, numbers)
+
+
+def latest(folder_uri: str, *, config_hash: str) -> Found:
+    """The newest good checkpoint; broken and unfinished ones are passed over, and named.
+
+    Raises:
+        StorageError: the storage does not answer: that says nothing about what is there.
+    """
+    committed, unfinished = _names(folder_uri)
+    refused: list[str] = []
+    for name in reversed(committed):
+        uri = storage.join(folder_uri, name)
+        try:
+            return Found(load(uri, config_hash=config_hash), uri, refused, unfinished)
+        except CheckpointError as error:
+            refused.append(f"{name}: {error.what}")
+    return Found(refused=refused, unfinished=unfinished)
+
+
+def retain(folder_uri: str, keep: int, *, newest_step: int) -> None:
+    """Delete all but the `keep` newest checkpoints, and leftovers older than those.
+
+    Those after `newest_step` are not counted: a run that fell back to an older checkpoint leaves
+    broken ones ahead of it, which it overwrites when it comes to them.
+    """
+    committed, unfinished = _names(folder_uri)
+    mine = [name for name in committed if _step(name) <= newest_step]
+    if len(mine) <= keep:
+        return
+    for name in (*committed, *unfinished):
+        if _step(name) < _step(mine[-keep]):
+            # The record goes first: a half-deleted checkpoint must not look whole.
+            storage.delete_tree(storage.join(folder_uri, name, "commit.json"))
+            storage.delete_tree(storage.join(folder_uri, name))
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("step-"))
+
+
+def _names(folder_uri: str) -> tuple[list[str], list[str]]:
+    """Committed and unfinished checkpoints of a folder, each in the order of their steps."""
+    names = sorted((n for n in storage.list_names(folder_uri) if _NAME.fullmatch(n)), key=_step)
+    committed = [n for n in names if storage.exists(storage.join(folder_uri, n, "commit.json"))]
+    return committed, [n for n in names if n not in committed]
+
+
+def _read_record(uri: str) -> dict[str, Any]:
+    record_uri = storage.join(uri, "commit.json")
+    if not storage.exists(record_uri):
+        raise CheckpointError(
+            "there is no finished checkpoint here",
+            where=uri,
+            todo="give a folder that holds commit.json",
+        )
+    try:
+        record = json.loads(storage.read_bytes(record_uri))
+    except ValueError as error:
+        raise _broken(uri, "commit.json is not JSON") from error
+    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
+        raise _broken(uri, f"commit.json is not of format version {FORMAT_VERSION}")
+    files = record.get("files")
+    if not isinstance(files, dict) or not all(isinstance(files.get(n), dict) for n in _FILES):
+        raise _broken(uri, "commit.json does not list the files")
+    return record
+
+
+def _broken(uri: str, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint is broken: {why}",
+        where=uri,
+        todo="delete it; the run continues from the one before",
+    )
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"

@@ -1,0 +1,166 @@
+"""The Ray cluster: join the one that is named, or start one here; check that the work fits."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ClusterError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+# Read by Ray when it is imported or started. A value set by the user wins.
+_SETTINGS = {
+    # The new reader starts 32 processes for each epoch; shards are read by our own tasks anyway.
+    "RAY_DATA_USE_DATASOURCE_V2": "0",
+    # Workers that take every CPU would leave Ray Data none: fail in minutes, not in half an hour.
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",
+    # The default of 2 s is added to the start and the end of each run.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    # Two workers that import torch on two cores need about 30 s; the default of 60 s is tight.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+# Ray Data needs a CPU beside the workers; a machine that runs everything lends it one on top.
+_DATA_CPUS = 1
+_CONNECT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What this process is connected to."""
+
+    address: str
+    is_local: bool
+    num_cpus: int
+    num_gpus: int
+    dashboard_url: str
+
+
+@contextmanager
+def connected() -> Iterator[Cluster]:
+    """Join the cluster at RAY_ADDRESS (set inside a Ray job), else start one on this machine.
+
+    A cluster started here is stopped at the end; one that was joined is left as it is.
+
+    Raises:
+        ClusterError: the cluster at RAY_ADDRESS does not answer.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    import ray
+
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    already = ray.is_initialized()
+    if not already:
+        try:
+            if address:
+                _check_answers(address)
+                ray.init(address=address, runtime_env=_shipped_code(), **quiet)
+            else:
+                num_cpus = usable_cpus() + _DATA_CPUS
+                local_env = {"env_vars": {"PYTHONPATH": _python_path()}}
+                ray.init(num_cpus=num_cpus, runtime_env=local_env, **quiet)
+        except (ConnectionError, RuntimeError, OSError) as error:
+            raise ClusterError(
+                f"the Ray cluster cannot be reached: {error}",
+                where=f"RAY_ADDRESS={address}" if address else "this machine",
+                todo="check the address, the token (RAY_AUTH_MODE=token) and that the head runs, "
+                "or unset RAY_ADDRESS to start Ray on this machine",
+            ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, with exit code 15
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield _describe(is_local=not address)
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: a container or a batch system may grant fewer than exist."""
+    num_cpus = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            num_cpus = min(num_cpus, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):
+        pass  # no control groups of version 2: only the affinity counts
+    return max(1, num_cpus)
+
+
+def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:
+    """Refuse a number of training workers that could never be placed.
+
+    Raises:
+        ClusterError: naming what there is and what was asked for.
+    """
+    if use_gpu:
+        if num_workers > cluster.num_gpus:
+            raise ClusterError(
+                f"{num_workers} training workers need a GPU each, the cluster has "
+                f"{cluster.num_gpus}",
+                where=f"train.workers={num_workers}",
+                todo="lower train.workers, add GPU nodes, or set train.device=cpu",
+            )
+        return
+    available = cluster.num_cpus - _DATA_CPUS
+    if num_workers > available:
+        raise ClusterError(
+            f"{num_workers} training workers need a CPU each, the cluster has {available} for them"
+            f" ({_DATA_CPUS} more feeds the data)",
+            where=f"train.workers={num_workers}",
+            todo=f"set train.workers={max(1, available)} or less, or join a larger cluster",
+        )
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError when nothing listens there: Ray itself would go on trying for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+
+
+def _describe(*, is_local: bool) -> Cluster:
+    import ray
+
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    context = ray.get_runtime_context()
+    dashboard = ray.worker.global_worker.node.address_info.get("webui_url") or ""
+    return Cluster(
+        address=str(context.gcs_address),
+        is_local=is_local,
+        num_cpus=int(resources.get("CPU", 0)),
+        num_gpus=int(resources.get("GPU", 0)),
+        dashboard_url=f"http://{dashboard}" if dashboard else "",
+    )
+
+
+def _shipped_code() -> dict[str, Any]:
+    """What a cluster needs to import us; a job has shipped its working directory already."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return {}
+    return {"py_modules": [str(PROJECT_ROOT / name) for name in ("pipeline", "sdclr")]}
+
+
+def _python_path() -> str:
+    others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    return os.pathsep.join([str(PROJECT_ROOT), *others])

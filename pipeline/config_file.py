@@ -1,0 +1,202 @@
+"""Reading, writing and comparing configurations.
+
+A configuration is made of four layers, later ones win: defaults of the schema, the file, the chosen
+preset of the file, `section.key=value` overrides. A file may hold, besides sections,
+
+    preset: fair                     # the default choice; on the command line `preset=official`
+    presets:                         # chooses another one and `preset=null` none
+      fair: {train: {drop_last: true}}
+
+The result holds no presets. Everything that is wrong is reported at once, with the place of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.config_help import SCHEMA, describe_keys, shown, suggest_key, suggest_section
+from pipeline.config_layers import KeyPath, Layers, Problem, config_error, dotted
+from pipeline.config_types import holds_credential
+from pipeline.errors import ConfigError
+from pipeline.provenance import redact
+from pipeline.strict_yaml import MAX_BYTES, YamlRefusedError, read, write, write_value
+
+__all__ = [
+    "changed_keys", "config_hash", "describe_keys", "dump_config", "load_config", "parse_config",
+]  # fmt: skip
+
+_COMMAND_LINE = "command line"
+_REASON_CHARS = 500
+# A run may be renamed and moved between its interruption and its resumption.
+_NOT_HASHED = {"run": {"root", "name"}}
+
+
+def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a local YAML file (None = the defaults) and of overrides.
+
+    Args:
+        path: a file of at most 1 MiB, UTF-8.
+        overrides: as in `parse_config`.
+
+    Raises:
+        ConfigError: the file cannot be read, or anything in it or in the overrides is wrong.
+    """
+    text = None if path is None else _file_text(path)
+    return parse_config(text, origin=path or "", overrides=overrides)
+
+
+def parse_config(text: str | None, *, origin: str, overrides: Sequence[str] = ()) -> Config:
+    """As `load_config`, of text that was read already.
+
+    Args:
+        text: YAML as in `pipeline.strict_yaml`, or None for the defaults.
+        origin: file or URI that the text is from, for messages.
+        overrides: `section.key=value` with the value in YAML, or `preset=name`; each key once.
+
+    Raises:
+        ConfigError: one line for each problem. Text that is not acceptable YAML is reported before
+            its values are looked at.
+    """
+    layers = Layers()
+    given = _parse_overrides(overrides, layers)
+    document, lines = _document(text, origin, layers.problems)
+
+    def place(path: KeyPath) -> str:
+        return f"{origin} line {lines[path]}" if path in lines else origin
+
+    presets, chosen = document.pop("presets", None), document.pop("preset", None)
+    layers.add(document, place)
+    if ("preset",) in given:
+        chosen, chosen_from = given.pop(("preset",)), _COMMAND_LINE
+    else:
+        chosen_from = place(("preset",))
+    layers.add_preset(presets, chosen, place, chosen_from)
+    for (section, key), value in given.items():
+        layers.add({section: {key: value}}, lambda _: _COMMAND_LINE)
+    return layers.build()
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 in hex of the values as canonical JSON, `run.root` and `run.name` left out.
+
+    So it names what a run computes, not where it is kept; equal hashes may be resumed.
+    """
+    values = config.model_dump(mode="json", exclude=_NOT_HASHED)
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def dump_config(config: Config) -> str:
+    """YAML with every key; `parse_config` of it gives an equal configuration."""
+    return write(config.model_dump(mode="json"))
+
+
+def changed_keys(a: Config, b: Config) -> list[str]:
+    """`train.lr: 0.5 -> 0.3` for every hashed key that differs; empty when the hashes are equal."""
+    before, after = dict(_flat(a)), dict(_flat(b))
+    return [f"{k}: {before[k]} -> {after[k]}" for k in before if before[k] != after[k]]
+
+
+def _flat(config: Config) -> Iterator[tuple[str, str]]:
+    values: Mapping[str, Mapping[str, Any]] = config.model_dump(mode="json", exclude=_NOT_HASHED)
+    for section, body in values.items():
+        for key, value in body.items():
+            yield f"{section}.{key}", write_value(value)
+
+
+def _file_text(path: str) -> str:
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe could block for ever
+            problem = "the configuration is not a regular file"
+        else:
+            with open(path, "rb") as file:
+                content = file.read(MAX_BYTES + 1)
+            if len(content) <= MAX_BYTES:
+                return content.decode("utf-8-sig")
+            problem = f"the configuration is larger than {MAX_BYTES} bytes"
+    except FileNotFoundError:
+        problem = "the configuration file does not exist"
+    except UnicodeDecodeError as error:
+        problem = f"the configuration is not UTF-8 text: byte {error.start}"
+    except OSError as error:
+        problem = f"the configuration could not be read: {error.strerror}"
+    except ValueError:
+        problem = "the configuration could not be read: not a file name"
+    raise ConfigError(problem, where=redact(path), todo="give the path of a YAML file")
+
+
+def _document(
+    text: str | None, origin: str, problems: Sequence[Problem]
+) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    if text is None:
+        return {}, {}
+    try:
+        document, lines = read(text)
+    except YamlRefusedError as error:
+        found = [
+            Problem("", _without_secret(what), f"{origin} line {line}")
+            for line, what in error.problems
+        ]
+        raise config_error([*problems, *found]) from None
+    if not isinstance(document, dict):
+        got = "nothing" if document is None else shown(document)
+        what = f"expected sections such as `train:` at the top level, got {got}"
+        raise config_error([*problems, Problem("", what, origin)])
+    return document, lines
+
+
+def _without_secret(text: str) -> str:
+    if len(text) > _REASON_CHARS or holds_credential(text):
+        return "not acceptable YAML; the reason is not shown, as it may hold a credential"
+    return text
+
+
+def _parse_overrides(overrides: Sequence[str], layers: Layers) -> dict[KeyPath, Any]:
+    """(section, key) or ("preset",) -> value, of the well-formed ones; the rest are refused."""
+    given: dict[KeyPath, Any] = {}
+    seen: set[KeyPath] = set()
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        path = tuple(name.strip().split("."))
+        problem = _name_problem(path, has_value=bool(equals))
+        if not problem and path in seen:
+            problem = "given twice; give it once"
+        if not problem:
+            seen.add(path)
+            try:
+                given[path] = _override_value(text)
+            except YamlRefusedError as error:
+                problem = (
+                    f"{error.problems[0][1]}; to mean text, quote it: {dotted(path)}='\"...\"'"
+                )
+        if problem:
+            layers.refuse(path, problem, _COMMAND_LINE)
+    return given
+
+
+def _override_value(text: str) -> Any:
+    value, _ = read(text)
+    if "#" in text and "#" not in str(value):
+        raise YamlRefusedError([(1, "what follows # is a comment in YAML")])
+    return value
+
+
+def _name_problem(path: KeyPath, *, has_value: bool) -> str:
+    """What is wrong with the name of an override, or an empty string."""
+    section, *keys = path
+    name = dotted(path)
+    if not all(path):
+        return "expected section.key=value"
+    if path == ("preset",) or (len(keys) == 1 and section in SCHEMA):
+        return "" if has_value else f"no value given; write {name}=VALUE"
+    if section in SCHEMA and not keys:
+        return f"is a section; write {name}.KEY=VALUE"
+    if len(keys) == 1:
+        return f"unknown section{suggest_section(section, is_section=True)}"
+    return f"unknown key{suggest_key('', path[-1])}"

@@ -1,0 +1,48 @@
+"""Types of configuration values: text that is fit for logs and terminals, and lists.
+
+Errors never contain the text they refuse when it may be a secret.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from pipeline.provenance import redact
+
+MAX_TEXT_CHARS = 4096
+
+# `redact` covers userinfo without slashes and `password=...`; secret keys of S3 may hold slashes,
+# so anything between a colon that starts no port and an @ counts as well.
+_USERINFO = re.compile(r"://[^/@\s]*:(?!\d+(/|$))[^@\s]*@")
+_ACCESS_KEY_ID = re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b")
+
+
+def holds_credential(text: str) -> bool:
+    """Whether text looks like it carries one: URL userinfo, `password=...`, an access key id."""
+    return bool(_USERINFO.search(text) or _ACCESS_KEY_ID.search(text) or redact(text, {}) != text)
+
+
+def clean_text(text: str) -> str:
+    """The text itself, unless it holds a credential or a control character (ValueError)."""
+    if holds_credential(text):
+        raise ValueError("looks like it holds a credential (value not shown)")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise ValueError("expected text without control characters")
+    return text
+
+
+def without_repeats(items: tuple[str, ...]) -> tuple[str, ...]:
+    """The items themselves, unless one occurs twice (ValueError)."""
+    if len(set(items)) < len(items):
+        raise ValueError(f"expected each entry once, got {', '.join(items)}")
+    return items
+
+
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(clean_text)]
+# Lists of YAML become tuples, which a frozen model can hash; their items stay strict.
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+Choices = Field(strict=False, min_length=1)

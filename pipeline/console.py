@@ -1,0 +1,201 @@
+"""What a person sees while a stage runs. The only writer to stdout; errors go to stderr.
+
+On a terminal, progress is one line rewritten in place. Anywhere else (a log file, a pod) it is one
+plain line per interval, so a log of a week stays readable and free of control characters.
+Text is cleaned before it is written: secrets are masked, and control characters in class names or
+paths cannot move the cursor.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from pipeline.errors import PipelineError
+from pipeline.provenance import redact
+
+INTERVAL_S = 5.0
+_REDRAW_S = 0.1
+_BAR_CELLS = 24
+_ASCII = str.maketrans({"±": "+-", "–": "-", "…": "...", "█": "#", "░": "."})
+
+
+class Console:
+    """Stages, progress, tables and errors as text.
+
+    Args:
+        stream: where everything but errors goes; None = stdout.
+        error_stream: where errors go; None = stderr.
+        interval_s: seconds between two progress lines when `stream` is not a terminal, >= 0.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        error_stream: TextIO | None = None,
+        *,
+        interval_s: float = INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self._error_stream = sys.stderr if error_stream is None else error_stream
+        self._interval_s, self._clock = interval_s, clock
+        self._terminal = self._stream.isatty()
+        self._stage = ""
+        self._start_s = self._shown_s = 0.0
+        self._start_done = 0
+        self._open_line = False
+
+    def stage(self, name: str, text: str = "") -> None:
+        """Announce a stage in one line."""
+        self.line(f"[{name}] {text}".rstrip())
+
+    def line(self, text: str = "") -> None:
+        """Write a line, below an unfinished progress line if there is one."""
+        self._end_progress()
+        self._write(self._stream, "\n".join(clean(part) for part in text.split("\n")) + "\n")
+
+    def error(self, error: PipelineError) -> None:
+        """Write what happened, where and what to do to stderr, with the exit code."""
+        self._end_progress()
+        parts = {"error: ": error.what, "  where: ": error.where, "  to do: ": error.todo}
+        text = ""
+        for title, part in parts.items():
+            for number, line in enumerate(part.splitlines()):
+                text += (title if number == 0 else " " * len(title)) + clean(line) + "\n"
+        self._write(self._error_stream, f"{text}  exit code: {error.exit_code}\n")
+
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Write rows in aligned columns; a column whose cells all start with a digit goes right."""
+        body = [[clean(cell) for cell in row] for row in rows]
+        titles = [clean(title) for title in headers]
+        widths = [max(map(_columns, column)) for column in zip(titles, *body, strict=True)]
+        to_right = [all(_is_number(row[i]) for row in body) for i in range(len(titles))]
+        rule = ["-" * width for width in widths]
+        for row in [titles, rule, *body]:
+            cells = [
+                " " * (width - _columns(cell)) + cell if right else
+                cell + " " * (width - _columns(cell))
+                for cell, width, right in zip(row, widths, to_right, strict=True)
+            ]  # fmt: skip
+            self.line("  ".join(cells).rstrip())
+
+    def progress(
+        self,
+        stage: str,
+        done: int,
+        total: int,
+        *,
+        unit: str = "images",
+        per_s: float | None = None,
+        extra: str = "",
+    ) -> None:
+        """Show how far a stage is, its speed and the time left.
+
+        Off a terminal a line is written at most every `interval_s`, plus one when `done` reaches
+        `total`, so that no log ends at 97 %.
+
+        Args:
+            stage: the stage's name; a new name starts a new measurement.
+            done: how many `unit`s so far, 0 <= done <= total.
+            total: how many there will be; 0 = unknown.
+            unit: what is counted.
+            per_s: `unit`s per second; None = measured between the first call and this one.
+            extra: more to show, such as "loss 4.12".
+        """
+        now_s = self._clock()
+        if stage != self._stage:
+            self._end_progress()
+            self._stage, self._start_s, self._start_done = stage, now_s, done
+            self._shown_s = -math.inf if self._terminal else now_s
+        finished = total > 0 and done >= total
+        if now_s - self._shown_s < (_REDRAW_S if self._terminal else self._interval_s):
+            if not finished:
+                return
+        self._shown_s = now_s
+        if per_s is None and now_s > self._start_s:
+            per_s = (done - self._start_done) / (now_s - self._start_s)
+        text = _progress_text(stage, done, total, unit, per_s, extra, bar=self._terminal)
+        if self._terminal:
+            width = shutil.get_terminal_size().columns - 1
+            self._write(self._stream, "\r" + clean(text)[:width].ljust(width))
+            self._open_line = True
+        else:
+            self._write(self._stream, clean(text) + "\n")
+        if finished:
+            self._end_progress()
+            self._stage = ""
+
+    def _end_progress(self) -> None:
+        if self._open_line:
+            self._open_line = False
+            self._write(self._stream, "\n")
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            text = text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
+        try:
+            stream.write(text)
+            stream.flush()
+        except BrokenPipeError:  # `... | head` must not stop a training
+            return
+
+
+def clean(text: str) -> str:
+    """One line of text that is safe to show: secrets masked, control characters replaced."""
+    shown = redact(text)
+    return "".join("�" if unicodedata.category(c) in ("Cc", "Cs", "Cf") else c for c in shown)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 0.4 s, 42 s, 3 min 05 s, 2 h 07 min, 3 d 04 h."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def _progress_text(
+    stage: str, done: int, total: int, unit: str, per_s: float | None, extra: str, *, bar: bool
+) -> str:
+    parts = [stage]
+    if total > 0:
+        fraction = min(1.0, done / total)
+        if bar:
+            filled = int(fraction * _BAR_CELLS)
+            parts.append("█" * filled + "░" * (_BAR_CELLS - filled))
+        parts += [f"{100 * fraction:3.0f} %", f"{done}/{total} {unit}"]
+    else:
+        parts.append(f"{done} {unit}")
+    if per_s is not None and per_s > 0:
+        parts.append(f"{per_s:.0f} {unit}/s" if per_s >= 10 else f"{per_s:.1f} {unit}/s")
+        if total > done:
+            parts.append(f"{duration((total - done) / per_s)} left")
+    return "  ".join([*parts, extra] if extra else parts)
+
+
+def _columns(text: str) -> int:
+    """Terminal columns a text takes: wide East Asian characters take two, combining ones none."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def _is_number(cell: str) -> bool:
+    return cell.strip() in ("", "–") or cell.strip().lstrip("+-")[:1].isdigit()

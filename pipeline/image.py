@@ -1,0 +1,200 @@
+"""Image bytes from strangers to RGB pixels, within limits, or a rejection with a reason.
+
+Formats: JPEG, PNG, WebP, told apart by their first bytes; no other parser is ever started. GIF,
+BMP, TIFF and HEIF are recognised and rejected by name.
+
+What becomes of the less usual:
+
+- animated PNG and WebP are rejected; of a multi-picture JPEG (MPO, from phones) the main picture
+  is taken;
+- EXIF orientation is applied; an unreadable EXIF block counts as upright;
+- grey and bilevel are repeated into three channels; 16-bit samples keep their high byte;
+- palettes are resolved; transparency is laid over white;
+- CMYK is converted with the plain formula; colour profiles are not applied.
+
+No torch here: Ray Data starts many processes that import this module.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+
+RejectReason = Literal[
+    "empty",  # zero bytes
+    "too_many_bytes",
+    "not_an_image",
+    "unsupported_format",
+    "animated",
+    "too_many_pixels",
+    "too_small",
+    "truncated",  # ends before its last pixel
+    "corrupt",  # anything else the decoder refuses
+]
+REJECT_REASONS: tuple[str, ...] = get_args(RejectReason)
+
+# Our own limit is checked before any pixel is decoded, and users may raise it above Pillow's.
+Image.MAX_IMAGE_PIXELS = None
+
+_WHITE = (255, 255, 255, 255)
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What an image may cost: size of the file, pixels (height x width), shorter side at least."""
+
+    max_bytes: int = 64 * 2**20
+    max_pixels: int = 64_000_000
+    min_side_px: int = 8
+
+
+class RejectedImage(Exception):  # noqa: N818
+    """An image that will not be used: `reason` from a fixed vocabulary, `detail` for people."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason: RejectReason = reason
+        self.detail = detail
+
+
+def decode_rgb(data: bytes, limits: ImageLimits) -> Pixels:
+    """Pixels (H, W, 3) uint8 of an encoded image, upright; rules in the module's docstring.
+
+    All limits are checked on the header, before pixels are decoded.
+
+    Raises:
+        RejectedImage: the only failure that hostile or broken bytes can cause.
+    """
+    if not data:
+        raise RejectedImage("empty", "the file has zero bytes")
+    if len(data) > limits.max_bytes:
+        raise RejectedImage("too_many_bytes", f"{len(data)} bytes, limit {limits.max_bytes}")
+    image_format = _sniff(data)
+    # Decoders warn about damaged metadata; the outcome below is all that counts.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = _read_header(data, image_format)
+        _check_header(image, image_format, limits)
+        try:
+            image.load()
+            return _to_rgb(_upright(image))
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise nearly everything on hostile bytes
+            reason: RejectReason = "truncated" if "truncated" in str(error) else "corrupt"
+            raise RejectedImage(reason, _stable_text(error)) from error
+
+
+def fit_canvas(rgb: Pixels, canvas_px: int) -> tuple[Pixels, tuple[int, int]]:
+    """An image on a square canvas of equal size for all, so that images stack into one array.
+
+    The long side is reduced to `canvas_px` (bicubic with antialiasing, aspect kept); a smaller
+    image is not enlarged. It lies at the top left; the rest is zero.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        canvas_px: side S of the canvas in pixels, at least 1.
+
+    Returns:
+        The canvas (3, S, S) uint8, and height and width of the image on it in pixels.
+    """
+    height_px, width_px = rgb.shape[:2]
+    if max(height_px, width_px) > canvas_px:
+        scale = canvas_px / max(height_px, width_px)
+        height_px, width_px = max(1, round(height_px * scale)), max(1, round(width_px * scale))
+        reduced = Image.fromarray(rgb).resize((width_px, height_px), Image.Resampling.BICUBIC)
+        rgb = np.asarray(reduced)
+    canvas = np.zeros((3, canvas_px, canvas_px), np.uint8)
+    canvas[:, :height_px, :width_px] = rgb.transpose(2, 0, 1)
+    return canvas, (height_px, width_px)
+
+
+def png_bytes(rgb: Pixels) -> bytes:
+    """Encode (H, W, 3) uint8 as PNG."""
+    sink = BytesIO()
+    Image.fromarray(np.ascontiguousarray(rgb)).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def _sniff(data: bytes) -> str:
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    others = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+    for magic, name in others.items():
+        if data.startswith(magic):
+            raise RejectedImage("unsupported_format", name)
+    if data[4:8] == b"ftyp":
+        raise RejectedImage("unsupported_format", "HEIF, AVIF or video")
+    raise RejectedImage("not_an_image", "the first bytes are of no known image format")
+
+
+def _read_header(data: bytes, image_format: str) -> Image.Image:
+    try:
+        return Image.open(BytesIO(data), formats=[image_format])
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise RejectedImage("corrupt", f"the {image_format} header cannot be read") from error
+
+
+def _check_header(image: Image.Image, image_format: str, limits: ImageLimits) -> None:
+    width_px, height_px = image.size
+    if width_px * height_px > limits.max_pixels:
+        detail = f"{width_px} x {height_px} pixels, limit {limits.max_pixels}"
+        raise RejectedImage("too_many_pixels", detail)
+    if min(width_px, height_px) < limits.min_side_px:
+        detail = f"{width_px} x {height_px} pixels, shorter side at least {limits.min_side_px}"
+        raise RejectedImage("too_small", detail)
+    num_frames = getattr(image, "n_frames", 1)
+    if num_frames > 1 and image_format != "JPEG":
+        raise RejectedImage("animated", f"{num_frames} frames")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except MemoryError:
+        raise
+    except Exception:  # damaged metadata does not spoil the pixels
+        orientation = 1
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
+        grey = np.asarray(image).astype(np.uint32)
+        high = np.minimum(grey >> 8, 255).astype(np.uint8)
+        return np.repeat(high[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba)
+    return np.array(image.convert("RGB"))
+
+
+def _stable_text(error: Exception) -> str:
+    # Memory addresses would make two manifests of the same images differ.
+    return re.sub(r"0x[0-9a-f]+", "0x", f"{type(error).__name__}: {error}")[:160]

@@ -1,0 +1,181 @@
+"""Local files behind pipeline.storage: atomic replacement, and OS errors told in words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote
+
+from pipeline.errors import StorageError
+
+# A killed writer leaves its temporary file; the prefix keeps it out of every listing.
+_TEMPORARY = ".sdclr-tmp-"
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local URI: `file:///a%20b` or a plain path, `~` expanded."""
+    if uri.startswith("file://"):
+        return Path(unquote(uri.removeprefix("file://")))
+    return Path(uri).expanduser()
+
+
+@contextlib.contextmanager
+def _told(uri: str, action: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what, todo = _words(error, action)
+        raise StorageError(what, where=uri, todo=todo) from error
+
+
+def _words(error: OSError, action: str) -> tuple[str, str]:
+    reason = os.strerror(error.errno).lower() if error.errno else str(error)
+    table = {
+        errno.ENOENT: ("there is no such file or folder", "check the path, or run the stage "
+                       "that makes it"),
+        errno.EACCES: ("permission denied", "give this user access to the path, or choose another"),
+        errno.EPERM: ("permission denied", "give this user access to the path, or choose another"),
+        errno.EROFS: ("the file system is read-only", "choose a path that can be written"),
+        errno.ENOSPC: ("no space left on the device", "free some space, or choose another device"),
+        errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another device"),
+        errno.EISDIR: ("it is a folder, not a file", "name the file"),
+        errno.ENOTDIR: ("a part of the path is a file, not a folder", "check the path"),
+        errno.EEXIST: ("a file is where a folder is needed", "remove the file, or choose another"),
+    }  # fmt: skip
+    known = table.get(error.errno or 0)
+    if known is None:
+        return f"could not {action}: {reason}", "check the device and the path"
+    return f"could not {action}: {known[0]}", known[1]
+
+
+class LocalStore:
+    """pipeline.storage.Store on the local file system."""
+
+    def read(self, uri: str) -> bytes:
+        """The whole file."""
+        with _told(uri, "read"):
+            return local_path(uri).read_bytes()
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Replace the file in one step: readers see the old bytes or the new ones, never a mix."""
+        path = local_path(uri)
+        with _told(uri, "write"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}"
+            try:
+                with open(temporary, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            _fsync_folder(path.parent)
+
+    def exists(self, uri: str) -> bool:
+        """Whether a file, or a folder with something in it, is there."""
+        path = local_path(uri)
+        with _told(uri, "look up"):
+            try:
+                is_folder = stat.S_ISDIR(path.stat().st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+        return bool(self.children(uri)) if is_folder else True
+
+    def children(self, uri: str) -> dict[str, int | None]:
+        """Immediate children: size in bytes of files, None for folders."""
+        found: dict[str, int | None] = {}
+        with _told(uri, "list"):
+            try:
+                entries = os.scandir(local_path(uri))
+            except FileNotFoundError:
+                return found
+            with entries:
+                for entry in entries:
+                    if not entry.name.startswith(_TEMPORARY):
+                        found[entry.name] = None if entry.is_dir() else entry.stat().st_size
+        return found
+
+    def tree(self, uri: str) -> dict[str, int]:
+        """All regular files below the folder; linked folders are not entered."""
+        root = local_path(uri)
+        found: dict[str, int] = {}
+
+        def refuse(error: OSError) -> None:
+            raise error
+
+        with _told(uri, "list"):
+            if not root.exists():
+                return found
+            for folder, _, names in os.walk(root, onerror=refuse):
+                for name in names:
+                    path = Path(folder, name)
+                    try:
+                        status = path.stat()
+                    except FileNotFoundError:  # a link to nowhere
+                        continue
+                    if stat.S_ISREG(status.st_mode) and not name.startswith(_TEMPORARY):
+                        found[path.relative_to(root).as_posix()] = status.st_size
+        return found
+
+    def delete_tree(self, uri: str) -> None:
+        """Delete a file or a folder with all below it; a link is deleted, not followed."""
+        path = local_path(uri)
+        with _told(uri, "delete"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def size(self, uri: str) -> int:
+        """Size of the file in bytes."""
+        with _told(uri, "look up"):
+            return local_path(uri).stat().st_size
+
+    def open(self, uri: str) -> BinaryIO:
+        """The file, open for reading."""
+        with _told(uri, "open"):
+            return open(local_path(uri), "rb")
+
+
+class LocalAppender:
+    """An open local file that only grows; see pipeline.storage.LineLog."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        path = local_path(uri)
+        with _told(uri, "open"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            old = path.read_bytes() if path.exists() else b""
+            self._file = open(path, "ab")
+            whole = old.rfind(b"\n") + 1
+            if whole < len(old):
+                self._file.truncate(whole)
+
+    def append(self, line: bytes) -> None:
+        """Write one line and hand it to the operating system."""
+        with _told(self._uri, "append to"):
+            self._file.write(line)
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; further calls do nothing."""
+        with _told(self._uri, "close"):
+            self._file.close()
+
+
+def _fsync_folder(folder: Path) -> None:
+    # Without it a power cut may forget the rename although the data is on disk.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,218 @@
+"""The manifest of a data set: what was ingested, shard by shard, with hashes.
+
+It is written last, so its presence says that the set is complete; its own hash covers every other
+field. Reading checks, in this order: JSON, schema version, hash, types, names, sums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+
+from pipeline import storage
+from pipeline.errors import DataError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_AGAIN = "delete the data set's folder and run the ingest stage again"
+
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+SetName = Literal["pretrain", "probe", "val", "test"]
+SET_NAMES: tuple[SetName, ...] = get_args(SetName)
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class ShardInfo:
+    """One Parquet file: name relative to the data set, rows, size in bytes, hash of the file."""
+
+    name: str
+    rows: Annotated[int, Field(ge=1)]
+    bytes: Count
+    sha256: Sha256
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class SetInfo:
+    """One set of images; `class_counts` per class index, None when unlabelled."""
+
+    rows: Count
+    class_counts: tuple[Count, ...] | None
+    shards: tuple[ShardInfo, ...]
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class ImageInfo:
+    """How the `image` column is stored.
+
+    raw: uint8 RGB, row by row, height_px x width_px x channels. original: the file's own bytes,
+    of any size (height_px and width_px are None).
+    """
+
+    encoding: Literal["raw", "original"]
+    height_px: Annotated[int, Field(ge=1)] | None
+    width_px: Annotated[int, Field(ge=1)] | None
+    channels: Literal[3] = 3
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class RejectExample:
+    """One image that was left out."""
+
+    id: str
+    reason: str
+    detail: str
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class Rejects:
+    """Images that were left out, each counted once; `examples` are the first 100 by id."""
+
+    total: Count
+    by_reason: dict[str, Count]
+    examples: tuple[RejectExample, ...]
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class Manifest:
+    """A whole data set; `sets` always holds "pretrain". Build it with `hash=""`, then `sealed`."""
+
+    name: str
+    source: dict[str, Any]
+    image: ImageInfo
+    class_names: tuple[str, ...] | None
+    sets: dict[SetName, SetInfo]
+    fewshot: tuple[tuple[str, ...], ...]
+    rejects: Rejects
+    config: dict[str, Any]
+    hash: str
+    schema_version: Literal[1] = 1
+
+    def shards(self) -> Iterator[ShardInfo]:
+        """All shards of all sets."""
+        for info in self.sets.values():
+            yield from info.shards
+
+
+_ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
+
+
+def canonical_hash(content: dict[str, Any]) -> str:
+    """SHA-256 (hex) of a JSON object without its "hash": keys sorted, no spaces, ASCII."""
+    rest = {key: value for key, value in content.items() if key != "hash"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """The manifest with its hash filled in."""
+    return replace(manifest, hash=canonical_hash(asdict(manifest)))
+
+
+def write_manifest(data_uri: str, manifest: Manifest) -> None:
+    """Publish the manifest; from here on the data set exists. Call it last."""
+    text = json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False)
+    storage.write_bytes(storage.join(data_uri, MANIFEST_NAME), text.encode() + b"\n")
+
+
+def read_manifest(data_uri: str) -> Manifest:
+    """The checked manifest of the data set at `data_uri`.
+
+    Raises:
+        DataError: missing, torn, of another schema version, altered, inconsistent, or with names
+            that lead outside the data set.
+        StorageError: the storage does not answer or denies access.
+    """
+    uri = storage.join(data_uri, MANIFEST_NAME)
+    if not storage.exists(uri):
+        raise DataError("there is no ingested data set", where=uri, todo="run the ingest stage")
+    try:
+        content = json.loads(storage.read_bytes(uri))
+    except (ValueError, RecursionError) as error:
+        raise DataError("the manifest is torn: not JSON", where=uri, todo=_AGAIN) from error
+    if not isinstance(content, dict):
+        raise DataError("the manifest is not a JSON object", where=uri, todo=_AGAIN)
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise DataError(
+            f"the manifest has schema version {version!r:.40}, this program reads {SCHEMA_VERSION}",
+            where=uri,
+            todo="use the program version that made the data set, or ingest it again",
+        )
+    try:
+        expected = canonical_hash(content)
+    except ValueError as error:  # NaN is no JSON, though Python reads it
+        raise DataError("the manifest is not strict JSON", where=uri, todo=_AGAIN) from error
+    if content.get("hash") != expected:
+        raise DataError("the manifest was altered: its hash differs", where=uri, todo=_AGAIN)
+    try:
+        manifest = _ADAPTER.validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        what = f"the manifest is malformed at {place}: {first['msg']}"
+        raise DataError(what, where=uri, todo=_AGAIN) from error
+    _check_names(manifest)
+    _check_sums(manifest, uri)
+    return manifest
+
+
+def verify_shards(data_uri: str, manifest: Manifest) -> None:
+    """Refuse a data set whose folder has missing, extra or short shards; reads no shard.
+
+    Raises:
+        DataError: naming the first shards concerned.
+    """
+    folder = storage.join(data_uri, "shards")
+    found = {f"shards/{name}": size for name, size in storage.list_sizes(folder).items()}
+    expected = {shard.name: shard.bytes for shard in manifest.shards()}
+    missing = sorted(expected.keys() - found.keys())
+    extra = sorted(found.keys() - expected.keys())
+    wrong = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
+    for kind, names in (("missing", missing), ("extra", extra), ("of the wrong size", wrong)):
+        if names:
+            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise DataError(f"{len(names)} shards {kind}: {listed}", where=data_uri, todo=_AGAIN)
+
+
+def _check_names(manifest: Manifest) -> None:
+    for shard in manifest.shards():
+        storage.safe_name(shard.name)
+        folder, _, name = shard.name.partition("/")
+        if folder != "shards" or not name or "/" in name:
+            raise DataError("a shard lies outside shards/", where=shard.name[:200], todo=_AGAIN)
+
+
+def _check_sums(manifest: Manifest, uri: str) -> None:
+    problems = []
+    names = [shard.name for shard in manifest.shards()]
+    if len(set(names)) != len(names):
+        problems.append("a shard is listed twice")
+    if "pretrain" not in manifest.sets:
+        problems.append("there is no pretrain set")
+    image = manifest.image
+    if (image.encoding == "raw") != (image.height_px is not None and image.width_px is not None):
+        problems.append("image sizes do not fit the encoding")
+    for name, info in manifest.sets.items():
+        if sum(shard.rows for shard in info.shards) != info.rows:
+            problems.append(f"rows of {name} do not add up")
+        if info.class_counts is not None:
+            if manifest.class_names is None or len(info.class_counts) != len(manifest.class_names):
+                problems.append(f"class counts of {name} do not fit the class names")
+            elif sum(info.class_counts) != info.rows:
+                problems.append(f"class counts of {name} do not add up")
+    if problems:
+        what = "the manifest is inconsistent: " + "; ".join(problems)
+        raise DataError(what, where=uri, todo=_AGAIN)

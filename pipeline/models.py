@@ -1,0 +1,176 @@
+"""From the configuration to the objects of `sdclr`, and from a checkpoint back to a network."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.manifest import Manifest
+from sdclr import AugmentRecipe, Network, PruneRule, Recipe, SimCLR, TrainState, Twin, build_network
+from sdclr.twin import IMAGENET_MEAN, IMAGENET_STD
+
+
+def crop_px(config: Config, manifest: Manifest) -> int:
+    """Side of a view in px: the configured one, or that of images which are stored raw and square.
+
+    Raises:
+        ConfigError: the images have no common size and none is configured.
+    """
+    if config.augment.crop_px is not None:
+        return config.augment.crop_px
+    height_px, width_px = manifest.image.height_px, manifest.image.width_px
+    if height_px is None or height_px != width_px:
+        raise ConfigError(
+            "images of different sizes need a size of views",
+            where="augment.crop_px",
+            todo="set augment.crop_px, for example augment.crop_px=224",
+        )
+    return height_px
+
+
+def resize_px(config: Config, manifest: Manifest) -> int | None:
+    """The short side before the centre crop of evaluation; None when images fit a view as they are.
+
+    Raises:
+        ConfigError: the configured side is smaller than the crop.
+    """
+    crop, configured = crop_px(config, manifest), config.evaluate.resize_px
+    if configured is not None and configured < crop:
+        raise ConfigError(
+            f"images of {configured} px cannot be cropped to {crop} px",
+            where="evaluate.resize_px",
+            todo=f"set it to {crop} or more, or leave it out",
+        )
+    if configured is None and not manifest.image.height_px == manifest.image.width_px == crop:
+        return crop
+    return configured
+
+
+def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
+    """What the trainer of one method gets."""
+    a, t, s = config.augment, config.train, config.sdclr
+    augment = AugmentRecipe(
+        crop_px=crop_px(config, manifest),
+        crop_scale_min=a.crop_scale_min,
+        crop_scale_max=a.crop_scale_max,
+        crop_ratio_min=a.crop_ratio_min,
+        crop_ratio_max=a.crop_ratio_max,
+        hflip_prob=a.hflip_prob,
+        jitter_prob=a.jitter_prob,
+        brightness=a.brightness,
+        contrast=a.contrast,
+        saturation=a.saturation,
+        hue=a.hue,
+        gray_prob=a.gray_prob,
+        blur_prob=a.blur_prob,
+        blur_sigma_min=a.blur_sigma_min,
+        blur_sigma_max=a.blur_sigma_max,
+    )
+    return Recipe(
+        method="sdclr" if method == "sdclr" else "simclr",
+        epochs=t.epochs,
+        lr=t.lr,
+        momentum=t.momentum,
+        weight_decay=t.weight_decay,
+        warmup_epochs=t.warmup_epochs,
+        final_lr=t.final_lr,
+        temperature=s.temperature if method == "sdclr" else config.simclr.temperature,
+        augment=augment,
+        seed=config.run.seed,
+        prune=PruneRule(
+            prune_ratio=s.prune_ratio,
+            scope=s.scope,
+            exclude_stem=s.exclude_stem,
+            random_ratio=s.random_ratio,
+        ),
+        precision=t.precision,
+        sync_batchnorm=t.sync_batchnorm,
+    )
+
+
+def new_network(config: Config, method: str, *, init_from: str | None = None) -> Network:
+    """The network that a method starts from: weights by the seed, the backbone's by `init_from`.
+
+    Raises:
+        CheckpointError: those weights are of another architecture.
+    """
+    depth = config.sdclr.head_depth if method == "sdclr" else config.simclr.head_depth
+    network = build_network(
+        config.model.backbone,
+        stem=config.model.stem,
+        head_depth=depth,
+        embedding_dim=config.model.embedding_dim,
+        seed=config.run.seed,
+    )
+    if init_from is not None:
+        load_backbone(init_from, network.backbone)
+    return network
+
+
+def trained_model(config: Config, method: str, state: TrainState) -> Twin | SimCLR:
+    """The model of a checkpoint, in evaluation mode.
+
+    Raises:
+        CheckpointError: the tensors are of another architecture.
+    """
+    network = new_network(config, method)
+    model: Twin | SimCLR = Twin(network) if method == "sdclr" else SimCLR(network)
+    prefix = "model."
+    tensors = {n[len(prefix) :]: t for n, t in state.tensors.items() if n.startswith(prefix)}
+    try:
+        model.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the checkpoint is of another architecture: {str(error).splitlines()[-1].strip()}",
+            where=f"model.backbone={config.model.backbone}, model.stem={config.model.stem}",
+            todo="use the configuration that the checkpoint was trained with",
+        ) from error
+    model.eval()
+    return model
+
+
+def export_backbone(uri: str, backbone: nn.Module, facts: dict[str, Any]) -> None:
+    """Write the dense backbone under torchvision's key names, with what one needs to use it.
+
+    The file's metadata has one entry, `sdclr`: JSON with the facts, and mean and std of the
+    normalisation of its input. One entry only, because safetensors writes several in random order.
+    """
+    told = facts | {"input_mean": IMAGENET_MEAN, "input_std": IMAGENET_STD}
+    metadata = {"sdclr": json.dumps(told, sort_keys=True)}
+    tensors = {n: t.detach().cpu().contiguous() for n, t in backbone.state_dict().items()}
+    storage.write_bytes(uri, save_tensors(tensors, metadata))
+
+
+def init_uri(config: Config) -> str | None:
+    """Where the weights are that the run starts from, absolute; call it on the driver."""
+    uri = config.train.init_from
+    return None if uri is None else storage.absolute(uri)
+
+
+def load_backbone(uri: str, backbone: nn.Module) -> None:
+    """Load weights that `export_backbone` wrote, or any safetensors file with the same keys.
+
+    Raises:
+        CheckpointError: not a safetensors file, or of another architecture.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as load_tensors
+
+    try:
+        tensors: dict[str, torch.Tensor] = load_tensors(storage.read_bytes(uri))
+        wanted = backbone.state_dict().keys()
+        # A classifier that a backbone lacks is of no use here.
+        backbone.load_state_dict({n: t for n, t in tensors.items() if n in wanted}, strict=True)
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"these weights do not fit the backbone: {str(error).splitlines()[-1].strip()}",
+            where=uri,
+            todo="give a .safetensors file of the same architecture and stem",
+        ) from error

@@ -1,0 +1,73 @@
+"""--dry-run: check the configuration and the source, show the plan, write nothing, start no Ray."""
+
+from __future__ import annotations
+
+from pipeline.command_line import Command
+from pipeline.config import Config
+from pipeline.config_file import changed_keys
+from pipeline.console import Console
+from pipeline.ingest import DryRun, dry_run
+from pipeline.run_folder import resolve
+from sdclr import EpochPlan
+
+
+def preview(command: Command, console: Console) -> None:
+    """Show what the command would do.
+
+    Raises:
+        PipelineError: what the real command would have failed with, as far as it can be known.
+    """
+    folder = resolve(command)
+    config = folder.config
+    console.stage("run", f"{'new run' if folder.is_new else 'go on with'} {folder.uri}")
+    for change in changed_keys(Config(), config):
+        console.line(f"  {change}")
+    plan = dry_run(config)
+    state = "is complete and will be reused" if plan.exists else "will be made"
+    console.stage("ingest", f"{plan.data_uri} {state}")
+    console.table(
+        ["set", "images", "shards", "MB"],
+        [
+            [name, str(p.rows), str(p.num_shards), f"{p.num_bytes / 1e6:.1f}"]
+            for name, p in plan.sets.items()
+        ],
+    )
+    _show_classes(plan, console)
+    _show_training(config, plan, console)
+
+
+def _show_classes(plan: DryRun, console: Console) -> None:
+    counts = plan.sets["pretrain"].class_counts
+    if counts is None or plan.class_names is None:
+        console.line("no labels: training does not need them, scores do")
+        return
+    ranked = sorted(zip(counts, plan.class_names, strict=True), reverse=True)
+    shown = ranked if len(ranked) <= 12 else [*ranked[:6], *ranked[-6:]]
+    console.line("images per class: " + ", ".join(f"{name} {count}" for count, name in shown))
+
+
+def _show_training(config: Config, plan: DryRun, console: Console) -> None:
+    from pipeline.errors import DataError
+
+    try:
+        epoch = EpochPlan(
+            num_images=plan.sets["pretrain"].rows,
+            global_batch=config.train.global_batch,
+            drop_last=config.train.drop_last,
+            num_ranks=config.train.workers,
+        )
+    except ValueError as error:
+        raise DataError(
+            f"too few images for a batch: {error}",
+            where=plan.data_uri,
+            todo="lower train.global_batch, or add images",
+        ) from error
+    steps = epoch.num_steps * config.train.epochs
+    for method in config.train.methods:
+        console.stage(
+            "train",
+            f"{method}: {config.model.backbone}, {config.train.epochs} epochs of "
+            f"{epoch.num_steps} steps = {steps} steps of {config.train.global_batch} images on "
+            f"{config.train.workers} workers",
+        )
+    console.stage("evaluate", ", ".join(config.evaluate.protocols))

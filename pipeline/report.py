@@ -1,0 +1,107 @@
+"""RUN/report.html: one page that shows what a run did. A pure view of the record files.
+
+Equal records give an equal page: no clock, no host, no network goes into it. The page stands alone
+(styles and drawings inside, no scripts) and a content policy in its head forbids loading anything.
+Names and ids come from other people's data, so everything is escaped; strings are cleaned of
+secrets once more before they are shown.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pipeline import report_course as course
+from pipeline import report_results as results
+from pipeline import storage
+from pipeline.metrics import read_metrics
+from pipeline.provenance import redact, redact_tree
+from pipeline.record import read_json
+from pipeline.svg import printable
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the page is made of; None where a stage has not run yet."""
+
+    run_uri: str
+    run: dict[str, Any]
+    config: str | None
+    metrics: list[dict[str, Any]]
+    evaluation: dict[str, Any] | None
+    forgotten: dict[str, Any] | None
+    manifest: dict[str, Any] | None
+
+
+def write_report(run_uri: str) -> str:
+    """Make RUN/report.html from the run's records, replacing an older one; returns its URI.
+
+    Raises:
+        DataError: run.json is missing, or a record is broken; the file is named.
+        StorageError: the page cannot be written.
+    """
+    uri = storage.join(run_uri, "report.html")
+    storage.write_bytes(uri, render(load(run_uri)).encode())
+    return uri
+
+
+def load(run_uri: str) -> Records:
+    """Read all records of a run, with secrets masked. Only run.json has to exist."""
+    run = read_json(storage.join(run_uri, "run.json"))
+    config_uri = storage.join(run_uri, "config.yaml")
+    data_uri = (run.get("data") or {}).get("uri")
+    records = {
+        "run": run,
+        "config": storage.read_bytes(config_uri).decode("utf-8", "replace")
+        if storage.exists(config_uri)
+        else None,
+        "metrics": read_metrics(run_uri),
+        "evaluation": _read_optional(storage.join(run_uri, "evaluation.json")),
+        "forgotten": _read_optional(storage.join(run_uri, "forgotten.json")),
+        "manifest": _read_optional(storage.join(data_uri, "manifest.json")) if data_uri else None,
+    }
+    return Records(run_uri=redact(run_uri), **redact_tree(records))
+
+
+def render(records: Records) -> str:
+    """The page as HTML."""
+    run, manifest, evaluation = records.run, records.manifest, records.evaluation
+    names = (evaluation or manifest or {}).get("class_names")
+
+    def command(stage: str) -> str:
+        return f"python pipeline/run.py {stage} --resume {shlex.quote(records.run_uri)}"
+
+    page = {
+        "run": run,
+        "error": run.get("error"),
+        "data_name": (run.get("data") or {}).get("name"),
+        "started": str(run["started_utc"]).replace("T", " ").replace("+00:00", " UTC"),
+        "config": records.config,
+        "scores": results.scores_section(evaluation, manifest, command("evaluate")),
+        "classes": results.classes_section(evaluation),
+        "forgotten": results.forgotten_section(records.forgotten, names, command("mine")),
+        "data": course.data_section(manifest, evaluation, command("ingest")),
+        "training": course.training_section(records.metrics, command("train")),
+        "pruning": course.pruning_section(records.metrics),
+        "facts": course.facts_section(run, records.run_uri),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,  # for every template: the suffix .j2 would switch the usual rule off
+        finalize=lambda value: printable(value) if type(value) is str else value,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("report.html.j2").render(page)
+
+
+def _read_optional(uri: str) -> dict[str, Any] | None:
+    return read_json(uri) if storage.exists(uri) else None

@@ -1,0 +1,60 @@
+"""The one entry: python pipeline/run.py [STAGE] [--config FILE] [section.key=value ...].
+
+Stages read and write records on storage and know nothing of each other, so each can be run alone.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+
+# `python pipeline/run.py` puts pipeline/ on the path, not its parent; in any folder, also in a job.
+sys.path[:] = [str(Path(__file__).resolve().parent.parent), *sys.path]
+
+from pipeline.command_line import Command, parse
+from pipeline.console import Console
+from pipeline.errors import PipelineError
+
+EXIT_BUG, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 130, 143
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    console = Console()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(parse(sys.argv[1:] if argv is None else argv), console)
+    except PipelineError as error:
+        console.error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.line("interrupted; continue with --resume and the run that is named above")
+        return EXIT_INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        todo = "please report it with the text above and the run's run.json"
+        console.error(PipelineError("this is a bug", where="see the traceback", todo=todo))
+        return EXIT_BUG
+
+
+def _run(command: Command, console: Console) -> int:
+    if command.dry_run:
+        from pipeline.preview import preview
+
+        preview(command, console)
+        return 0
+    from pipeline.stages import run_stages
+
+    run_stages(command, console)
+    return 0
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(EXIT_TERMINATED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

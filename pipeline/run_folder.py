@@ -1,0 +1,107 @@
+"""Which run a command is about: a new one, the newest of a configuration, or the one of --resume.
+
+A run's folder is `<run.root>/<run.name>-<first 8 digits of the configuration's hash>`; a second
+run of the same configuration gets `-2`, and so on, so that nothing is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from pipeline import storage
+from pipeline.command_line import Command
+from pipeline.config import Config
+from pipeline.config_file import changed_keys, config_hash, load_config, parse_config
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's place and configuration.
+
+    Args:
+        uri: the folder, absolute.
+        name: its last part.
+        config: as resolved.
+        is_new: whether nothing is there yet.
+        data_uri: the data set that an existing run names; empty if none.
+    """
+
+    uri: str
+    name: str
+    config: Config
+    is_new: bool
+    data_uri: str = ""
+
+
+def resolve(command: Command) -> RunFolder:
+    """The run of a command.
+
+    Raises:
+        ConfigError: the configuration is wrong, the run to go on with does not exist or has another
+            configuration, or there is no run to evaluate.
+    """
+    if command.resume is not None:
+        return _existing(command)
+    config = load_config(command.config_file, command.overrides)
+    root = storage.absolute(config.run.root)
+    base = f"{config.run.name}-{config_hash(config)[:8]}"
+    names = set(storage.list_names(root))
+    number = 1
+    while _numbered(base, number) in names:
+        number += 1
+    if command.stage in ("evaluate", "report"):
+        if number == 1:
+            raise ConfigError(
+                f"there is no run of this configuration to {command.stage}",
+                where=storage.join(root, base),
+                todo="run the stage train first, or name a run with --resume",
+            )
+        name = _numbered(base, number - 1)
+        uri = storage.join(root, name)
+        return RunFolder(uri, name, config, is_new=False, data_uri=_data_uri(uri))
+    name = _numbered(base, number)
+    return RunFolder(storage.join(root, name), name, config, is_new=True)
+
+
+def _existing(command: Command) -> RunFolder:
+    assert command.resume is not None
+    base = load_config(command.config_file, command.overrides if command.config_file else ())
+    candidates = [command.resume, storage.join(base.run.root, command.resume)]
+    for uri in map(storage.absolute, candidates):
+        file = storage.join(uri, "config.yaml")
+        if storage.exists(file):
+            break
+    else:
+        raise ConfigError(
+            f"there is no run {command.resume!r}",
+            where=" or ".join(candidates),
+            todo="give the folder that holds the run's config.yaml",
+        )
+    text = storage.read_bytes(file).decode()
+    config = parse_config(text, origin=file)
+    wanted = base
+    if command.config_file is None:
+        wanted = parse_config(text, origin=file, overrides=command.overrides)
+    changes = changed_keys(config, wanted)
+    if changes:
+        raise ConfigError(
+            "a run goes on with its own configuration; changed keys:\n" + "\n".join(changes),
+            where=uri,
+            todo="leave them out, or start a new run; train.init_from takes trained weights",
+        )
+    name = uri.rstrip("/").rpartition("/")[2]
+    return RunFolder(uri, name, config, is_new=False, data_uri=_data_uri(uri))
+
+
+def _numbered(base: str, number: int) -> str:
+    return base if number == 1 else f"{base}-{number}"
+
+
+def _data_uri(run_uri: str) -> str:
+    file = storage.join(run_uri, "run.json")
+    if not storage.exists(file):
+        return ""
+    data = json.loads(storage.read_bytes(file)).get("data") or {}
+    return str(data.get("uri", ""))

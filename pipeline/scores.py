@@ -1,0 +1,94 @@
+"""The scores of an evaluation as one table, for the console, the report and a spreadsheet.
+
+Many, Medium and Few are mean accuracies over the classes of each frequency group, All is the mean
+over all classes, STD is the population standard deviation of [Many, Medium, Few] (balancedness;
+lower is more even). STD alone can be gamed by a model that is bad everywhere, so it never stands
+without All and Few; and no number stands without the id of the protocol that made it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from typing import Any
+
+METRICS = ("many", "medium", "few", "std", "all")
+HEADERS = ["Protocol", "Model", "Many", "Medium", "Few", "STD", "All", "n", "Seed"]
+ABSENT = "–"
+
+
+def scores_table(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows, one row per protocol and model, all cells text.
+
+    Rows are ordered by protocol (as first met), then by model (as recorded). Numbers are percent
+    with one decimal, followed by the sample standard deviation over the n draws where n > 1. An
+    accuracy that was not measured (null or NaN: an empty group) is shown as a dash.
+
+    Args:
+        evaluation: the content of evaluation.json.
+    """
+    seed = str(evaluation.get("seed", ABSENT))
+    rows = []
+    for protocol in protocols_of(evaluation):
+        for model, score in scores_of(evaluation, protocol):
+            cells = [_percent_with_spread(score, metric) for metric in METRICS]
+            rows.append([protocol, str(model["name"]), *cells, str(score["n"]), seed])
+    return list(HEADERS), rows
+
+
+def scores_csv(evaluation: dict[str, Any]) -> str:
+    """The same rows as CSV with a header line: fractions in [0, 1] at full precision.
+
+    Spread columns are empty where n = 1; a value that was not measured is empty.
+    """
+    columns = ["protocol", "model", "epochs", "step", "seed", "n"]
+    columns += [name for metric in METRICS for name in (metric, f"{metric}_spread")]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*columns, "note"])
+    for protocol in protocols_of(evaluation):
+        for model, score in scores_of(evaluation, protocol):
+            spread = score.get("spread") or {}
+            cells: list[Any] = [protocol, model["name"], model.get("epochs"), model.get("step")]
+            cells += [evaluation.get("seed"), score["n"]]
+            for metric in METRICS:
+                cells += [_finite(score.get(metric)), _finite(spread.get(metric))]
+            writer.writerow([*cells, score.get("note", "")])
+    return stream.getvalue()
+
+
+def protocols_of(evaluation: dict[str, Any]) -> list[str]:
+    """Protocol ids in the order in which they are first met."""
+    found = [s["protocol"] for model in evaluation["models"] for s in model["scores"]]
+    return list(dict.fromkeys(found))
+
+
+def scores_of(
+    evaluation: dict[str, Any], protocol: str
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Pairs (model, score) of one protocol, in the order of the record."""
+    return [
+        (model, score)
+        for model in evaluation["models"]
+        for score in model["scores"]
+        if score["protocol"] == protocol
+    ]
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as percent with one decimal and no sign; a dash for null or NaN."""
+    value = _finite(fraction)
+    return ABSENT if value is None else f"{100 * value:.1f}"
+
+
+def _percent_with_spread(score: dict[str, Any], metric: str) -> str:
+    spread = _finite((score.get("spread") or {}).get(metric))
+    text = percent(score.get(metric))
+    if spread is None or text == ABSENT or score["n"] <= 1:
+        return text
+    return f"{text} ± {percent(spread)}"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

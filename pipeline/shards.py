@@ -1,0 +1,161 @@
+"""One shard: a Parquet file of images whose every byte and every row is checked on reading.
+
+The bytes of a shard depend on its rows only: no compression (images hardly shrink, and no codec
+version enters), no dictionary, no statistics, one row group, no embedded Arrow schema. Columns,
+exactly: id string, image binary, label int32 (null = unlabelled), sha256 string (hex, of `image`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.errors import DataError
+from pipeline.manifest import ShardInfo
+
+UNLABELLED = -1
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("label", pa.int32()),
+        pa.field("sha256", pa.string(), nullable=False),
+    ]
+)
+_AGAIN = "restore the file, or delete the data set's folder and run the ingest stage again"
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """N rows of a shard: ids, images as stored, labels int64 (N,) with -1 for unlabelled."""
+
+    ids: tuple[str, ...]
+    images: tuple[bytes, ...]
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of rows N."""
+        return len(self.ids)
+
+    def take(self, rows: Sequence[int]) -> ShardRows:
+        """Some of the rows, in the order given."""
+        return ShardRows(
+            ids=tuple(self.ids[row] for row in rows),
+            images=tuple(self.images[row] for row in rows),
+            labels=self.labels[np.array(rows, np.int64)],
+        )
+
+    def raw_pixels(self, height_px: int, width_px: int) -> npt.NDArray[np.uint8]:
+        """Images of the encoding "raw" as one array (N, H, W, 3); another size is a DataError."""
+        num_bytes = height_px * width_px * 3
+        for name, image in zip(self.ids, self.images, strict=True):
+            if len(image) != num_bytes:
+                what = f"the image has {len(image)} bytes, {height_px} x {width_px} x 3 expected"
+                raise DataError(what, where=f"sample {name}", todo=_AGAIN)
+        flat = np.frombuffer(bytearray().join(self.images), np.uint8)
+        return flat.reshape(len(self), height_px, width_px, 3)
+
+
+def write_shard(
+    data_uri: str,
+    name: str,
+    *,
+    ids: Sequence[str],
+    images: Sequence[bytes],
+    labels: Sequence[int | None],
+) -> ShardInfo:
+    """Write one shard, whole or not at all, and return what the manifest says of it.
+
+    Args:
+        data_uri: root of the data set.
+        name: name relative to it, such as "shards/pretrain-00000.parquet".
+        ids: names of the samples, one a row, at least one row.
+        images: bytes as stored, one a row.
+        labels: class index or None (unlabelled), one a row.
+    """
+    hashes = [hashlib.sha256(image).hexdigest() for image in images]
+    table = pa.table([list(ids), list(images), list(labels), hashes], schema=_SCHEMA)
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=len(ids),
+        version="2.6",
+        data_page_version="1.0",
+        compression="NONE",
+        use_dictionary=False,
+        write_statistics=False,
+        store_schema=False,
+    )
+    data = sink.getvalue().to_pybytes()
+    storage.write_bytes(storage.join(data_uri, storage.safe_name(name)), data)
+    digest = hashlib.sha256(data).hexdigest()
+    return ShardInfo(name=name, rows=len(ids), bytes=len(data), sha256=digest)
+
+
+def read_shard(data_uri: str, info: ShardInfo) -> ShardRows:
+    """Read one shard and check it: hash of the file, schema, rows, hash of every image.
+
+    Raises:
+        DataError: naming the shard, or the sample whose hash differs.
+        StorageError: the shard is missing or the storage does not answer.
+    """
+    uri = storage.join(data_uri, storage.safe_name(info.name))
+    data = storage.read_bytes(uri)
+    if hashlib.sha256(data).hexdigest() != info.sha256:
+        what = f"the shard's hash differs from the manifest's ({len(data)} of {info.bytes} bytes)"
+        raise DataError(what, where=uri, todo=_AGAIN)
+    table = _parse(data, uri)
+    if table.num_rows != info.rows:
+        what = f"the shard has {table.num_rows} rows, the manifest says {info.rows}"
+        raise DataError(what, where=uri, todo=_AGAIN)
+    ids = tuple(table["id"].to_pylist())
+    images = tuple(table["image"].to_pylist())
+    for name, image, expected in zip(ids, images, table["sha256"].to_pylist(), strict=True):
+        if hashlib.sha256(image).hexdigest() != expected:
+            what = f"the image of sample {name} does not have its recorded hash"
+            raise DataError(what, where=uri, todo=_AGAIN)
+    labels = table["label"].fill_null(UNLABELLED).to_numpy().astype(np.int64)
+    return ShardRows(ids=ids, images=images, labels=labels)
+
+
+def _parse(data: bytes, uri: str) -> pa.Table:
+    """The table of a Parquet file that looks as if written here, else DataError.
+
+    The footer is looked at before Arrow parses it: an embedded Arrow schema may name extension
+    types, whose loading can run code.
+    """
+    footer_bytes = int.from_bytes(data[-8:-4], "little")
+    is_parquet = len(data) >= 12 and data[:4] == data[-4:] == b"PAR1"
+    if not is_parquet or footer_bytes > len(data) - 12:
+        raise DataError("the shard is not a Parquet file", where=uri, todo=_AGAIN)
+    if b"ARROW:" in data[-8 - footer_bytes : -8]:
+        raise DataError("the shard embeds an Arrow schema", where=uri, todo=_AGAIN)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if not file.schema_arrow.equals(_SCHEMA):
+            raise DataError("the shard has unexpected columns", where=uri, todo=_AGAIN)
+        _check_plain(file.metadata, uri)
+        return file.read(use_threads=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        what = f"the shard cannot be parsed: {error!s:.200}"
+        raise DataError(what, where=uri, todo=_AGAIN) from error
+
+
+def _check_plain(metadata: pq.FileMetaData, uri: str) -> None:
+    # Compressed or dictionary-coded columns could claim far more memory than the file has.
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            is_plain = set(column.encodings) <= {"PLAIN", "RLE"}
+            if column.compression != "UNCOMPRESSED" or not is_plain:
+                what = "the shard is compressed or dictionary-coded"
+                raise DataError(what, where=uri, todo=_AGAIN)

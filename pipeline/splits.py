@@ -1,0 +1,128 @@
+"""Which images go to which set: seeded hold-out, long-tailed subset, published index lists."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import storage
+from pipeline.config import Data
+from pipeline.errors import DataError
+
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+# Streams of split_seed used here; sdclr.longtail has its own.
+_HOLDOUT_STREAM, _ROW_STREAM = 101, 102
+
+
+def row_order(rows: Indices, *, set_name: str, seed: int) -> Indices:
+    """A seeded permutation of a set's rows, so that every shard is a random sample of the set."""
+    entropy = [seed, _ROW_STREAM, *set_name.encode()]
+    return np.random.default_rng(entropy).permutation(rows)
+
+
+def hold_out(
+    labels: Indices, *, num_per_class: int, class_names: Sequence[str], seed: int
+) -> Indices:
+    """Sorted indices of `num_per_class` seeded images of every class.
+
+    Raises:
+        DataError: a class would keep no image.
+    """
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) <= num_per_class:
+            raise DataError(
+                f"class {class_names[label]!r} has {len(members)} images, too few to set "
+                f"{num_per_class} aside and keep one",
+                where="data.num_test_per_class",
+                todo="lower the number, or add images of this class",
+            )
+        generator = np.random.default_rng([seed, _HOLDOUT_STREAM, int(label)])
+        chosen.append(generator.permutation(members)[:num_per_class])
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def long_tail(labels: Indices, pool: Indices, *, num_classes: int, data: Data) -> Indices:
+    """Sorted indices of the long-tailed subset of `pool` that the data section asks for.
+
+    `pool` is sorted. All of it when `imbalance_ratio` is None. Without `num_max` the head gets as
+    many images as the classes allow at their ranks.
+
+    Raises:
+        DataError: the classes are too small for the profile.
+    """
+    from sdclr import longtail  # imports torch, which the processes that decode must not
+
+    ratio = data.imbalance_ratio
+    if ratio is None:
+        return pool
+    profile = {"exponential": longtail.exponential_counts, "pareto": longtail.pareto_counts}
+
+    def counts(num_max: int) -> list[int]:
+        return profile[data.profile](num_max, imbalance_ratio=ratio, num_classes=num_classes)
+
+    available = np.bincount(labels[pool], minlength=num_classes)
+    by_rank = available[list(longtail.class_order(num_classes, seed=data.split_seed))]
+    low, high = 1, int(by_rank[0])  # the largest feasible num_max is in low..high
+    while data.num_max is None and low < high:
+        middle = (low + high + 1) // 2
+        # Below the ratio the rarest class is empty: too small, so look higher.
+        feasible = middle < ratio or bool(np.all(np.array(counts(middle)) <= by_rank))
+        low, high = (middle, high) if feasible else (low, middle - 1)
+    try:
+        wanted = counts(data.num_max if data.num_max is not None else low)
+        chosen = longtail.long_tail_split(labels[pool], counts_by_rank=wanted, seed=data.split_seed)
+    except ValueError as error:
+        raise DataError(
+            f"the images do not allow this long tail: {error}",
+            where="data.imbalance_ratio, data.num_max",
+            todo="lower data.imbalance_ratio or data.num_max, set data.imbalance_ratio=null to "
+            "keep the classes as they are, or change data.split_seed",
+        ) from error
+    return pool[chosen]
+
+
+def read_index(uri: str, *, key: str, num_images: int) -> Indices:
+    """An index list in its own order: `.npy` integers, `.txt` one integer a line, `.json` list.
+
+    Args:
+        uri: where the list is.
+        key: the configuration key that names it, for messages.
+        num_images: indices must lie in 0..num_images - 1, none twice.
+
+    Raises:
+        DataError: unreadable, empty, out of range, or with duplicates.
+    """
+    try:
+        values = np.asarray(_parse_index(uri, storage.read_bytes(uri)))
+    except (ValueError, EOFError, RecursionError) as error:
+        what = f"the index list of data.{key} cannot be read: {str(error)[:200]}"
+        raise DataError(what, where=uri, todo="write .npy, .txt or .json integers") from error
+    problem = None
+    if values.ndim != 1 or values.dtype.kind not in "iu" or not len(values):
+        problem = f"is not a list of integers (type {values.dtype}, shape {values.shape})"
+    elif values.min() < 0 or values.max() >= num_images:
+        problem = f"holds {values.min()}..{values.max()}, images are 0..{num_images - 1}"
+    elif len(np.unique(values)) != len(values):
+        problem = f"names {len(values) - len(np.unique(values))} images twice"
+    if problem is not None:
+        what = f"the index list of data.{key} {problem}"
+        raise DataError(what, where=uri, todo="check that the list belongs to this data set")
+    return values.astype(np.int64)
+
+
+def _parse_index(uri: str, content: bytes) -> object:
+    if uri.endswith(".npy"):
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    if uri.endswith(".json"):
+        return json.loads(content)
+    if uri.endswith(".txt"):
+        return [int(line) for line in content.decode().split("\n") if line.strip()]
+    raise ValueError("its name ends neither in .npy nor .txt nor .json")

@@ -1,0 +1,257 @@
+"""The stages in order: which run, which data set, which cluster, and what the user is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.cluster import Cluster, connected
+from pipeline.command_line import Command
+from pipeline.config import Config
+from pipeline.config_file import config_hash, dump_config
+from pipeline.console import Console, duration
+from pipeline.errors import PipelineError, root_cause
+from pipeline.manifest import Manifest
+from pipeline.record import RunRecord
+from pipeline.run_folder import RunFolder, resolve
+
+_PROGRAM = "python pipeline/run.py"
+
+
+@dataclass
+class Dataset:
+    """An ingested data set."""
+
+    uri: str
+    manifest: Manifest
+
+
+def run_stages(command: Command, console: Console) -> None:
+    """Do what the command says.
+
+    Raises:
+        PipelineError: with its exit code; the run's record says the same.
+    """
+    folder = resolve(command)
+    with ExitStack() as stack:
+        session = Session(command, folder, console, stack)
+        if command.stage == "ingest":
+            session.ingest()
+            console.line("next: the same command with the stage train, or without a stage")
+        elif command.stage in ("all", "train"):
+            session.pretrain(ingest_first=command.stage == "all")
+            if command.stage == "all":
+                session.evaluate()
+                session.report()
+            session.finish()
+        else:
+            session.open_record()
+            session.evaluate() if command.stage == "evaluate" else session.report()
+            session.finish()
+
+
+class Session:
+    """One invocation: the run's folder, and a cluster that is connected when first needed."""
+
+    def __init__(
+        self, command: Command, folder: RunFolder, console: Console, stack: ExitStack
+    ) -> None:
+        self.command, self.folder = command, folder
+        self.console, self._stack = console, stack
+        self.config: Config = folder.config
+        self._cluster: Cluster | None = None
+        self._record: RunRecord | None = None
+        self._dataset: Dataset | None = None
+
+    @property
+    def cluster(self) -> Cluster:
+        """The cluster; joined or started on first use."""
+        if self._cluster is None:
+            self.console.stage("ray", "connecting")
+            self._cluster = self._stack.enter_context(connected())
+            c = self._cluster
+            where = "this machine" if c.is_local else c.address
+            dashboard = f", dashboard {c.dashboard_url}" if c.dashboard_url else ""
+            self.console.stage("ray", f"{where}: {c.num_cpus} CPU, {c.num_gpus} GPU{dashboard}")
+        return self._cluster
+
+    @property
+    def record(self) -> RunRecord:
+        """The run's record, once it is created or opened."""
+        if self._record is None:
+            raise RuntimeError("no run is open")
+        return self._record
+
+    def ingest(self) -> float:
+        """Make the data set, or find it made; returns the seconds it took."""
+        from pipeline.ingest import ingest
+
+        assert self.cluster  # connected before the clock starts
+        start_s = time.monotonic()
+        self.console.stage("ingest", f"{self.config.data.source}: images to shards")
+        with self._plain_errors():
+            uri, manifest = ingest(
+                self.config, lambda done, total: self.console.progress("ingest", done, total)
+            )
+        self._dataset = Dataset(uri, manifest)
+        self.console.stage("ingest", _described(manifest))
+        self.console.stage("ingest", f"data set: {uri}")
+        return time.monotonic() - start_s
+
+    def pretrain(self, *, ingest_first: bool) -> None:
+        """Ingest if asked to, check, and train; the run exists from here on."""
+        from pipeline.ingest import data_set_uri
+        from pipeline.manifest import read_manifest
+        from pipeline.train import check, train, uses_gpu
+
+        ingest_s = self.ingest() if ingest_first else None
+        if self._dataset is None:
+            uri = self.folder.data_uri or data_set_uri(self.config)
+            self._dataset = Dataset(uri, read_manifest(uri))
+        dataset = self._dataset
+        check(self.config, dataset.manifest, self.cluster)
+        self.open_record()
+        self.record.set_data(
+            uri=dataset.uri, manifest_hash=dataset.manifest.hash, name=dataset.manifest.name
+        )
+        if ingest_s is not None:
+            self.record.add_timing("ingest", ingest_s)
+        methods = " and ".join(self.config.train.methods)
+        device = "GPU" if uses_gpu(self.config, self.cluster) else "CPU"
+        workers = f"{self.config.train.workers} {device} workers"
+        self.console.stage("train", f"{methods}, {self.config.train.epochs} epochs, {workers}")
+        with self._plain_errors(), self.record.stage("train"):
+            gpu = train(cluster=self.cluster, console=self.console, **self._common())
+        if gpu is not None:
+            self.record.set_gpus([gpu] * self.config.train.workers)
+
+    def evaluate(self) -> None:
+        """Score the run's models and show the table."""
+        from pipeline.evaluate import evaluate
+        from pipeline.scores import scores_table
+
+        self.console.stage("evaluate", ", ".join(self.config.evaluate.protocols))
+        with self._plain_errors(), self.record.stage("evaluate"):
+            evaluation = evaluate(
+                cluster=self.cluster,
+                progress=lambda done, total: self.console.progress("evaluate", done, total),
+                **self._common(),
+            )
+        if evaluation is None:
+            self.console.stage("evaluate", "the data set has no labels, so there are no scores")
+            return
+        for note in evaluation["notes"]:
+            self.console.stage("evaluate", note)
+        self.console.line()
+        self.console.table(*scores_table(evaluation))
+        self.console.line("accuracy in %; STD: spread of Many, Medium, Few, lower is more even")
+        self.console.line()
+
+    def report(self) -> None:
+        """Write the page from the record; the record is complete before it is shown."""
+        from pipeline.report import write_report
+
+        self.record.complete()
+        self.console.stage("report", f"report: {write_report(self.folder.uri)}")
+
+    def open_record(self) -> None:
+        """Create the run's record, or go on with it; a failure from here on is written to it."""
+        uri = self.folder.uri
+        if self.folder.is_new:
+            storage.write_bytes(storage.join(uri, "config.yaml"), dump_config(self.config).encode())
+            self._record = RunRecord.create(
+                uri,
+                name=self.folder.name,
+                config_hash=config_hash(self.config),
+                seed=self.config.run.seed,
+            )
+        else:
+            self._record = RunRecord.open(uri)
+            self._record.resume()
+        self.console.stage("run", f"{uri}  (go on with it: --resume {uri})")
+
+    def finish(self) -> None:
+        """Mark the run complete and say where everything is and what to type next."""
+        if self.record.status == "running":
+            self.record.complete()
+        timings = self.record.content["timings_s"]
+        spent = ", ".join(f"{name} {duration(s)}" for name, s in timings.items())
+        uri = self.folder.uri
+        self.console.line(f"done: {spent}")
+        self.console.line(f"  record      {uri}")
+        for name in ("evaluation.json", "report.html"):
+            if storage.exists(storage.join(uri, name)):
+                self.console.line(f"  {name.partition('.')[0]:11s} {storage.join(uri, name)}")
+        for method in self.config.train.methods:
+            models = storage.join(uri, "models", method)
+            self.console.line(f"  checkpoint  {storage.join(models, 'checkpoints')}")
+            self.console.line(f"  backbone    {storage.join(models, 'backbone.safetensors')}")
+        self.console.line("next:")
+        self.console.line(f"  another seed   {self._again()}")
+        self.console.line(
+            f"  your images    {_PROGRAM} data.source=folder data.path=FOLDER feed.canvas_px=64 "
+            "augment.crop_px=32"
+        )
+        self.console.line(f"  all keys       {_PROGRAM} --help-keys")
+
+    def _again(self) -> str:
+        """The command that repeats this run with the next seed."""
+        kept = [word for word in self.command.overrides if not word.startswith("run.seed=")]
+        if self.command.resume is not None:
+            kept = [f"--config {storage.join(self.folder.uri, 'config.yaml')}"]
+        elif self.command.config_file is not None:
+            kept = [f"--config {self.command.config_file}", *kept]
+        return " ".join([_PROGRAM, *kept, f"run.seed={self.config.run.seed + 1}"])
+
+    def _common(self) -> dict[str, Any]:
+        dataset = self._dataset or self._recorded_dataset()
+        return {
+            "config": self.config,
+            "config_json": self.config.model_dump_json(),
+            "config_hash": config_hash(self.config),
+            "run_uri": self.folder.uri,
+            "data_uri": dataset.uri,
+            "manifest": dataset.manifest,
+        }
+
+    def _recorded_dataset(self) -> Dataset:
+        from pipeline.manifest import read_manifest
+
+        data = self.record.content["data"]
+        if data is None:
+            raise PipelineError(
+                "the run has no data set yet",
+                where=self.folder.uri,
+                todo=f"train it first: python pipeline/run.py train --resume {self.folder.uri}",
+            )
+        self._dataset = Dataset(data["uri"], read_manifest(data["uri"]))
+        return self._dataset
+
+    @contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        """Failures inside Ray tasks as what they were; any failure goes to the run's record."""
+        try:
+            yield
+        except BaseException as error:
+            root = root_cause(error)
+            shown = root if isinstance(root, PipelineError) else error
+            if self._record is not None and self._record.status == "running":
+                self._record.fail(shown)
+            if shown is error:
+                raise
+            raise shown from error
+
+
+def _described(manifest: Manifest) -> str:
+    parts = [f"{name} {info.rows}" for name, info in manifest.sets.items()]
+    counts = manifest.sets["pretrain"].class_counts
+    if counts:
+        present = sorted((c for c in counts if c), reverse=True)
+        parts.append(f"images per class {present[0]}..{present[-1]}")
+    if manifest.rejects.total:
+        parts.append(f"{manifest.rejects.total} rejected")
+    return ", ".join(parts)

@@ -1,0 +1,220 @@
+"""Bytes at a URI: the only module through which the pipeline reads and writes storage.
+
+A URI is a local path, `file:///path`, or `s3://bucket/key`. Both kinds keep the same promises:
+
+- `write_bytes` publishes the whole object or nothing; an object that was there stays intact until
+  the new one is complete, also when the writer is killed;
+- a failure is a StorageError that names the URI and what to do next;
+- waiting is bounded: S3 answers 500, 503 and timeouts are retried until a deadline, 403 and 404
+  never.
+
+Credentials and endpoint of S3 come from the environment only: AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL (or any other source
+that botocore knows, such as an instance role).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import posixpath
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self
+
+from pipeline.errors import DataError, StorageError
+from pipeline.local_store import LocalAppender, LocalStore
+
+
+class Store(Protocol):
+    """What a kind of storage offers; every method takes a whole URI."""
+
+    def read(self, uri: str) -> bytes: ...  # noqa: D102
+    def write(self, uri: str, data: bytes) -> None: ...  # noqa: D102
+    def exists(self, uri: str) -> bool: ...  # noqa: D102
+    def children(self, uri: str) -> dict[str, int | None]: ...  # noqa: D102
+    def tree(self, uri: str) -> dict[str, int]: ...  # noqa: D102
+    def delete_tree(self, uri: str) -> None: ...  # noqa: D102
+    def size(self, uri: str) -> int: ...  # noqa: D102
+    def open(self, uri: str) -> BinaryIO: ...  # noqa: D102
+
+
+def _store(uri: str) -> Store:
+    scheme, separator, _ = uri.partition("://")
+    if not separator or scheme == "file":
+        return LocalStore()
+    if scheme == "s3":
+        from pipeline.object_store import ObjectStore  # s3fs is slow to import and often unneeded
+
+        return ObjectStore()
+    raise StorageError(
+        f"storage of the kind {scheme}:// is not supported",
+        where=uri,
+        todo="use a local path, file:// or s3://",
+    )
+
+
+def join(root: str, *parts: str) -> str:
+    """`root` with `parts` appended, one slash between; an empty part is skipped."""
+    kept = [part.strip("/") for part in parts if part.strip("/")]
+    if not kept:
+        return root
+    return "/".join([root.rstrip("/"), *kept])
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute, so that it means the same in every process; others as is."""
+    if "://" in uri:
+        return uri
+    return str(Path(uri).expanduser().resolve())
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole object. Missing, unreadable or unreachable raises StorageError."""
+    return _store(uri).read(uri)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Publish `data` at `uri`, whole or not at all; parent folders are made as needed.
+
+    Local: temporary file in the same folder, fsync, rename, fsync of the folder. S3: one put.
+    """
+    _store(uri).write(uri, data)
+
+
+def exists(uri: str) -> bool:
+    """Whether an object or a non-empty folder is at `uri`; an unreachable storage raises."""
+    return _store(uri).exists(uri)
+
+
+def list_names(uri: str) -> list[str]:
+    """Names of the immediate children of a folder, sorted; empty when there is no such folder.
+
+    Temporary files that a killed writer left behind are not listed.
+    """
+    return sorted(_store(uri).children(uri))
+
+
+def list_sizes(uri: str) -> dict[str, int]:
+    """Sizes in bytes of the objects immediately in a folder, sorted by name."""
+    children = _store(uri).children(uri)
+    return {name: size for name, size in sorted(children.items()) if size is not None}
+
+
+def list_tree(uri: str) -> dict[str, int]:
+    """Sizes in bytes of all objects below a folder by relative name, sorted by name."""
+    return dict(sorted(_store(uri).tree(uri).items()))
+
+
+def delete_tree(uri: str) -> None:
+    """Delete an object or a folder with all below it; nothing there is no error."""
+    _store(uri).delete_tree(uri)
+
+
+def size_bytes(uri: str) -> int:
+    """Size of one object in bytes; a missing object raises StorageError."""
+    return _store(uri).size(uri)
+
+
+def open_readable(uri: str) -> BinaryIO:
+    """A seekable binary file for reading; close it. A missing object raises StorageError."""
+    return _store(uri).open(uri)
+
+
+def safe_name(name: str) -> str:
+    """Return `name` if it is relative, normalised and stays below its root, else raise DataError.
+
+    Names in manifests come from storage that others may write to: `..`, absolute paths,
+    backslashes, schemes and control characters are refused.
+    """
+    broken = (
+        not name
+        or len(name) > 1024
+        or posixpath.isabs(name)
+        or posixpath.normpath(name) != name
+        or name in (".", "..")
+        or name.startswith(("../", "~"))
+        or any(char in "\\:" or ord(char) < 32 or ord(char) == 127 for char in name)
+    )
+    if broken:
+        raise DataError(
+            "a name leads outside its folder or is not in plain form",
+            where=repr(name[:200]),
+            todo="do not use this data set; make it again with the ingest stage",
+        )
+    return name
+
+
+class LineLog:
+    """Appends JSON objects, one a line, to a record at `uri`; use as a context manager.
+
+    Lines already there are kept; a torn last line (a killed writer) is cut off on opening.
+    Local files get every line at once. An object store cannot append, so there the whole object
+    is put again, at most every `interval_s` seconds and on close: a killed process loses at most
+    the lines of one interval.
+
+    Args:
+        uri: where the record is.
+        interval_s: seconds between two puts to an object store.
+    """
+
+    def __init__(self, uri: str, *, interval_s: float = 10.0) -> None:
+        self._uri, self._interval_s = uri, interval_s
+        self._local = None if uri.startswith("s3://") else LocalAppender(uri)
+        self._content = bytearray()
+        self._dirty = False
+        if self._local is None and exists(uri):
+            old = read_bytes(uri)
+            self._content += old[: old.rfind(b"\n") + 1]
+        self._put_at_s = time.monotonic()
+
+    def append(self, record: Mapping[str, object]) -> None:
+        """Add one line. NaN and infinities, which JSON lacks, are written as null."""
+        text = json.dumps(_finite(record), allow_nan=False, ensure_ascii=False)
+        line = text.encode("utf-8", "backslashreplace") + b"\n"
+        if self._local is not None:
+            self._local.append(line)
+            return
+        self._content += line
+        self._dirty = True
+        if time.monotonic() - self._put_at_s >= self._interval_s:
+            self._put()
+
+    def flush(self) -> None:
+        """Publish what is pending now."""
+        if self._local is None and self._dirty:
+            self._put()
+
+    def close(self) -> None:
+        """Write what is pending; further calls do nothing."""
+        if self._local is not None:
+            self._local.close()
+        elif self._dirty:
+            self._put()
+
+    def _put(self) -> None:
+        write_bytes(self._uri, bytes(self._content))
+        self._dirty, self._put_at_s = False, time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value

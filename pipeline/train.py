@@ -1,0 +1,183 @@
+"""The train stage, seen from the driver: workers up, progress on the console, failures in words."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from pipeline import errors, feed, metrics, models, storage
+from pipeline.cluster import Cluster, check_workers
+from pipeline.config import Config
+from pipeline.console import Console
+from pipeline.errors import ConfigError, PipelineError, TrainingError, root_cause
+from pipeline.manifest import Manifest, verify_shards
+from pipeline.worker import Job, train_worker
+
+_POLL_S, _POLL_REMOTE_S = 0.5, 5.0
+
+
+def check(config: Config, manifest: Manifest, cluster: Cluster) -> None:
+    """Everything that can be known to fail before a worker starts.
+
+    Raises:
+        PipelineError: too few images, too many workers, sizes that are missing or do not fit.
+    """
+    feed.epoch_plan(config, manifest)
+    models.resize_px(config, manifest)
+    models.new_network(config, config.train.methods[0], init_from=models.init_uri(config))
+    check_split(config, manifest)
+    feed.check_fits(config, manifest)
+    check_workers(cluster, config.train.workers, use_gpu=uses_gpu(config, cluster))
+
+
+def check_split(config: Config, manifest: Manifest) -> None:
+    """Refuse to score a labelled data set on a set that it does not have.
+
+    Raises:
+        ConfigError: naming the sets that there are.
+    """
+    if manifest.class_names is not None and config.evaluate.split not in manifest.sets:
+        raise ConfigError(
+            f"the data set has no {config.evaluate.split} set, it has {', '.join(manifest.sets)}",
+            where=f"evaluate.split={config.evaluate.split}",
+            todo="set data.num_test_per_class or data.val_index and ingest, or another split",
+        )
+
+
+def uses_gpu(config: Config, cluster: Cluster) -> bool:
+    """Whether the workers train on GPUs."""
+    if config.train.device == "auto":
+        return cluster.num_gpus >= config.train.workers
+    return config.train.device == "cuda"
+
+
+def train(
+    config: Config,
+    *,
+    config_json: str,
+    config_hash: str,
+    run_uri: str,
+    data_uri: str,
+    manifest: Manifest,
+    cluster: Cluster,
+    console: Console,
+) -> str | None:
+    """Pre-train every method of the configuration; results are on storage when it returns.
+
+    Returns:
+        The name of the GPU that each worker had; None on CPUs.
+
+    Raises:
+        PipelineError: what went wrong, with the workers' own words first.
+    """
+    check(config, manifest, cluster)
+    verify_shards(data_uri, manifest)
+    use_gpu = uses_gpu(config, cluster)
+    local_threads = max(1, (cluster.num_cpus - 1) // config.train.workers)
+    job = Job(
+        config=config_json,
+        config_hash=config_hash,
+        run_uri=run_uri,
+        data_uri=data_uri,
+        init_from=models.init_uri(config),
+        device="cuda" if use_gpu else "cpu",
+        num_threads=local_threads if cluster.is_local else 1,
+    )
+    # Decoded once into the object store, from where every worker and every restart reads it.
+    rows = feed.decoded_rows(config, data_uri, manifest, "pretrain").materialize()
+    outcome = _Outcome()
+    trainer = _torch_trainer(config, job, rows, use_gpu=use_gpu)
+    thread = threading.Thread(target=outcome.run, args=(trainer.fit,), daemon=True)
+    thread.start()
+    view = _ProgressView(config, run_uri, console)
+    while thread.is_alive():
+        thread.join(_POLL_REMOTE_S if run_uri.startswith("s3://") else _POLL_S)
+        with suppress(PipelineError):  # a display that cannot be refreshed is no reason to stop
+            view.refresh()
+    outcome.raise_failure(run_uri)
+    for row in metrics.read_metrics(run_uri, kind="fallback"):
+        for sentence in row["refused"]:
+            console.stage("train", f"{row['method']}: passed over {sentence}")
+    gpu: str | None = outcome.value.return_value.get("gpu")
+    return gpu
+
+
+class _Outcome:
+    """What a call in another thread returned or raised."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def run(self, function: Any) -> None:
+        try:
+            self.value = function()
+        except BaseException as error:  # kept for the main thread
+            self.error = error
+
+    def raise_failure(self, run_uri: str) -> None:
+        if self.error is not None:
+            raise _failure(self.error, run_uri) from self.error
+        told = (self.value.return_value or {}).get("error")
+        if told is not None:
+            kind: type[PipelineError] = getattr(errors, told.pop("kind"))
+            raise kind(told["what"], where=told["where"], todo=told["todo"])
+
+
+def _torch_trainer(config: Config, job: Job, rows: Any, *, use_gpu: bool) -> Any:
+    from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer(
+        train_worker,  # type: ignore[arg-type]
+        train_loop_config=asdict(job),
+        scaling_config=ScalingConfig(num_workers=config.train.workers, use_gpu=use_gpu),
+        datasets={"pretrain": rows},
+        # Every rank holds the whole set: the order of `sdclr.order` needs no shuffle between them.
+        dataset_config=DataConfig(datasets_to_split=[]),
+        run_config=RunConfig(
+            name=f"attempt-{time.time_ns()}",
+            storage_path=storage.absolute(storage.join(job.run_uri, "ray")),
+            failure_config=FailureConfig(max_failures=config.train.max_failures),
+        ),
+    )
+
+
+def _failure(error: BaseException, run_uri: str) -> PipelineError:
+    """The first cause of a failed run, in the workers' words rather than Ray's."""
+    root = root_cause(error)
+    if isinstance(root, PipelineError):
+        return root
+    return TrainingError(
+        f"the training workers failed: {type(root).__name__}: {root}",
+        where=run_uri,
+        todo=f"continue from the last checkpoint with --resume {run_uri}",
+    )
+
+
+class _ProgressView:
+    """The newest metrics line as progress over all methods of the run."""
+
+    def __init__(self, config: Config, run_uri: str, console: Console) -> None:
+        self.config, self.run_uri, self.console = config, run_uri, console
+        self._shown: tuple[str, int] | None = None
+
+    def refresh(self) -> None:
+        """Show the line, unless it was shown already."""
+        newest = metrics.newest_step(self.run_uri)
+        if newest is None or self._shown == (newest["method"], newest["step"]):
+            return
+        self._shown = newest["method"], newest["step"]
+        methods, batch = self.config.train.methods, self.config.train.global_batch
+        steps_before = methods.index(newest["method"]) * newest["num_steps"]
+        self.console.progress(
+            "train",
+            (steps_before + newest["step"]) * batch,
+            len(methods) * newest["num_steps"] * batch,
+            per_s=newest["images_per_s"],
+            extra=f"{newest['method']}  epoch {newest['epoch'] + 1}/{self.config.train.epochs}  "
+            f"step {newest['step']}/{newest['num_steps']}  loss {newest['loss']:.3f}",
+        )
