@@ -1,0 +1,127 @@
+"""What holds the rooms apart: who imports whom, public names, size of files, dangerous calls."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sdclr
+
+ROOT = Path(__file__).resolve().parent.parent
+SDCLR, PIPELINE = sorted((ROOT / "sdclr").glob("*.py")), sorted((ROOT / "pipeline").glob("*.py"))
+ALLOWED_IN_SDCLR = {"torch", "torchvision", "numpy", "sdclr"} | set(sys.stdlib_module_names)
+STAGES = {"ingest", "train", "evaluate", "report"}
+FOUNDATION = {"errors", "storage", "local_store", "object_store", "image", "svg", "strict_yaml"}
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def pipeline_imports(path: Path) -> set[str]:
+    return {n.split(".")[1] for n in imported(path) if n.startswith("pipeline.")}
+
+
+@pytest.mark.parametrize("path", SDCLR, ids=lambda p: p.stem)
+def test_sdclr_knows_torch_torchvision_and_numpy_only(path: Path) -> None:
+    assert {name.split(".")[0] for name in imported(path)} <= ALLOWED_IN_SDCLR
+
+
+def test_sdclr_runs_without_ray_or_any_of_the_pipelines_packages() -> None:
+    code = (
+        "import sys, sdclr, sdclr.probe, sdclr.longtail, sdclr.health\n"
+        "bad = {'ray', 'pydantic', 'pyarrow', 's3fs', 'yaml', 'optuna', 'pipeline'}\n"
+        "sys.exit(', '.join(bad & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_stages_do_not_import_each_other_and_nothing_imports_the_entry() -> None:
+    for path in PIPELINE:
+        found = pipeline_imports(path)
+        if path.stem in STAGES:
+            assert not found & (STAGES - {path.stem}), path.stem
+        assert "run" not in found, path.stem
+        if path.stem != "run":
+            assert "stages" not in found, path.stem
+
+
+def test_the_foundation_imports_nothing_above_it() -> None:
+    for path in PIPELINE:
+        if path.stem in FOUNDATION:
+            assert pipeline_imports(path) <= FOUNDATION, path.stem
+
+
+def test_what_ray_data_tasks_import_does_not_import_torch() -> None:
+    code = "import sys, pipeline.decoding, pipeline.ingest_task; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_public_names_are_sorted_and_exist() -> None:
+    assert sdclr.__all__ == sorted(sdclr.__all__)
+    assert all(hasattr(sdclr, name) for name in sdclr.__all__)
+
+
+@pytest.mark.parametrize("path", [*SDCLR, *PIPELINE], ids=lambda p: p.stem)
+def test_a_file_fits_in_one_head(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 320
+
+
+def test_the_entry_stays_an_entry() -> None:
+    assert len((ROOT / "pipeline" / "run.py").read_text().splitlines()) <= 80
+
+
+FORBIDDEN = {
+    "eval", "exec", "pickle.load", "pickle.loads", "cloudpickle.loads", "yaml.load", "os.system",
+    "yaml.unsafe_load", "yaml.full_load", "marshal.loads",
+}  # fmt: skip
+
+
+def dangerous_calls(source: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        if (
+            name in FORBIDDEN
+            or keywords.get("shell") == "True"
+            or keywords.get("verify") == "False"
+        ):
+            found.append(ast.unparse(node))
+        if name.endswith("torch.load") and keywords.get("weights_only") != "True":
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("path", [*SDCLR, *PIPELINE], ids=lambda p: p.stem)
+def test_no_call_that_runs_what_a_file_says(path: Path) -> None:
+    assert dangerous_calls(path.read_text()) == []
+
+
+def test_the_search_for_dangerous_calls_finds_them() -> None:
+    source = "eval(x)\nsubprocess.run(y, shell=True)\ntorch.load(f)\npickle.load(f)\nyaml.load(f)"
+    assert len(dangerous_calls(source)) == 5
+    assert dangerous_calls("torch.load(f, weights_only=True)") == []
+
+
+def test_requirements_are_pinned_exactly_and_say_who_uses_them() -> None:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    for pin in pins:
+        assert re.fullmatch(r"[A-Za-z0-9_.\-]+(\[[a-z,]+\])?==[0-9][^\s]*\s+# .+", pin), pin
+    ray = next(pin for pin in pins if pin.startswith("ray"))
+    assert tuple(map(int, re.findall(r"==(\d+)\.(\d+)", ray)[0])) >= (2, 56)

@@ -1,0 +1,224 @@
+"""CIFAR: four published layouts, hostile pickles, index lists and the published split."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.cifar_files import CIFAR10_NAMES, CifarImages, Kind, read_cifar
+from pipeline.config import Data
+from pipeline.errors import DataError
+from pipeline.source_arrays import cifar_sets
+from pipeline.sources import ImageIndex, index_source
+from tests.test_splits import write_list
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def rows_of(index: ImageIndex, name: str) -> list[int]:
+    return sorted(int(entry.id.split("/")[1]) for entry in index.sets[name])
+
+
+NUM_TRAIN, NUM_TEST = 50, 20
+
+
+def fake_images(num_classes: int = 10) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    generator = np.random.default_rng(0)
+    count = NUM_TRAIN + NUM_TEST
+    pixels = generator.integers(0, 256, (count, 3, 32, 32), np.uint8)
+    return pixels, np.arange(count) % num_classes
+
+
+def write_cifar(folder: Path, layout: str) -> Path:
+    """A data set of 50 + 20 images in one of the four published layouts."""
+    is_100 = layout.startswith("cifar-100")
+    pixels, labels = fake_images(100 if is_100 else 10)
+    flat = pixels.reshape(len(pixels), -1)
+    target = folder / layout
+    target.mkdir(parents=True)
+    if is_100:
+        files = {"train": slice(0, NUM_TRAIN), "test": slice(NUM_TRAIN, None)}
+    else:
+        files = {f"data_batch_{n + 1}": slice(10 * n, 10 * n + 10) for n in range(5)}
+        files["test_batch"] = slice(NUM_TRAIN, None)
+    names = [f"class{n}" for n in range(100)]
+    for name, rows in files.items():
+        if layout.endswith(("-bin", "-binary")):
+            columns = [labels[rows, None].astype(np.uint8), flat[rows]]
+            if is_100:
+                columns.insert(0, np.zeros((len(flat[rows]), 1), np.uint8))
+            (target / f"{name}.bin").write_bytes(np.concatenate(columns, 1).tobytes())
+        else:
+            key = b"fine_labels" if is_100 else b"labels"
+            batch = {b"data": flat[rows], key: labels[rows].tolist(), b"batch_label": b"x"}
+            (target / name).write_bytes(pickle.dumps(batch, protocol=2))
+    if is_100:
+        (target / "fine_label_names.txt").write_text("\n".join(names) + "\n")
+        meta = {b"fine_label_names": [name.encode() for name in names]}
+        (target / "meta").write_bytes(pickle.dumps(meta, protocol=2))
+    return target
+
+
+def read_small(path: Path, kind: Kind) -> CifarImages:
+    return read_cifar(str(path), kind, num_train=NUM_TRAIN, num_test=NUM_TEST)
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [
+        ("cifar-10-batches-py", "cifar10"),
+        ("cifar-10-batches-bin", "cifar10"),
+        ("cifar-100-python", "cifar100"),
+        ("cifar-100-binary", "cifar100"),
+    ],
+)
+def test_all_four_cifar_layouts(tmp_path: Path, layout: str, kind: Kind) -> None:
+    target = write_cifar(tmp_path, layout)
+    images = read_small(tmp_path, kind)
+    pixels, labels = fake_images(100 if kind == "cifar100" else 10)
+    np.testing.assert_array_equal(images.pixels, pixels.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(images.labels, labels)
+    assert images.num_train == NUM_TRAIN and not images.published
+    assert images.class_names[:1] == (("class0",) if kind == "cifar100" else ("airplane",))
+    inside = read_small(target, kind)  # the folder itself may be named as well
+    np.testing.assert_array_equal(inside.pixels, images.pixels)
+
+
+class _Payload:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    target = write_cifar(tmp_path, "cifar-10-batches-py")
+    proof = tmp_path / "ran"
+    content = pickle.dumps({b"data": _Payload(proof), b"labels": []})
+    (target / "data_batch_3").write_bytes(content)
+    with pytest.raises(DataError, match="system") as caught:
+        read_small(tmp_path, "cifar10")
+    assert "data_batch_3" in caught.value.where and not proof.exists()
+    pickle.loads(content)
+    assert proof.exists()  # control: the plain loader runs it
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a pickle",
+        pickle.dumps([1]),
+        pickle.dumps({b"labels": [0] * 10}),
+        pickle.dumps({b"data": np.zeros((9, 3072), np.uint8), b"labels": [0] * 9}),
+        pickle.dumps({b"data": np.zeros((10, 3072), np.int64), b"labels": [0] * 10}),
+        pickle.dumps({b"data": np.zeros((10, 3072), np.uint8), b"labels": [0] * 9}),
+        pickle.dumps({b"data": np.zeros((10, 3072), np.uint8), b"labels": ["x"] * 10}),
+        pickle.dumps({b"data": np.zeros((10, 3072), np.uint8), b"labels": [10] * 10}),
+    ],
+)
+def test_broken_batches_are_refused(tmp_path: Path, content: bytes) -> None:
+    target = write_cifar(tmp_path, "cifar-10-batches-py")
+    (target / "data_batch_1").write_bytes(content)
+    with pytest.raises(DataError):
+        read_small(tmp_path, "cifar10")
+
+
+def test_truncated_binary_and_missing_files(tmp_path: Path) -> None:
+    target = write_cifar(tmp_path, "cifar-10-batches-bin")
+    file = target / "data_batch_2.bin"
+    file.write_bytes(file.read_bytes()[: 3073 * 9])
+    with pytest.raises(DataError, match="27657 bytes, 30730 expected"):
+        read_small(tmp_path, "cifar10")
+    with pytest.raises(DataError, match="there are no cifar100 files"):
+        read_small(tmp_path, "cifar100")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> CifarImages:
+    write_cifar(tmp_path / "cifar", "cifar-10-batches-bin")
+    return read_small(tmp_path / "cifar", "cifar10")
+
+
+def cifar_data(**keys: Any) -> Data:
+    return Data(source="cifar10", path="unused", **keys)
+
+
+def test_cifar_sets_by_index_lists(tmp_path: Path, small: CifarImages) -> None:
+    data = cifar_data(
+        pretrain_index=write_list(tmp_path / "pretrain.npy", [3, 1, 2]),
+        val_index=write_list(tmp_path / "val.json", [0, 10]),
+        fewshot_index=(
+            write_list(tmp_path / "few1.txt", [5, 4]),
+            write_list(tmp_path / "few2.txt", [6]),
+        ),
+    )
+    index = cifar_sets(small, data)
+    assert rows_of(index, "pretrain") == [1, 2, 3]
+    assert rows_of(index, "val") == [0, 10]
+    assert rows_of(index, "probe") == [row for row in range(50) if row not in (0, 10)]
+    assert rows_of(index, "test") == list(range(20))
+    assert index.fewshot == (("train/00005", "train/00004"), ("train/00006",))
+    for name, entries in index.sets.items():
+        for entry in entries:
+            row = int(entry.id.split("/")[1]) + (50 if name == "test" else 0)
+            assert entry.locator == row and entry.label == small.labels[row]
+
+
+def test_cifar_sets_by_profile_leave_val_out(tmp_path: Path, small: CifarImages) -> None:
+    val = write_list(tmp_path / "val.npy", list(range(10)))
+    index = cifar_sets(small, cifar_data(val_index=val, imbalance_ratio=4.0))
+    counts = sorted(index.class_counts("pretrain") or [])
+    assert counts[-1] == 4 and counts[0] == 1
+    assert min(rows_of(index, "pretrain")) >= 10
+    assert "val" not in cifar_sets(small, cifar_data(imbalance_ratio=None)).sets
+
+
+def test_lists_that_do_not_belong_together_are_refused(tmp_path: Path, small: CifarImages) -> None:
+    one, two = (write_list(tmp_path / f"{n}.npy", [n, n + 1]) for n in (1, 2))
+    with pytest.raises(DataError, match="1 images of val are also in pretrain"):
+        cifar_sets(small, cifar_data(pretrain_index=one, val_index=two))
+    with pytest.raises(DataError, match="1 images of val are also in probe"):
+        cifar_sets(small, cifar_data(imbalance_ratio=None, probe_index=one, val_index=two))
+    with pytest.raises(DataError, match="1 of 2 few-shot images are not in the probe"):
+        cifar_sets(small, cifar_data(pretrain_index=one, probe_index=one, fewshot_index=(two,)))
+
+
+@pytest.mark.cifar
+def test_the_published_split_of_the_real_cifar10(tmp_path: Path) -> None:
+    place = Path(os.environ.get("SDCLR_CIFAR10", REPO.parent / "shared" / "data" / "cifar10"))
+    if not (place / "splits").is_dir():
+        pytest.skip(f"no CIFAR-10 at {place}; set SDCLR_CIFAR10")
+    unpack = [sys.executable, str(place.parent / "unpack.py"), str(tmp_path)]
+    subprocess.run(unpack, check=True, capture_output=True, timeout=300)
+    splits = place / "splits"
+    index = index_source(
+        Data(
+            source="cifar10",
+            path=str(tmp_path),
+            pretrain_index=str(splits / "split1_D_i.npy"),
+            probe_index=str(splits / "trainIdxList.npy"),
+            val_index=str(splits / "valIdxList.npy"),
+            fewshot_index=tuple(str(splits / f"split{n}_S_b.npy") for n in range(1, 6)),
+        )
+    )
+    assert {name: len(rows) for name, rows in index.sets.items()} == {
+        "pretrain": 11_165,
+        "probe": 45_000,
+        "val": 5_000,
+        "test": 10_000,
+    }
+    expected = [348, 969, 125, 208, 1617, 75, 4500, 581, 2697, 45]
+    assert index.class_counts("pretrain") == expected
+    assert index.class_counts("test") == [1000] * 10
+    assert [len(draw) for draw in index.fewshot] == [450] * 5
+    assert index.class_names == CIFAR10_NAMES

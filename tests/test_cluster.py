@@ -1,0 +1,41 @@
+"""What a run asks of its cluster, and what it says when that cannot be had."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.cluster import Cluster, check_workers
+from pipeline.errors import ClusterError
+from tests.conftest import REPO
+
+SMALL = Cluster("somewhere", is_local=True, num_cpus=3, num_gpus=0, dashboard_url="")
+
+
+def test_workers_must_leave_a_cpu_for_the_data() -> None:
+    check_workers(SMALL, 2, use_gpu=False)
+    with pytest.raises(ClusterError, match="3 training workers need a CPU each") as error:
+        check_workers(SMALL, 3, use_gpu=False)
+    assert "train.workers=2 or less" in error.value.todo
+
+
+def test_gpu_workers_need_a_gpu_each() -> None:
+    with pytest.raises(ClusterError, match="1 training workers need a GPU each, the cluster has 0"):
+        check_workers(SMALL, 1, use_gpu=True)
+
+
+def test_an_address_that_does_not_answer_ends_with_exit_code_5() -> None:
+    # Nothing listens on port 1 of the loopback interface.
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    result = subprocess.run(
+        [sys.executable, str(REPO / "pipeline" / "run.py"), "ingest"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 5, result.stderr[-2000:]
+    assert "RAY_ADDRESS=127.0.0.1:1" in result.stderr and "to do:" in result.stderr

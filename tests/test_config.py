@@ -1,0 +1,98 @@
+"""The schema: types, ranges, rules between keys, defaults."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.config import Backbone, Config, Method
+from pipeline.config_file import config_hash, load_config
+from tests.refusals import lines, with_overrides
+
+
+def test_every_key_has_a_description_and_the_defaults_are_valid() -> None:
+    for name, section in Config.model_fields.items():
+        assert section.annotation is not None and section.annotation.__doc__
+        for key, entry in section.annotation.model_fields.items():
+            assert entry.description, f"{name}.{key}"
+    assert Config() == load_config(None) == Config.model_validate(Config().model_dump())
+
+
+def test_config_is_frozen_and_hashable() -> None:
+    config = Config()
+    assert hash(config) == hash(Config())
+    with pytest.raises(ValidationError, match="frozen"):
+        config.train.lr = 1.0
+    with pytest.raises(ValidationError, match="frozen"):
+        config.train = config.train
+
+
+def test_names_agree_with_the_library() -> None:
+    from sdclr.backbone import BACKBONES
+    from sdclr.recipe import Method as LibraryMethod
+
+    assert get_args(Backbone) == BACKBONES
+    assert get_args(Method) == get_args(LibraryMethod)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("train", "lr", "0.5"), ("train", "lr", True), ("train", "lr", float("inf")),
+        ("train", "lr", float("nan")), ("train", "lr", 0), ("train", "epochs", 3.0),
+        ("train", "epochs", True), ("train", "epochs", "3"), ("train", "drop_last", 1),
+        ("train", "drop_last", "true"), ("train", "methods", "sdclr"), ("train", "methods", []),
+        ("train", "methods", ["sdclr", "sdclr"]), ("train", "methods", ["moco"]),
+        ("train", "warmup_epochs", -1), ("train", "momentum", 1.0), ("run", "seed", 2**31),
+        ("run", "name", "../x"), ("run", "name", ".x"), ("run", "name", ""), ("run", "name", "A"),
+        ("run", "name", "a\n"), ("run", "name", "a" * 42), ("run", "root", ""),
+        ("run", "root", "a\x1b[2J"), ("run", "root", "\udc80"), ("data", "num_max", 0),
+        ("data", "imbalance_ratio", 0.5), ("data", "fewshot_index", "a.npy"),
+        ("sdclr", "head_depth", 4), ("sdclr", "head_depth", 2.0), ("sdclr", "temperature", 11),
+        ("augment", "hue", 0.6), ("train", "no_such_key", 1),
+    ],
+)  # fmt: skip
+def test_schema_refuses(section: str, key: str, value: object) -> None:
+    with pytest.raises(ValidationError):
+        Config.model_validate({section: {key: value}})
+
+
+def test_whole_numbers_are_numbers_and_lists_become_tuples() -> None:
+    config = Config.model_validate({"train": {"lr": 1, "methods": ["simclr"]}})
+    assert type(config.train.lr) is float and config.train.methods == ("simclr",)
+    assert config_hash(config) == config_hash(
+        with_overrides("train.lr=1.0", "train.methods=[simclr]")
+    )
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [
+        (["train.workers=4"], ["train.workers=3"],
+         "train.global_batch: expected a multiple of train.workers = 3, got 128"),
+        (["sdclr.random_ratio=0.9"], ["sdclr.random_ratio=0.95"],
+         "sdclr.random_ratio: expected at most sdclr.prune_ratio = 0.9, got 0.95"),
+        (["augment.crop_scale_min=1"], ["augment.crop_scale_min=0.9", "augment.crop_scale_max=0.5"],
+         "augment.crop_scale_max: expected at least augment.crop_scale_min = 0.9, got 0.5"),
+        (["augment.crop_ratio_min=1"], ["augment.crop_ratio_min=2"],
+         "augment.crop_ratio_max: expected at least augment.crop_ratio_min = 2.0, got"),
+        (["augment.blur_sigma_min=2"], ["augment.blur_sigma_max=0.05"],
+         "augment.blur_sigma_max: expected at least augment.blur_sigma_min = 0.1, got 0.05"),
+        (["data.source=folder", "data.path=x"], ["data.source=folder"],
+         "data.path: is needed with data.source = folder"),
+        (["data.source=cifar10", "data.download=true"], ["data.source=cifar10"],
+         "data.path: is needed with data.source = cifar10, or set data.download = true"),
+        (["data.path=null"], ["data.path=photos"],
+         "data.path: has no use with data.source = digits"),
+        (["model.backbone=convnext_tiny", "model.stem=imagenet"], ["model.backbone=convnext_tiny"],
+         "model.stem: expected imagenet with model.backbone = convnext_tiny, got cifar"),
+        (["model.backbone=resnext50_32x4d"], ["train.methods=[sdclr, sdclr]"],
+         "train.methods: expected each entry once, got sdclr, sdclr"),
+    ],
+)  # fmt: skip
+def test_rules_between_keys(good: list[str], bad: list[str], message: str) -> None:
+    with_overrides(*good)
+    (line,) = lines(None, *bad)
+    assert line.startswith(message)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from pipeline.console import Console, clean, duration
+from pipeline.errors import TrainingError
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def console(stream: io.StringIO, clock: Clock, errors: io.StringIO | None = None) -> Console:
+    return Console(stream, errors or io.StringIO(), clock=clock)
+
+
+def test_off_a_terminal_one_line_per_interval_and_one_at_the_end() -> None:
+    stream, clock = io.StringIO(), Clock()
+    shown = console(stream, clock)
+    for done in range(131):
+        shown.progress("train", done, 130, per_s=10.0, extra="loss 4.12")
+        clock.now_s += 0.125  # exact in binary
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["31", "62", "92", "100"]
+    assert "\r" not in stream.getvalue() and "█" not in stream.getvalue()
+    assert lines[0] == "train   31 %  40/130 images  10 images/s  9.0 s left  loss 4.12"
+    assert "left" not in lines[-1]
+
+
+def test_the_interval_is_configurable() -> None:
+    stream, clock = io.StringIO(), Clock()
+    shown = Console(stream, io.StringIO(), interval_s=1.0, clock=clock)
+    for done in range(10):
+        shown.progress("train", done, 100)
+        clock.now_s += 1.0
+    assert len(stream.getvalue().splitlines()) == 9
+
+
+def test_on_a_terminal_one_line_is_rewritten() -> None:
+    stream, clock = Terminal(), Clock()
+    shown = console(stream, clock)
+    for done in (0, 50, 100):
+        shown.progress("train", done, 100)
+        clock.now_s += 2.0
+    text = stream.getvalue()
+    assert text.count("\n") == 1 and text.endswith("\n")
+    frames = text.strip("\n").split("\r")[1:]
+    assert len(frames) == 3 and len({len(frame) for frame in frames}) == 1  # old text is covered
+    assert "25 images/s" in frames[1] and "2.0 s left" in frames[1]
+    assert frames[2].count("█") == 24 and "░" not in frames[2]
+
+
+def test_on_a_terminal_redraws_are_bounded() -> None:
+    stream, clock = Terminal(), Clock()
+    shown = console(stream, clock)
+    for done in range(1000):
+        shown.progress("train", done, 10_000)
+        clock.now_s += 0.001
+    assert stream.getvalue().count("\r") <= 11
+
+
+def test_a_line_goes_below_an_unfinished_progress_line() -> None:
+    stream, clock = Terminal(), Clock()
+    shown = console(stream, clock)
+    shown.progress("train", 1, 100)
+    shown.line("saved")
+    assert stream.getvalue().endswith("\nsaved\n")
+
+
+def test_speed_is_measured_from_where_a_resume_begins() -> None:
+    stream, clock = io.StringIO(), Clock()
+    shown = console(stream, clock)
+    shown.progress("train", 900, 1000)
+    clock.now_s += 10
+    shown.progress("train", 920, 1000)
+    assert "2.0 images/s" in stream.getvalue() and "40 s left" in stream.getvalue()
+
+
+def test_an_unknown_total_shows_no_percent() -> None:
+    stream, clock = io.StringIO(), Clock()
+    shown = console(stream, clock)
+    shown.progress("ingest", 0, 0)
+    clock.now_s += 5
+    shown.progress("ingest", 50, 0, unit="files")
+    assert stream.getvalue() == "ingest  50 files  10 files/s\n"
+
+
+def test_table_is_aligned() -> None:
+    stream = io.StringIO()
+    console(stream, Clock()).table(["Model", "All"], [["sdclr", "9.1"], ["日本", "10.0 ± 0.1"]])
+    assert stream.getvalue().splitlines() == [
+        "Model         All",
+        "-----  ----------",
+        "sdclr         9.1",
+        "日本   10.0 ± 0.1",
+    ]
+
+
+def test_error_goes_to_stderr_in_four_parts() -> None:
+    stream, errors = io.StringIO(), io.StringIO()
+    error = TrainingError("The loss is not finite", where="step 12", todo="lower train.lr")
+    console(stream, Clock(), errors).error(error)
+    assert stream.getvalue() == ""
+    assert errors.getvalue().splitlines() == [
+        "error: The loss is not finite",
+        "  where: step 12",
+        "  to do: lower train.lr",
+        "  exit code: 6",
+    ]
+
+
+def test_control_characters_cannot_reach_the_terminal() -> None:
+    stream = Terminal()
+    console(stream, Clock()).line("a\x1b[2Jb\rc\u202ed")
+    assert stream.getvalue() == "a�[2Jb�c�d\n"
+
+
+def test_secrets_cannot_reach_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "hunter2-Zq81" in clean("it is hunter2-Zq81")
+    monkeypatch.setenv("MY_PASSWORD", "hunter2-Zq81")
+    assert clean("it is hunter2-Zq81") == "it is ***"
+
+
+def test_a_stream_without_unicode_gets_ascii() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Console(stream, io.StringIO()).line("1.0 ± 0.1 – é")
+    assert stream.buffer.getvalue() == b"1.0 +- 0.1 - ?\n"
+
+
+def test_a_closed_pipe_does_not_stop_the_work() -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    console(Closed(), Clock()).line("x")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.42, "0.4 s"), (42, "42 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"),
+     (273600, "3 d 04 h"), (59.7, "1 min 00 s"), (3599.8, "1 h 00 min")],
+)  # fmt: skip
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

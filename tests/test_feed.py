@@ -1,0 +1,135 @@
+"""Shards to the images of one worker: every row in its place, whatever order they come in."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import feed
+from pipeline.config_file import load_config
+from pipeline.decoding import shard_items
+from pipeline.errors import ConfigError, DataError
+from pipeline.image import png_bytes
+from pipeline.manifest import ImageInfo, Manifest, Rejects, SetInfo, ShardInfo
+from pipeline.shards import write_shard
+
+SHAPES = [(8, 12), (40, 20), (16, 16), (33, 64)]
+
+
+def raw_images(num_images: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(0).integers(0, 256, (num_images, 6, 5, 3), dtype=np.uint8)
+
+
+def manifest_of(image: ImageInfo, shards: list[ShardInfo]) -> Manifest:
+    rows = sum(shard.rows for shard in shards)
+    return Manifest(
+        name="some",
+        source={},
+        image=image,
+        class_names=None,
+        sets={"pretrain": SetInfo(rows, None, tuple(shards))},
+        fewshot=(),
+        rejects=Rejects(0, {}, ()),
+        config={},
+        hash="",
+    )
+
+
+def stored(folder: Path, images: list[bytes], image: ImageInfo, per_shard: int = 3) -> Manifest:
+    shards = []
+    for number, start in enumerate(range(0, len(images), per_shard)):
+        part = images[start : start + per_shard]
+        ids = [f"image-{start + i}" for i in range(len(part))]
+        name = f"shards/pretrain-{number:05d}.parquet"
+        labels: list[int | None] = [None] * len(part)
+        shards.append(write_shard(str(folder), name, ids=ids, images=part, labels=labels))
+    return manifest_of(image, shards)
+
+
+def decoded(folder: Path, manifest: Manifest, *overrides: str) -> list[dict[str, Any]]:
+    decoder = feed.decoder(load_config(None, overrides), str(folder), manifest)
+    items = shard_items(manifest, ("pretrain",))
+    return [decoder({k: np.array([v]) for k, v in item.items()}) for item in items]
+
+
+def test_raw_images_arrive_unchanged_and_in_place_from_any_order(tmp_path: Path) -> None:
+    images = raw_images(8)
+    manifest = stored(tmp_path, [i.tobytes() for i in images], ImageInfo("raw", 6, 5))
+    batches = decoded(tmp_path, manifest)
+    for order in (batches, batches[::-1]):
+        found = feed.collect(order, load_config(None), manifest)
+        assert torch.equal(found.images_NCHW, torch.from_numpy(images).permute(0, 3, 1, 2))
+        assert found.sizes_N2.tolist() == [[6, 5]] * 8
+
+
+def test_photos_keep_their_aspect_on_the_canvas(tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    photos = [generator.integers(0, 256, (*s, 3), dtype=np.uint8) for s in SHAPES]
+    manifest = stored(tmp_path, [png_bytes(p) for p in photos], ImageInfo("original", None, None))
+    config = load_config(None, ["feed.canvas_px=32"])
+    found = feed.collect(decoded(tmp_path, manifest, "feed.canvas_px=32"), config, manifest)
+    assert found.sizes_N2.tolist() == [[8, 12], [32, 16], [16, 16], [16, 32]]
+    small = found.images_NCHW[0, :, :8, :12].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(small, photos[0])
+    assert not found.images_NCHW[0, :, 8:].any() and not found.images_NCHW[0, :, :, 12:].any()
+
+
+def test_a_row_that_is_missing_or_comes_twice_is_noticed(tmp_path: Path) -> None:
+    images = [i.tobytes() for i in raw_images(8)]
+    manifest = stored(tmp_path, images, ImageInfo("raw", 6, 5))
+    batches = decoded(tmp_path, manifest)
+    with pytest.raises(DataError, match="2 of 8 images did not arrive exactly once"):
+        feed.collect(batches[:-1], load_config(None), manifest)
+    with pytest.raises(DataError, match="3 of 8 images did not arrive exactly once"):
+        feed.collect([*batches, batches[0]], load_config(None), manifest)
+
+
+def test_photos_without_a_canvas_are_refused(tmp_path: Path) -> None:
+    photos = [png_bytes(raw_images(1)[0])]
+    manifest = stored(tmp_path, photos, ImageInfo("original", None, None))
+    with pytest.raises(ConfigError, match=r"set feed.canvas_px"):
+        feed.canvas_size(load_config(None), manifest)
+    with pytest.raises(DataError, match=r"set feed.canvas_px"):
+        decoded(tmp_path, manifest)
+
+
+def test_a_flipped_byte_stops_the_reading_by_name(tmp_path: Path) -> None:
+    images = [i.tobytes() for i in raw_images(8)]
+    manifest = stored(tmp_path, images, ImageInfo("raw", 6, 5))
+    file = tmp_path / "shards" / "pretrain-00001.parquet"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"pretrain-00001"):
+        decoded(tmp_path, manifest)
+
+
+def test_an_image_that_cannot_be_decoded_any_more_stops_by_name(tmp_path: Path) -> None:
+    whole = png_bytes(raw_images(1)[0])
+    manifest = stored(
+        tmp_path, [whole, whole[: len(whole) // 2]], ImageInfo("original", None, None)
+    )
+    with pytest.raises(DataError, match="sample image-1 passed ingest and cannot be decoded now"):
+        decoded(tmp_path, manifest, "feed.canvas_px=32", "ingest.min_side_px=1")
+
+
+def test_a_set_beyond_the_memory_limit_is_refused_with_both_sizes() -> None:
+    shard = ShardInfo("shards/pretrain-00000.parquet", 10_000_000, 1, hashlib.sha256().hexdigest())
+    manifest = manifest_of(ImageInfo("raw", 32, 32), [shard])
+    with pytest.raises(ConfigError, match=r"takes 28.6 GiB.*allows 2.0 GiB"):
+        feed.check_fits(load_config(None), manifest)
+    feed.check_fits(load_config(None, ["feed.cache_bytes=40000000000"]), manifest)
+
+
+def test_too_few_images_are_refused_with_what_would_do() -> None:
+    shard = ShardInfo("shards/pretrain-00000.parquet", 101, 1, hashlib.sha256().hexdigest())
+    manifest = manifest_of(ImageInfo("raw", 8, 8), [shard])
+    with pytest.raises(DataError, match="101 images do not fill one global batch of 128") as error:
+        feed.epoch_plan(load_config(None), manifest)
+    assert "train.global_batch=100 or less" in error.value.todo
+    assert feed.epoch_plan(load_config(None, ["train.global_batch=100"]), manifest).num_steps == 1

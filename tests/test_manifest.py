@@ -1,0 +1,151 @@
+"""Manifests: what was written comes back; altered, torn and unfit ones are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.manifest import (
+    ImageInfo,
+    Manifest,
+    RejectExample,
+    Rejects,
+    SetInfo,
+    canonical_hash,
+    read_manifest,
+    sealed,
+    verify_shards,
+    write_manifest,
+)
+from tests.test_shards import one_shard
+
+
+def some_manifest(root: Path) -> Manifest:
+    shards = tuple(one_shard(root, name=f"shards/pretrain-0000{n}.parquet") for n in range(2))
+    return sealed(
+        Manifest(
+            name="digits-01234567",
+            source={"kind": "digits"},
+            image=ImageInfo("raw", 2, 2),
+            class_names=("zero", "one", "two"),
+            sets={"pretrain": SetInfo(rows=6, class_counts=(2, 2, 2), shards=shards)},
+            fewshot=(("a/1.png",), ("c",)),
+            rejects=Rejects(1, {"empty": 1}, (RejectExample("x", "empty", "zero bytes"),)),
+            config={"data": {"source": "digits", "imbalance_ratio": 50.0, "num_max": None}},
+            hash="",
+        )
+    )
+
+
+def test_a_manifest_comes_back_and_has_the_promised_keys(tmp_path: Path) -> None:
+    manifest = some_manifest(tmp_path)
+    write_manifest(str(tmp_path), manifest)
+    assert read_manifest(str(tmp_path)) == manifest
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    assert set(content) == {
+        *("schema_version", "name", "source", "image", "class_names", "sets"),
+        *("fewshot", "rejects", "config", "hash"),
+    }
+    assert content["image"] == {"encoding": "raw", "height_px": 2, "width_px": 2, "channels": 3}
+    assert set(content["sets"]["pretrain"]["shards"][0]) == {"name", "rows", "bytes", "sha256"}
+    assert content["schema_version"] == 1
+
+
+def test_canonical_hash_ignores_order_and_itself_only() -> None:
+    assert canonical_hash({"a": 1, "b": 2, "hash": "x"}) == canonical_hash({"b": 2, "a": 1})
+    assert canonical_hash({"a": 1}) == hashlib.sha256(b'{"a":1}').hexdigest()
+    assert canonical_hash({"a": 1}) != canonical_hash({"a": 2})
+
+
+def _edit(root: Path, change: Callable[[dict[str, Any]], object], *, seal: bool = True) -> None:
+    file = root / "manifest.json"
+    content = json.loads(file.read_text())
+    change(content)
+    if seal:
+        content["hash"] = canonical_hash(content)
+    file.write_text(json.dumps(content))
+
+
+def _shard(content: dict[str, Any]) -> dict[str, Any]:
+    shard: dict[str, Any] = content["sets"]["pretrain"]["shards"][0]
+    return shard
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(schema_version=2), "schema version 2"),
+        (lambda c: c.update(schema_version=True), "schema version True"),
+        (lambda c: c.pop("schema_version"), "schema version None"),
+        (lambda c: c.update(extra=1), "malformed at extra"),
+        (lambda c: c.pop("fewshot"), "malformed at fewshot"),
+        (lambda c: _shard(c).update(rows="3"), "malformed at sets.pretrain.shards.0.rows"),
+        (lambda c: _shard(c).update(sha256="00"), "malformed"),
+        (lambda c: c["sets"].update(train=c["sets"].pop("pretrain")), "malformed"),
+        (lambda c: _shard(c).update(name="../../etc/passwd"), "leads outside"),
+        (lambda c: _shard(c).update(name="/etc/passwd"), "leads outside"),
+        (lambda c: _shard(c).update(name="other/x.parquet"), "outside shards/"),
+        (lambda c: _shard(c).update(rows=4), "rows of pretrain do not add up"),
+        (lambda c: c["sets"]["pretrain"].update(class_counts=[1, 2, 2]), "counts of pretrain"),
+        (lambda c: c["sets"]["pretrain"].update(class_counts=[3, 3]), "do not fit the class"),
+        (lambda c: c.update(class_names=None), "do not fit the class"),
+        (lambda c: c["image"].update(encoding="original"), "do not fit the encoding"),
+        (lambda c: _shard(c).update(name="shards/pretrain-00001.parquet"), "listed twice"),
+        (lambda c: c.update(sets={}), "no pretrain set"),
+    ],
+)
+def test_unfit_manifests_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    write_manifest(str(tmp_path), some_manifest(tmp_path))
+    _edit(tmp_path, lambda content: None)
+    read_manifest(str(tmp_path))  # control: sealed again without a change, it passes
+    _edit(tmp_path, change)
+    with pytest.raises(DataError, match=message) as caught:
+        read_manifest(str(tmp_path))
+    assert caught.value.todo
+
+
+def test_tampered_torn_and_missing_manifests(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no ingested data set"):
+        read_manifest(str(tmp_path))
+    write_manifest(str(tmp_path), some_manifest(tmp_path))
+    file = tmp_path / "manifest.json"
+    good = file.read_bytes()
+    _edit(tmp_path, lambda content: content.update(name="other"), seal=False)
+    with pytest.raises(DataError, match="altered"):
+        read_manifest(str(tmp_path))
+    for torn in (good[: len(good) // 2], b"", b"\xff", b"[" * 100_000):
+        file.write_bytes(torn)
+        with pytest.raises(DataError, match="torn"):
+            read_manifest(str(tmp_path))
+    for other in (b"[]", b"3"):
+        file.write_bytes(other)
+        with pytest.raises(DataError, match="not a JSON object"):
+            read_manifest(str(tmp_path))
+    file.write_bytes(good.replace(b"50.0", b"NaN"))
+    with pytest.raises(DataError, match="strict JSON"):
+        read_manifest(str(tmp_path))
+
+
+def test_missing_extra_and_short_shards_are_refused(tmp_path: Path) -> None:
+    manifest = some_manifest(tmp_path)
+    verify_shards(str(tmp_path), manifest)
+    first, second = (tmp_path / shard.name for shard in manifest.shards())
+    content = second.read_bytes()
+    second.unlink()
+    with pytest.raises(DataError, match="1 shards missing: shards/pretrain-00001"):
+        verify_shards(str(tmp_path), manifest)
+    second.write_bytes(content[:-1])
+    with pytest.raises(DataError, match="wrong size: shards/pretrain-00001"):
+        verify_shards(str(tmp_path), manifest)
+    second.write_bytes(content)
+    (first.parent / "pretrain-00002.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match="1 shards extra: shards/pretrain-00002"):
+        verify_shards(str(tmp_path), manifest)

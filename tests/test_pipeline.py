@@ -1,0 +1,218 @@
+"""The whole path for real: ingest, train on two Ray workers, evaluate, report, kill, resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torchvision.models.resnet import BasicBlock
+
+from pipeline.metrics import read_metrics
+from sdclr.backbone import build_backbone
+from tests.conftest import REPO
+
+pytestmark = pytest.mark.ray
+
+TINY = (
+    "train.epochs=4",
+    "train.checkpoint_every_epochs=1",
+    "train.log_every_steps=1",
+    "evaluate.fewshot_draws=2",
+    "evaluate.cv_folds=2",
+)
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`python pipeline/run.py WORDS` in `folder`, joining the tests' cluster."""
+    return subprocess.run(
+        [sys.executable, str(REPO / "pipeline" / "run.py"), *words],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def environment() -> dict[str, str]:
+    import ray
+
+    return {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+
+def only_run(folder: Path) -> Path:
+    (found,) = (folder / "runs").iterdir()
+    return found
+
+
+def digest(run_folder: Path, method: str) -> str:
+    file = run_folder / "models" / method / "backbone.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def steps(run_folder: Path) -> list[tuple[str, int, float]]:
+    rows = read_metrics(str(run_folder), kind="step")
+    return [(row["method"], row["step"], row["loss"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    result = run(folder, *TINY)
+    assert result.returncode == 0, result.stderr
+    return only_run(folder), result
+
+
+Unbroken = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+def test_one_command_leaves_a_complete_record(unbroken: Unbroken) -> None:
+    folder, _ = unbroken
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "complete" and record["error"] is None
+    assert {"ingest", "train", "evaluate"} <= record["timings_s"].keys()
+    manifest = json.loads((Path(record["data"]["uri"]) / "manifest.json").read_text())
+    assert record["data"]["manifest_hash"] == manifest["hash"]
+    assert folder.name == f"demo-{record['config_hash'][:8]}"
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "evaluation.json",
+        "forgotten.json",
+        "report.html",
+    ):
+        assert (folder / name).stat().st_size > 0, name
+
+
+def test_the_console_shows_the_table_and_where_everything_is(unbroken: Unbroken) -> None:
+    folder, result = unbroken
+    for word in ("Many", "Medium", "Few", "STD", "All", "cached-linear", "cached-fewshot"):
+        assert word in result.stdout
+    for place in ("report.html", "checkpoints", "backbone.safetensors", "next:"):
+        assert place in result.stdout
+    rows = [line.split() for line in result.stdout.splitlines() if line.startswith("cached-linear")]
+    assert [row[1] for row in rows] == ["sdclr", "simclr", "untrained"]
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    for row, model in zip(rows, evaluation["models"], strict=True):
+        linear = next(s for s in model["scores"] if s["protocol"] == "cached-linear")
+        assert float(row[6]) == pytest.approx(100 * linear["all"], abs=0.051)
+
+
+def test_metrics_cover_every_step_of_both_methods(unbroken: Unbroken) -> None:
+    folder, _ = unbroken
+    rows = steps(folder)
+    for method in ("sdclr", "simclr"):
+        mine = [step for name, step, _ in rows if name == method]
+        assert mine == list(range(1, mine[-1] + 1)) and len(mine) == 4 * 3
+    masks = read_metrics(str(folder), kind="mask")
+    assert [m["epoch"] for m in masks] == [0, 1, 2, 3]
+    assert all(0 < kept <= 1 for m in masks for kept in m["kept_frac"].values())
+
+
+def test_the_exported_backbone_loads_and_is_the_trained_one(unbroken: Unbroken) -> None:
+    folder, _ = unbroken
+    tensors = load_file(folder / "models" / "sdclr" / "backbone.safetensors")
+    backbone, _ = build_backbone("resnet8", stem="cifar", seed=0)
+    fresh = {n: t.clone() for n, t in backbone.state_dict().items()}
+    backbone.load_state_dict(tensors, strict=True)
+    assert isinstance(backbone.layer1[0], BasicBlock)  # type: ignore[index, union-attr]
+    assert not torch.equal(tensors["conv1.weight"], fresh["conv1.weight"])
+    assert digest(folder, "sdclr") != digest(folder, "simclr")
+
+
+def test_pruning_forgets_some_images_more_than_others(unbroken: Unbroken) -> None:
+    folder, _ = unbroken
+    forgotten = json.loads((folder / "forgotten.json").read_text())
+    most, least = ([entry["score"] for entry in forgotten[k]] for k in ("most", "least"))
+    assert most == sorted(most, reverse=True) and least == sorted(least)
+    assert min(most) > max(least) and forgotten["scored"] == 391
+    assert all(entry["png_base64"].startswith("iVBOR") for entry in forgotten["most"])
+
+
+def test_a_second_run_is_numbered_and_evaluate_and_report_go_on_with_the_newest(
+    unbroken: Unbroken,
+) -> None:
+    folder, _ = unbroken
+    before = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").unlink()
+    (folder / "report.html").unlink()
+    result = run(folder.parent.parent, "evaluate", *TINY)
+    assert result.returncode == 0, result.stderr
+    after = json.loads((folder / "evaluation.json").read_text())
+    np.testing.assert_equal(after, before)
+    assert run(folder.parent.parent, "report", "--resume", str(folder)).returncode == 0
+    assert (folder / "report.html").exists()
+
+
+def wait_for(condition: Any, process: subprocess.Popen[bytes], deadline_s: float = 120) -> None:
+    end_s = time.monotonic() + deadline_s
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < end_s, "nothing to kill within the deadline"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def killed(
+    unbroken: Unbroken, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Path]]:
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, str(REPO / "pipeline" / "run.py"), *TINY]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    commits = "runs/*/models/sdclr/checkpoints/*/commit.json"
+    wait_for(lambda: list(folder.glob(commits)), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    yield folder, only_run(folder)
+
+
+def test_killed_in_training_and_resumed_equals_the_unbroken_run(
+    unbroken: Unbroken, killed: tuple[Path, Path]
+) -> None:
+    whole, _ = unbroken
+    folder, broken = killed
+    assert json.loads((broken / "run.json").read_text())["status"] == "running"
+    assert not (broken / "models" / "simclr" / "backbone.safetensors").exists()
+    result = run(folder, "--resume", str(broken))
+    assert result.returncode == 0, result.stderr
+    assert steps(broken) == steps(whole)
+    for method in ("sdclr", "simclr"):
+        assert digest(broken, method) == digest(whole, method)
+    scores = [json.loads((f / "evaluation.json").read_text()) for f in (broken, whole)]
+    np.testing.assert_equal(scores[0], scores[1])
+
+
+def test_resume_with_another_configuration_is_refused_by_key(killed: tuple[Path, Path]) -> None:
+    folder, broken = killed
+    result = run(folder, "--resume", str(broken), "train.lr=0.3")
+    assert result.returncode == 2
+    assert "train.lr: 0.5 -> 0.3" in result.stderr
+
+
+def test_sigterm_ends_with_143_and_the_record_says_so(ray_cluster: None, tmp_path: Path) -> None:
+    command = [sys.executable, str(REPO / "pipeline" / "run.py"), *TINY]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_for(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")), process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    record = json.loads((only_run(tmp_path) / "run.json").read_text())
+    assert (record["status"], record["error"]["exit_code"]) == ("failed", 143)

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import provenance
+from pipeline.errors import ConfigError, DataError, TrainingError
+from pipeline.metrics import read_metrics, truncate_metrics
+from pipeline.record import RunRecord, describe, read_json
+
+SECRET = "hunter2-Zq81"
+STEP: dict[str, Any] = {
+    "kind": "step", "stage": "train", "method": "sdclr", "seed": 0, "epoch": 0, "step": 1,
+    "num_steps": 9, "loss": 4.2, "lr": 0.1, "temperature": 0.2, "grad_norm": 1.0,
+    "images_per_s": 10.0, "data_wait_frac": 0.0, "time_s": 1.0,
+}  # fmt: skip
+MASK: dict[str, Any] = {
+    "kind": "mask", "stage": "train", "method": "sdclr", "epoch": 0, "step": 0,
+    "prune_ratio": 0.9, "kept_frac": {"conv1.weight": 0.5}, "time_s": 1.0,
+}  # fmt: skip
+
+
+def new_record(folder: Path, **more: Any) -> RunRecord:
+    return RunRecord.create(str(folder), name="demo", config_hash="ab", seed=3, **more)
+
+
+def write_rows(folder: Path, *rows: dict[str, Any] | str) -> None:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_record_has_the_fields_of_its_schema(tmp_path: Path) -> None:
+    new_record(tmp_path)
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content["schema_version"] == 1 and content["status"] == "running"
+    assert {"run", "config_hash", "command", "seed", "started_utc", "data", "timings_s"} <= set(
+        content
+    )
+    assert {"python", "torch", "torchvision", "ray", "pyarrow", "sdclr"} <= set(content["versions"])
+    assert set(content["hardware"]) == {"platform", "cpu_count", "memory_bytes", "gpus"}
+    assert set(content["git"]) == {"commit", "dirty"}
+    assert content["started_utc"].endswith("+00:00")
+
+
+def test_create_refuses_an_existing_run(tmp_path: Path) -> None:
+    new_record(tmp_path)
+    with pytest.raises(ConfigError, match="exists already") as caught:
+        new_record(tmp_path)
+    assert "--resume" in caught.value.todo
+
+
+def test_status_goes_from_running_to_an_end_and_back_only_by_resume(tmp_path: Path) -> None:
+    record = new_record(tmp_path)
+    record.fail(TrainingError("The loss is not finite", where="step 12", todo="lower train.lr"))
+    content = RunRecord.open(str(tmp_path)).content
+    assert content["status"] == "failed"
+    assert content["error"] == {
+        "what": "The loss is not finite", "where": "step 12", "todo": "lower train.lr",
+        "exit_code": 6,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="resume it first"):
+        record.complete()
+    record.resume(["run.py", "--resume", "x"])
+    record.complete()
+    content = RunRecord.open(str(tmp_path)).content
+    assert content["status"] == "complete" and content["error"] is None
+    assert content["resumes"][0]["command"] == "run.py --resume x"
+
+
+def test_stage_adds_up_seconds_and_logs_start_and_end(tmp_path: Path) -> None:
+    record = new_record(tmp_path)
+    for _ in range(2):
+        with record.stage("train"):
+            pass
+    with pytest.raises(RuntimeError), record.stage("mine"):
+        raise RuntimeError
+    events = [(row["stage"], row["event"]) for row in read_metrics(str(tmp_path), kind="stage")]
+    assert events == [("train", "start"), ("train", "end")] * 2 + [
+        ("mine", "start"),
+        ("mine", "end"),
+    ]
+    assert set(record.content["timings_s"]) == {"train", "mine"}
+
+
+def test_content_is_a_copy(tmp_path: Path) -> None:
+    record = new_record(tmp_path)
+    record.content["timings_s"]["train"] = 1.0
+    assert record.content["timings_s"] == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143), (OSError("no"), 1)]
+)
+def test_any_exception_gets_an_exit_code(error: BaseException, code: int) -> None:
+    assert describe(error)["exit_code"] == code
+
+
+def test_broken_records_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="missing"):
+        RunRecord.open(str(tmp_path))
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(DataError, match="not JSON") as caught:
+        RunRecord.open(str(tmp_path))
+    assert caught.value.where.endswith("run.json")
+    (tmp_path / "run.json").write_text('{"schema_version": 2}')
+    with pytest.raises(DataError, match="schema_version 1"):
+        read_json(str(tmp_path / "run.json"))
+
+
+# --- secrets
+
+
+def record_text(folder: Path) -> str:
+    record = new_record(folder, argv=["run.py", f"s3.x={SECRET}", f"s3://me:{SECRET}@host/b"])
+    record.fail(DataError(f"denied for {SECRET}", where=f"https://u:{SECRET}@h/p", todo=SECRET))
+    return (folder / "run.json").read_text()
+
+
+def test_secrets_are_not_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    text = record_text(tmp_path)
+    assert SECRET not in text and "***" in text
+
+
+def test_the_search_for_secrets_can_find_one(tmp_path: Path) -> None:
+    assert SECRET in record_text(tmp_path)  # not in the environment, so nobody knows it is one
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("s3://key:pass@host/b", "s3://***@host/b"),
+        ("see https://host/a@b and me@host", "see https://host/a@b and me@host"),
+        ("aws_secret_access_key=abcd x", "aws_secret_access_key=*** x"),
+        ("password: abcd", "password: ***"),
+        ("https://h/?X-Amz-Signature=12ab&y=1", "https://h/?X-Amz-Signature=***&y=1"),
+        ("lr=0.5 prune_ratio: 0.9", "lr=0.5 prune_ratio: 0.9"),
+    ],
+)
+def test_redact_knows_urls_and_assignments(text: str, expected: str) -> None:
+    assert provenance.redact(text, {}) == expected
+
+
+def test_redact_masks_the_longer_of_two_nested_secrets_and_the_quoted_form() -> None:
+    env = {"A_TOKEN": "abcd", "B_TOKEN": "abcd/efgh", "PATH": "/usr/bin", "TOKENIZERS": "false"}
+    assert (
+        provenance.redact("abcd/efgh abcd%2Fefgh /usr/bin false", env) == "*** *** /usr/bin false"
+    )
+    tree = {"a": ["abcd", 1, None, {"b": "xabcdx"}]}
+    assert provenance.redact_tree(tree, env) == {"a": ["***", 1, None, {"b": "x***x"}]}
+
+
+# --- provenance
+
+
+def run_git(folder: Path, *words: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
+
+
+def test_git_state_of_a_checkout_and_of_a_plain_folder(tmp_path: Path) -> None:
+    assert provenance.git_state(tmp_path) == {"commit": None, "dirty": None}
+    run_git(tmp_path, "init", "-q")
+    run_git(tmp_path, "commit", "-q", "--allow-empty", "-m", "x")
+    clean = provenance.git_state(tmp_path)
+    assert len(clean["commit"]) == 40 and clean["dirty"] is False
+    (tmp_path / "new.py").write_text("")
+    assert provenance.git_state(tmp_path) == {**clean, "dirty": True}
+    inner = tmp_path / "site-packages"
+    inner.mkdir()
+    assert provenance.git_state(inner)["commit"] is None  # somebody else's repository
+
+
+def test_record_and_report_start_without_torch() -> None:
+    code = "import sys, pipeline.record, pipeline.console, pipeline.report; "
+    code += "print('torch' in sys.modules, 'ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+# --- metrics
+
+
+def test_no_file_means_no_rows(tmp_path: Path) -> None:
+    assert read_metrics(str(tmp_path)) == []
+    assert truncate_metrics(str(tmp_path), "sdclr", 0) == 0
+
+
+def test_rows_come_back_in_order_and_filtered(tmp_path: Path) -> None:
+    rows = [MASK, STEP, {**STEP, "step": 2}, {**STEP, "method": "simclr"}, {"kind": "other"}]
+    write_rows(tmp_path, *rows)
+    assert read_metrics(str(tmp_path)) == rows
+    assert read_metrics(str(tmp_path), kind="step", method="simclr") == [rows[3]]
+
+
+def test_a_diverged_loss_may_be_null(tmp_path: Path) -> None:
+    write_rows(tmp_path, {**STEP, "loss": None, "grad_norm": None})
+    assert read_metrics(str(tmp_path))[0]["loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("loss", "4.2"), ("loss", True), ("lr", None), ("step", 1.5), ("lr", float("nan")),
+     ("method", 3)],
+)  # fmt: skip
+def test_a_wrong_type_is_refused_with_its_line(tmp_path: Path, key: str, value: object) -> None:
+    write_rows(tmp_path, MASK, {**STEP, key: value})
+    with pytest.raises(DataError, match=key) as caught:
+        read_metrics(str(tmp_path))
+    assert caught.value.where.endswith("line 2")
+
+
+@pytest.mark.parametrize("key", sorted(STEP.keys() - {"kind"}))
+def test_a_missing_key_is_refused(tmp_path: Path, key: str) -> None:
+    write_rows(tmp_path, {k: v for k, v in STEP.items() if k != key})
+    with pytest.raises(DataError, match=key):
+        read_metrics(str(tmp_path))
+
+
+def test_steps_rise_per_method_and_seed(tmp_path: Path) -> None:
+    write_rows(tmp_path, STEP, {**STEP, "seed": 1}, {**STEP, "method": "simclr"})
+    assert len(read_metrics(str(tmp_path))) == 3
+    write_rows(tmp_path, STEP, {**STEP, "step": 2}, {**STEP, "step": 2})
+    with pytest.raises(DataError, match="does not rise") as caught:
+        read_metrics(str(tmp_path))
+    assert caught.value.where.endswith("line 3")
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 6))
+def test_a_torn_last_line_is_skipped_and_a_torn_middle_line_is_not(
+    tmp_path: Path, cut: int
+) -> None:
+    file = tmp_path / "metrics.jsonl"
+    line = json.dumps({**STEP, "step": 2}).encode()
+    whole = json.dumps(STEP).encode() + b"\n" + line[:cut]
+    file.write_bytes(whole)
+    assert read_metrics(str(tmp_path)) == [STEP]
+    file.write_bytes(whole + b"\n" + json.dumps({**STEP, "step": 3}).encode() + b"\n")
+    with pytest.raises(DataError, match="torn") as caught:
+        read_metrics(str(tmp_path))
+    assert caught.value.where.endswith("line 2")
+
+
+def test_truncate_drops_later_rows_of_one_method_and_a_torn_tail(tmp_path: Path) -> None:
+    stage = {"kind": "stage", "stage": "train", "event": "start", "wall_s": 0.0, "time_s": 1.0}
+    later = {**STEP, "step": 5}
+    other = {**later, "method": "simclr"}
+    write_rows(tmp_path, stage, MASK, STEP, {**MASK, "step": 4, "epoch": 1}, later, other, '{"ki')
+    before = (tmp_path / "metrics.jsonl").read_bytes().split(b"\n")
+    assert truncate_metrics(str(tmp_path), "sdclr", 1) == 3
+    assert read_metrics(str(tmp_path)) == [stage, MASK, STEP, other]
+    after = (tmp_path / "metrics.jsonl").read_bytes().split(b"\n")
+    assert set(after) <= set(before)  # kept lines keep their bytes
+    assert truncate_metrics(str(tmp_path), "sdclr", 1) == 0

@@ -1,0 +1,175 @@
+"""Digits and folders: who is in which set, the same every time, and clear refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import Data
+from pipeline.errors import ConfigError, DataError
+from pipeline.sources import ImageIndex, index_source
+
+
+def ids(index: ImageIndex, name: str) -> list[str]:
+    return [entry.id for entry in index.sets[name]]
+
+
+# --- digits ---
+
+
+def test_digits_sets_and_pixels() -> None:
+    index = index_source(Data())
+    assert list(index.sets) == ["pretrain", "probe", "test"]
+    assert index.class_counts("test") == [40] * 10
+    pretrain, probe, test = (set(ids(index, name)) for name in index.sets)
+    assert pretrain < probe and not probe & test and len(probe | test) == 1797
+    counts = sorted(index.class_counts("pretrain") or [], reverse=True)
+    assert counts[0] >= 130 and counts[0] // counts[-1] in range(45, 75) and counts[-1] >= 1
+    assert index.pixels is not None and index.pixels.shape == (1797, 16, 16, 3)
+    assert index.pixels.dtype == np.uint8 and index.pixels.min() == 0 and index.pixels.max() == 255
+    assert (index.pixels[:, ::2, ::2] == index.pixels[:, 1::2, 1::2]).all()
+    assert index.source["kind"] == "digits" and index.class_names == tuple("0123456789")
+    assert all(entry.num_bytes == 768 for entry in index.sets["test"])
+
+
+def test_digits_are_the_same_every_time_and_the_seed_matters() -> None:
+    first, again = index_source(Data()), index_source(Data())
+    assert first.sets == again.sets
+    other = index_source(Data(split_seed=1))
+    assert set(ids(first, "test")) != set(ids(other, "test"))
+    assert ids(first, "pretrain") != sorted(ids(first, "pretrain"))  # rows are shuffled
+
+
+def test_digits_profiles_and_counts() -> None:
+    everything = index_source(Data(imbalance_ratio=None, num_test_per_class=10))
+    assert everything.class_counts("test") == [10] * 10
+    assert set(ids(everything, "pretrain")) == set(ids(everything, "probe"))
+    balanced = index_source(Data(imbalance_ratio=1.0, num_max=20))
+    assert balanced.class_counts("pretrain") == [20] * 10
+    pareto = index_source(Data(profile="pareto", num_max=100, imbalance_ratio=20.0))
+    counts = sorted(pareto.class_counts("pretrain") or [])
+    assert counts[0] == 5 and counts[-1] == 100
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        Data(num_max=1000),
+        Data(imbalance_ratio=1e6),
+        Data(num_max=10, imbalance_ratio=50.0),
+        Data(num_test_per_class=174),
+    ],
+)
+def test_impossible_splits_are_refused_in_words(data: Data) -> None:
+    with pytest.raises(DataError) as caught:
+        index_source(data)
+    assert "data." in caught.value.where and caught.value.todo
+
+
+def test_index_lists_apply_to_cifar_only() -> None:
+    with pytest.raises(ConfigError, match="index lists do not apply"):
+        index_source(Data(pretrain_index="x.npy"))
+
+
+# --- folders ---
+
+
+def make_folder(root: Path, names: list[str]) -> Path:
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
+            kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+            image = Image.new("RGB", (16, 16), (number % 256, 0, 0))
+            image.save(path, kind[path.suffix.lower()])
+        else:
+            path.write_bytes(b"other")
+    return root
+
+
+def folder_data(root: Path, **keys: Any) -> Data:
+    return Data(source="folder", path=str(root), **{"imbalance_ratio": None, **keys})
+
+
+def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
+    names = ["b.JPG", "a.png", "c.webp", "d.jpeg"]
+    make_folder(tmp_path, [*names, "notes.txt", ".hidden.png", ".cache/x.png"])
+    index = index_source(folder_data(tmp_path))
+    assert sorted(ids(index, "pretrain")) == sorted(names) and list(index.sets) == ["pretrain"]
+    assert index.class_names is None and index.class_counts("pretrain") is None
+    entry = index.sets["pretrain"][0]
+    assert entry.label is None and entry.locator == entry.id
+    assert entry.num_bytes == (tmp_path / entry.id).stat().st_size
+
+
+def classes(*counts: int) -> list[str]:
+    return [f"c{label}/{n:03d}.png" for label, count in enumerate(counts) for n in range(count)]
+
+
+def test_one_folder_per_class_is_labelled(tmp_path: Path) -> None:
+    make_folder(tmp_path, [*classes(5, 8, 3), "c1/deeper/still.png"])
+    index = index_source(folder_data(tmp_path, num_test_per_class=2))
+    assert index.class_names == ("c0", "c1", "c2")
+    assert index.class_counts("test") == [2, 2, 2]
+    assert index.class_counts("probe") == [3, 7, 1]
+    assert set(ids(index, "pretrain")) == set(ids(index, "probe"))
+    assert not set(ids(index, "probe")) & set(ids(index, "test"))
+    for entry in index.sets["probe"]:
+        assert entry.id.startswith(f"c{entry.label}/")
+    assert index_source(folder_data(tmp_path, num_test_per_class=2)).sets == index.sets
+    assert "test" not in index_source(folder_data(tmp_path)).sets
+
+
+def test_a_long_tail_of_a_folder(tmp_path: Path) -> None:
+    make_folder(tmp_path, classes(8, 8, 8))
+    index = index_source(folder_data(tmp_path, imbalance_ratio=4.0))
+    assert sorted(index.class_counts("pretrain") or []) == [2, 4, 8]
+    assert index.class_counts("probe") == [8, 8, 8]
+
+
+def test_labelled_may_be_said_instead_of_guessed(tmp_path: Path) -> None:
+    make_folder(tmp_path / "many", classes(2, 2))
+    index = index_source(folder_data(tmp_path / "many", labelled=False))
+    assert index.class_names is None and len(index.sets["pretrain"]) == 4
+    make_folder(tmp_path / "one", classes(3))
+    assert index_source(folder_data(tmp_path / "one")).class_names is None
+    assert index_source(folder_data(tmp_path / "one", labelled=True)).class_names == ("c0",)
+
+
+def test_unfit_folders_are_refused_in_words(tmp_path: Path) -> None:
+    make_folder(tmp_path / "text", ["notes.txt"])
+    make_folder(tmp_path / "mixed", ["a.png", *classes(2, 2)])
+    make_folder(tmp_path / "flat", ["a.png"])
+    (tmp_path / "empty").mkdir()
+    for name, keys, message in (
+        ("none", {}, "does not exist"),
+        ("empty", {}, "does not exist or is empty"),
+        ("text", {}, "holds no images"),
+        ("mixed", {}, "mixed: 1 images beside 2 class folders"),
+        ("mixed", {"labelled": True}, "mixed"),
+        ("flat", {"labelled": True}, "no class folders"),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            index_source(folder_data(tmp_path / name, **keys))
+        assert caught.value.where == str(tmp_path / name) and caught.value.todo
+    with pytest.raises(ConfigError, match="no test set"):
+        index_source(folder_data(tmp_path / "flat", num_test_per_class=2))
+    (tmp_path / "flat" / "line\nbreak.png").write_bytes(b"")
+    with pytest.raises(DataError, match="not plain text"):
+        index_source(folder_data(tmp_path / "flat"))
+
+
+def test_a_folder_on_s3(s3: Any) -> None:
+    s3.buckets["bucket"] = {f"photos/{name}": b"." for name in ("a.png", "x/b.jpg", "n.txt")}
+    data = Data(source="folder", path="s3://bucket/photos", labelled=False)
+    assert sorted(ids(index_source(data), "pretrain")) == ["a.png", "x/b.jpg"]
+
+
+def test_counts_without_labels() -> None:
+    index = index_source(Data())
+    assert replace(index, class_names=None).class_counts("probe") is None

@@ -1,0 +1,82 @@
+"""Splits: seeded, disjoint, and index lists that are checked before use."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.splits import hold_out, read_index, row_order
+
+
+def test_hold_out_takes_the_same_number_of_each() -> None:
+    labels = np.array([0] * 10 + [1] * 5 + [2] * 7)
+    chosen = hold_out(labels, num_per_class=3, class_names="abc", seed=0)
+    assert np.bincount(labels[chosen]).tolist() == [3, 3, 3]
+    assert (np.diff(chosen) > 0).all()
+    with pytest.raises(DataError, match="class 'b' has 5 images"):
+        hold_out(labels, num_per_class=5, class_names="abc", seed=0)
+
+
+def test_row_order_is_a_permutation_of_its_own_for_each_set() -> None:
+    rows = np.arange(100)
+    first = row_order(rows, set_name="probe", seed=0)
+    assert sorted(first) == list(range(100)) and first.tolist() != rows.tolist()
+    assert first.tolist() == row_order(rows, set_name="probe", seed=0).tolist()
+    for other in (
+        row_order(rows, set_name="test", seed=0),
+        row_order(rows, set_name="probe", seed=1),
+    ):
+        assert other.tolist() != first.tolist()
+
+
+def write_list(path: Path, values: list[int]) -> str:
+    if path.suffix == ".npy":
+        np.save(path, np.array(values))
+    elif path.suffix == ".txt":
+        path.write_text("".join(f"{value}\n" for value in values))
+    else:
+        path.write_text(json.dumps(values))
+    return str(path)
+
+
+@pytest.mark.parametrize("ending", ["npy", "txt", "json"])
+def test_index_lists_of_every_kind(tmp_path: Path, ending: str) -> None:
+    uri = write_list(tmp_path / f"list.{ending}", [7, 0, 3])
+    assert read_index(uri, key="val_index", num_images=8).tolist() == [7, 0, 3]
+    for values, message in (
+        ([8], "images are 0..7"),
+        ([-1], "images are 0..7"),
+        ([1, 2, 1], "names 1 images twice"),
+        ([], "not a list of integers"),
+    ):
+        uri = write_list(tmp_path / f"list.{ending}", values)
+        with pytest.raises(DataError, match=message) as caught:
+            read_index(uri, key="val_index", num_images=8)
+        assert "val_index" in caught.value.what and caught.value.where == uri
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.txt", b"1\ntwo\n"),
+        ("x.txt", b"1.5\n"),
+        ("x.json", b"[1, 2"),
+        ("x.json", b"[[1], [2]]"),
+        ("x.json", b"[1.0, 2.0]"),
+        ("x.json", b"[true]"),
+        ("x.json", b'{"a": 1}'),
+        ("x.npy", b""),
+        ("x.npy", b"\x93NUMPY"),
+        ("x.npy", pickle.dumps([1, 2])),
+        ("x.csv", b"1,2"),
+    ],
+)
+def test_broken_index_lists_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="index list"):
+        read_index(str(tmp_path / name), key="val_index", num_images=8)

@@ -1,0 +1,75 @@
+"""The shipped configurations: they load, and they are the published recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config
+from pipeline.config_file import changed_keys, load_config
+from pipeline.strict_yaml import read
+
+RECIPES = Path(__file__).parents[1] / "tune_configs"
+
+
+def recipe(name: str, *overrides: str) -> Config:
+    return load_config(str(RECIPES / f"{name}.yaml"), overrides)
+
+
+def test_demo_file_is_the_schema_default_and_shows_every_key() -> None:
+    assert recipe("demo") == Config()
+    document = read((RECIPES / "demo.yaml").read_text())[0]
+    presets = document.pop("presets")
+    assert document.pop("preset") == "fair" and list(document) == list(Config.model_fields)
+    for section, values in Config().model_dump().items():
+        shown = {*document[section], *presets["fair"].get(section, {})}
+        assert shown == set(values), section
+    assert recipe("demo", "preset=official") != Config()
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*_lt.yaml")) + [RECIPES / "demo.yaml"])
+def test_presets_of_the_recipes(path: Path) -> None:
+    fair, official = load_config(str(path)), load_config(str(path), ["preset=official"])
+    assert load_config(str(path), ["preset=fair"]) == fair
+    assert changed_keys(fair, official) == [
+        "sdclr.head_depth: 2 -> 3", "train.drop_last: true -> false"
+    ]  # fmt: skip
+    assert fair.simclr.head_depth == official.simclr.head_depth == 2
+    text = path.read_text()
+    assert text.startswith("#") and f"--config tune_configs/{path.name}" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(("name", "num_max"), [("cifar10", 4500), ("cifar100", 450)])
+def test_cifar_recipes_are_the_published_ones(name: str, num_max: int) -> None:
+    config = recipe(f"{name}_lt")
+    assert config.data.source == name and config.data.path == f"datasets/{name}"
+    assert (config.data.imbalance_ratio, config.data.num_max) == (100, num_max)
+    assert (config.model.backbone, config.model.stem) == ("resnet18", "cifar")
+    assert (config.sdclr.prune_ratio, config.sdclr.temperature) == (0.9, 0.2)
+    assert config.simclr.temperature == 0.2
+    train, augment = config.train, config.augment
+    assert (train.epochs, train.global_batch, train.lr) == (2000, 512, 0.5)
+    assert (train.momentum, train.weight_decay) == (0.9, 1e-4)
+    assert (train.warmup_epochs, train.final_lr) == (10, 1e-6)
+    assert (augment.crop_scale_min, augment.crop_scale_max, augment.hflip_prob) == (0.1, 1, 0.5)
+    assert (augment.crop_ratio_min, augment.crop_ratio_max) == (3 / 4, 4 / 3)
+    assert (augment.brightness, augment.contrast, augment.saturation) == (0.4, 0.4, 0.4)
+    assert (augment.hue, augment.jitter_prob, augment.gray_prob) == (0.1, 0.8, 0.2)
+    assert augment.blur_prob == 0
+
+
+def test_imagenet_recipe_is_the_published_one() -> None:
+    config = recipe("imagenet100_lt")
+    assert config.data.source == "folder" and config.data.path == "datasets/imagenet100"
+    assert (config.model.backbone, config.model.stem) == ("resnet50", "imagenet")
+    assert (config.sdclr.prune_ratio, config.sdclr.temperature) == (0.3, 0.3)
+    assert config.simclr.temperature == 0.2
+    assert (config.train.epochs, config.train.global_batch, config.train.lr) == (500, 256, 0.5)
+    augment = config.augment
+    assert (augment.crop_px, augment.crop_scale_min, augment.hflip_prob) == (224, 0.08, 0.5)
+    assert (augment.brightness, augment.hue, augment.gray_prob) == (0.4, 0.1, 0.2)
+    assert (augment.blur_prob, augment.blur_sigma_min, augment.blur_sigma_max) == (0.5, 0.1, 2)
+    assert (config.feed.canvas_px, config.evaluate.resize_px) == (384, 256)
+    assert config.evaluate.groups == "threshold" and config.data.profile == "pareto"
