@@ -77,7 +77,7 @@ def parse(argv: Sequence[str]) -> Command:
     parser.add_argument("--help-keys", action="store_true", help="list every configuration key")
     args = parser.parse_intermixed_args(list(argv))
     if args.help_keys:
-        from pipeline.config_file import describe_keys
+        from pipeline.config.file import describe_keys
 
         sys.stdout.write(describe_keys() + "\n")
         sys.exit(0)

@@ -19,10 +19,10 @@ from pipeline import storage
 from pipeline.checkpoint import Found, checkpoints_uri, latest
 from pipeline.cluster import Cluster
 from pipeline.config import Config
+from pipeline.dataset.manifest import Manifest
 from pipeline.errors import CheckpointError, DataError
 from pipeline.features import UNTRAINED, SetFeatures, extract
 from pipeline.forgotten import forgotten_images
-from pipeline.manifest import Manifest
 from sdclr.longtail import (
     Groups,
     fewshot_draws,

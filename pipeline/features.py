@@ -21,8 +21,8 @@ from torch import Tensor
 from pipeline import checkpoint, feed, models
 from pipeline.cluster import Cluster
 from pipeline.config import Config
+from pipeline.dataset.manifest import Manifest
 from pipeline.errors import DataError
-from pipeline.manifest import Manifest
 from sdclr import SimCLR, Twin, centre_view
 from sdclr.health import disagreement
 
@@ -173,6 +173,7 @@ def extract(
     num_rows = {str(name): info.rows for name, info in manifest.sets.items()}
     total = sum(num_rows[name] for name in set_names)
     done = 0
+    progress(done, total)
     for batch in extracted.iter_batches(batch_size=None, batch_format="numpy"):
         parts[str(batch["set"][0])].append(batch)
         done += len(batch["row"])

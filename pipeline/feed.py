@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from pipeline.config import Config
-from pipeline.decoding import ShardDecoder, shard_items
+from pipeline.dataset.decoding import ShardDecoder, shard_items
+from pipeline.dataset.image import ImageLimits
+from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ConfigError, DataError
-from pipeline.image import ImageLimits
-from pipeline.manifest import Manifest
 from sdclr import EpochPlan, ImageSet
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Config
+from pipeline.dataset.image import png_bytes
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.shards import read_shard
 from pipeline.features import SetFeatures
 from pipeline.feed import decoder
-from pipeline.image import png_bytes
-from pipeline.manifest import Manifest
-from pipeline.shards import read_shard
 from sdclr.longtail import Groups
 
 _NUM_SHOWN = 24

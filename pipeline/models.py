@@ -11,8 +11,8 @@ from torch import nn
 
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.dataset.manifest import Manifest
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.manifest import Manifest
 from sdclr import AugmentRecipe, Network, PruneRule, Recipe, SimCLR, TrainState, Twin, build_network
 from sdclr.twin import IMAGENET_MEAN, IMAGENET_STD
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pipeline.command_line import Command
 from pipeline.config import Config
-from pipeline.config_file import changed_keys
+from pipeline.config.file import changed_keys
 from pipeline.console import Console
-from pipeline.ingest import DryRun, dry_run
+from pipeline.ingest.stage import DryRun, dry_run
 from pipeline.run_folder import resolve
 from sdclr import EpochPlan
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pipeline import storage
 from pipeline.command_line import Command
 from pipeline.config import Config
-from pipeline.config_file import changed_keys, config_hash, load_config, parse_config
+from pipeline.config.file import changed_keys, config_hash, load_config, parse_config
 from pipeline.errors import ConfigError
 
 

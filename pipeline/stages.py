@@ -12,10 +12,10 @@ from pipeline import storage
 from pipeline.cluster import Cluster, connected
 from pipeline.command_line import Command
 from pipeline.config import Config
-from pipeline.config_file import config_hash, dump_config
+from pipeline.config.file import config_hash, dump_config
 from pipeline.console import Console, duration
+from pipeline.dataset.manifest import Manifest
 from pipeline.errors import PipelineError, root_cause
-from pipeline.manifest import Manifest
 from pipeline.record import RunRecord
 from pipeline.run_folder import RunFolder, resolve
 
@@ -88,7 +88,7 @@ class Session:
 
     def ingest(self) -> float:
         """Make the data set, or find it made; returns the seconds it took."""
-        from pipeline.ingest import ingest
+        from pipeline.ingest.stage import ingest
 
         assert self.cluster  # connected before the clock starts
         start_s = time.monotonic()
@@ -104,8 +104,8 @@ class Session:
 
     def pretrain(self, *, ingest_first: bool) -> None:
         """Ingest if asked to, check, and train; the run exists from here on."""
-        from pipeline.ingest import data_set_uri
-        from pipeline.manifest import read_manifest
+        from pipeline.dataset.manifest import read_manifest
+        from pipeline.ingest.stage import data_set_uri
         from pipeline.train import check, train, uses_gpu
 
         ingest_s = self.ingest() if ingest_first else None
@@ -153,7 +153,7 @@ class Session:
 
     def report(self) -> None:
         """Write the page from the record; the record is complete before it is shown."""
-        from pipeline.report import write_report
+        from pipeline.report.page import write_report
 
         self.record.complete()
         self.console.stage("report", f"report: {write_report(self.folder.uri)}")
@@ -219,7 +219,7 @@ class Session:
         }
 
     def _recorded_dataset(self) -> Dataset:
-        from pipeline.manifest import read_manifest
+        from pipeline.dataset.manifest import read_manifest
 
         data = self.record.content["data"]
         if data is None:

@@ -12,8 +12,8 @@ from pipeline import errors, feed, metrics, models, storage
 from pipeline.cluster import Cluster, check_workers
 from pipeline.config import Config
 from pipeline.console import Console
+from pipeline.dataset.manifest import Manifest, verify_shards
 from pipeline.errors import ConfigError, PipelineError, TrainingError, root_cause
-from pipeline.manifest import Manifest, verify_shards
 from pipeline.worker import Job, train_worker
 
 _POLL_S, _POLL_REMOTE_S = 0.5, 5.0

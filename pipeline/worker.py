@@ -15,6 +15,7 @@ import torch
 
 from pipeline import checkpoint, feed, models, storage
 from pipeline.config import Config
+from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import (
     CheckpointError,
     ConfigError,
@@ -22,7 +23,6 @@ from pipeline.errors import (
     PipelineError,
     TrainingError,
 )
-from pipeline.manifest import Manifest, read_manifest
 from pipeline.metrics import metrics_uri, truncate_metrics
 from sdclr import (
     ImageSet,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.config import Config
-from pipeline.config_file import parse_config
+from pipeline.config.file import parse_config
 from pipeline.errors import ConfigError
 
 

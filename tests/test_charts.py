@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from pipeline import charts, svg
+from pipeline.report import charts, svg
 
 
 def test_thin_keeps_short_curves_and_averages_long_ones() -> None:

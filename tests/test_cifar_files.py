@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.cifar_files import CIFAR10_NAMES, CifarImages, Kind, read_cifar
 from pipeline.config import Data
 from pipeline.errors import DataError
-from pipeline.source_arrays import cifar_sets
-from pipeline.sources import ImageIndex, index_source
+from pipeline.ingest.cifar_files import CIFAR10_NAMES, CifarImages, Kind, read_cifar
+from pipeline.ingest.source_arrays import cifar_sets
+from pipeline.ingest.sources import ImageIndex, index_source
 from tests.test_splits import write_list
 
 REPO = Path(__file__).resolve().parents[1]

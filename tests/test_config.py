@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.config import Backbone, Config, Method
-from pipeline.config_file import config_hash, load_config
+from pipeline.config.file import config_hash, load_config
 from tests.refusals import lines, with_overrides
 
 

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from pipeline.config import Config
-from pipeline.config_file import changed_keys, config_hash, dump_config, load_config, parse_config
+from pipeline.config.file import changed_keys, config_hash, dump_config, load_config, parse_config
+from pipeline.config.strict_yaml import MAX_BYTES
 from pipeline.errors import ConfigError
-from pipeline.strict_yaml import MAX_BYTES
 from tests.refusals import lines, with_overrides
 
 
@@ -105,13 +105,13 @@ def test_hash_follows_every_key_but_name_and_place() -> None:
 
 
 def test_hash_is_equal_in_another_process() -> None:
-    code = "from pipeline.config_file import *; print(config_hash(load_config(None)))"
+    code = "from pipeline.config.file import *; print(config_hash(load_config(None)))"
     assert fresh_python(code) == config_hash(Config())
 
 
 def test_reading_a_config_imports_nothing_heavy() -> None:
     code = (
-        "import sys; import pipeline.config, pipeline.config_file as f; f.load_config(None);"
+        "import sys; import pipeline.config, pipeline.config.file as f; f.load_config(None);"
         "heavy = {'torch', 'ray', 'numpy', 'pyarrow', 'sklearn', 's3fs', 'PIL', 'sdclr'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

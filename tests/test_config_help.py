@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import Config
-from pipeline.config_file import describe_keys
+from pipeline.config.file import describe_keys
 
 
 def test_help_names_every_key_with_range_default_and_meaning() -> None:

@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.config import Config
-from pipeline.config_file import dump_config, parse_config
-from pipeline.config_layers import MAX_PROBLEMS
+from pipeline.config.file import dump_config, parse_config
+from pipeline.config.layers import MAX_PROBLEMS
 from tests.refusals import lines, refusal
 
 PRESETS = """

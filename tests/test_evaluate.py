@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.config_file import load_config
+from pipeline.config.file import load_config
+from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.errors import DataError
 from pipeline.evaluate import Scorer
 from pipeline.features import SetFeatures
-from pipeline.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from sdclr.longtail import Groups
 
 NUM_CLASSES = 6

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from pipeline import feed
-from pipeline.config_file import load_config
-from pipeline.decoding import shard_items
+from pipeline.config.file import load_config
+from pipeline.dataset.decoding import shard_items
+from pipeline.dataset.image import png_bytes
+from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo, ShardInfo
+from pipeline.dataset.shards import write_shard
 from pipeline.errors import ConfigError, DataError
-from pipeline.image import png_bytes
-from pipeline.manifest import ImageInfo, Manifest, Rejects, SetInfo, ShardInfo
-from pipeline.shards import write_shard
 
 SHAPES = [(8, 12), (40, 20), (16, 16), (33, 64)]
 

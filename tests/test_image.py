@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.image import (
+from pipeline.dataset.image import (
     REJECT_REASONS,
     ImageLimits,
     Pixels,

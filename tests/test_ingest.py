@@ -12,13 +12,13 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.dataset.image import ImageLimits
+from pipeline.dataset.manifest import canonical_hash, read_manifest, verify_shards
+from pipeline.dataset.shards import read_shard
 from pipeline.errors import ClusterError, DataError, StorageError
-from pipeline.image import ImageLimits
-from pipeline.ingest import _chunks, _cut, _run, data_set_name, data_set_uri, dry_run, ingest
-from pipeline.ingest_task import Chunk, Outcome, Place, write_chunk
-from pipeline.manifest import canonical_hash, read_manifest, verify_shards
-from pipeline.shards import read_shard
-from pipeline.sources import index_source
+from pipeline.ingest.sources import index_source
+from pipeline.ingest.stage import _chunks, _cut, _run, data_set_name, data_set_uri, dry_run, ingest
+from pipeline.ingest.task import Chunk, Outcome, Place, write_chunk
 
 KIB = 1024
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.image import ImageLimits
-from pipeline.ingest import _chunks
-from pipeline.ingest_task import Chunk, Place, parse_outcome, run_chunk, write_chunk
-from pipeline.shards import read_shard
-from pipeline.sources import index_source
+from pipeline.dataset.image import ImageLimits
+from pipeline.dataset.shards import read_shard
+from pipeline.ingest.sources import index_source
+from pipeline.ingest.stage import _chunks
+from pipeline.ingest.task import Chunk, Place, parse_outcome, run_chunk, write_chunk
 from tests.loopback_s3 import LoopbackS3
 from tests.test_ingest import config, make_photos
 
@@ -81,7 +81,7 @@ def test_the_processes_that_decode_do_not_import_torch(ray_cluster: None) -> Non
     def loaded() -> list[str]:
         import sys
 
-        import pipeline.ingest_task  # noqa: F401
+        import pipeline.ingest.task  # noqa: F401
 
         return [name for name in ("torch", "sklearn", "scipy") if name in sys.modules]
 

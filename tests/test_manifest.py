@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.manifest import (
+from pipeline.dataset.manifest import (
     ImageInfo,
     Manifest,
     RejectExample,
@@ -23,6 +22,7 @@ from pipeline.manifest import (
     verify_shards,
     write_manifest,
 )
+from pipeline.errors import DataError
 from tests.test_shards import one_shard
 
 

@@ -15,9 +15,9 @@ from torchvision.models import resnet18
 
 from pipeline import feed, models
 from pipeline.config import Config
-from pipeline.config_file import load_config
+from pipeline.config.file import load_config
+from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo, ShardInfo
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.manifest import ImageInfo, Manifest, Rejects, SetInfo, ShardInfo
 from sdclr import TrainState, cifar_recipe
 from tests.conftest import REPO
 

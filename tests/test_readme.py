@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from pipeline.command_line import FLAGS, STAGES
-from pipeline.config_file import load_config
+from pipeline.config.file import load_config
 from tests.conftest import REPO
 
 README = (REPO / "README.md").read_text()

@@ -177,7 +177,7 @@ def test_git_state_of_a_checkout_and_of_a_plain_folder(tmp_path: Path) -> None:
 
 
 def test_record_and_report_start_without_torch() -> None:
-    code = "import sys, pipeline.record, pipeline.console, pipeline.report; "
+    code = "import sys, pipeline.record, pipeline.console, pipeline.report.page; "
     code += "print('torch' in sys.modules, 'ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.report import write_report
+from pipeline.report.page import write_report
 from tests import records
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "path", "rect", "circle"}

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import DataError, StorageError
-from pipeline.manifest import (
+from pipeline.dataset.manifest import (
     ShardInfo,
 )
-from pipeline.shards import read_shard, write_shard
+from pipeline.dataset.shards import read_shard, write_shard
+from pipeline.errors import DataError, StorageError
 
 NAME = "shards/pretrain-00000.parquet"
 IDS = ["a/1.png", "b/ü.png", "c"]

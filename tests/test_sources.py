@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.config import Data
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import ImageIndex, index_source
+from pipeline.ingest.sources import ImageIndex, index_source
 
 
 def ids(index: ImageIndex, name: str) -> list[str]:

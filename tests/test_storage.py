@@ -15,7 +15,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import DataError, StorageError
-from pipeline.object_store import ObjectStore
+from pipeline.storage.s3 import ObjectStore
 from tests.loopback_s3 import LoopbackS3
 
 REPO = Path(__file__).resolve().parents[1]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config_layers import MAX_PROBLEMS
-from pipeline.strict_yaml import MAX_BYTES, MAX_NODES, YamlRefusedError, read, write
+from pipeline.config.layers import MAX_PROBLEMS
+from pipeline.config.strict_yaml import MAX_BYTES, MAX_NODES, YamlRefusedError, read, write
 from tests.refusals import lines, refusal
 
 

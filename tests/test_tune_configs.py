@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Config
-from pipeline.config_file import changed_keys, load_config
-from pipeline.strict_yaml import read
+from pipeline.config.file import changed_keys, load_config
+from pipeline.config.strict_yaml import read
 
 RECIPES = Path(__file__).parents[1] / "tune_configs"
 

@@ -14,15 +14,15 @@ import numpy as np
 import ray
 
 from pipeline import storage
+from pipeline.dataset.image import ImageLimits, RejectedImage, decode_rgb
+from pipeline.dataset.manifest import RejectExample, ShardInfo
+from pipeline.dataset.shards import write_shard
 from pipeline.errors import PipelineError
-from pipeline.image import ImageLimits, RejectedImage, decode_rgb
-from pipeline.manifest import RejectExample, ShardInfo
-from pipeline.shards import write_shard
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images of one shard-to-be: ids, labels and locators as in pipeline.sources.Entry."""
+    """Images of one shard-to-be: ids, labels and locators as in pipeline.ingest.sources.Entry."""
 
     set_name: str
     number: int

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.config import Config
-from pipeline.config_help import SCHEMA, mismatch, shown, suggest_key, suggest_section
-from pipeline.config_types import holds_credential
+from pipeline.config.help import SCHEMA, mismatch, shown, suggest_key, suggest_section
+from pipeline.config.types import holds_credential
 from pipeline.errors import ConfigError
 from pipeline.provenance import redact
 

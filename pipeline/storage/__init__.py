@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import BinaryIO, Protocol, Self
 
 from pipeline.errors import DataError, StorageError
-from pipeline.local_store import LocalAppender, LocalStore
+from pipeline.storage.local import LocalAppender, LocalStore
 
 
 class Store(Protocol):
@@ -46,7 +46,7 @@ def _store(uri: str) -> Store:
     if not separator or scheme == "file":
         return LocalStore()
     if scheme == "s3":
-        from pipeline.object_store import ObjectStore  # s3fs is slow to import and often unneeded
+        from pipeline.storage.s3 import ObjectStore  # s3fs is slow to import and often unneeded
 
         return ObjectStore()
     raise StorageError(

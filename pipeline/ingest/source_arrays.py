@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import cifar_files, splits, storage
-from pipeline.config import Data
+from pipeline import storage
+from pipeline.config.data import Data
 from pipeline.errors import DataError
-from pipeline.sources import Entry, ImageIndex
-from pipeline.splits import Indices
+from pipeline.ingest import cifar_files, splits
+from pipeline.ingest.sources import Entry, ImageIndex
+from pipeline.ingest.splits import Indices
 
 _DIGITS_NUM_TEST_PER_CLASS = 40
 

@@ -8,8 +8,8 @@ import textwrap
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.config_types import MAX_TEXT_CHARS, holds_credential
-from pipeline.strict_yaml import write_value
+from pipeline.config.strict_yaml import write_value
+from pipeline.config.types import MAX_TEXT_CHARS, holds_credential
 
 _WIDTH = 98
 _SHOWN_CHARS = 60

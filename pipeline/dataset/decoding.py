@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dataset.image import ImageLimits, RejectedImage, decode_rgb, fit_canvas
+from pipeline.dataset.manifest import ImageInfo, Manifest, ShardInfo
+from pipeline.dataset.shards import ShardRows, read_shard
 from pipeline.errors import DataError
-from pipeline.image import ImageLimits, RejectedImage, decode_rgb, fit_canvas
-from pipeline.manifest import ImageInfo, Manifest, ShardInfo
-from pipeline.shards import ShardRows, read_shard
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,12 @@ from typing import Any
 
 import jinja2
 
-from pipeline import report_course as course
-from pipeline import report_results as results
 from pipeline import storage
 from pipeline.metrics import read_metrics
 from pipeline.provenance import redact, redact_tree
 from pipeline.record import read_json
-from pipeline.svg import printable
+from pipeline.report import course, results
+from pipeline.report.svg import printable
 
 _FOLDER = Path(__file__).parent
 

@@ -21,10 +21,8 @@ import numpy as np
 
 from pipeline import errors, storage
 from pipeline.config import Config
-from pipeline.errors import ClusterError, DataError
-from pipeline.image import ImageLimits
-from pipeline.ingest_task import Chunk, Outcome, Place, parse_outcome, run_chunk
-from pipeline.manifest import (
+from pipeline.dataset.image import ImageLimits
+from pipeline.dataset.manifest import (
     MANIFEST_NAME,
     SET_NAMES,
     ImageInfo,
@@ -37,7 +35,9 @@ from pipeline.manifest import (
     verify_shards,
     write_manifest,
 )
-from pipeline.sources import Entry, ImageIndex, index_source
+from pipeline.errors import ClusterError, DataError
+from pipeline.ingest.sources import Entry, ImageIndex, index_source
+from pipeline.ingest.task import Chunk, Outcome, Place, parse_outcome, run_chunk
 
 Progress = Callable[[int, int], None]
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.dataset.manifest import ShardInfo
 from pipeline.errors import DataError
-from pipeline.manifest import ShardInfo
 
 UNLABELLED = -1
 

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.config_help import SCHEMA, describe_keys, shown, suggest_key, suggest_section
-from pipeline.config_layers import KeyPath, Layers, Problem, config_error, dotted
-from pipeline.config_types import holds_credential
+from pipeline.config.help import SCHEMA, describe_keys, shown, suggest_key, suggest_section
+from pipeline.config.layers import KeyPath, Layers, Problem, config_error, dotted
+from pipeline.config.strict_yaml import MAX_BYTES, YamlRefusedError, read, write, write_value
+from pipeline.config.types import holds_credential
 from pipeline.errors import ConfigError
 from pipeline.provenance import redact
-from pipeline.strict_yaml import MAX_BYTES, YamlRefusedError, read, write, write_value
 
 __all__ = [
     "changed_keys", "config_hash", "describe_keys", "dump_config", "load_config", "parse_config",
@@ -55,7 +55,7 @@ def parse_config(text: str | None, *, origin: str, overrides: Sequence[str] = ()
     """As `load_config`, of text that was read already.
 
     Args:
-        text: YAML as in `pipeline.strict_yaml`, or None for the defaults.
+        text: YAML as in `pipeline.config.strict_yaml`, or None for the defaults.
         origin: file or URI that the text is from, for messages.
         overrides: `section.key=value` with the value in YAML, or `preset=name`; each key once.
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline import charts, dotplot
-from pipeline.charts import Bar
-from pipeline.dotplot import Points, Span
+from pipeline.report import charts, dotplot
+from pipeline.report.charts import Bar
+from pipeline.report.dotplot import Points, Span
+from pipeline.report.svg import MAX_ROWS
 from pipeline.scores import ABSENT, percent, protocols_of, scores_of, scores_table
-from pipeline.svg import MAX_ROWS
 
 TITLES = {"sdclr": "SDCLR", "simclr": "SimCLR", "untrained": "untrained"}
 STYLES = {"sdclr": "c1", "simclr": "c2", "untrained": "c3"}

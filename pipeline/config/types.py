@@ -1,4 +1,4 @@
-"""Types of configuration values: text that is fit for logs and terminals, and lists.
+"""What sections of the schema are made of: their base class, and types of their values.
 
 Errors never contain the text they refuse when it may be a secret.
 """
@@ -9,7 +9,7 @@ import re
 import unicodedata
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.provenance import redact
 
@@ -46,3 +46,14 @@ Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS), AfterValid
 # Lists of YAML become tuples, which a frozen model can hash; their items stay strict.
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
 Choices = Field(strict=False, min_length=1)
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+class Section(BaseModel):
+    """Frozen, strict, without unknown keys, infinities or NaN."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, validate_default=True,
+        hide_input_in_errors=True,
+    )  # fmt: skip

@@ -1,6 +1,6 @@
 """The report's sections on the course of a run: data, training, pruning, facts.
 
-Same conventions as pipeline.report_results.
+Same conventions as pipeline.report.results.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline import charts
-from pipeline.charts import Bar, Curve
 from pipeline.console import duration
-from pipeline.report_results import GROUPS, Record, frequency_order, group_of, style, title
+from pipeline.report import charts
+from pipeline.report.charts import Bar, Curve
+from pipeline.report.results import GROUPS, Record, frequency_order, group_of, style, title
 from pipeline.scores import ABSENT
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import Data
+from pipeline.config.data import Data
 from pipeline.errors import ConfigError
 
 
@@ -71,7 +71,8 @@ def index_source(data: Data) -> ImageIndex:
         ConfigError: a key does not apply to this source.
         StorageError: the storage does not answer or denies access.
     """
-    from pipeline import source_arrays, source_folder  # they import torch and scikit-learn
+    # These import torch and scikit-learn.
+    from pipeline.ingest import source_arrays, source_folder
 
     _check_keys(data)
     if data.source == "digits":

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import storage
-from pipeline.config import Data
+from pipeline.config.data import Data
 from pipeline.errors import DataError
 
 Indices: TypeAlias = npt.NDArray[np.int64]

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
-from pipeline import svg
-from pipeline.svg import CHAR, MAX_ROWS, ROW, Scale, add
+from pipeline.report import svg
+from pipeline.report.svg import CHAR, MAX_ROWS, ROW, Scale, add
 
 MAX_POINTS = 400
 LOG_RATIO = 20.0

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline import splits, storage
-from pipeline.config import Data
+from pipeline import storage
+from pipeline.config.data import Data
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import Entry, ImageIndex
+from pipeline.ingest import splits
+from pipeline.ingest.sources import Entry, ImageIndex
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 

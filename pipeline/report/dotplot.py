@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from xml.etree import ElementTree as ET
 
-from pipeline import svg
-from pipeline.svg import MAX_ROWS, ROW, Scale, add
+from pipeline.report import svg
+from pipeline.report.svg import MAX_ROWS, ROW, Scale, add
 
 _MARKERS = ("disc", "diamond", "cross", "square")
 

@@ -1,0 +1,29 @@
+"""Every configuration key, once: type, unit, range, default and meaning.
+
+`Config()` is the demo: handwritten digits, made long-tailed, on a CPU within minutes. Values are
+never coerced, except a whole number where a number is expected, and never filled in later: a key
+that is null stays null, and the stage that uses it derives the number. Files and command lines are
+read by `pipeline.config.file`.
+"""
+
+from __future__ import annotations
+
+from pipeline.config.data import Data, Feed, Ingest
+from pipeline.config.method import SDCLR, Augment, Model, SimCLR
+from pipeline.config.stages import Evaluate, Run, Train
+from pipeline.config.types import Section
+
+
+class Config(Section):
+    """One run, whole."""
+
+    run: Run = Run()
+    data: Data = Data()
+    ingest: Ingest = Ingest()
+    model: Model = Model()
+    sdclr: SDCLR = SDCLR()
+    simclr: SimCLR = SimCLR()
+    train: Train = Train()
+    augment: Augment = Augment()
+    feed: Feed = Feed()
+    evaluate: Evaluate = Evaluate()

@@ -1,0 +1,90 @@
+"""Keys of the data: source images, their way into shards, and from shards to batches."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from pipeline.config.types import GIB, KIB, MIB, Section, Text, Texts
+
+Source = Literal["digits", "cifar10", "cifar100", "folder"]
+
+
+class Data(Section):
+    """Source images, and the long-tailed set made of them."""
+
+    source: Source = Field(
+        default="digits",
+        description="digits: scikit-learn's handwritten digits, upscaled to 16 px, no download; "
+        "folder: image files, flat (unlabelled) or one folder per class",
+    )
+    download: bool = Field(default=False, description="fetch CIFAR when data.path lacks it")
+    path: Text | None = Field(
+        default=None,
+        description="where the source images are; needed by folder, and by CIFAR without download",
+    )
+    root: Text = Field(default="data", description="where shards go: local path or s3:// URI")
+    imbalance_ratio: float | None = Field(
+        default=50.0, ge=1, description="most over least frequent class; null = counts as they are"
+    )
+    num_max: int | None = Field(
+        default=None, ge=1, description="images of the most frequent class; null = all there are"
+    )
+    profile: Literal["exponential", "pareto"] = Field(
+        default="exponential", description="how class counts fall from the first to the last rank"
+    )
+    split_seed: int = Field(
+        default=0, ge=0, lt=2**31, description="draws the order of classes and their images"
+    )
+    pretrain_index: Text | None = Field(
+        default=None, description=".npy/.txt/.json list of pre-training images; replaces the draw"
+    )
+    probe_index: Text | None = Field(default=None, description="list of labelled probe images")
+    val_index: Text | None = Field(default=None, description="list of validation images")
+    fewshot_index: Texts = Field(default=(), description="few-shot lists, one per draw")
+    num_test_per_class: int | None = Field(
+        default=None, ge=1, description="for sources without a test set; null = the source decides"
+    )
+    labelled: bool | None = Field(
+        default=None, description="folder only: one folder per class? null = seen from the layout"
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _path_fits_source(cls, path: str | None, info: ValidationInfo) -> str | None:
+        source, download = info.data.get("source"), info.data.get("download")
+        if source == "digits" and path is not None:
+            raise ValueError("has no use with data.source = digits; set data.source as well")
+        if source == "folder" and path is None:
+            raise ValueError("is needed with data.source = folder")
+        if source in ("cifar10", "cifar100") and path is None and download is False:
+            raise ValueError(f"is needed with data.source = {source}, or set data.download = true")
+        return path
+
+
+class Ingest(Section):
+    """From source images to verified shards."""
+
+    shard_bytes: int = Field(default=64 * MIB, ge=64 * KIB, description="size of a shard, about")
+    max_reject_frac: float = Field(
+        default=0.001, ge=0, le=1, description="rejected images above this fraction fail the stage"
+    )
+    max_image_bytes: int = Field(default=64 * MIB, ge=1, description="larger files are rejected")
+    max_image_pixels: int = Field(
+        default=64_000_000, ge=1, description="images of more pixels are rejected before decoding"
+    )
+    min_side_px: int = Field(default=8, ge=1, description="smaller images are rejected")
+
+
+class Feed(Section):
+    """From shards to batches."""
+
+    canvas_px: int | None = Field(
+        default=None,
+        ge=8,
+        description="square that decoded images are reduced to fit; needed for image files",
+    )
+    cache_bytes: int = Field(
+        default=2 * GIB, ge=0, description="memory of each worker for the decoded images"
+    )

@@ -1,0 +1,97 @@
+"""Keys of the method: network, objectives, views."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from pipeline.config.types import Section
+
+Backbone = Literal[
+    "resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2",
+    "resnext50_32x4d", "convnext_tiny", "convnext_small",
+]  # fmt: skip
+
+
+class Model(Section):
+    """The network."""
+
+    backbone: Backbone = Field(default="resnet8", description="torchvision's, without classifier")
+    stem: Literal["cifar", "imagenet"] = Field(
+        default="cifar",
+        description="cifar: 3x3 stride 1, no max-pool; imagenet: 7x7 stride 2, max-pool",
+    )
+    embedding_dim: int = Field(default=128, ge=2, description="output of the projection head")
+
+    @field_validator("stem")
+    @classmethod
+    def _stem_fits_backbone(cls, stem: str, info: ValidationInfo) -> str:
+        backbone = info.data.get("backbone")
+        is_resnet = backbone is None or "resnet" in backbone or "resnext" in backbone
+        if stem == "cifar" and not is_resnet:
+            raise ValueError(f"expected imagenet with model.backbone = {backbone}, got cifar")
+        return stem
+
+
+class SDCLR(Section):
+    """The self-damaging method (Jiang et al. 2021)."""
+
+    prune_ratio: float = Field(
+        default=0.9, ge=0, le=1, description="fraction of convolution weights the twin lacks"
+    )
+    temperature: float = Field(default=0.2, gt=0, le=10, description="of NT-Xent")
+    head_depth: int = Field(default=2, ge=2, le=3, description="linear layers of the head")
+    scope: Literal["global", "layerwise"] = Field(
+        default="global", description="one magnitude threshold for all layers, or one for each"
+    )
+    exclude_stem: bool = Field(default=False, description="leave the first convolution whole")
+    random_ratio: float = Field(
+        default=0.0, ge=0, le=1, description="part of prune_ratio that is drawn at random"
+    )
+
+    @field_validator("random_ratio")
+    @classmethod
+    def _random_part(cls, ratio: float, info: ValidationInfo) -> float:
+        whole = info.data.get("prune_ratio")
+        if whole is not None and ratio > whole:
+            raise ValueError(f"expected at most sdclr.prune_ratio = {whole}, got {ratio}")
+        return ratio
+
+
+class SimCLR(Section):
+    """The baseline (Chen et al. 2020)."""
+
+    temperature: float = Field(default=0.2, gt=0, le=10, description="of NT-Xent")
+    head_depth: int = Field(default=2, ge=2, le=3, description="linear layers of the head")
+
+
+class Augment(Section):
+    """The two random views of an image."""
+
+    crop_px: int | None = Field(
+        default=None, ge=4, description="side of a view; null = side of the stored images"
+    )
+    crop_scale_min: float = Field(default=0.4, gt=0, le=1, description="least area, fraction")
+    crop_scale_max: float = Field(default=1.0, gt=0, le=1, description="most area, fraction")
+    crop_ratio_min: float = Field(default=0.75, gt=0, description="least width / height")
+    crop_ratio_max: float = Field(default=4 / 3, gt=0, description="most width / height")
+    hflip_prob: float = Field(default=0.0, ge=0, le=1, description="mirror left and right")
+    jitter_prob: float = Field(default=0.8, ge=0, le=1, description="of the four that follow")
+    brightness: float = Field(default=0.4, ge=0, le=1, description="factor 1 +- this")
+    contrast: float = Field(default=0.4, ge=0, le=1, description="factor 1 +- this")
+    saturation: float = Field(default=0.0, ge=0, le=1, description="factor 1 +- this")
+    hue: float = Field(default=0.0, ge=0, le=0.5, description="shift +- this, in turns")
+    gray_prob: float = Field(default=0.0, ge=0, le=1, description="drop the colours")
+    blur_prob: float = Field(default=0.0, ge=0, le=1, description="Gaussian blur")
+    blur_sigma_min: float = Field(default=0.1, gt=0, description="least sigma, px")
+    blur_sigma_max: float = Field(default=2.0, gt=0, description="most sigma, px")
+
+    @field_validator("crop_scale_max", "crop_ratio_max", "blur_sigma_max")
+    @classmethod
+    def _not_below_min(cls, most: float, info: ValidationInfo) -> float:
+        name = str(info.field_name).removesuffix("max") + "min"
+        least = info.data.get(name)
+        if least is not None and most < least:
+            raise ValueError(f"expected at least augment.{name} = {least}, got {most}")
+        return most

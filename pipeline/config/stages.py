@@ -1,0 +1,95 @@
+"""Keys of a run and of its stages: training and evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+
+from pipeline.config.types import Choices, Section, Text, clean_text, without_repeats
+
+Method = Literal["sdclr", "simclr"]
+Protocol = Literal["cached-linear", "cached-fewshot", "knn-k20"]
+
+
+class Run(Section):
+    """Name, place and seed of a run."""
+
+    name: Annotated[
+        str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,40}$"), AfterValidator(clean_text)
+    ] = Field(
+        default="demo",
+        description="folder of the run below run.root",
+        json_schema_extra={"words": "1 to 41 of a-z 0-9 . _ - that start with a letter or digit"},
+    )
+    root: Text = Field(default="runs", description="where runs go: local path or s3:// URI")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="all randomness of training follows")
+
+
+class Train(Section):
+    """Optimisation, workers, checkpoints."""
+
+    methods: Annotated[tuple[Method, ...], Choices, AfterValidator(without_repeats)] = Field(
+        default=("sdclr", "simclr"), description="trained one after the other"
+    )
+    epochs: int = Field(default=200, ge=1, description="passes over the pre-training set")
+    workers: int = Field(default=2, ge=1, description="training processes, one per GPU")
+    global_batch: int = Field(default=128, ge=2, description="images per step over all workers")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: cuda when the cluster has a GPU per worker"
+    )
+    lr: float = Field(default=0.5, gt=0, description="peak learning rate of SGD, never rescaled")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of SGD, without Nesterov")
+    weight_decay: float = Field(default=1e-4, ge=0, description="L2, on all parameters")
+    warmup_epochs: float = Field(
+        default=10.0, ge=0, description="linear warm-up, at most a tenth of the run"
+    )
+    final_lr: float = Field(default=1e-6, ge=0, description="where the cosine ends")
+    drop_last: bool = Field(default=True, description="skip the last, partial batch of an epoch")
+    sync_batchnorm: bool = Field(default=True, description="statistics over all workers")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the forward pass; loss and weights stay float32"
+    )
+    checkpoint_every_epochs: int = Field(default=20, ge=1, description="and after the last epoch")
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest ones kept")
+    max_failures: int = Field(default=2, ge=0, description="restarts after errors of a worker")
+    init_from: Text | None = Field(
+        default=None, description="URI of a backbone.safetensors that a new run starts from"
+    )
+    log_every_steps: int = Field(default=10, ge=1, description="steps between lines of metrics")
+
+    @field_validator("global_batch")
+    @classmethod
+    def _batch_divides(cls, batch: int, info: ValidationInfo) -> int:
+        workers = info.data.get("workers")
+        if workers is not None and batch % workers:
+            raise ValueError(f"expected a multiple of train.workers = {workers}, got {batch}")
+        return batch
+
+
+class Evaluate(Section):
+    """Frozen features under labels."""
+
+    protocols: Annotated[tuple[Protocol, ...], Choices, AfterValidator(without_repeats)] = Field(
+        default=("cached-linear", "cached-fewshot", "knn-k20"),
+        description="linear probe on all labels, on few, and 20 nearest neighbours",
+    )
+    split: Literal["test", "val"] = Field(
+        default="test", description="labelled set to score on; tune on val, test once"
+    )
+    groups: Literal["tercile", "threshold"] = Field(
+        default="tercile",
+        description="many/medium/few by class rank (CIFAR), or above 100 / 20 to 100 / below 20",
+    )
+    fewshot_draws: int = Field(default=10, ge=1, description="few-shot sets to average over")
+    shots_per_class: int | None = Field(
+        default=None, ge=1, description="null = 1 % of the labels, >= 1"
+    )
+    batch: int = Field(default=256, ge=1, description="images per forward pass")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the networks when features are extracted"
+    )
+    cv_folds: int = Field(default=5, ge=2, description="cross-validation of the regularisation")
+    resize_px: int | None = Field(
+        default=None, ge=8, description="short side before the centre crop; null = no resize"
+    )

@@ -1,0 +1,1 @@
+"""An ingested data set: manifest, shards, and the way from stored bytes to pixels."""

@@ -1,0 +1,1 @@
+"""The ingest stage: any image source becomes verified shards and a manifest."""

@@ -1,0 +1,1 @@
+"""The report stage: report.html, a view of the record alone."""
