@@ -1,99 +1,149 @@
-"""Images per second on one core: sdclr.augment beside torchvision's PIL pipeline, CIFAR recipe.
+"""Views per second on one core: sdclr.augment beside torchvision's pipelines, both recipes.
 
-    python benchmarks/augment.py
+    python -m benchmarks.augment
 
-Both make one view of the same 256 images of 32 px, from uint8 pixels (ours) and from PIL images
-(torchvision) to float tensors; ours includes drawing the parameters. Time is CPU time of the one
-thread, and the two alternate, so that a busy machine disturbs both little and alike.
+CIFAR: one view of the same 256 images of 32 px, from uint8 pixels (ours) and from PIL images
+(torchvision, what the published code does) to float tensors. ImageNet: one view of 224 px of the
+same 16 images of 256 px, beside torchvision v2 on uint8 tensors, image by image, PIL, and kornia on
+the batch where it is installed. Ours includes drawing the parameters. Time is CPU time of the one
+thread, and all take turns.
 """
 
 from __future__ import annotations
 
-import statistics
+import importlib.util
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
+from torch import Tensor
 from torchvision import transforms as T
+from torchvision.transforms import v2
 
+from benchmarks.table import Row, main
+from benchmarks.timing import in_turns, ratios
+from sdclr import cifar_recipe
 from sdclr.augment import AugmentRecipe, apply_view, sample_view
 
-NUM_IMAGES, SIDE_PX, REPEATS = 256, 32, 9
-NAMES = ("sdclr images/s", "PIL images/s", "ratio")
-RECIPE = AugmentRecipe(
-    crop_px=SIDE_PX,
-    crop_scale_min=0.1,
-    crop_scale_max=1.0,
-    crop_ratio_min=3 / 4,
-    crop_ratio_max=4 / 3,
-    hflip_prob=0.5,
-    jitter_prob=0.8,
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.4,
-    hue=0.1,
-    gray_prob=0.2,
-    blur_prob=0.0,
-    blur_sigma_min=0.1,
-    blur_sigma_max=2.0,
-)
-PIL_PIPELINE = T.Compose(
-    [
-        T.RandomResizedCrop(SIDE_PX, (0.1, 1.0), interpolation=T.InterpolationMode.BICUBIC),
-        T.RandomHorizontalFlip(),
-        T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        T.RandomGrayscale(0.2),
-        T.ToTensor(),
-    ]
-)
+CIFAR = cifar_recipe("sdclr").augment
+IMAGENET = replace(CIFAR, crop_px=224, crop_scale_min=0.08, blur_prob=0.5)
+BLUR_PX = 23  # the odd number nearest to 10 % of 224
 
 
-def smooth_images() -> torch.Tensor:
-    """Images with the smoothness of photographs, uint8 (256, 3, 32, 32)."""
+def smooth_images(num_images: int, side_px: int) -> Tensor:
+    """Images with the smoothness of photographs, uint8 (N, 3, side, side)."""
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(NUM_IMAGES, 3, 8, 8, generator=generator)
-    fine = torch.nn.functional.interpolate(coarse, SIDE_PX, mode="bicubic", align_corners=False)
+    coarse = torch.rand(num_images, 3, 8, 8, generator=generator)
+    fine = torch.nn.functional.interpolate(coarse, side_px, mode="bicubic", align_corners=False)
     return fine.clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
-def images_per_s(make_batch: Callable[[], object], num_batches: int) -> float:
-    """Mean over some batches, per second of CPU time: one thread, so per core."""
-    start = time.process_time()
-    for _ in range(num_batches):
-        make_batch()
-    return num_batches * NUM_IMAGES / (time.process_time() - start)
+def ours(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Tensor]:
+    """One view of each image, parameters drawn anew on each call."""
+    sizes_B2 = torch.tensor(images_BCHW.shape[2:]).expand(len(images_BCHW), 2)
+    generator = torch.Generator().manual_seed(0)
+    return lambda: apply_view(images_BCHW, sample_view(recipe, sizes_B2, generator), recipe)
 
 
-def main() -> None:
-    """Print the repeats, their median and spread, and the ratio."""
+def pil(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Tensor]:
+    """The PIL pipeline of torchvision, image by image."""
+    blur = [T.RandomApply([T.GaussianBlur(BLUR_PX, (0.1, 2.0))], p=0.5)] * (recipe.blur_prob > 0)
+    pipeline = T.Compose(
+        [
+            T.RandomResizedCrop(
+                recipe.crop_px,
+                (recipe.crop_scale_min, 1.0),
+                interpolation=T.InterpolationMode.BICUBIC,
+            ),
+            T.RandomHorizontalFlip(),
+            T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            T.RandomGrayscale(0.2),
+            *blur,
+            T.ToTensor(),
+        ]
+    )
+    images = [Image.fromarray(np.asarray(image.permute(1, 2, 0))) for image in images_BCHW]
+    return lambda: torch.stack([pipeline(image) for image in images])
+
+
+def tensors_v2(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Tensor]:
+    """The v2 transforms on uint8 tensors, image by image: on a batch it draws once for all."""
+    pipeline = v2.Compose(
+        [
+            v2.RandomResizedCrop(
+                recipe.crop_px,
+                (recipe.crop_scale_min, 1.0),
+                interpolation=v2.InterpolationMode.BICUBIC,
+                antialias=True,
+            ),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            v2.RandomGrayscale(0.2),
+            v2.RandomApply([v2.GaussianBlur(BLUR_PX, (0.1, 2.0))], p=0.5),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
+    return lambda: torch.stack([pipeline(image) for image in images_BCHW])
+
+
+def kornia_batch(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Tensor]:
+    """The batched augmentation of kornia, parameters for each image."""
+    from kornia import augmentation as K
+
+    pipeline = torch.nn.Sequential(
+        K.RandomResizedCrop(
+            (recipe.crop_px, recipe.crop_px), (recipe.crop_scale_min, 1.0), resample="bicubic"
+        ),
+        K.RandomHorizontalFlip(),
+        K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+        K.RandomGrayscale(p=0.2),
+        K.RandomGaussianBlur((BLUR_PX, BLUR_PX), (0.1, 2.0), p=0.5),
+    )
+    return lambda: pipeline(images_BCHW.float() / 255)
+
+
+def rows() -> list[Row]:
+    """Both recipes, with the speed of ours as a figure of its own."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    images = smooth_images()
-    sizes = torch.tensor([SIDE_PX, SIDE_PX]).expand(NUM_IMAGES, 2)
-    pil_images = [Image.fromarray(np.asarray(image.permute(1, 2, 0))) for image in images]
-    generator = torch.Generator().manual_seed(0)
-
-    def ours() -> object:
-        return apply_view(images, sample_view(RECIPE, sizes, generator), RECIPE)
-
-    def theirs() -> object:
-        return torch.stack([PIL_PIPELINE(image) for image in pil_images])
-
-    ours(), theirs()
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, 1 thread")
-    print(f"{'repeat':>6} {'sdclr images/s':>15} {'PIL images/s':>13} {'ratio':>6}")
-    rows = []
-    for repeat in range(REPEATS):
-        fast, slow = images_per_s(ours, 60), images_per_s(theirs, 6)
-        rows.append((fast, slow, fast / slow))
-        print(f"{repeat:6d} {fast:15.0f} {slow:13.0f} {fast / slow:6.1f}")
-    for name, values in zip(NAMES, zip(*rows, strict=True), strict=True):
-        spread = f"min {min(values):.1f}, max {max(values):.1f}, std {statistics.stdev(values):.1f}"
-        print(f"{name}: median {statistics.median(values):.1f} ({spread}, n = {REPEATS})")
+    small, large = smooth_images(256, 32), smooth_images(16, 256)
+    cifar = in_turns(
+        {"sdclr": ours(small, CIFAR), "PIL": pil(small, CIFAR)},
+        repeats=9,
+        clock=time.process_time,
+    )
+    others = {"torchvision v2": tensors_v2(large, IMAGENET), "PIL": pil(large, IMAGENET)}
+    has_kornia = importlib.util.find_spec("kornia") is not None
+    if has_kornia:
+        others["kornia"] = kornia_batch(large, IMAGENET)
+    imagenet = in_turns(
+        {"sdclr": ours(large, IMAGENET), **others}, repeats=9, clock=time.process_time
+    )
+    name = "views of one core, CIFAR recipe 32 px"
+    result = [
+        Row(name=name, values=[256 / s for s in cifar["sdclr"]], unit="views/s"),
+        Row(
+            name=name,
+            values=ratios(cifar["PIL"], cifar["sdclr"]),
+            unit="x",
+            versus="torchvision PIL",
+            target=4.0,
+        ),
+    ]
+    name = "views of one core, ImageNet recipe 224 px"
+    result.append(Row(name=name, values=[16 / s for s in imagenet["sdclr"]], unit="views/s"))
+    for other in others:
+        values = ratios(imagenet[other], imagenet["sdclr"])
+        versus = other if other != "PIL" else "torchvision PIL"
+        result.append(Row(name=name, values=values, unit="x", versus=versus))
+    if not has_kornia:
+        note = "kornia is not installed"
+        result.append(Row(name=name, values=(), unit="x", versus="kornia", note=note))
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    main(rows)

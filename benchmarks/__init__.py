@@ -1,0 +1,1 @@
+"""Ratios of two things measured in the same run; see `benchmarks.table`."""
