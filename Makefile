@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow reliability faults soak check bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/python pipeline/run.py
@@ -13,6 +13,15 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# What the project promises, which tests hold it and how they went: docs/reliability.md.
+reliability: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "promise and not slow" --junitxml=build/promises/fast.xml
+	$(BIN)/python -m tests.promises
+
+faults: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "promise and slow" --junitxml=build/promises/slow.xml
+	$(BIN)/python -m tests.promises
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ from pipeline.errors import CheckpointError
 from sdclr import TrainState
 
 FORMAT_VERSION = 1
+_READABLE_VERSIONS = (1,)  # those of old releases stay here, each with a fixture in the tests
 _NAME = re.compile(r"step-(\d{8,})")
 _FILES = ("state.safetensors", "state.json")
 
@@ -167,8 +168,16 @@ def _read_record(uri: str) -> dict[str, Any]:
         record = json.loads(storage.read_bytes(record_uri))
     except ValueError as error:
         raise _broken(uri, "commit.json is not JSON") from error
-    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
-        raise _broken(uri, f"commit.json is not of format version {FORMAT_VERSION}")
+    if not isinstance(record, dict):
+        raise _broken(uri, "commit.json is not an object")
+    version = record.get("format_version")
+    if version not in _READABLE_VERSIONS or type(version) is not int:
+        known = ", ".join(map(str, _READABLE_VERSIONS))
+        raise CheckpointError(
+            f"the checkpoint has format version {version!r}, this program knows {known}",
+            where=uri,
+            todo="read it with the version of this program that wrote it",
+        )
     files = record.get("files")
     if not isinstance(files, dict) or not all(isinstance(files.get(n), dict) for n in _FILES):
         raise _broken(uri, "commit.json does not list the files")

@@ -125,16 +125,19 @@ def dangerous_calls(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", [*SDCLR, *PIPELINE], ids=name_of)
+@pytest.mark.promise("S7")
 def test_no_call_that_runs_what_a_file_says(path: Path) -> None:
     assert dangerous_calls(path.read_text()) == []
 
 
+@pytest.mark.promise("S7", control=True)
 def test_the_search_for_dangerous_calls_finds_them() -> None:
     source = "eval(x)\nsubprocess.run(y, shell=True)\ntorch.load(f)\npickle.load(f)\nyaml.load(f)"
     assert len(dangerous_calls(source)) == 5
     assert dangerous_calls("torch.load(f, weights_only=True)") == []
 
 
+@pytest.mark.promise("S9")
 def test_requirements_are_pinned_exactly_and_say_who_uses_them() -> None:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]

@@ -47,6 +47,7 @@ def test_round_trip_and_newest_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "commit.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
+@pytest.mark.promise("R11")
 def test_any_damage_is_refused_by_name_and_the_one_before_is_used(
     tmp_path: Path, name: str, damage: str
 ) -> None:
@@ -67,6 +68,7 @@ def test_any_damage_is_refused_by_name_and_the_one_before_is_used(
         assert len(found.refused) == 1 and found.refused[0].startswith("step-00000020: ")
 
 
+@pytest.mark.promise("R11")
 def test_every_flipped_byte_of_the_tensors_is_noticed(tmp_path: Path) -> None:
     saved(tmp_path, 3)
     file = tmp_path / "step-00000003" / "state.safetensors"
@@ -79,6 +81,7 @@ def test_every_flipped_byte_of_the_tensors_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fail_at", [0, 1, 2])
+@pytest.mark.promise("R9")
 def test_killed_at_any_write_leaves_the_one_before(tmp_path: Path, fail_at: int) -> None:
     folder = saved(tmp_path, 10)
     write, calls = storage.write_bytes, []
@@ -94,6 +97,7 @@ def test_killed_at_any_write_leaves_the_one_before(tmp_path: Path, fail_at: int)
     assert same(checkpoint.latest(folder, config_hash=HASH).state, some_state(10))
 
 
+@pytest.mark.promise("R9", control=True)
 def test_without_the_commit_record_a_partial_one_would_be_taken(tmp_path: Path) -> None:
     folder = saved(tmp_path, 10, 20)
     assert same(checkpoint.latest(folder, config_hash=HASH).state, some_state(20))
@@ -102,6 +106,7 @@ def test_without_the_commit_record_a_partial_one_would_be_taken(tmp_path: Path) 
     assert same(found.state, some_state(10)) and found.unfinished == ["step-00000020"]
 
 
+@pytest.mark.promise("R7")
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, 10)
     found = checkpoint.latest(folder, config_hash="other")
@@ -129,6 +134,7 @@ def test_retention_after_a_fallback_does_not_count_the_broken_ones_ahead(tmp_pat
     assert "step-00000030" in storage.list_names(folder)
 
 
+@pytest.mark.promise("R9")
 def test_overwriting_a_checkpoint_never_leaves_half_of_it_committed(tmp_path: Path) -> None:
     folder = saved(tmp_path, 10, 20)
     write = storage.write_bytes
@@ -143,6 +149,7 @@ def test_overwriting_a_checkpoint_never_leaves_half_of_it_committed(tmp_path: Pa
     assert same(found.state, some_state(10)) and found.unfinished == ["step-00000020"]
 
 
+@pytest.mark.promise("R11")
 def test_storage_that_does_not_answer_is_not_an_empty_folder(tmp_path: Path) -> None:
     folder = saved(tmp_path, 10)
 
@@ -153,6 +160,7 @@ def test_storage_that_does_not_answer_is_not_an_empty_folder(tmp_path: Path) -> 
         checkpoint.latest(folder, config_hash=HASH)
 
 
+@pytest.mark.promise("S1")
 def test_a_pickle_in_place_of_a_file_is_refused_and_never_run(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
 

@@ -100,6 +100,7 @@ class _Payload:
         return os.system, (f"touch {self.path}",)
 
 
+@pytest.mark.promise("S2")
 def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
     target = write_cifar(tmp_path, "cifar-10-batches-py")
     proof = tmp_path / "ran"
@@ -174,6 +175,7 @@ def test_cifar_sets_by_index_lists(tmp_path: Path, small: CifarImages) -> None:
             assert entry.locator == row and entry.label == small.labels[row]
 
 
+@pytest.mark.promise("R24")
 def test_cifar_sets_by_profile_leave_val_out(tmp_path: Path, small: CifarImages) -> None:
     val = write_list(tmp_path / "val.npy", list(range(10)))
     index = cifar_sets(small, cifar_data(val_index=val, imbalance_ratio=4.0))

@@ -27,6 +27,7 @@ def test_gpu_workers_need_a_gpu_each() -> None:
         check_workers(SMALL, 1, use_gpu=True)
 
 
+@pytest.mark.promise("R15")
 def test_an_address_that_does_not_answer_ends_with_exit_code_5() -> None:
     # Nothing listens on port 1 of the loopback interface.
     environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}

@@ -152,6 +152,7 @@ SECRET = "wJalrXUtnFEMI/K7MDENG"
         f"secret_access_key: {SECRET}",
     ],
 )
+@pytest.mark.promise("S5")
 def test_credentials_are_refused_and_not_echoed(text: str) -> None:
     error = refusal(text)
     assert not any(part in str(error) for part in SECRET.split("/"))

@@ -24,6 +24,7 @@ def console(stream: io.StringIO, clock: Clock, errors: io.StringIO | None = None
     return Console(stream, errors or io.StringIO(), clock=clock)
 
 
+@pytest.mark.promise("O3")
 def test_off_a_terminal_one_line_per_interval_and_one_at_the_end() -> None:
     stream, clock = io.StringIO(), Clock()
     shown = console(stream, clock)
@@ -46,6 +47,7 @@ def test_the_interval_is_configurable() -> None:
     assert len(stream.getvalue().splitlines()) == 9
 
 
+@pytest.mark.promise("O3")
 def test_on_a_terminal_one_line_is_rewritten() -> None:
     stream, clock = Terminal(), Clock()
     shown = console(stream, clock)
@@ -106,6 +108,7 @@ def test_table_is_aligned() -> None:
     ]
 
 
+@pytest.mark.promise("O2")
 def test_error_goes_to_stderr_in_four_parts() -> None:
     stream, errors = io.StringIO(), io.StringIO()
     error = TrainingError("The loss is not finite", where="step 12", todo="lower train.lr")
@@ -125,6 +128,7 @@ def test_control_characters_cannot_reach_the_terminal() -> None:
     assert stream.getvalue() == "a�[2Jb�c�d\n"
 
 
+@pytest.mark.promise("S5")
 def test_secrets_cannot_reach_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2-Zq81" in clean("it is hunter2-Zq81")
     monkeypatch.setenv("MY_PASSWORD", "hunter2-Zq81")

@@ -26,6 +26,7 @@ def test_an_error_survives_the_way_between_processes() -> None:
     assert str(again) == "what\n  where: where\n  to do: todo"
 
 
+@pytest.mark.promise("O2")
 def test_exit_codes_are_distinct() -> None:
     kinds = [
         k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, PipelineError)
@@ -44,6 +45,7 @@ def test_the_root_is_found_below_any_wrapping(name: str) -> None:
     assert root_cause(loop) is loop
 
 
+@pytest.mark.promise("R18")
 def test_of_several_workers_the_one_that_says_most_is_heard() -> None:
     lost = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]")
     bug, ours = KeyError("x"), DataError("broken shard")

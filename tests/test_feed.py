@@ -98,6 +98,7 @@ def test_photos_without_a_canvas_are_refused(tmp_path: Path) -> None:
         decoded(tmp_path, manifest)
 
 
+@pytest.mark.promise("R28")
 def test_a_flipped_byte_stops_the_reading_by_name(tmp_path: Path) -> None:
     images = [i.tobytes() for i in raw_images(8)]
     manifest = stored(tmp_path, images, ImageInfo("raw", 6, 5))
@@ -109,6 +110,7 @@ def test_a_flipped_byte_stops_the_reading_by_name(tmp_path: Path) -> None:
         decoded(tmp_path, manifest)
 
 
+@pytest.mark.promise("R28")
 def test_an_image_that_cannot_be_decoded_any_more_stops_by_name(tmp_path: Path) -> None:
     whole = png_bytes(raw_images(1)[0])
     manifest = stored(

@@ -95,11 +95,13 @@ def hostile() -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("name", hostile())
+@pytest.mark.promise("R26")
 def test_hostile_images_are_rejected_with_their_reason(name: str) -> None:
     data, reason = hostile()[name]
     assert rejected(data) == reason
 
 
+@pytest.mark.promise("S3")
 def test_the_bomb_is_68_bytes_and_costs_nothing() -> None:
     data = claim_png(14_000, 14_000)
     assert len(data) == 68
@@ -127,6 +129,7 @@ def test_limits_are_those_given_and_not_pillows() -> None:
     assert rejected(claim_png(14_000, 14_000), ImageLimits(max_pixels=10**9)) == "truncated"
 
 
+@pytest.mark.promise("R26")
 def test_random_damage_only_ever_rejects() -> None:
     generator = random.Random(0)
     sources = [encoded(Image.fromarray(photo()), kind) for kind in ("JPEG", "PNG", "WEBP")]
@@ -171,6 +174,7 @@ def test_grey_bilevel_and_palette() -> None:
     )
 
 
+@pytest.mark.promise("R26")
 def test_16_bit_samples_keep_their_high_byte() -> None:
     grey16 = np.arange(24 * 32, dtype=np.uint16).reshape(24, 32) * 85
     data = encoded(Image.fromarray(grey16), "PNG")
@@ -193,6 +197,7 @@ def test_transparency_lies_over_white() -> None:
     assert (decoded == 255).all()
 
 
+@pytest.mark.promise("R26")
 def test_cmyk_jpeg_is_converted() -> None:
     cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     red = decode_rgb(encoded(cmyk, "JPEG", quality=95), LIMITS)[8, 8].astype(int)
@@ -200,6 +205,7 @@ def test_cmyk_jpeg_is_converted() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.promise("R26")
 def test_exif_orientation_is_applied(orientation: int) -> None:
     upright = photo()
     # What a camera stores when the scene is `upright`, by the definition of the tag.

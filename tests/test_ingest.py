@@ -117,6 +117,7 @@ def test_digits_become_a_data_set(tmp_path: Path, ray_cluster: None) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.promise("R27")
 def test_twice_gives_the_same_bytes_whatever_the_parallelism(
     tmp_path: Path, ray_cluster: None
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_second_ingest_reuses_the_data_set(tmp_path: Path, ray_cluster: None) 
 
 
 @pytest.mark.ray
+@pytest.mark.promise("R27")
 def test_an_interrupted_ingest_starts_again_and_mixes_nothing(
     tmp_path: Path, ray_cluster: None
 ) -> None:
@@ -183,6 +185,7 @@ def test_an_interrupted_ingest_starts_again_and_mixes_nothing(
 
 
 @pytest.mark.ray
+@pytest.mark.promise("R26")
 def test_rejects_are_counted_once_and_listed(
     tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +203,7 @@ def test_rejects_are_counted_once_and_listed(
 
 
 @pytest.mark.ray
+@pytest.mark.promise("R26")
 def test_too_many_rejects_fail_and_leave_nothing(tmp_path: Path, ray_cluster: None) -> None:
     source = make_photos(tmp_path / "in", 27, {"c0/x.jpg": b"text", "c1/y.png": b""})
     settings = photos(tmp_path / "out", source, max_reject_frac=0.05)

@@ -68,6 +68,7 @@ def test_identical_embeddings_give_log_of_2n_minus_1(n: int, temperature: float)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("temperature", [0.005, 0.01, 1.0, 10.0])
+@pytest.mark.promise("R23")
 def test_finite_at_extreme_temperatures(dtype: torch.dtype, temperature: float) -> None:
     u, v = pair(64, 16, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -77,6 +78,7 @@ def test_finite_at_extreme_temperatures(dtype: torch.dtype, temperature: float) 
     assert torch.isfinite(loss) and all(torch.isfinite(g).all() for g in grads)
 
 
+@pytest.mark.promise("R23", control=True)
 def test_the_textbook_form_is_not_finite_there() -> None:
     z = torch.ones(4, 3)
     assert not torch.isfinite(exponential_nt_xent(z, z, 0.005))
@@ -89,6 +91,7 @@ def test_symmetric_and_scale_free() -> None:
     torch.testing.assert_close(loss, nt_xent(u * 7, v * 0.1, temperature=0.3))
 
 
+@pytest.mark.promise("R22")
 def test_nan_is_not_hidden() -> None:
     u, v = (x.detach() for x in pair(4, 3))
     u[2, 1] = torch.nan

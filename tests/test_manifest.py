@@ -112,6 +112,7 @@ def test_unfit_manifests_are_refused(
     assert caught.value.todo
 
 
+@pytest.mark.promise("R12", "S11")
 def test_tampered_torn_and_missing_manifests(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no ingested data set"):
         read_manifest(str(tmp_path))
@@ -134,6 +135,7 @@ def test_tampered_torn_and_missing_manifests(tmp_path: Path) -> None:
         read_manifest(str(tmp_path))
 
 
+@pytest.mark.promise("R12")
 def test_missing_extra_and_short_shards_are_refused(tmp_path: Path) -> None:
     manifest = some_manifest(tmp_path)
     verify_shards(str(tmp_path), manifest)

@@ -155,6 +155,7 @@ def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.promise("R7")
 def test_a_run_can_start_from_exported_weights_with_or_without_a_classifier(tmp_path: Path) -> None:
     source, target = (models.new_network(c, "simclr").backbone for c in (seeded(1), seeded(2)))
     file = tmp_path / "w.safetensors"

@@ -29,6 +29,7 @@ def test_each_image_at_most_once_and_the_tail_as_configured(
     assert [len(b) for b in batches] == [plan.batch_size(s) for s in range(plan.num_steps)]
 
 
+@pytest.mark.promise("R6")
 def test_ranks_share_the_same_global_batches() -> None:
     order = epoch_order(64, seed=3, epoch=5)
     one, two, four = (
@@ -41,6 +42,7 @@ def test_ranks_share_the_same_global_batches() -> None:
     assert one != global_batches(EpochPlan(num_images=64, global_batch=8, drop_last=True), order)
 
 
+@pytest.mark.promise("R25")
 def test_a_tail_is_shared_evenly_or_dropped() -> None:
     plan = EpochPlan(num_images=21, global_batch=8, drop_last=False, num_ranks=2)
     assert (plan.num_steps, plan.tail) == (3, 4)
@@ -48,6 +50,7 @@ def test_a_tail_is_shared_evenly_or_dropped() -> None:
     assert (lonely.num_steps, lonely.tail) == (2, 0)
 
 
+@pytest.mark.promise("R6")
 def test_order_is_a_function_of_seed_and_epoch() -> None:
     first = epoch_order(100, seed=1, epoch=2)
     assert np.array_equal(first, epoch_order(100, seed=1, epoch=2))

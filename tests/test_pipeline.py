@@ -112,6 +112,7 @@ def test_the_console_shows_the_table_and_where_everything_is(unbroken: Unbroken)
         assert float(row[6]) == pytest.approx(100 * linear["all"], abs=0.051)
 
 
+@pytest.mark.promise("O1")
 def test_metrics_cover_every_step_of_both_methods(unbroken: Unbroken) -> None:
     folder, _ = unbroken
     rows = steps(folder)
@@ -182,6 +183,7 @@ def killed(
     yield folder, only_run(folder)
 
 
+@pytest.mark.promise("R2", "R17")
 def test_killed_in_training_and_resumed_equals_the_unbroken_run(
     unbroken: Unbroken, killed: tuple[Path, Path]
 ) -> None:
@@ -198,6 +200,7 @@ def test_killed_in_training_and_resumed_equals_the_unbroken_run(
     np.testing.assert_equal(scores[0], scores[1])
 
 
+@pytest.mark.promise("R7")
 def test_resume_with_another_configuration_is_refused_by_key(killed: tuple[Path, Path]) -> None:
     folder, broken = killed
     result = run(folder, "--resume", str(broken), "train.lr=0.3")
@@ -205,6 +208,7 @@ def test_resume_with_another_configuration_is_refused_by_key(killed: tuple[Path,
     assert "train.lr: 0.5 -> 0.3" in result.stderr
 
 
+@pytest.mark.promise("R19")
 def test_sigterm_ends_with_143_and_the_record_says_so(ray_cluster: None, tmp_path: Path) -> None:
     command = [sys.executable, str(REPO / "pipeline" / "run.py"), *TINY]
     process = subprocess.Popen(

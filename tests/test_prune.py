@@ -35,6 +35,7 @@ def some_weights(seed: int = 0, *, ties: bool = False) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.3, 0.5, 0.9, 0.99, 1.0])
+@pytest.mark.promise("R5")
 def test_equals_a_sort(ratio: float, ties: bool) -> None:
     weights = some_weights(1, ties=ties)
     masks = magnitude_masks(weights, PruneRule(prune_ratio=ratio))
@@ -42,6 +43,7 @@ def test_equals_a_sort(ratio: float, ties: bool) -> None:
         assert np.array_equal(masks[name].numpy(), expected), name
 
 
+@pytest.mark.promise("R5", control=True)
 def test_the_comparison_can_fail() -> None:
     weights = some_weights(1)
     masks = magnitude_masks(weights, PruneRule(prune_ratio=0.5))
@@ -57,6 +59,7 @@ def test_without_ties_exactly_ceil_pn_weights_go(ratio: float) -> None:
     assert sum(int((~m).sum()) for m in masks.values()) == math.ceil(ratio * total)
 
 
+@pytest.mark.promise("R5")
 def test_all_equal_magnitudes_are_all_kept() -> None:
     weights = {"a": torch.full((3, 3), -0.5), "b": torch.full((2, 2), 0.5)}
     masks = magnitude_masks(weights, PruneRule(prune_ratio=0.9))

@@ -120,6 +120,7 @@ def two() -> list[dict[str, Any]]:
     return run_on_ranks(everything)
 
 
+@pytest.mark.promise("R4")
 def test_loss_and_gradients_equal_those_of_one_rank(two: list[dict[str, Any]]) -> None:
     one = loss_and_gradient()
     both = torch.cat([r["loss"]["grad"] for r in two], dim=1) / 2  # DDP takes the mean
@@ -127,6 +128,7 @@ def test_loss_and_gradients_equal_those_of_one_rank(two: list[dict[str, Any]]) -
     torch.testing.assert_close(both, one["grad"], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.promise("R4", control=True)
 def test_a_gather_without_gradient_would_be_noticed(two: list[dict[str, Any]]) -> None:
     one = loss_and_gradient()
     wrong = torch.cat([r["gather_without_gradient"]["grad"] for r in two], dim=1) / 2
@@ -146,6 +148,7 @@ def test_global_batchnorm_equals_batchnorm_over_all_images(two: list[dict[str, A
 
 
 @pytest.mark.parametrize("method", ["sdclr", "simclr"])
+@pytest.mark.promise("R4", "R6")
 def test_training_on_two_ranks_equals_training_on_one(
     two: list[dict[str, Any]], method: str
 ) -> None:
@@ -170,6 +173,7 @@ def test_bfloat16_trains_alike_on_all_ranks_and_near_float64(two: list[dict[str,
 
 
 @pytest.mark.parametrize("run", ["sdclr", "random_masks"])
+@pytest.mark.promise("R5")
 def test_masks_are_equal_on_all_ranks(two: list[dict[str, Any]], run: str) -> None:
     assert two[0][run]["masks"] == two[1][run]["masks"]
     assert two[0]["sdclr"]["masks"] != two[0]["random_masks"]["masks"]

@@ -100,6 +100,7 @@ def test_any_exception_gets_an_exit_code(error: BaseException, code: int) -> Non
     assert describe(error)["exit_code"] == code
 
 
+@pytest.mark.promise("S11")
 def test_broken_records_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing"):
         RunRecord.open(str(tmp_path))
@@ -121,12 +122,14 @@ def record_text(folder: Path) -> str:
     return (folder / "run.json").read_text()
 
 
+@pytest.mark.promise("S5")
 def test_secrets_are_not_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     text = record_text(tmp_path)
     assert SECRET not in text and "***" in text
 
 
+@pytest.mark.promise("S5", control=True)
 def test_the_search_for_secrets_can_find_one(tmp_path: Path) -> None:
     assert SECRET in record_text(tmp_path)  # not in the environment, so nobody knows it is one
 
@@ -208,6 +211,7 @@ def test_a_diverged_loss_may_be_null(tmp_path: Path) -> None:
     [("loss", "4.2"), ("loss", True), ("lr", None), ("step", 1.5), ("lr", float("nan")),
      ("method", 3)],
 )  # fmt: skip
+@pytest.mark.promise("O1")
 def test_a_wrong_type_is_refused_with_its_line(tmp_path: Path, key: str, value: object) -> None:
     write_rows(tmp_path, MASK, {**STEP, key: value})
     with pytest.raises(DataError, match=key) as caught:
@@ -216,12 +220,14 @@ def test_a_wrong_type_is_refused_with_its_line(tmp_path: Path, key: str, value: 
 
 
 @pytest.mark.parametrize("key", sorted(STEP.keys() - {"kind"}))
+@pytest.mark.promise("O1")
 def test_a_missing_key_is_refused(tmp_path: Path, key: str) -> None:
     write_rows(tmp_path, {k: v for k, v in STEP.items() if k != key})
     with pytest.raises(DataError, match=key):
         read_metrics(str(tmp_path))
 
 
+@pytest.mark.promise("O1")
 def test_steps_rise_per_method_and_seed(tmp_path: Path) -> None:
     write_rows(tmp_path, STEP, {**STEP, "seed": 1}, {**STEP, "method": "simclr"})
     assert len(read_metrics(str(tmp_path))) == 3

@@ -82,6 +82,7 @@ def test_a_missing_data_folder(
 
 
 @pytest.mark.ray
+@pytest.mark.promise("O2")
 def test_a_broken_image_fails_the_stage_by_name_and_leaves_no_data_set(
     ray_cluster: None, capsys: pytest.CaptureFixture[str], in_an_empty_folder: Path
 ) -> None:

@@ -176,6 +176,7 @@ def test_a_changed_metric_changes_the_page(run_uri: str) -> None:
 # --- hostile content
 
 
+@pytest.mark.promise("S8")
 def test_hostile_names_are_inert(tmp_path: Path) -> None:
     names = HOSTILE + [f"plain {i}" for i in range(4)]
     run_uri = records.write_run(tmp_path, names=names, layers=[*HOSTILE, "conv1.weight"])
@@ -196,6 +197,7 @@ def test_hostile_names_are_inert(tmp_path: Path) -> None:
     assert "\x00" not in text and "\x1b" not in text
 
 
+@pytest.mark.promise("S8", control=True)
 def test_the_check_for_inert_pages_can_fail() -> None:
     for bad in ("<script></script>", '<p onclick="x"></p>', '<img src="http://e/x">'):
         with pytest.raises(AssertionError):
@@ -210,6 +212,7 @@ def write_secret(run_uri: str) -> str:
     return Path(write_report(run_uri)).read_text()
 
 
+@pytest.mark.promise("S5")
 def test_secrets_are_not_on_the_page(run_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORE_PASSWORD", SECRET)
     text = write_secret(run_uri)
@@ -217,6 +220,7 @@ def test_secrets_are_not_on_the_page(run_uri: str, monkeypatch: pytest.MonkeyPat
     assert SECRET[2:] not in text  # userinfo goes even when the environment does not know it
 
 
+@pytest.mark.promise("S5", control=True)
 def test_the_search_for_secrets_can_find_one(run_uri: str) -> None:
     assert write_secret(run_uri).count(SECRET) == 3
 

@@ -72,6 +72,7 @@ def test_same_rows_same_bytes(tmp_path: Path) -> None:
     assert one_shard(tmp_path / "3", labels=[2, 0, 0]).sha256 != first.sha256
 
 
+@pytest.mark.promise("R11", "R28")
 def test_every_flipped_byte_is_refused(tmp_path: Path) -> None:
     info = one_shard(tmp_path)
     file = tmp_path / NAME
@@ -93,6 +94,7 @@ def test_every_flipped_byte_is_refused(tmp_path: Path) -> None:
         read_shard(str(tmp_path), info)
 
 
+@pytest.mark.promise("R28")
 def test_a_wrong_row_is_named_even_in_a_file_whose_hash_fits(tmp_path: Path) -> None:
     one_shard(tmp_path)
     file = tmp_path / NAME
@@ -116,6 +118,7 @@ class _Extension(pa.ExtensionType):  # type: ignore[misc]
         return cls()
 
 
+@pytest.mark.promise("S2")
 def test_extension_types_are_refused_before_they_load(tmp_path: Path) -> None:
     file = tmp_path / NAME
     file.parent.mkdir()
@@ -164,6 +167,7 @@ _PLAIN = {"compression": "NONE", "use_dictionary": False, "store_schema": False}
         (_table().slice(0, 2), _PLAIN, "2 rows, the manifest says 3"),
     ],
 )
+@pytest.mark.promise("S2")
 def test_foreign_parquet_is_refused(
     tmp_path: Path, table: pa.Table, options: dict[str, Any], message: str
 ) -> None:
@@ -174,6 +178,7 @@ def test_foreign_parquet_is_refused(
         read_shard(str(tmp_path), described(file))
 
 
+@pytest.mark.promise("S2", control=True)
 def test_control_the_same_table_written_plainly_is_read(tmp_path: Path) -> None:
     file = tmp_path / NAME
     file.parent.mkdir()
@@ -190,6 +195,7 @@ def test_files_that_are_not_parquet_are_refused(tmp_path: Path, content: bytes) 
         read_shard(str(tmp_path), described(file))
 
 
+@pytest.mark.promise("S10")
 def test_names_that_lead_outside_are_refused(tmp_path: Path) -> None:
     info = dataclasses.replace(one_shard(tmp_path), name="../secret.parquet")
     with pytest.raises(DataError, match="outside"):

@@ -22,6 +22,7 @@ def ids(index: ImageIndex, name: str) -> list[str]:
 # --- digits ---
 
 
+@pytest.mark.promise("R24")
 def test_digits_sets_and_pixels() -> None:
     index = index_source(Data())
     assert list(index.sets) == ["pretrain", "probe", "test"]
@@ -141,6 +142,7 @@ def test_labelled_may_be_said_instead_of_guessed(tmp_path: Path) -> None:
     assert index_source(folder_data(tmp_path / "one", labelled=True)).class_names == ("c0",)
 
 
+@pytest.mark.promise("R25")
 def test_unfit_folders_are_refused_in_words(tmp_path: Path) -> None:
     make_folder(tmp_path / "text", ["notes.txt"])
     make_folder(tmp_path / "mixed", ["a.png", *classes(2, 2)])

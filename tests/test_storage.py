@@ -83,6 +83,7 @@ def test_join_and_unknown_schemes() -> None:
     ["", ".", "..", "/etc/passwd", "../x", "a/../../x", "a/./b", "a//b", "a/", "~/x", "s3://b/k"]
     + ["a\\b", "a\nb", "a\0b", "C:x", "x" * 1025],
 )
+@pytest.mark.promise("S10")
 def test_names_that_lead_outside_are_refused(name: str) -> None:
     with pytest.raises(DataError, match="outside"):
         storage.safe_name(name)
@@ -122,6 +123,7 @@ def _limited(writer: str, target: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("old", [None, b"old"])
+@pytest.mark.promise("R10", "R14")
 def test_a_write_that_fails_midway_leaves_the_old_state(tmp_path: Path, old: bytes | None) -> None:
     target = tmp_path / "object"
     if old is not None:
@@ -133,6 +135,7 @@ def test_a_write_that_fails_midway_leaves_the_old_state(tmp_path: Path, old: byt
     assert old is None or target.read_bytes() == old
 
 
+@pytest.mark.promise("R10", control=True)
 def test_negative_control_a_naive_write_publishes_a_part(tmp_path: Path) -> None:
     target = tmp_path / "object"
     target.write_bytes(b"old")
@@ -140,6 +143,7 @@ def test_negative_control_a_naive_write_publishes_a_part(tmp_path: Path) -> None
     assert 0 < target.stat().st_size <= 1_000_000 and target.read_bytes()[:1] == b"n"
 
 
+@pytest.mark.promise("R9")
 def test_kill_9_at_any_moment_leaves_a_whole_object(tmp_path: Path) -> None:
     target = tmp_path / "object"
     code = (
@@ -164,6 +168,7 @@ def test_kill_9_at_any_moment_leaves_a_whole_object(tmp_path: Path) -> None:
         assert storage.list_names(str(tmp_path)) == ["object"]  # a leftover is not listed
 
 
+@pytest.mark.promise("R14")
 def test_local_failures_have_words(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="file is where a folder is needed|part of the path"):
@@ -176,6 +181,7 @@ def test_local_failures_have_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.promise("R14")
 def test_permission_denied_is_told(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StorageError, match="permission denied"):
@@ -186,6 +192,7 @@ def test_permission_denied_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [500, 503])
+@pytest.mark.promise("R13")
 def test_passing_faults_are_ridden_out(s3: LoopbackS3, status: int) -> None:
     uri = "s3://bucket/x"
     for use in (
@@ -200,6 +207,7 @@ def test_passing_faults_are_ridden_out(s3: LoopbackS3, status: int) -> None:
     assert storage.exists(uri) and storage.read_bytes(uri) == b"data"
 
 
+@pytest.mark.promise("R13", "R15")
 def test_lasting_faults_end_in_one_error_within_the_deadline(s3: LoopbackS3) -> None:
     s3.buckets["bucket"]["x"] = b"old"
     s3.faults.extend([503] * 1000)
@@ -217,6 +225,7 @@ def test_lasting_faults_end_in_one_error_within_the_deadline(s3: LoopbackS3) -> 
     assert s3.buckets["bucket"] == {"x": b"old"}
 
 
+@pytest.mark.promise("R13")
 def test_refusals_are_not_retried(s3: LoopbackS3) -> None:
     s3.faults.append(403)
     with pytest.raises(StorageError, match="denied") as caught:
@@ -250,6 +259,7 @@ def test_missing_credentials_name_the_variables(
     assert "AWS_ACCESS_KEY_ID" in caught.value.todo and s3.log == []
 
 
+@pytest.mark.promise("R15")
 def test_an_endpoint_that_does_not_answer(s3: LoopbackS3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match="does not answer") as caught:

@@ -47,6 +47,7 @@ def test_scalars(text: str, value: object) -> None:
         ("{a: " * 1000, 1, "nested deeper"),
     ],
 )
+@pytest.mark.promise("S4")
 def test_refused_yaml(text: str, line: int, reason: str) -> None:
     with pytest.raises(YamlRefusedError) as caught:
         read(text)
@@ -56,6 +57,7 @@ def test_refused_yaml(text: str, line: int, reason: str) -> None:
     assert "train.lr: no value given; write train.lr=VALUE" in error.what
 
 
+@pytest.mark.promise("S4")
 def test_tags_run_nothing(tmp_path: Path) -> None:
     target = tmp_path / "pwned"
     for tag in ("!!python/object/apply:os.system", "!!python/object/new:os.system"):
@@ -63,6 +65,7 @@ def test_tags_run_nothing(tmp_path: Path) -> None:
     assert not target.exists()
 
 
+@pytest.mark.promise("S4")
 def test_bomb_of_aliases_is_refused_unexpanded() -> None:
     text = "a0: &a0 [x, x]\n" + "".join(
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 40)
@@ -84,6 +87,7 @@ def test_what_is_written_reads_back() -> None:
     assert yaml.safe_load(write(tree)) == tree  # for readers of YAML 1.1 too
 
 
+@pytest.mark.promise("S4", control=True)
 def test_plain_pyyaml_falls_into_the_traps() -> None:
     loaded = yaml.safe_load("a: 1e-3\nb: on\nc: 1\nc: 2\nd: 1:30\ne: 010\nf: &x [1]\ng: *x")
     assert loaded == {"a": "1e-3", "b": True, "c": 2, "d": 90, "e": 8, "f": [1], "g": [1]}
@@ -94,6 +98,7 @@ def test_plain_pyyaml_falls_into_the_traps() -> None:
     "text",
     ["a:\n" + "- a\n" * MAX_NODES, "a:\n" + "- !x a\n" * MAX_NODES, "a: [" + "b," * MAX_NODES],
 )
+@pytest.mark.promise("S4")
 def test_floods_are_refused_early(text: str) -> None:
     with pytest.raises(YamlRefusedError, match=f"more than {MAX_NODES} keys and values"):
         read(text)

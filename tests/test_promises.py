@@ -1,0 +1,47 @@
+"""Each promise has a test, and the page of promises names tests that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.promises import PAGE, PROMISES, holders, results
+
+# Promises whose danger is easy to show: without the mechanism, a test must fail.
+CONTROLLED = {"R1", "R2", "R4", "R8", "R9", "R10", "R23", "S4", "S5", "S7", "S8"}
+# Held by parts of the project that are not there yet.
+AHEAD = {"R16", "R20", "R21", "S6"}
+
+
+def test_every_promise_is_held_by_a_test_and_no_unknown_one_is_named() -> None:
+    marked = list(holders())
+    named = {promise for holder in marked for promise in holder.promises}
+    held = {promise for holder in marked if not holder.is_control for promise in holder.promises}
+    assert named <= set(PROMISES) and set(PROMISES) - held <= AHEAD
+    controls = {promise for holder in marked if holder.is_control for promise in holder.promises}
+    assert controls >= CONTROLLED
+
+
+def test_the_page_names_each_promise_and_only_tests_that_exist() -> None:
+    text = PAGE.read_text()
+    assert set(re.findall(r"^\| ([RSO]\d+) \|", text, flags=re.MULTILINE)) == set(PROMISES)
+    named = set(re.findall(r"`(test_\w+)::(test_\w+)`", text))
+    assert named and named <= {(holder.file, holder.name) for holder in holders()}
+
+
+def test_results_are_read_from_junit_files_and_the_newest_counts(tmp_path: Path) -> None:
+    suite = (
+        '<testsuites><testsuite timestamp="2030-01-0{day}T00:00:00">'
+        "{cases}</testsuite></testsuites>"
+    )
+    case = '<testcase classname="tests.test_x" name="test_{name}">{inside}</testcase>'
+    old = [case.format(name="a", inside="<failure/>"), case.format(name="b[1]", inside="")]
+    new = [case.format(name="a", inside=""), case.format(name="c", inside="<skipped/>")]
+    (tmp_path / "1.xml").write_text(suite.format(day=1, cases="".join(old) + old[1]))
+    (tmp_path / "2.xml").write_text(suite.format(day=2, cases="".join(new)))
+    assert results(tmp_path) == {
+        ("test_x", "test_a"): ("1 passed", "2030-01-02"),
+        ("test_x", "test_b"): ("2 passed", "2030-01-01"),
+        ("test_x", "test_c"): ("1 skipped", "2030-01-02"),
+    }
+    assert results(tmp_path / "none") == {}
