@@ -2,6 +2,7 @@
 
     {"kind": "step", ...}    loss, learning rate, speed: every few steps of one method
     {"kind": "mask", ...}    kept fraction of each layer: at the start of each epoch, SDCLR only
+    {"kind": "health", ...}  label-free measures: before training and every few epochs
     {"kind": "stage", ...}   start and end of a stage
 
 A process killed in the middle of a write leaves a torn last line: readers skip it, and
@@ -18,7 +19,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import DataError
 
-_INT, _FLOAT, _STR, _DICT = (int,), (int, float), (str,), (dict,)
+_INT, _FLOAT, _STR, _DICT, _LIST = (int,), (int, float), (str,), (dict,), (list,)
 _SCHEMA: dict[str, dict[str, tuple[type, ...]]] = {
     "step": {
         "stage": _STR, "method": _STR, "seed": _INT, "epoch": _INT, "step": _INT,
@@ -28,6 +29,10 @@ _SCHEMA: dict[str, dict[str, tuple[type, ...]]] = {
     "mask": {
         "stage": _STR, "method": _STR, "epoch": _INT, "step": _INT, "prune_ratio": _FLOAT,
         "kept_frac": _DICT, "time_s": _FLOAT,
+    },
+    "health": {
+        "stage": _STR, "method": _STR, "seed": _INT, "epoch": _INT, "step": _INT,
+        "num_images": _INT, "measures": _DICT, "alarms": _LIST, "wall_s": _FLOAT, "time_s": _FLOAT,
     },
     "stage": {"stage": _STR, "event": _STR, "wall_s": _FLOAT, "time_s": _FLOAT},
 }  # fmt: skip
@@ -50,7 +55,7 @@ def read_metrics(
 
     Args:
         run_uri: folder of the run.
-        kind: keep only these rows: `step`, `mask` or `stage`.
+        kind: keep only these rows: `step`, `mask`, `health` or `stage`.
         method: keep only rows of this method.
 
     Raises:
@@ -73,17 +78,21 @@ def read_metrics(
     return rows
 
 
-def newest_step(run_uri: str) -> dict[str, Any] | None:
-    """The last `step` row that is whole, unchecked; None without one. Cheap enough to poll."""
+def newest_rows(run_uri: str, *kinds: str) -> dict[str, dict[str, Any]]:
+    """Kind -> its last row that is whole, unchecked, where there is one. Cheap enough to poll."""
     uri = metrics_uri(run_uri)
+    found: dict[str, dict[str, Any]] = {}
     if not storage.exists(uri):
-        return None
+        return found
     for raw in reversed(storage.read_bytes(uri).split(b"\n")):
-        if b'"step"' in raw and raw.endswith(b"}"):
+        wanted = [k for k in kinds if k not in found and f'"{k}"'.encode() in raw]
+        if wanted and raw.endswith(b"}"):
             row: dict[str, Any] = json.loads(raw)
-            if row.get("kind") == "step":
-                return row
-    return None
+            if row.get("kind") in wanted:
+                found[row["kind"]] = row
+        if len(found) == len(kinds):
+            break
+    return found
 
 
 def truncate_metrics(run_uri: str, method: str, step: int) -> int:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from pipeline import errors, feed, metrics, models, storage
+from pipeline import errors, feed, health_log, metrics, models, storage
 from pipeline.cluster import Cluster, check_workers
 from pipeline.config import Config
 from pipeline.console import Console
@@ -98,6 +98,9 @@ def train(
         with suppress(PipelineError):  # a display that cannot be refreshed is no reason to stop
             view.refresh()
     outcome.raise_failure(run_uri)
+    with suppress(PipelineError):
+        view.refresh()
+    health_log.tell(console, metrics.read_metrics(run_uri, kind="health"))
     for row in metrics.read_metrics(run_uri, kind="fallback"):
         for sentence in row["refused"]:
             console.stage("train", f"{row['method']}: passed over {sentence}")
@@ -164,10 +167,13 @@ class _ProgressView:
     def __init__(self, config: Config, run_uri: str, console: Console) -> None:
         self.config, self.run_uri, self.console = config, run_uri, console
         self._shown: tuple[str, int] | None = None
+        self._told: set[tuple[str, str]] = set()
 
     def refresh(self) -> None:
         """Show the line, unless it was shown already."""
-        newest = metrics.newest_step(self.run_uri)
+        rows = metrics.newest_rows(self.run_uri, "step", "health")
+        self._tell_alarms(rows.get("health"))
+        newest = rows.get("step")
         if newest is None or self._shown == (newest["method"], newest["step"]):
             return
         self._shown = newest["method"], newest["step"]
@@ -181,3 +187,13 @@ class _ProgressView:
             extra=f"{newest['method']}  epoch {newest['epoch'] + 1}/{self.config.train.epochs}  "
             f"step {newest['step']}/{newest['num_steps']}  loss {newest['loss']:.3f}",
         )
+
+    def _tell_alarms(self, row: dict[str, Any] | None) -> None:
+        """Say what the newest check of the features found, each alarm once a method."""
+        if row is None:
+            return
+        for text in row["alarms"]:
+            kind = row["method"], text.partition(":")[0].partition(" (")[0]
+            if kind not in self._told:
+                self._told.add(kind)
+                self.console.stage("health", f"{row['method']}, epoch {row['epoch'] + 1}: {text}")

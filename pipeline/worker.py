@@ -23,6 +23,7 @@ from pipeline.errors import (
     PipelineError,
     TrainingError,
 )
+from pipeline.health_log import HealthLog
 from pipeline.metrics import metrics_uri, truncate_metrics
 from sdclr import (
     ImageSet,
@@ -119,10 +120,19 @@ class MethodRun:
         """From the newest good checkpoint, or from the start, to the end."""
         refused = self._restore()
         batches = images.feed(self.plan, seed=self.config.run.seed, rank=self.rank)
+        health = None
+        if self.rank == 0:
+            health = HealthLog(
+                self.config, self.method, self.trainer, images, run_uri=self.job.run_uri
+            )
         with MethodLog(self) as log:
             log.fallback(refused)
+            if health is not None and self.trainer.step == 0:
+                log.append(health.row(epoch=0))
             for report in self.trainer.run(batches):
                 log.step(report)
+                if health is not None and health.is_due():
+                    log.append(health.row(epoch=report.epoch))
                 if self._is_due(report):
                     log.flush()
                     self._save(report)
@@ -150,7 +160,8 @@ class MethodRun:
         if not self._all_ranks(error is None).all():
             raise error or CheckpointError("another rank cannot restore", where=self.folder)
         if self.rank == 0:
-            truncate_metrics(self.job.run_uri, self.method, self.trainer.step)
+            # A start from nothing writes the line of step 0 again.
+            truncate_metrics(self.job.run_uri, self.method, step)
         return found.refused
 
     def _choose(self) -> checkpoint.Found:
@@ -223,6 +234,11 @@ class MethodLog:
     def __exit__(self, *_: object) -> None:
         if self._log is not None:
             self._log.close()
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write a line of another kind."""
+        if self._log is not None:
+            self._log.append(row)
 
     def flush(self) -> None:
         """Publish the lines so far: a checkpoint must not be ahead of its metrics."""

@@ -10,6 +10,7 @@ half-precision inputs are computed in float32. Inputs that are not finite give n
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -53,27 +54,123 @@ def rankme(features_ND: Tensor) -> float:
     return float(torch.exp(-torch.xlogy(p, p).sum()))
 
 
+def alpha_req(features_ND: Tensor) -> float:
+    """Decay alpha of the covariance spectrum, eigenvalue_j ~ j^-alpha (Agrawal et al. 2022).
+
+    The slope, with the sign turned, of the least-squares line through (log j, log eigenvalue_j)
+    over all eigenvalues above rounding. About 1 is healthy; much more means that few directions
+    carry everything, near 0 that all carry the same. nan with fewer than two such eigenvalues.
+
+    Raises:
+        ValueError: not a matrix, or fewer than 2 rows.
+    """
+    if features_ND.ndim != 2 or len(features_ND) < 2:
+        raise ValueError(f"needs a matrix of 2 rows or more, got {tuple(features_ND.shape)}")
+    x_ND = _as_float(features_ND).double()
+    if not bool(x_ND.isfinite().all()):
+        return math.nan
+    precision = torch.finfo(_as_float(features_ND).dtype).eps * max(x_ND.shape)
+    largest = torch.linalg.matrix_norm(x_ND, ord=2)  # of the data before centring: what was rounded
+    singular = torch.linalg.svdvals(x_ND - x_ND.mean(dim=0))
+    singular = singular[singular > precision * largest]
+    if len(singular) < 2:
+        return math.nan
+    log_rank = torch.arange(1, len(singular) + 1, dtype=torch.float64).to(singular.device).log()
+    log_value = 2 * singular.log()
+    centred = log_rank - log_rank.mean()
+    return -float((centred * log_value).sum() / centred.square().sum())
+
+
+def dead_frac(features_ND: Tensor, *, tolerance: float = 1e-3) -> float:
+    """Fraction of dimensions that hardly vary: std below `tolerance` times the rms of all stds.
+
+    In [0, 1]; a set of equal rows gives 1.
+
+    Raises:
+        ValueError: not a matrix, or an empty one.
+    """
+    if features_ND.ndim != 2 or features_ND.numel() == 0:
+        raise ValueError(f"needs a non-empty (N, D) matrix, got {tuple(features_ND.shape)}")
+    x_ND = _as_float(features_ND).double()
+    if not bool(x_ND.isfinite().all()):
+        return math.nan
+    std_D = x_ND.std(dim=0, correction=0)
+    return float((std_D <= tolerance * std_D.square().mean().sqrt()).double().mean())
+
+
 def view_retrieval(view1_ND: Tensor, view2_ND: Tensor) -> float:
     """Fraction of images whose view-1 feature is nearest (cosine) to its own view-2 feature.
 
+    The mean of `retrieval_hits`: in [0, 1], 1/N for collapsed features.
+    """
+    return float(retrieval_hits(view1_ND, view2_ND).mean())
+
+
+def retrieval_hits(view1_ND: Tensor, view2_ND: Tensor) -> Tensor:
+    """1 for each image whose view-1 feature is nearest (cosine) to its own view-2 feature, else 0.
+
     All N view-2 features compete. A tie of t features for the first place counts 1/t, so collapsed
-    features score chance, 1/N. In [0, 1].
+    features score chance, 1/N. Returns (N,) float64 on the CPU.
 
     Raises:
         ValueError: the shapes differ or N = 0.
     """
     view1_ND, view2_ND = _same_shape(view1_ND, view2_ND)
     if not bool((view1_ND.isfinite() & view2_ND.isfinite()).all()):
-        return math.nan
+        return torch.full((len(view1_ND),), math.nan, dtype=torch.float64)
     queries_ND, keys_ND = F.normalize(view1_ND, dim=1), F.normalize(view2_ND, dim=1)
-    hits = 0.0
+    hits = []
     for start in range(0, len(queries_ND), _CHUNK_ROWS):
         similarity_BN = queries_ND[start : start + _CHUNK_ROWS] @ keys_ND.T
         own_B1 = similarity_BN.diagonal(offset=start)[:, None]
         num_better_B = (similarity_BN > own_B1).sum(dim=1)
         num_equal_B = (similarity_BN == own_B1).sum(dim=1)  # itself included
-        hits += float(((num_better_B == 0) / num_equal_B).double().sum())
-    return hits / len(queries_ND)
+        hits.append(((num_better_B == 0) / num_equal_B).double().cpu())
+    return torch.cat(hits)
+
+
+@dataclass(frozen=True)
+class TercileBalance:
+    """View retrieval by size of cluster: fractions in [0, 1], nan where there is no cluster.
+
+    Args:
+        few, medium, many: mean over the clusters of the smallest, middle and largest third.
+        std: population standard deviation of the three; 0 is even. It can be gamed by features that
+            are bad everywhere, so look at `few` as well.
+    """
+
+    few: float
+    medium: float
+    many: float
+    std: float
+
+
+def tercile_balance(hits_N: Tensor, clusters_N: Tensor) -> TercileBalance:
+    """Many/Medium/Few without labels: clusters stand in for classes, retrieval for accuracy.
+
+    Clusters are ranked by size (equal sizes by number). With K clusters that have images, the K//3
+    smallest are few, the next K//3 medium, the rest many: the rule of the labelled groups.
+
+    Args:
+        hits_N: of `retrieval_hits`.
+        clusters_N: int64 >= 0, the cluster of each image; see `sdclr.cluster.kmeans`.
+
+    Raises:
+        ValueError: the lengths differ or N = 0.
+    """
+    if hits_N.shape != clusters_N.shape or hits_N.ndim != 1 or len(hits_N) == 0:
+        raise ValueError(f"needs one cluster a row, got {hits_N.shape}, {clusters_N.shape}")
+    sizes_K = torch.bincount(clusters_N)
+    totals_K = torch.zeros(len(sizes_K), dtype=torch.float64)
+    totals_K.index_add_(0, clusters_N, hits_N.double())
+    order_K = torch.argsort(sizes_K, stable=True)
+    order_K = order_K[sizes_K[order_K] > 0]
+    accuracy_K = totals_K[order_K] / sizes_K[order_K]
+    third = len(accuracy_K) // 3
+    parts = accuracy_K[:third], accuracy_K[third : 2 * third], accuracy_K[2 * third :]
+    few, medium, many = (float(part.mean()) if len(part) else math.nan for part in parts)
+    std = float(torch.tensor([few, medium, many], dtype=torch.float64).std(correction=0))
+    return TercileBalance(few, medium, many, std)
 
 
 def alignment(view1_ND: Tensor, view2_ND: Tensor, *, power: float = 2.0) -> float:

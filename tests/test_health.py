@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from sdclr import health
-from sdclr.health import alignment, disagreement, rankme, uniformity, view_retrieval
+from sdclr.health import (
+    alignment,
+    alpha_req,
+    dead_frac,
+    disagreement,
+    rankme,
+    tercile_balance,
+    uniformity,
+    view_retrieval,
+)
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -153,3 +162,91 @@ def test_other_bad_settings_are_refused() -> None:
         alignment(torch.ones(1, 2), torch.ones(1, 2), power=0)
     with pytest.raises(ValueError, match="N >= 2"):
         uniformity(torch.ones(1, 2))
+
+
+# --- alpha-ReQ
+
+
+def with_spectrum(values: Tensor, num_rows: int = 60) -> Tensor:
+    """Rows whose covariance has exactly these eigenvalues, up to one common factor."""
+    centred = gaussian(num_rows, len(values))
+    left, _, _ = torch.linalg.svd(centred - centred.mean(dim=0), full_matrices=False)
+    turn, _ = torch.linalg.qr(gaussian(len(values), len(values), seed=5))
+    return left * values.sqrt() @ turn + 3.0
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0, 2.5])
+def test_alpha_req_of_a_power_law_is_its_exponent(alpha: float) -> None:
+    rank = torch.arange(1, 21, dtype=torch.float64)
+    rows = with_spectrum(rank**-alpha)
+    assert alpha_req(rows) == pytest.approx(alpha, abs=1e-6)
+    assert alpha_req(100 * rows + 7) == pytest.approx(alpha, abs=1e-6)
+
+
+def test_alpha_req_equals_a_line_fitted_to_the_covariance_and_centring_matters() -> None:
+    rows = gaussian(200, 12) * torch.linspace(3, 0.2, 12, dtype=torch.float64) + 5
+    value = np.sort(np.linalg.eigvalsh(np.cov(rows.numpy().T)))[::-1]
+    slope = np.polyfit(np.log(np.arange(1, 13)), np.log(value), 1)[0]
+    assert alpha_req(rows) == pytest.approx(-slope, rel=1e-9)
+    moment = np.sort(np.linalg.eigvalsh(rows.numpy().T @ rows.numpy()))[::-1]
+    uncentred = np.polyfit(np.log(np.arange(1, 13)), np.log(moment), 1)[0]
+    assert alpha_req(rows) != pytest.approx(-uncentred, rel=1e-2)
+
+
+def test_alpha_req_without_a_spectrum_is_nan() -> None:
+    assert math.isnan(alpha_req(torch.ones(9, 4)))
+    assert math.isnan(alpha_req(torch.rand(9, 1) @ torch.ones(1, 4)))  # one direction
+    assert math.isnan(alpha_req(torch.full((3, 3), math.nan)))
+    with pytest.raises(ValueError, match="2 rows"):
+        alpha_req(torch.ones(1, 4))
+
+
+# --- dead dimensions
+
+
+def test_dead_dimensions_are_counted_at_any_scale() -> None:
+    rows = gaussian(50, 8)
+    assert dead_frac(rows) == 0
+    rows[:, :3] = torch.tensor([0.0, 4.0, -1.0])  # constant, zero or not
+    assert dead_frac(rows) == 3 / 8
+    assert dead_frac(1e-6 * rows) == dead_frac(1e6 * rows) == 3 / 8
+    assert dead_frac(torch.ones(5, 4)) == 1
+    assert math.isnan(dead_frac(torch.full((2, 2), math.nan)))
+
+
+def test_dead_dimensions_equal_the_slow_loop() -> None:
+    rows = gaussian(40, 9) * torch.logspace(0, -5, 9, dtype=torch.float64)
+    stds = [math.sqrt(sum((x - c.mean()) ** 2 for x in c) / 40) for c in rows.T.numpy()]
+    limit = 0.01 * math.sqrt(sum(s * s for s in stds) / 9)
+    slow = sum(s <= limit for s in stds) / 9
+    assert 0 < slow < 1 and dead_frac(rows, tolerance=0.01) == pytest.approx(slow)
+    assert dead_frac(rows, tolerance=0.1) > slow
+
+
+# --- balance over clusters
+
+
+def test_tercile_balance_closed_form() -> None:
+    # Clusters 0..6 of sizes 7, 1, 2, 6, 3, 5, 4: few = sizes 1 and 2, medium = 3 and 4.
+    sizes, accuracy = (7, 1, 2, 6, 3, 5, 4), (1.0, 0.0, 0.5, 1.0, 1 / 3, 0.8, 0.75)
+    clusters = torch.arange(7).repeat_interleave(torch.tensor(sizes))
+    hits = torch.cat(
+        [(torch.arange(n) < round(n * a)).double() for n, a in zip(sizes, accuracy, strict=True)]
+    )
+    found = tercile_balance(hits, clusters)
+    few, medium, many = 0.25, (1 / 3 + 0.75) / 2, (1.0 + 1.0 + 0.8) / 3
+    assert (found.few, found.medium, found.many) == pytest.approx((few, medium, many))
+    assert found.std == pytest.approx(float(np.std([few, medium, many])))
+    order = torch.randperm(len(hits), generator=torch.Generator().manual_seed(0))
+    assert tercile_balance(hits[order], clusters[order]) == found
+    assert tercile_balance(hits[order], clusters) != found
+
+
+def test_tercile_balance_ignores_empty_clusters_and_needs_three() -> None:
+    hits = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.5])
+    gaps = tercile_balance(hits, torch.tensor([9, 4, 4, 0, 0]))
+    assert gaps == tercile_balance(hits, torch.tensor([2, 1, 1, 0, 0]))
+    assert gaps != tercile_balance(hits, torch.tensor([0, 1, 1, 2, 2]))  # a tie goes by number
+    assert math.isnan(tercile_balance(hits, torch.tensor([0, 0, 0, 1, 1])).std)
+    with pytest.raises(ValueError, match="one cluster a row"):
+        tercile_balance(hits, torch.zeros(4, dtype=torch.long))

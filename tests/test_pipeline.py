@@ -29,6 +29,7 @@ TINY = (
     "train.epochs=4",
     "train.checkpoint_every_epochs=1",
     "train.log_every_steps=1",
+    "health.every_epochs=2",
     "evaluate.fewshot_draws=2",
     "evaluate.cv_folds=2",
 )
@@ -124,6 +125,23 @@ def test_metrics_cover_every_step_of_both_methods(unbroken: Unbroken) -> None:
     assert all(0 < kept <= 1 for m in masks for kept in m["kept_frac"].values())
 
 
+def measures(run_folder: Path) -> list[tuple[str, int, dict[str, float]]]:
+    rows = read_metrics(str(run_folder), kind="health")
+    return [(row["method"], row["step"], row["measures"]) for row in rows]
+
+
+def test_features_are_looked_at_before_training_and_every_few_epochs(unbroken: Unbroken) -> None:
+    folder, result = unbroken
+    found = measures(folder)
+    expected = [(method, step) for method in ("sdclr", "simclr") for step in (0, 6, 12)]
+    assert [(method, step) for method, step, _ in found] == expected
+    for method, _, values in found:
+        assert 0 <= values["view_retrieval"] <= 1 <= values["rankme"] <= 64
+        assert (values["disagreement"] is None) == (method == "simclr")
+    assert found[0][2]["view_retrieval"] != found[2][2]["view_retrieval"]
+    assert "[health] sdclr: view retrieval " in result.stdout
+
+
 def test_the_exported_backbone_loads_and_is_the_trained_one(unbroken: Unbroken) -> None:
     folder, _ = unbroken
     tensors = load_file(folder / "models" / "sdclr" / "backbone.safetensors")
@@ -194,6 +212,7 @@ def test_killed_in_training_and_resumed_equals_the_unbroken_run(
     result = run(folder, "--resume", str(broken))
     assert result.returncode == 0, result.stderr
     assert steps(broken) == steps(whole)
+    assert measures(broken) == measures(whole)
     for method in ("sdclr", "simclr"):
         assert digest(broken, method) == digest(whole, method)
     scores = [json.loads((f / "evaluation.json").read_text()) for f in (broken, whole)]

@@ -9,6 +9,7 @@ read by `pipeline.config.file`.
 from __future__ import annotations
 
 from pipeline.config.data import Data, Feed, Ingest
+from pipeline.config.health import Health
 from pipeline.config.method import SDCLR, Augment, Model, SimCLR
 from pipeline.config.stages import Evaluate, Run, Train
 from pipeline.config.types import Section
@@ -26,4 +27,5 @@ class Config(Section):
     train: Train = Train()
     augment: Augment = Augment()
     feed: Feed = Feed()
+    health: Health = Health()
     evaluate: Evaluate = Evaluate()
