@@ -128,18 +128,22 @@ def latest(folder_uri: str, *, config_hash: str) -> Found:
     return Found(refused=refused, unfinished=unfinished)
 
 
-def retain(folder_uri: str, keep: int, *, newest_step: int) -> None:
+def retain(
+    folder_uri: str, keep: int, *, newest_step: int, keep_every_steps: int | None = None
+) -> None:
     """Delete all but the `keep` newest checkpoints, and leftovers older than those.
 
-    Those after `newest_step` are not counted: a run that fell back to an older checkpoint leaves
-    broken ones ahead of it, which it overwrites when it comes to them.
+    Finished ones at multiples of `keep_every_steps` stay for good. Those after `newest_step` are
+    not counted: a run that fell back to an older checkpoint leaves broken ones ahead of it, which
+    it overwrites when it comes to them.
     """
     committed, unfinished = _names(folder_uri)
     mine = [name for name in committed if _step(name) <= newest_step]
     if len(mine) <= keep:
         return
+    lasting = {n for n in committed if keep_every_steps and _step(n) % keep_every_steps == 0}
     for name in (*committed, *unfinished):
-        if _step(name) < _step(mine[-keep]):
+        if _step(name) < _step(mine[-keep]) and name not in lasting:
             # The record goes first: a half-deleted checkpoint must not look whole.
             storage.delete_tree(storage.join(folder_uri, name, "commit.json"))
             storage.delete_tree(storage.join(folder_uri, name))

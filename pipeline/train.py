@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from pipeline import errors, feed, health_log, metrics, models, storage
+from pipeline import errors, feed, health_log, metrics, models, stopping, storage
 from pipeline.cluster import Cluster, check_workers
 from pipeline.config import Config
 from pipeline.console import Console
@@ -88,24 +88,72 @@ def train(
     )
     # Decoded once into the object store, from where every worker and every restart reads it.
     rows = feed.decoded_rows(config, data_uri, manifest, "pretrain").materialize()
-    outcome = _Outcome()
-    trainer = _torch_trainer(config, job, rows, use_gpu=use_gpu)
-    thread = threading.Thread(target=outcome.run, args=(trainer.fit,), daemon=True)
-    thread.start()
-    view = _ProgressView(config, run_uri, console)
-    while thread.is_alive():
-        thread.join(_POLL_REMOTE_S if run_uri.startswith("s3://") else _POLL_S)
-        with suppress(PipelineError):  # a display that cannot be refreshed is no reason to stop
-            view.refresh()
-    outcome.raise_failure(run_uri)
-    with suppress(PipelineError):
-        view.refresh()
+    stopping.clear(run_uri)
+    result = _fit_again(config, job, rows, console, use_gpu=use_gpu)
     health_log.tell(console, metrics.read_metrics(run_uri, kind="health"))
     for row in metrics.read_metrics(run_uri, kind="fallback"):
         for sentence in row["refused"]:
             console.stage("train", f"{row['method']}: passed over {sentence}")
-    gpu: str | None = outcome.value.return_value.get("gpu")
+    gpu: str | None = result.return_value.get("gpu")
     return gpu
+
+
+def _fit_again(config: Config, job: Job, rows: Any, console: Console, *, use_gpu: bool) -> Any:
+    """Train, and again when Ray Train's own controller failed: it does not restart itself."""
+    from ray.train import ControllerError
+
+    for failures in range(config.train.max_controller_failures + 1):
+        outcome = _Outcome()
+        trainer = _torch_trainer(config, job, rows, use_gpu=use_gpu)
+        thread = threading.Thread(target=outcome.run, args=(trainer.fit,), daemon=True)
+        thread.start()
+        _watch(thread, config, job.run_uri, console)
+        again = failures < config.train.max_controller_failures
+        if not isinstance(outcome.error, ControllerError) or not again:
+            break
+        console.stage("train", f"Ray Train failed and starts again: {root_cause(outcome.error)}")
+    outcome.raise_failure(job.run_uri, console)
+    return outcome.value
+
+
+def _watch(thread: threading.Thread, config: Config, run_uri: str, console: Console) -> None:
+    """Show progress until the thread ends; on SIGTERM or Ctrl-C, have the workers save first.
+
+    Raises:
+        TrainingError: there was no new step for too long.
+    """
+    view = _ProgressView(config, run_uri, console)
+    limit_s = config.train.stall_timeout_s
+    try:
+        while thread.is_alive():
+            thread.join(_POLL_REMOTE_S if run_uri.startswith("s3://") else _POLL_S)
+            with suppress(PipelineError):  # a display that cannot be refreshed is no reason to stop
+                view.refresh()
+            if time.monotonic() - view.moved_at_s > limit_s:
+                raise TrainingError(
+                    f"there was no new step for {limit_s:g} s",
+                    where=run_uri,
+                    todo=f"look at the workers in the dashboard; go on with --resume {run_uri}, "
+                    "and raise train.stall_timeout_s if a step may take so long",
+                )
+    except (SystemExit, KeyboardInterrupt):
+        if view.has_moved:
+            _save_before_the_end(config, run_uri, console)
+        raise
+
+
+def _save_before_the_end(config: Config, run_uri: str, console: Console) -> None:
+    grace_s = config.train.stop_grace_s
+    console.stage("train", f"stopping: asking for a checkpoint, {grace_s:g} s at most")
+    try:
+        saved = stopping.ask(run_uri, grace_s=grace_s)
+    except PipelineError as error:
+        console.stage("train", f"no checkpoint could be asked for: {error.what}")
+        return
+    if saved is None:
+        console.stage("train", "no checkpoint in time; the last one before counts")
+    else:
+        console.stage("train", f"{saved['method']} is saved at step {saved['step']}")
 
 
 class _Outcome:
@@ -121,9 +169,12 @@ class _Outcome:
         except BaseException as error:  # kept for the main thread
             self.error = error
 
-    def raise_failure(self, run_uri: str) -> None:
+    def raise_failure(self, run_uri: str, console: Console) -> None:
         if self.error is not None:
-            raise _failure(self.error, run_uri) from self.error
+            failure = _failure(self.error, run_uri)
+            for note in getattr(root_cause(self.error), "__notes__", []):
+                console.line(note)  # the worker's own traceback
+            raise failure from self.error
         told = (self.value.return_value or {}).get("error")
         if told is not None:
             kind: type[PipelineError] = getattr(errors, told.pop("kind"))
@@ -132,11 +183,12 @@ class _Outcome:
 
 def _torch_trainer(config: Config, job: Job, rows: Any, *, use_gpu: bool) -> Any:
     from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     return TorchTrainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config=asdict(job),
+        torch_config=TorchConfig(timeout_s=config.train.collective_timeout_s),
         scaling_config=ScalingConfig(num_workers=config.train.workers, use_gpu=use_gpu),
         datasets={"pretrain": rows},
         # Every rank holds the whole set: the order of `sdclr.order` needs no shuffle between them.
@@ -144,7 +196,11 @@ def _torch_trainer(config: Config, job: Job, rows: Any, *, use_gpu: bool) -> Any
         run_config=RunConfig(
             name=f"attempt-{time.time_ns()}",
             storage_path=storage.absolute(storage.join(job.run_uri, "ray")),
-            failure_config=FailureConfig(max_failures=config.train.max_failures),
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=config.train.max_failures,
+                max_preemption_failures=config.train.max_preemptions,
+                controller_failure_limit=config.train.max_controller_failures,
+            ),
         ),
     )
 
@@ -166,7 +222,8 @@ class _ProgressView:
 
     def __init__(self, config: Config, run_uri: str, console: Console) -> None:
         self.config, self.run_uri, self.console = config, run_uri, console
-        self._shown: tuple[str, int] | None = None
+        self._shown = self._newest()
+        self.moved_at_s, self.has_moved = time.monotonic(), False
         self._told: set[tuple[str, str]] = set()
 
     def refresh(self) -> None:
@@ -177,6 +234,7 @@ class _ProgressView:
         if newest is None or self._shown == (newest["method"], newest["step"]):
             return
         self._shown = newest["method"], newest["step"]
+        self.moved_at_s, self.has_moved = time.monotonic(), True
         methods, batch = self.config.train.methods, self.config.train.global_batch
         steps_before = methods.index(newest["method"]) * newest["num_steps"]
         self.console.progress(
@@ -187,6 +245,13 @@ class _ProgressView:
             extra=f"{newest['method']}  epoch {newest['epoch'] + 1}/{self.config.train.epochs}  "
             f"step {newest['step']}/{newest['num_steps']}  loss {newest['loss']:.3f}",
         )
+
+    def _newest(self) -> tuple[str, int] | None:
+        """The newest line of a run that is gone on with: it is no progress of this one."""
+        with suppress(PipelineError):
+            if newest := metrics.newest_rows(self.run_uri, "step").get("step"):
+                return newest["method"], newest["step"]
+        return None
 
     def _tell_alarms(self, row: dict[str, Any] | None) -> None:
         """Say what the newest check of the features found, each alarm once a method."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import gc
 import time
+import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pipeline import checkpoint, feed, models, storage
+from pipeline.checkpoint_writer import CheckpointWriter
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import (
@@ -24,7 +27,9 @@ from pipeline.errors import (
     TrainingError,
 )
 from pipeline.health_log import HealthLog
-from pipeline.metrics import metrics_uri, truncate_metrics
+from pipeline.method_log import MethodLog
+from pipeline.metrics import truncate_metrics
+from pipeline.stopping import StopWatch
 from sdclr import (
     ImageSet,
     NonFiniteError,
@@ -82,12 +87,17 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         images = feed.collect(
             shard.iter_batches(batch_size=None, batch_format="numpy"), config, manifest
         )
-        for method in config.train.methods:
-            MethodRun(work, config, manifest, method, rank, device).train(images)
-            gc.collect()  # a model and its gradients refer to each other
+        with StopWatch(work.run_uri) if rank == 0 else nullcontext() as stop:
+            for method in config.train.methods:
+                MethodRun(work, config, manifest, method, rank, device).train(images, stop)
+                gc.collect()  # a model and its gradients refer to each other
     except (NonFiniteError, StarvedLayerError, ConfigError, DataError, CheckpointError) as error:
         # The same on every rank and on every try: tell the driver instead of restarting.
         return {"error": _told(error, work.run_uri)}
+    except Exception as error:
+        # Ray Train restarts the workers, and in the end passes on the exception without its trace.
+        error.add_note(f"on worker {rank}:\n{traceback.format_exc()}")
+        raise
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {"error": None, "gpu": gpu}
 
@@ -116,7 +126,7 @@ class MethodRun:
             device=device,
         )
 
-    def train(self, images: ImageSet) -> None:
+    def train(self, images: ImageSet, stop: StopWatch | None) -> None:
         """From the newest good checkpoint, or from the start, to the end."""
         refused = self._restore()
         batches = images.feed(self.plan, seed=self.config.run.seed, rank=self.rank)
@@ -125,7 +135,7 @@ class MethodRun:
             health = HealthLog(
                 self.config, self.method, self.trainer, images, run_uri=self.job.run_uri
             )
-        with MethodLog(self) as log:
+        with self._log() as log, self._writer(log) as writer:
             log.fallback(refused)
             if health is not None and self.trainer.step == 0:
                 log.append(health.row(epoch=0))
@@ -133,11 +143,39 @@ class MethodRun:
                 log.step(report)
                 if health is not None and health.is_due():
                     log.append(health.row(epoch=report.epoch))
-                if self._is_due(report):
-                    log.flush()
-                    self._save(report)
+                due = self._is_due(report)
+                asked = stop is not None and stop.is_asked
+                # Between the epochs' checkpoints rank 0 saves alone: it has all that there is.
+                if self.rank == 0 and (due or asked or self._is_time(writer)):
+                    writer.save(capture(self.trainer))
+                if stop is not None and asked:
+                    writer.wait()
+                    stop.answer(method=self.method, step=report.step)
+                if due:
+                    self._report(report)
         if self.rank == 0:
             self._export()
+
+    def _log(self) -> MethodLog:
+        return MethodLog(
+            self.job.run_uri,
+            self.config,
+            self.method,
+            num_steps=self.trainer.num_steps,
+            rank=self.rank,
+        )
+
+    def _writer(self, log: MethodLog) -> CheckpointWriter:
+        t = self.config.train
+        lasting = t.keep_every_epochs and t.keep_every_epochs * self.plan.num_steps
+        return CheckpointWriter(
+            self.folder,
+            config_hash=self.job.config_hash,
+            keep=t.keep_checkpoints,
+            keep_every_steps=lasting,
+            deadline_s=t.checkpoint_timeout_s,
+            before_commit=log.flush,
+        )
 
     def _restore(self) -> list[str]:
         """Go on from the checkpoint that rank 0 chooses; what it had to pass over, in words.
@@ -190,19 +228,21 @@ class MethodRun:
 
     def _is_due(self, report: StepReport) -> bool:
         epochs_done, rest = divmod(report.step, self.plan.num_steps)
-        every = self.config.train.checkpoint_every_epochs
+        t = self.config.train
         is_last = report.step == self.trainer.num_steps
-        return rest == 0 and (epochs_done % every == 0 or is_last)
+        is_kept = t.keep_every_epochs is not None and epochs_done % t.keep_every_epochs == 0
+        return rest == 0 and (epochs_done % t.checkpoint_every_epochs == 0 or is_kept or is_last)
 
-    def _save(self, report: StepReport) -> None:
+    def _is_time(self, writer: CheckpointWriter) -> bool:
+        every_s = self.config.train.checkpoint_every_s
+        if every_s is None or writer.is_busy:
+            return False
+        return time.monotonic() - writer.saved_at_s >= every_s
+
+    def _report(self, report: StepReport) -> None:
+        """For the dashboard; every rank calls it equally often, or all would wait."""
         import ray.train
 
-        if self.rank == 0:
-            state = capture(self.trainer)
-            checkpoint.save(self.folder, state, config_hash=self.job.config_hash)
-            keep = self.config.train.keep_checkpoints
-            checkpoint.retain(self.folder, keep, newest_step=report.step)
-        # For the dashboard; it also keeps the ranks together.
         ray.train.report({"method": self.method, "step": report.step, "loss": report.loss})
 
     def _export(self) -> None:
@@ -216,72 +256,6 @@ class MethodRun:
         }
         uri = storage.join(self.job.run_uri, "models", self.method, "backbone.safetensors")
         models.export_backbone(uri, self.trainer.network.backbone, facts)
-
-
-class MethodLog:
-    """The metrics lines of one method; rank 0 writes, the others do nothing."""
-
-    def __init__(self, run: MethodRun) -> None:
-        self.run = run
-        uri = metrics_uri(run.job.run_uri)
-        self._log = storage.LineLog(uri) if run.rank == 0 else None
-        self._since_s = time.monotonic()
-        self._num_images, self._wait_s = 0, 0.0
-
-    def __enter__(self) -> MethodLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._log is not None:
-            self._log.close()
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Write a line of another kind."""
-        if self._log is not None:
-            self._log.append(row)
-
-    def flush(self) -> None:
-        """Publish the lines so far: a checkpoint must not be ahead of its metrics."""
-        if self._log is not None:
-            self._log.flush()
-
-    def fallback(self, refused: list[str]) -> None:
-        """Say which checkpoints were passed over."""
-        if self._log is not None and refused:
-            row = {"kind": "fallback", "stage": "train", "method": self.run.method}
-            self._log.append({**row, "refused": refused, "time_s": time.time()})
-
-    def step(self, report: StepReport) -> None:
-        """Count a step, and write a line if one is due."""
-        if self._log is None:
-            return
-        common = {"stage": "train", "method": self.run.method, "epoch": report.epoch}
-        common |= {"step": report.step, "time_s": time.time()}
-        if report.kept_frac is not None:
-            ratio = self.run.config.sdclr.prune_ratio
-            facts = {"prune_ratio": ratio, "kept_frac": report.kept_frac}
-            self._log.append({"kind": "mask", **common, **facts})
-        self._num_images += report.num_images
-        self._wait_s += report.wait_s
-        trainer = self.run.trainer
-        if report.step % self.run.config.train.log_every_steps and report.step < trainer.num_steps:
-            return
-        now_s = time.monotonic()
-        elapsed_s = max(now_s - self._since_s, 1e-9)
-        row = {
-            "kind": "step",
-            **common,
-            "seed": self.run.config.run.seed,
-            "num_steps": trainer.num_steps,
-            "loss": report.loss,
-            "lr": report.lr,
-            "temperature": report.temperature,
-            "grad_norm": report.grad_norm,
-            "images_per_s": self._num_images / elapsed_s,
-            "data_wait_frac": min(1.0, self._wait_s / elapsed_s),
-        }
-        self._log.append(row)
-        self._since_s, self._num_images, self._wait_s = now_s, 0, 0.0
 
 
 def _told(error: Exception, run_uri: str) -> dict[str, Any]:

@@ -20,8 +20,8 @@ STAGES = {"ingest", "train", "evaluate", "report"}
 LAYERS = (
     {"errors", "provenance"},
     {"storage", "config", "console"},
-    {"command_line", "dataset", "cluster", "checkpoint", "metrics", "scores"},
-    {"record", "run_folder", "models", "feed"},
+    {"command_line", "dataset", "cluster", "checkpoint", "metrics", "scores", "stopping"},
+    {"record", "run_folder", "models", "feed", "checkpoint_writer", "method_log"},
     {"health_log", "features"},
     {"worker"},
     {"forgotten"},

@@ -51,8 +51,32 @@ class Train(Section):
         default="float32", description="of the forward pass; loss and weights stay float32"
     )
     checkpoint_every_epochs: int = Field(default=20, ge=1, description="and after the last epoch")
+    checkpoint_every_s: float | None = Field(
+        default=600.0, ge=0, description="and in between, as often as this; null = never"
+    )
+    checkpoint_timeout_s: float = Field(
+        default=300.0, gt=0, description="a checkpoint that takes longer to write is an error"
+    )
     keep_checkpoints: int = Field(default=2, ge=1, description="newest ones kept")
+    keep_every_epochs: int | None = Field(
+        default=None, ge=1, description="those of every n-th epoch are kept as well"
+    )
+    stop_grace_s: float = Field(
+        default=20.0, ge=0, description="for a last checkpoint after SIGTERM or Ctrl-C"
+    )
     max_failures: int = Field(default=2, ge=0, description="restarts after errors of a worker")
+    max_preemptions: int = Field(
+        default=20, ge=0, description="restarts after a node was reclaimed"
+    )
+    max_controller_failures: int = Field(
+        default=3, ge=0, description="restarts after failures of Ray Train itself"
+    )
+    collective_timeout_s: int = Field(
+        default=600, ge=1, description="a worker that waits longer for the others gives up"
+    )
+    stall_timeout_s: float = Field(
+        default=1800.0, gt=0, description="a run without a new step for so long is ended"
+    )
     init_from: Text | None = Field(
         default=None, description="URI of a backbone.safetensors that a new run starts from"
     )

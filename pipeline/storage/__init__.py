@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import posixpath
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -153,7 +154,7 @@ class LineLog:
     Lines already there are kept; a torn last line (a killed writer) is cut off on opening.
     Local files get every line at once. An object store cannot append, so there the whole object
     is put again, at most every `interval_s` seconds and on close: a killed process loses at most
-    the lines of one interval.
+    the lines of one interval. One thread appends; others may flush.
 
     Args:
         uri: where the record is.
@@ -164,7 +165,7 @@ class LineLog:
         self._uri, self._interval_s = uri, interval_s
         self._local = None if uri.startswith("s3://") else LocalAppender(uri)
         self._content = bytearray()
-        self._dirty = False
+        self._dirty, self._putting = False, threading.Lock()
         if self._local is None and exists(uri):
             old = read_bytes(uri)
             self._content += old[: old.rfind(b"\n") + 1]
@@ -184,19 +185,27 @@ class LineLog:
 
     def flush(self) -> None:
         """Publish what is pending now."""
-        if self._local is None and self._dirty:
+        if self._local is None:
             self._put()
 
     def close(self) -> None:
         """Write what is pending; further calls do nothing."""
         if self._local is not None:
             self._local.close()
-        elif self._dirty:
+        else:
             self._put()
 
     def _put(self) -> None:
-        write_bytes(self._uri, bytes(self._content))
-        self._dirty, self._put_at_s = False, time.monotonic()
+        with self._putting:  # an older state must not be put after a newer one
+            if not self._dirty:
+                return
+            self._dirty = False  # before the copy: a line that comes now is put next time
+            try:
+                write_bytes(self._uri, bytes(self._content))
+            except BaseException:
+                self._dirty = True
+                raise
+            self._put_at_s = time.monotonic()
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,92 @@
+"""A run that is told to end saves first: the driver asks through storage, a worker answers.
+
+    RUN/stop.json       written by the driver when it gets SIGTERM or Ctrl-C
+    RUN/stopped.json    written by the first worker, once a checkpoint is committed
+
+Storage is what both are sure to share: no process has to be found, and nothing else must be up.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from pipeline import storage
+from pipeline.errors import PipelineError
+
+_POLL_S, _POLL_REMOTE_S = 0.25, 2.0
+
+
+def clear(run_uri: str) -> None:
+    """Forget an old request; call it before the workers start."""
+    for name in ("stop.json", "stopped.json"):
+        storage.delete_tree(storage.join(run_uri, name))
+
+
+def ask(run_uri: str, *, grace_s: float) -> dict[str, Any] | None:
+    """Ask the workers for a checkpoint and wait for it.
+
+    Returns:
+        {"method", "step"} of the committed checkpoint; None when none came within `grace_s`.
+
+    Raises:
+        StorageError: the request cannot be written.
+    """
+    end_s = time.monotonic() + grace_s
+    storage.write_bytes(storage.join(run_uri, "stop.json"), b"{}\n")
+    answer_uri = storage.join(run_uri, "stopped.json")
+    while time.monotonic() < end_s:
+        with suppress(PipelineError):
+            if storage.exists(answer_uri):
+                answer: dict[str, Any] = json.loads(storage.read_bytes(answer_uri))
+                return answer
+        time.sleep(_poll_s(run_uri))
+    return None
+
+
+class StopWatch:
+    """Looks for the request in a thread of its own; use as a context manager."""
+
+    def __init__(self, run_uri: str) -> None:
+        self._run_uri = run_uri
+        self._asked, self._closed = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the run is to end, and nobody has answered yet."""
+        return self._asked.is_set()
+
+    def answer(self, *, method: str, step: int) -> None:
+        """Say which step is safe; `is_asked` is false from then on."""
+        self._asked.clear()
+        content = json.dumps({"method": method, "step": step}).encode() + b"\n"
+        storage.write_bytes(storage.join(self._run_uri, "stopped.json"), content)
+
+    def _look(self) -> None:
+        uri = storage.join(self._run_uri, "stop.json")
+        while not self._closed.wait(_poll_s(uri)):
+            with suppress(PipelineError):  # storage that fails now is asked again
+                if storage.exists(uri):
+                    self._asked.set()
+                    return
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._closed.set()
+
+
+def _poll_s(uri: str) -> float:
+    return _POLL_REMOTE_S if uri.startswith("s3://") else _POLL_S

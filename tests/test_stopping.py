@@ -1,0 +1,56 @@
+"""The request to save and its answer, over storage that both sides share."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import stopping, storage
+from tests.loopback_s3 import LoopbackS3
+
+
+def serve(run_uri: str, step: int) -> threading.Thread:
+    def work() -> None:
+        with stopping.StopWatch(run_uri) as stop:
+            end_s = time.monotonic() + 20
+            while not stop.is_asked and time.monotonic() < end_s:
+                time.sleep(0.01)
+            stop.answer(method="sdclr", step=step)
+            assert not stop.is_asked
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+@pytest.mark.promise("R19")
+def test_a_request_is_seen_and_answered(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    worker = serve(run, 17)
+    assert stopping.ask(run, grace_s=20) == {"method": "sdclr", "step": 17}
+    worker.join()
+
+
+@pytest.mark.promise("R19")
+def test_without_a_worker_the_wait_ends_with_the_grace(tmp_path: Path) -> None:
+    began_s = time.monotonic()
+    assert stopping.ask(str(tmp_path), grace_s=0.3) is None
+    assert time.monotonic() - began_s < 10
+
+
+def test_an_old_request_is_forgotten(tmp_path: Path) -> None:
+    stopping.ask(str(tmp_path), grace_s=0)
+    stopping.clear(str(tmp_path))
+    assert storage.list_names(str(tmp_path)) == []
+    with stopping.StopWatch(str(tmp_path)) as stop:
+        time.sleep(0.6)
+        assert not stop.is_asked
+
+
+def test_over_s3(s3: LoopbackS3) -> None:
+    worker = serve("s3://bucket/run", 3)
+    assert stopping.ask("s3://bucket/run", grace_s=20) == {"method": "sdclr", "step": 3}
+    worker.join()
