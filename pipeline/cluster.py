@@ -48,6 +48,7 @@ class Cluster:
     num_cpus: int
     num_gpus: int
     dashboard_url: str
+    largest_node_cpus: int
 
 
 @contextmanager
@@ -143,6 +144,7 @@ def _describe(*, is_local: bool) -> Cluster:
     import ray
 
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
     context = ray.get_runtime_context()
     dashboard = ray.worker.global_worker.node.address_info.get("webui_url") or ""
     return Cluster(
@@ -151,6 +153,7 @@ def _describe(*, is_local: bool) -> Cluster:
         num_cpus=int(resources.get("CPU", 0)),
         num_gpus=int(resources.get("GPU", 0)),
         dashboard_url=f"http://{dashboard}" if dashboard else "",
+        largest_node_cpus=max(int(n["Resources"].get("CPU", 0)) for n in nodes if n["Alive"]),
     )
 
 

@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest, verify_shards
 from pipeline.errors import ConfigError, PipelineError, TrainingError, root_cause
+from pipeline.storage import arrow
 from pipeline.worker import Job, train_worker
 
 _POLL_S, _POLL_REMOTE_S = 0.5, 5.0
@@ -185,6 +186,7 @@ def _torch_trainer(config: Config, job: Job, rows: Any, *, use_gpu: bool) -> Any
     from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    filesystem, path = arrow.filesystem(storage.absolute(storage.join(job.run_uri, "ray")))
     return TorchTrainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config=asdict(job),
@@ -195,7 +197,8 @@ def _torch_trainer(config: Config, job: Job, rows: Any, *, use_gpu: bool) -> Any
         dataset_config=DataConfig(datasets_to_split=[]),
         run_config=RunConfig(
             name=f"attempt-{time.time_ns()}",
-            storage_path=storage.absolute(storage.join(job.run_uri, "ray")),
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=config.train.max_failures,
                 max_preemption_failures=config.train.max_preemptions,

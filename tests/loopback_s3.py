@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import MutableMapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -19,8 +20,8 @@ _CODES = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "Slo
 
 
 class LoopbackS3:
-    def __init__(self) -> None:
-        self.buckets: dict[str, dict[str, bytes]] = {}
+    def __init__(self, port: int = 0) -> None:
+        self.buckets: dict[str, MutableMapping[str, bytes]] = {}
         self.faults: deque[int] = deque()
         self.log: list[str] = []
         owner = self
@@ -28,7 +29,7 @@ class LoopbackS3:
         class Handler(_Handler):
             server_state = owner
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
@@ -108,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._object(bucket, key)
         return self._listing(bucket_name, bucket, query)
 
-    def _object(self, bucket: dict[str, bytes], key: str) -> None:
+    def _object(self, bucket: MutableMapping[str, bytes], key: str) -> None:
         if key not in bucket:
             return self._error(404)
         data, status, headers = bucket[key], 200, {}
@@ -121,7 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers["Last_Modified"] = "Thu, 01 Jan 2026 00:00:00 GMT"
         self._answer(status, data, ETag='"0"', **headers)
 
-    def _listing(self, name: str, bucket: dict[str, bytes], query: dict[str, list[str]]) -> None:
+    def _listing(
+        self, name: str, bucket: MutableMapping[str, bytes], query: dict[str, list[str]]
+    ) -> None:
         prefix = query.get("prefix", [""])[0]
         delimiter = query.get("delimiter", [""])[0]
         contents, folders = [], set()

@@ -12,7 +12,9 @@ from pipeline.cluster import Cluster, check_workers
 from pipeline.errors import ClusterError
 from tests.conftest import REPO
 
-SMALL = Cluster("somewhere", is_local=True, num_cpus=3, num_gpus=0, dashboard_url="")
+SMALL = Cluster(
+    "somewhere", is_local=True, num_cpus=3, num_gpus=0, dashboard_url="", largest_node_cpus=3
+)
 
 
 def test_workers_must_leave_a_cpu_for_the_data() -> None:

@@ -1,0 +1,188 @@
+"""Runs on several nodes and S3, with workers, raylets and the S3 server killed at random moments.
+
+    python -m tests.soak [MINUTES]
+
+The same training, first in peace, then again and again under faults until the minutes are over.
+Each must end with exactly the losses, the state and the scores of the first. What was killed, and
+what it cost, is printed and written to build/promises/soak.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import storage
+from pipeline.metrics import read_metrics
+from tests.fault_injection import (
+    QUICK_HEALTH_CHECKS,
+    Driver,
+    Nodes,
+    final_state,
+    losses,
+    nodes,
+    only_run,
+)
+from tests.loopback_s3 import ACCESS_KEY, SECRET_KEY
+from tests.promises import RESULTS
+
+TRAINING = (
+    "train.methods=[sdclr]",
+    "train.epochs=400",
+    "train.checkpoint_every_epochs=50",
+    "train.checkpoint_every_s=2",
+    "train.log_every_steps=1",
+    "train.max_failures=1000",
+    "train.max_controller_failures=100",
+    "train.device=cpu",
+    "evaluate.protocols=[knn-k20]",
+)
+LEAST_PAUSE_S, MOST_PAUSE_S, SERVER_DOWN_S = 20.0, 60.0, 4.0
+
+
+class Server:
+    """The S3 server's process."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self._folder = folder
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.start()
+
+    def start(self) -> None:
+        """Start it on the same port and objects."""
+        command = [sys.executable, "-m", "tests.disk_s3", str(self._port), str(self._folder)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None and self._process.stdout.readline() == b"ready\n"
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+
+
+def soak(minutes: float, seed: int = 0) -> dict[str, Any]:
+    """Run it; what happened.
+
+    Raises:
+        AssertionError: a run failed, or is not the first one's equal.
+    """
+    rng = random.Random(seed)
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    server = Server(folder / "s3")
+    keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    place = {"AWS_ENDPOINT_URL": server.url, "AWS_DEFAULT_REGION": "us-east-1"}
+    try:
+        with nodes(3, **QUICK_HEALTH_CHECKS, **keys, **place, RAY_AUTH_MODE="disabled") as cluster:
+            began_s = time.monotonic()
+            first = _run(cluster, folder, "peace")
+            clean_s = time.monotonic() - began_s
+            _say(f"the run in peace took {clean_s:.0f} s")
+            counts: Counter[str] = Counter()
+            rows, began_s = [], time.monotonic()
+            while time.monotonic() - began_s < 60 * minutes:
+                run_began_s = time.monotonic()
+                killed = _run_under_faults(cluster, server, folder, f"faults-{len(rows)}", rng)
+                wall_s = time.monotonic() - run_began_s
+                run = only_run(f"s3://bucket/faults-{len(rows)}")
+                _assert_equal(run, first)
+                counts += killed
+                rows.append({"wall_s": round(wall_s), "killed": dict(killed)})
+                _say(f"run {len(rows)}: {wall_s:.0f} s, {dict(killed)}, equal to the clean one")
+            return {
+                "minutes": round((time.monotonic() - began_s) / 60, 1),
+                "clean_s": round(clean_s),
+                "killed": dict(counts),
+                "runs": rows,
+                "lost_s_per_fault": round(
+                    sum(r["wall_s"] - clean_s for r in rows) / max(1, counts.total()), 1
+                ),
+            }
+    finally:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _words(name: str) -> tuple[str, ...]:
+    return (*TRAINING, f"run.root=s3://bucket/{name}", "data.root=s3://bucket/data")
+
+
+def _run(cluster: Nodes, folder: Path, name: str) -> str:
+    driver = Driver(folder / name, cluster.address, *_words(name))
+    assert driver.wait(900) == 0, driver.output[-3000:]
+    return only_run(f"s3://bucket/{name}")
+
+
+def _run_under_faults(
+    cluster: Nodes, server: Server, folder: Path, name: str, rng: random.Random
+) -> Counter[str]:
+    driver = Driver(folder / name, cluster.address, *_words(name))
+    killed: Counter[str] = Counter()
+    at_s = time.monotonic() + rng.uniform(LEAST_PAUSE_S, MOST_PAUSE_S)
+    while driver.process.poll() is None:
+        time.sleep(0.2)
+        if time.monotonic() < at_s:
+            continue
+        kind = rng.choice(["worker", "raylet", "server"])
+        if kind == "worker":
+            workers = cluster.train_workers()
+            if not workers:
+                continue  # none is up: try again at once
+            os.kill(rng.choice(workers), signal.SIGKILL)
+        elif kind == "raylet":
+            cluster.kill_raylet(rng.choice(cluster.raylets()))
+        else:
+            server.kill()
+            time.sleep(SERVER_DOWN_S)
+            server.start()
+        killed[kind] += 1
+        _say(f"  killed a {kind}")
+        at_s = time.monotonic() + rng.uniform(LEAST_PAUSE_S, MOST_PAUSE_S)
+    assert driver.wait() == 0, driver.output[-3000:]
+    return killed
+
+
+def _assert_equal(run: str, first: str) -> None:
+    assert losses(run) == losses(first)
+    assert len(read_metrics(run, kind="mask")) == len(read_metrics(first, kind="mask"))
+    mine, other = final_state(run, "sdclr"), final_state(first, "sdclr")
+    assert mine.numbers == other.numbers
+    assert all(torch.equal(t, other.tensors[n]) for n, t in mine.tensors.items())
+    scores = [
+        json.loads(storage.read_bytes(storage.join(r, "evaluation.json"))) for r in (run, first)
+    ]
+    np.testing.assert_equal(*scores)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """The command line."""
+    result = soak(float(sys.argv[1]) if len(sys.argv) > 1 else 30.0)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=1)
+    (RESULTS / "soak.json").write_text(text + "\n")
+    _say(text)
+
+
+if __name__ == "__main__":
+    main()
