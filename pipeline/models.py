@@ -95,20 +95,25 @@ def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
     )
 
 
+def architecture(config: Config, method: str) -> dict[str, Any]:
+    """The arguments of `sdclr.build_network`, by name."""
+    depth = config.sdclr.head_depth if method == "sdclr" else config.simclr.head_depth
+    return {
+        "backbone": config.model.backbone,
+        "stem": config.model.stem,
+        "head_depth": depth,
+        "embedding_dim": config.model.embedding_dim,
+        "seed": config.run.seed,
+    }
+
+
 def new_network(config: Config, method: str, *, init_from: str | None = None) -> Network:
     """The network that a method starts from: weights by the seed, the backbone's by `init_from`.
 
     Raises:
         CheckpointError: those weights are of another architecture.
     """
-    depth = config.sdclr.head_depth if method == "sdclr" else config.simclr.head_depth
-    network = build_network(
-        config.model.backbone,
-        stem=config.model.stem,
-        head_depth=depth,
-        embedding_dim=config.model.embedding_dim,
-        seed=config.run.seed,
-    )
+    network = build_network(**architecture(config, method))
     if init_from is not None:
         load_backbone(init_from, network.backbone)
     return network

@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import time
 import traceback
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,7 @@ from sdclr import (
     collective,
     restore,
 )
+from sdclr.replay import capture_step
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
             for method in config.train.methods:
                 MethodRun(work, config, manifest, method, rank, device).train(images, stop)
                 gc.collect()  # a model and its gradients refer to each other
-    except (NonFiniteError, StarvedLayerError, ConfigError, DataError, CheckpointError) as error:
+    except (TrainingError, StarvedLayerError, ConfigError, DataError, CheckpointError) as error:
         # The same on every rank and on every try: tell the driver instead of restarting.
         return {"error": _told(error, work.run_uri)}
     except Exception as error:
@@ -135,7 +137,7 @@ class MethodRun:
             health = HealthLog(
                 self.config, self.method, self.trainer, images, run_uri=self.job.run_uri
             )
-        with self._log() as log, self._writer(log) as writer:
+        with self._log() as log, self._writer(log) as writer, self._evidence():
             log.fallback(refused)
             if health is not None and self.trainer.step == 0:
                 log.append(health.row(epoch=0))
@@ -143,18 +145,23 @@ class MethodRun:
                 log.step(report)
                 if health is not None and health.is_due():
                     log.append(health.row(epoch=report.epoch))
-                due = self._is_due(report)
-                asked = stop is not None and stop.is_asked
-                # Between the epochs' checkpoints rank 0 saves alone: it has all that there is.
-                if self.rank == 0 and (due or asked or self._is_time(writer)):
-                    writer.save(capture(self.trainer))
-                if stop is not None and asked:
-                    writer.wait()
-                    stop.answer(method=self.method, step=report.step)
-                if due:
-                    self._report(report)
+                self._save(report, writer, stop)
         if self.rank == 0:
             self._export()
+
+    def _save(
+        self, report: StepReport, writer: CheckpointWriter, stop: StopWatch | None
+    ) -> None:
+        due = self._is_due(report)
+        asked = stop is not None and stop.is_asked
+        # Between the epochs' checkpoints rank 0 saves alone: it has all that there is.
+        if self.rank == 0 and (due or asked or self._is_time(writer)):
+            writer.save(capture(self.trainer))
+        if stop is not None and asked:
+            writer.wait()
+            stop.answer(method=self.method, step=report.step)
+        if due:
+            self._report(report)
 
     def _log(self) -> MethodLog:
         return MethodLog(
@@ -232,6 +239,31 @@ class MethodRun:
         is_last = report.step == self.trainer.num_steps
         is_kept = t.keep_every_epochs is not None and epochs_done % t.keep_every_epochs == 0
         return rest == 0 and (epochs_done % t.checkpoint_every_epochs == 0 or is_kept or is_last)
+
+    @contextmanager
+    def _evidence(self) -> Iterator[None]:
+        """Keep a step that was not finite: all ranks are in it together."""
+        try:
+            yield
+        except NonFiniteError as error:
+            uri = storage.join(
+                self.job.run_uri, "captures", f"{self.method}-step-{self.trainer.step:08d}.pt"
+            )
+            content = capture_step(
+                self.trainer,
+                error.batch,
+                loss=error.loss,
+                grad_norm=error.grad_norm,
+                network=models.architecture(self.config, self.method),
+            )
+            if self.rank == 0:
+                storage.write_bytes(uri, content)
+            raise TrainingError(
+                str(error),
+                where=uri,
+                todo="repeat the step with python -m sdclr.replay and that file; then change keys "
+                "and start a new run; the last checkpoint is kept",
+            ) from error
 
     def _is_time(self, writer: CheckpointWriter) -> bool:
         every_s = self.config.train.checkpoint_every_s

@@ -35,7 +35,12 @@ class NonFiniteError(ArithmeticError):
     """The loss or the gradient is not finite; parameters and momentum are those before the step.
 
     The running statistics of BatchNorm have seen the batch: go on from a checkpoint.
+    `sdclr.replay` keeps such a step in a file and repeats it.
     """
+
+    def __init__(self, message: str, *, batch: Batch, loss: float, grad_norm: float) -> None:
+        super().__init__(message)
+        self.batch, self.loss, self.grad_norm = batch, loss, grad_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +193,10 @@ class Trainer:
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             raise NonFiniteError(
                 f"step {self.step} (epoch {self.epoch}): loss {loss_value}, gradient norm "
-                f"{norm_value}; stopped before the update: lower lr, or raise temperature"
+                f"{norm_value}; stopped before the update: lower lr, or raise temperature",
+                batch=batch,
+                loss=loss_value,
+                grad_norm=norm_value,
             )
         lr, epoch = self.lr, self.epoch
         for group in self.optimizer.param_groups:
