@@ -149,9 +149,7 @@ class MethodRun:
         if self.rank == 0:
             self._export()
 
-    def _save(
-        self, report: StepReport, writer: CheckpointWriter, stop: StopWatch | None
-    ) -> None:
+    def _save(self, report: StepReport, writer: CheckpointWriter, stop: StopWatch | None) -> None:
         due = self._is_due(report)
         asked = stop is not None and stop.is_asked
         # Between the epochs' checkpoints rank 0 saves alone: it has all that there is.
