@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ from tests.promises import RESULTS
 
 TRAINING = (
     "train.methods=[sdclr]",
-    "train.epochs=400",
-    "train.checkpoint_every_epochs=50",
+    "train.epochs=100",
+    "train.checkpoint_every_epochs=25",
     "train.checkpoint_every_s=2",
     "train.log_every_steps=1",
     "train.max_failures=1000",
@@ -95,14 +96,18 @@ def soak(minutes: float, seed: int = 0) -> dict[str, Any]:
             clean_s = time.monotonic() - began_s
             _say(f"the run in peace took {clean_s:.0f} s")
             counts: Counter[str] = Counter()
+            recoveries: dict[str, list[float]] = {}
             rows, began_s = [], time.monotonic()
             while time.monotonic() - began_s < 60 * minutes:
                 run_began_s = time.monotonic()
-                killed = _run_under_faults(cluster, server, folder, f"faults-{len(rows)}", rng)
+                faults = _run_under_faults(cluster, server, folder, f"faults-{len(rows)}", rng)
+                killed = Counter(kind for kind, _ in faults)
                 wall_s = time.monotonic() - run_began_s
                 run = only_run(f"s3://bucket/faults-{len(rows)}")
                 _assert_equal(run, first)
                 counts += killed
+                for kind, seconds in _recoveries(run, faults):
+                    recoveries.setdefault(kind, []).append(round(seconds, 1))
                 rows.append({"wall_s": round(wall_s), "killed": dict(killed)})
                 _say(f"run {len(rows)}: {wall_s:.0f} s, {dict(killed)}, equal to the clean one")
             return {
@@ -110,6 +115,7 @@ def soak(minutes: float, seed: int = 0) -> dict[str, Any]:
                 "clean_s": round(clean_s),
                 "killed": dict(counts),
                 "runs": rows,
+                "recovery_s": recoveries,
                 "lost_s_per_fault": round(
                     sum(r["wall_s"] - clean_s for r in rows) / max(1, counts.total()), 1
                 ),
@@ -131,15 +137,16 @@ def _run(cluster: Nodes, folder: Path, name: str) -> str:
 
 def _run_under_faults(
     cluster: Nodes, server: Server, folder: Path, name: str, rng: random.Random
-) -> Counter[str]:
+) -> list[tuple[str, float]]:
+    """Train once; what was killed and when, in seconds since the epoch."""
     driver = Driver(folder / name, cluster.address, *_words(name))
-    killed: Counter[str] = Counter()
+    faults: list[tuple[str, float]] = []
     at_s = time.monotonic() + rng.uniform(LEAST_PAUSE_S, MOST_PAUSE_S)
     while driver.process.poll() is None:
         time.sleep(0.2)
         if time.monotonic() < at_s:
             continue
-        kind = rng.choice(["worker", "raylet", "server"])
+        kind, now_s = rng.choice(["worker", "raylet", "server"]), time.time()
         if kind == "worker":
             workers = cluster.train_workers()
             if not workers:
@@ -151,11 +158,20 @@ def _run_under_faults(
             server.kill()
             time.sleep(SERVER_DOWN_S)
             server.start()
-        killed[kind] += 1
+        faults.append((kind, now_s))
         _say(f"  killed a {kind}")
         at_s = time.monotonic() + rng.uniform(LEAST_PAUSE_S, MOST_PAUSE_S)
     assert driver.wait() == 0, driver.output[-3000:]
-    return killed
+    return faults
+
+
+def _recoveries(run: str, faults: list[tuple[str, float]]) -> Iterator[tuple[str, float]]:
+    """Seconds from each fault to the next step that counts, where training went on after it."""
+    times_s = [row["time_s"] for row in read_metrics(run, kind="step")]
+    for kind, at_s in faults:
+        later = [t - at_s for t in times_s if t > at_s + 1]  # lines on their way at the moment
+        if later:
+            yield kind, min(later)
 
 
 def _assert_equal(run: str, first: str) -> None:
