@@ -107,5 +107,5 @@ def root_cause(error: BaseException) -> BaseException:
 def _vagueness(error: BaseException) -> int:
     if isinstance(error, PipelineError):
         return 0
-    text = str(error).lower()
+    text = f"{type(error).__name__} {error}".lower()
     return 2 if any(word in text for word in ("gloo", "nccl", "connection")) else 1

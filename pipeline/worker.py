@@ -19,6 +19,7 @@ import torch
 from pipeline import checkpoint, feed, models, storage
 from pipeline.checkpoint_writer import CheckpointWriter
 from pipeline.config import Config
+from pipeline.config.stages import Train
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import (
     CheckpointError,
@@ -104,6 +105,15 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     return {"error": None, "gpu": gpu}
 
 
+def is_due(step: int, *, steps_per_epoch: int, num_steps: int, train: Train) -> bool:
+    """Whether a checkpoint is due by the epochs; by the step alone, so that all ranks agree."""
+    epochs_done, rest = divmod(step, steps_per_epoch)
+    if rest != 0:
+        return False
+    lasting = train.keep_every_epochs is not None and epochs_done % train.keep_every_epochs == 0
+    return step == num_steps or lasting or epochs_done % train.checkpoint_every_epochs == 0
+
+
 class MethodRun:
     """The training of one method on one rank."""
 
@@ -150,7 +160,12 @@ class MethodRun:
             self._export()
 
     def _save(self, report: StepReport, writer: CheckpointWriter, stop: StopWatch | None) -> None:
-        due = self._is_due(report)
+        due = is_due(
+            report.step,
+            steps_per_epoch=self.plan.num_steps,
+            num_steps=self.trainer.num_steps,
+            train=self.config.train,
+        )
         asked = stop is not None and stop.is_asked
         # Between the epochs' checkpoints rank 0 saves alone: it has all that there is.
         if self.rank == 0 and (due or asked or self._is_time(writer)):
@@ -230,13 +245,6 @@ class MethodRun:
 
     def _all_ranks(self, value: int) -> torch.Tensor:
         return collective.stack_over_ranks(torch.tensor(value, device=self.trainer.device))
-
-    def _is_due(self, report: StepReport) -> bool:
-        epochs_done, rest = divmod(report.step, self.plan.num_steps)
-        t = self.config.train
-        is_last = report.step == self.trainer.num_steps
-        is_kept = t.keep_every_epochs is not None and epochs_done % t.keep_every_epochs == 0
-        return rest == 0 and (epochs_done % t.checkpoint_every_epochs == 0 or is_kept or is_last)
 
     @contextmanager
     def _evidence(self) -> Iterator[None]:

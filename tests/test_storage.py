@@ -236,6 +236,22 @@ def test_refusals_are_not_retried(s3: LoopbackS3) -> None:
     assert s3.log == ["PUT /bucket/x", "GET /bucket/x"]
 
 
+@pytest.mark.promise("R16")
+def test_a_large_object_is_one_put_so_that_nothing_of_it_is_left(s3: LoopbackS3) -> None:
+    s3.faults.extend([503])
+    storage.write_bytes("s3://bucket/x", bytes(120_000_000))
+    assert s3.log == ["PUT /bucket/x"] * 2 and len(s3.buckets["bucket"]["x"]) == 120_000_000
+
+
+@pytest.mark.promise("R16", control=True)
+def test_a_plain_upload_of_that_size_would_begin_with_parts(s3: LoopbackS3) -> None:
+    import s3fs
+
+    with pytest.raises(OSError):  # the loopback server refuses parts
+        s3fs.S3FileSystem(endpoint_url=s3.url).pipe_file("s3://bucket/x", bytes(120_000_000))
+    assert s3.log and all(line.startswith("POST") for line in s3.log)
+
+
 def test_a_missing_bucket_is_named(s3: LoopbackS3) -> None:
     for use in (
         lambda: storage.write_bytes("s3://nobucket/x", b""),

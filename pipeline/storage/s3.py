@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10, 30
+_ONE_PUT_BYTES = 5 * 2**30  # what S3 takes at once
 _PASSING_CODES = {"SlowDown", "RequestTimeout", "Throttling", "TooManyRequests", "429"}
 _KEYS_TODO = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN for temporary keys) "
@@ -44,8 +45,8 @@ class ObjectStore:
         return self._call(uri, "read", lambda fs: cast(bytes, fs.cat_file(uri, max_concurrency=1)))
 
     def write(self, uri: str, data: bytes) -> None:
-        """One put; above 100 MB a multipart upload, which S3 publishes whole or not at all."""
-        self._call(uri, "write", lambda fs: fs.pipe_file(uri, data))
+        """One put, whole or not at all; parts, which a killed process leaves, only above 5 GB."""
+        self._call(uri, "write", lambda fs: fs.pipe_file(uri, data, chunksize=_ONE_PUT_BYTES))
 
     def exists(self, uri: str) -> bool:
         """Whether an object, or a prefix with something below, is there."""

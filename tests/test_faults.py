@@ -1,0 +1,176 @@
+"""Workers, nodes, drivers and the whole cluster killed in training: the end is the unbroken run's.
+
+Every case compares losses, weights, momentum, both BatchNorm sets, masks and scores bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import storage
+from pipeline.metrics import newest_rows, read_metrics
+from tests.fault_injection import (
+    QUICK_HEALTH_CHECKS,
+    Driver,
+    Nodes,
+    final_state,
+    has_reached,
+    losses,
+    nodes,
+    only_run,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TRAINING = (
+    "train.methods=[sdclr]",
+    "train.epochs=60",  # of 3 steps
+    "train.checkpoint_every_epochs=20",
+    "train.checkpoint_every_s=0.5",
+    "train.log_every_steps=1",
+    "train.device=cpu",
+    "evaluate.protocols=[knn-k20]",
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Nodes]:
+    with nodes(3, **QUICK_HEALTH_CHECKS, RAY_AUTH_MODE="disabled") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def unbroken(cluster: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    driver = Driver(folder, cluster.address, *TRAINING)
+    assert driver.wait() == 0, driver.output[-3000:]
+    return folder
+
+
+def run_of(folder: Path) -> str:
+    return only_run(str(folder / "runs"))
+
+
+def assert_equal(folder: Path, whole: Path) -> None:
+    runs = run_of(folder), run_of(whole)
+    assert losses(runs[0]) == losses(runs[1])
+    mine, other = (final_state(run, "sdclr") for run in runs)
+    assert mine.numbers == other.numbers and mine.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(t, other.tensors[n]) for n, t in mine.tensors.items())
+    files = [storage.join(run, "evaluation.json") for run in runs]
+    np.testing.assert_equal(*(json.loads(storage.read_bytes(file)) for file in files))
+
+
+@pytest.mark.promise("R17")
+@pytest.mark.promise("R2")
+@pytest.mark.parametrize("step", [1, 50, 120, 179])
+def test_a_killed_worker(cluster: Nodes, unbroken: Path, tmp_path: Path, step: int) -> None:
+    driver = Driver(tmp_path, cluster.address, *TRAINING)
+    driver.wait_until(has_reached(str(tmp_path / "runs"), step))
+    victims = cluster.train_workers()
+    assert len(victims) == 2
+    os.kill(victims[step % 2], signal.SIGKILL)
+    assert driver.wait() == 0, driver.output[-3000:]
+    assert_equal(tmp_path, unbroken)
+
+
+@pytest.mark.promise("R17")
+def test_a_killed_node(cluster: Nodes, unbroken: Path, tmp_path: Path) -> None:
+    driver = Driver(tmp_path, cluster.address, *TRAINING)
+    driver.wait_until(has_reached(str(tmp_path / "runs"), 50))
+    cluster.kill_raylet(cluster.raylets()[0])
+    driver.wait_until(has_reached(str(tmp_path / "runs"), 100))
+    cluster.kill_raylet(cluster.raylets()[0])
+    assert driver.wait() == 0, driver.output[-3000:]
+    assert_equal(tmp_path, unbroken)
+
+
+@pytest.mark.promise("R17")
+@pytest.mark.parametrize("step", [50, 179])
+def test_a_killed_driver(cluster: Nodes, unbroken: Path, tmp_path: Path, step: int) -> None:
+    driver = Driver(tmp_path, cluster.address, *TRAINING)
+    driver.wait_until(has_reached(str(tmp_path / "runs"), step))
+    driver.process.kill()
+    driver.wait()
+    again = Driver(tmp_path, cluster.address, "--resume", run_of(tmp_path))
+    assert again.wait() == 0, again.output[-3000:]
+    assert_equal(tmp_path, unbroken)
+
+
+@pytest.mark.promise("R19")
+def test_sigterm_saves_in_the_middle_of_an_epoch(
+    cluster: Nodes, unbroken: Path, tmp_path: Path
+) -> None:
+    words = [w for w in TRAINING if "every_s" not in w] + ["train.checkpoint_every_s=null"]
+    driver = Driver(tmp_path, cluster.address, *words)
+    driver.wait_until(has_reached(str(tmp_path / "runs"), 20))
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.wait() == 143, driver.output[-3000:]
+    assert "[train] sdclr is saved at step" in driver.output
+    step = int(final_state(run_of(tmp_path), "sdclr").numbers["step"])
+    assert step >= 20 and step not in (60, 120, 180)  # those would have been saved anyway
+    record = json.loads(storage.read_bytes(storage.join(run_of(tmp_path), "run.json")))
+    assert (record["status"], record["error"]["exit_code"]) == ("failed", 143)
+    again = Driver(tmp_path, cluster.address, "--resume", run_of(tmp_path))
+    assert again.wait() == 0, again.output[-3000:]
+    rows = read_metrics(run_of(tmp_path), kind="step")
+    assert [row["step"] for row in rows] == list(range(1, 181))
+    assert losses(run_of(tmp_path)) == losses(run_of(unbroken))
+
+
+@pytest.mark.promise("R17", control=True)
+def test_a_run_that_goes_on_from_an_altered_checkpoint_is_not_equal(
+    cluster: Nodes, unbroken: Path, tmp_path: Path
+) -> None:
+    """The comparison sees one momentum that is off."""
+    from pipeline import checkpoint
+    from sdclr import TrainState
+
+    shutil.copytree(unbroken / "runs", tmp_path / "runs")
+    run = run_of(tmp_path)
+    state = final_state(run, "sdclr")
+    name = next(n for n in state.tensors if n.startswith("momentum."))
+    tensors = {n: t + 1e-6 if n == name else t for n, t in state.tensors.items()}
+    checkpoint.save(
+        checkpoint.checkpoints_uri(run, "sdclr"), TrainState(tensors, state.numbers), config_hash=""
+    )
+    with pytest.raises(AssertionError):
+        assert_equal(tmp_path, unbroken)
+
+
+@pytest.mark.promise("R18")
+def test_a_worker_that_dies_again_and_again_uses_up_a_finite_budget(
+    cluster: Nodes, tmp_path: Path
+) -> None:
+    driver = Driver(tmp_path, cluster.address, *TRAINING, "train.max_failures=1")
+    root, killed = str(tmp_path / "runs"), 0
+    for step in (20, 60):
+        driver.wait_until(has_reached(root, step))
+        os.kill(cluster.train_workers()[0], signal.SIGKILL)
+        killed += 1
+    assert driver.wait() == 6, driver.output[-3000:]
+    assert killed == 2 and "error: the training workers failed" in driver.output
+    run = only_run(root)
+    assert newest_rows(run, "step")["step"]["step"] < 180
+    again = Driver(tmp_path, cluster.address, "--resume", run)
+    assert again.wait() == 0, again.output[-3000:]
+
+
+@pytest.mark.promise("R15")
+def test_a_worker_that_hangs_is_given_up_and_replaced(
+    cluster: Nodes, unbroken: Path, tmp_path: Path
+) -> None:
+    driver = Driver(tmp_path, cluster.address, *TRAINING, "train.collective_timeout_s=8")
+    driver.wait_until(has_reached(str(tmp_path / "runs"), 50))
+    os.kill(cluster.train_workers()[1], signal.SIGSTOP)
+    assert driver.wait() == 0, driver.output[-3000:]
+    assert losses(run_of(tmp_path)) == losses(run_of(unbroken))

@@ -1,0 +1,195 @@
+"""The driver's side of training: budgets, deadlines, and whose words are heard."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from pipeline import metrics, stopping, storage, train
+from pipeline.config.file import load_config
+from pipeline.config.stages import Train
+from pipeline.console import Console
+from pipeline.errors import ConfigError, TrainingError
+from pipeline.worker import is_due
+
+
+def console() -> tuple[Console, io.StringIO]:
+    stream = io.StringIO()
+    return Console(stream, stream), stream
+
+
+def some_step(step: int) -> dict[str, Any]:
+    return {
+        "kind": "step", "stage": "train", "method": "sdclr", "seed": 0, "epoch": 0, "step": step,
+        "num_steps": 100, "loss": 1.0, "lr": 0.1, "temperature": 0.2, "grad_norm": 1.0,
+        "images_per_s": 9.0, "data_wait_frac": 0.0, "time_s": 0.0,
+    }  # fmt: skip
+
+
+def write_step(run: Path, step: int) -> None:
+    with storage.LineLog(metrics.metrics_uri(str(run))) as log:
+        log.append(some_step(step))
+
+
+def fit(outcomes: list[Any], *overrides: str) -> tuple[Any, str]:
+    """`_fit_again` over trainers that do these things, one after the other."""
+
+    def trainer(*_: Any, **__: Any) -> Any:
+        def run() -> Any:
+            outcome = outcomes.pop(0)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        return SimpleNamespace(fit=run)
+
+    config = load_config(None, overrides)
+    job: Any = SimpleNamespace(run_uri="/nowhere/run")
+    shown, stream = console()
+    with mock.patch.object(train, "_torch_trainer", trainer):
+        try:
+            return train._fit_again(config, job, None, shown, use_gpu=False), stream.getvalue()
+        except TrainingError as error:
+            return error, stream.getvalue()
+
+
+def controller_error() -> BaseException:
+    from ray.train import ControllerError
+
+    return ControllerError(OSError("three answers of 503 in a row"))
+
+
+@pytest.mark.promise("R18")
+def test_training_begins_again_when_the_controller_failed() -> None:
+    fine = SimpleNamespace(return_value={"error": None})
+    found, said = fit([controller_error(), controller_error(), fine])
+    assert found is fine and said.count("Ray Train failed and starts again") == 2
+    assert "three answers of 503" in said
+
+
+@pytest.mark.promise("R18")
+def test_the_budget_for_the_controller_is_finite() -> None:
+    outcomes = [controller_error() for _ in range(9)]
+    error, _ = fit(outcomes, "train.max_controller_failures=2")
+    assert isinstance(error, TrainingError) and "503" in error.what and len(outcomes) == 6
+
+
+@pytest.mark.promise("R18")
+def test_a_bug_is_not_tried_again_by_the_driver_and_its_own_trace_is_told() -> None:
+    from ray.train import WorkerGroupError
+
+    bug = KeyError("augmentation")
+    bug.add_note("on worker 1:\nTraceback\n  File loss.py, line 7")
+    failure = WorkerGroupError("wrapped", {0: ConnectionError("peer"), 1: bug})
+    error, said = fit([pickle.loads(pickle.dumps(failure))])
+    assert isinstance(error, TrainingError) and "KeyError: 'augmentation'" in error.what
+    assert "File loss.py, line 7" in said and "wrapped" not in said
+
+
+@pytest.mark.promise("R18")
+@pytest.mark.parametrize("key", ["max_failures", "max_preemptions", "max_controller_failures"])
+@pytest.mark.parametrize("value", ["-1", ".inf", "null"])
+def test_no_budget_is_infinite(key: str, value: str) -> None:
+    with pytest.raises(ConfigError):
+        load_config(None, [f"train.{key}={value}"])
+
+
+@pytest.mark.promise("R15")
+@pytest.mark.parametrize(
+    "key", ["stall_timeout_s", "collective_timeout_s", "checkpoint_timeout_s", "stop_grace_s"]
+)
+@pytest.mark.parametrize("value", ["-1", ".inf", "null"])
+def test_no_wait_is_endless(key: str, value: str) -> None:
+    with pytest.raises(ConfigError):
+        load_config(None, [f"train.{key}={value}"])
+
+
+@pytest.mark.promise("R18")
+def test_each_budget_reaches_ray_train() -> None:
+    words = ("max_failures=4", "max_preemptions=5", "max_controller_failures=6")
+    config = load_config(None, [f"train.{w}" for w in (*words, "collective_timeout_s=7")])
+    job = train.Job("", "", "/nowhere/run", "", None, "cpu", 1)
+    with mock.patch("ray.train.torch.TorchTrainer") as trainer:
+        train._torch_trainer(config, job, None, use_gpu=False)
+    settings = trainer.call_args.kwargs
+    failures = settings["run_config"].failure_config
+    assert failures.max_failures == 4 and failures.max_preemption_failures == 5
+    assert failures.controller_failure_limit == 6 and settings["torch_config"].timeout_s == 7
+
+
+@pytest.mark.promise("R15")
+def test_a_run_that_makes_no_step_is_ended(tmp_path: Path) -> None:
+    write_step(tmp_path, 1)
+    config, never = load_config(None, ["train.stall_timeout_s=0.4"]), threading.Event()
+    thread = threading.Thread(target=never.wait, daemon=True)
+    thread.start()
+    began_s = time.monotonic()
+    with pytest.raises(TrainingError, match="no new step for 0.4 s"):
+        train._watch(thread, config, str(tmp_path), console()[0])
+    assert time.monotonic() - began_s < 20
+    never.set()
+
+
+@pytest.mark.promise("R15", control=True)
+def test_a_run_that_goes_on_is_not_ended(tmp_path: Path) -> None:
+    def work() -> None:
+        for step in range(1, 8):
+            write_step(tmp_path, step)
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    config = load_config(None, ["train.stall_timeout_s=3.0"])
+    train._watch(thread, config, str(tmp_path), console()[0])
+    assert not thread.is_alive()
+
+
+@pytest.mark.promise("R19")
+@pytest.mark.parametrize("interruption", [SystemExit(143), KeyboardInterrupt()])
+def test_the_workers_are_asked_to_save_and_the_interruption_goes_on(
+    tmp_path: Path, interruption: BaseException
+) -> None:
+    done = threading.Event()
+
+    def work() -> None:
+        with stopping.StopWatch(str(tmp_path)) as stop:
+            for step in range(1, 1000):
+                write_step(tmp_path, step)
+                if stop.is_asked:
+                    stop.answer(method="sdclr", step=step)
+                    done.wait(20)
+                    return
+                time.sleep(0.05)
+
+    thread, (shown, stream) = threading.Thread(target=work, daemon=True), console()
+    thread.start()
+    calls = iter(range(10))
+
+    def join(timeout: float | None = None) -> None:
+        threading.Event().wait(timeout)
+        if next(calls) == 3:
+            raise interruption
+
+    watched: Any = SimpleNamespace(is_alive=thread.is_alive, join=join)
+    with pytest.raises(type(interruption)):
+        train._watch(watched, load_config(None), str(tmp_path), shown)
+    done.set()
+    thread.join()
+    assert "sdclr is saved at step" in stream.getvalue()
+
+
+@pytest.mark.promise("R21")
+def test_reports_are_due_by_the_step_alone() -> None:
+    settings = Train(epochs=7, checkpoint_every_epochs=3, keep_every_epochs=5)
+    due = [s for s in range(1, 29) if is_due(s, steps_per_epoch=4, num_steps=28, train=settings)]
+    assert due == [12, 20, 24, 28]
+    later = [s for s in range(13, 29) if is_due(s, steps_per_epoch=4, num_steps=28, train=settings)]
+    assert later == due[1:]  # after a resume as without one
