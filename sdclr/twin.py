@@ -134,7 +134,10 @@ class Twin(nn.Module):
     def pruned(self, images_BCHW: Tensor) -> Tensor:
         """Embeddings (B, D) of the self-competitor."""
         weights = prune.prunable_weights(self.network)
-        view: dict[str, Tensor] = {n: weights[n] * m for n, m in self.mask_by_weight().items()}
+        view: dict[str, Tensor] = {
+            n: weights[n] * m.view(torch.uint8).to(weights[n].dtype)
+            for n, m in self.mask_by_weight().items()
+        }
         for name, norm in self.pruned_norms.items():
             prefix = name.replace("/", ".")
             view |= {f"{prefix}.{key}": value for key, value in norm.named_parameters()}
