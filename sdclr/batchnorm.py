@@ -31,7 +31,7 @@ class _GlobalBatchNormFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
-        grad_y = grads[0].contiguous()
+        grad_y = grads[0].contiguous(memory_format=_layout(x))
         invstd = torch.rsqrt(var + ctx.eps)
         # With statistics held constant: grad_x = grad_y * weight * invstd, and the two channel sums
         # we need.
@@ -46,6 +46,11 @@ class _GlobalBatchNormFunction(torch.autograd.Function):
         shape = (1, -1) + (1,) * (x.ndim - 2)
         grad_x = grad_x.add_(torch.addcmul(shift_C.view(shape), x, slope_C.view(shape)))
         return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    is_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor]:

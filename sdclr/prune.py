@@ -9,14 +9,19 @@ a generator for the random part), so ranks that hold equal weights hold equal ma
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 Scope = Literal["global", "layerwise"]
+
+_NUM_SAMPLED = 2**16  # weights that bracket the threshold
+_SLACK_STD = 5.0  # half width of the bracket, in standard deviations of a sample quantile
+_PART = 2**18  # weights worked on together on a CPU
 
 
 class StarvedLayerError(ValueError):
@@ -58,14 +63,58 @@ def prunable_weights(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def magnitude_threshold(weights: Tensor, prune_ratio: float) -> Tensor:
-    """The smallest |w| that is kept, a scalar tensor.
+def magnitude_threshold(weights: Sequence[Tensor], prune_ratio: float) -> Any:
+    """The smallest |w| that is kept, a scalar on the device of the weights.
 
-    Selection instead of a sort: linear time, on the device that holds the weights.
+    Selection instead of a sort: a sample brackets the threshold, one pass counts what lies below
+    the bracket and collects the few magnitudes inside it, and only those are sorted. The result is
+    exact; should the sample mislead, everything is sorted.
     """
-    magnitudes = weights.detach().abs().flatten()
-    k = math.ceil(prune_ratio * magnitudes.numel())
-    return magnitudes.kthvalue(min(k, magnitudes.numel() - 1) + 1).values
+    arrays = _Arrays(weights[0])
+    parts = [part for weight in weights for part in arrays.parts(weight)]
+    num = sum(len(part) for part in parts)
+    rank = min(math.ceil(prune_ratio * num), num - 1)
+    stride = max(1, num // _NUM_SAMPLED)
+    sample = arrays.sorted([abs(part[::stride]) for part in parts])
+    place, slack = rank * len(sample) // num, math.ceil(_SLACK_STD * math.sqrt(len(sample)) / 2)
+    low, high = sample[max(0, place - slack)], sample[min(len(sample) - 1, place + slack)]
+    num_below, inside = 0, []
+    for part in parts:
+        magnitudes = abs(part)
+        num_below += arrays.xp.count_nonzero(magnitudes < low)
+        inside.append(magnitudes[(magnitudes >= low) & (magnitudes <= high)])
+    place, candidates = rank - int(num_below), arrays.sorted(inside)
+    if 0 <= place < len(candidates):
+        return candidates[place]
+    return arrays.sorted([abs(part) for part in parts])[rank]
+
+
+class _Arrays:
+    """Weights as NumPy arrays on a CPU, where its comparisons take a seventh of torch's time."""
+
+    def __init__(self, like: Tensor) -> None:
+        is_numpy = like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64)
+        self.xp: Any = np if is_numpy else torch
+
+    def whole(self, weight: Tensor) -> Any:
+        """The weight, without a copy."""
+        return weight.detach().numpy() if self.xp is np else weight.detach()
+
+    def parts(self, weight: Tensor) -> list[Any]:
+        """Flat and in no special order; on a CPU in parts that stay in cache."""
+        if self.xp is torch:
+            return [weight.detach().flatten()]
+        flat = self.whole(weight).ravel(order="K")
+        return [flat[i : i + _PART] for i in range(0, len(flat), _PART)]
+
+    def sorted(self, arrays: list[Any]) -> Any:
+        """All numbers in one array, ascending, NaN last."""
+        together = self.xp.concatenate(arrays)
+        return np.sort(together) if self.xp is np else together.sort().values
+
+    def at_least(self, weight: Tensor, threshold: Any) -> Tensor:
+        """Boolean, where |w| >= threshold."""
+        return torch.as_tensor(abs(self.whole(weight)) >= threshold)
 
 
 @torch.no_grad()
@@ -91,14 +140,13 @@ def magnitude_masks(
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     groups = [free] if rule.scope == "global" else [[name] for name in free]
     for group in filter(None, groups):
-        everything = torch.cat([weights[name].detach().flatten() for name in group])
-        threshold = magnitude_threshold(everything, magnitude_ratio)
+        threshold = magnitude_threshold([weights[name] for name in group], magnitude_ratio)
         for name in group:
-            masks[name] = weights[name].abs() >= threshold
+            masks[name] = _Arrays(weights[name]).at_least(weights[name], threshold)
         if rule.random_ratio > 0:
             if generator is None:
                 raise ValueError("random_ratio > 0 needs a generator")
-            num = everything.numel()
+            num = sum(weights[name].numel() for name in group)
             num_kept = num - math.ceil(magnitude_ratio * num)
             drop_prob = min(1.0, rule.random_ratio * num / num_kept) if num_kept else 1.0
             for name in group:

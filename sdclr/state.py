@@ -71,8 +71,8 @@ def restore(trainer: Trainer, state: TrainState) -> None:
     for name, parameter in trainer.model.named_parameters():
         momentum = state.tensors.get(_MOMENTUM + name)
         if momentum is not None:
-            buffer = momentum.to(parameter.device, copy=True)
-            trainer.optimizer.state[parameter]["momentum_buffer"] = buffer
+            buffer = torch.empty_like(parameter).copy_(momentum)  # in the parameter's own layout
+            trainer.optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
     trainer.step = step
 
 

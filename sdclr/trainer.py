@@ -97,7 +97,8 @@ class Trainer:
             raise ValueError("method sdclr needs a prune rule")
         self.device = torch.device(device)
         model: nn.Module = Twin(network) if recipe.method == "sdclr" else SimCLR(network)
-        model = model.to(self.device).train()
+        # The layout in which convolutions are fastest, on CPUs as on GPUs; values are the same.
+        model = model.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         if recipe.sync_batchnorm and collective.is_distributed():
             model = synchronise(model, device=self.device)
         self.model = model

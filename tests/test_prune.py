@@ -44,6 +44,40 @@ def test_equals_a_sort(ratio: float, ties: bool) -> None:
 
 
 @pytest.mark.promise("R5", control=True)
+def large_weights(kind: str) -> dict[str, Tensor]:
+    """More weights than are sampled, in layouts and distributions that could mislead a sample."""
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(512, 64, 3, 3, generator=g), torch.randn(128, 512, 1, 1, generator=g)
+    if kind == "ties":
+        a, b = (a * 4).round(), (b * 4).round()
+    elif kind == "periodic":  # of period 8, where every fifth weight is sampled from each part
+        a.flatten()[::5] = 100 + torch.rand(a.numel() // 5 + 1, generator=g)
+        b.flatten()[::5] = 100 + torch.rand(b.numel() // 5 + 1, generator=g)
+    elif kind == "channels last":
+        a = a.to(memory_format=torch.channels_last)
+    elif kind == "double":
+        a, b = a.double(), b.double()
+    return {"a": a, "b": b * 0.1}
+
+
+@pytest.mark.parametrize("kind", ["plain", "ties", "periodic", "channels last", "double"])
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.9, 0.9999, 1.0])
+def test_selection_equals_a_sort_where_a_sample_brackets_it(ratio: float, kind: str) -> None:
+    weights = large_weights(kind)
+    masks = magnitude_masks(weights, PruneRule(prune_ratio=ratio))
+    for name, expected in sorted_masks(weights, ratio).items():
+        assert np.array_equal(masks[name].numpy(), expected), name
+
+
+@pytest.mark.parametrize("kind", ["plain", "ties", "periodic"])
+def test_selection_by_torch_equals_selection_by_numpy(kind: str) -> None:
+    weights = {name: w.bfloat16() for name, w in large_weights(kind).items()}
+    wide = {name: w.float() for name, w in weights.items()}
+    rule = PruneRule(prune_ratio=0.9)
+    low, high = magnitude_masks(weights, rule), magnitude_masks(wide, rule)
+    assert all(torch.equal(low[name], high[name]) for name in weights)
+
+
 def test_the_comparison_can_fail() -> None:
     weights = some_weights(1)
     masks = magnitude_masks(weights, PruneRule(prune_ratio=0.5))
