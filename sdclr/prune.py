@@ -21,7 +21,7 @@ Scope = Literal["global", "layerwise"]
 
 _NUM_SAMPLED = 2**16  # weights that bracket the threshold
 _SLACK_STD = 5.0  # half width of the bracket, in standard deviations of a sample quantile
-_PART = 2**18  # weights worked on together on a CPU
+_PART = 2**16  # weights worked on together on a CPU
 
 
 class StarvedLayerError(ValueError):
@@ -76,13 +76,15 @@ def magnitude_threshold(weights: Sequence[Tensor], prune_ratio: float) -> Any:
     rank = min(math.ceil(prune_ratio * num), num - 1)
     stride = max(1, num // _NUM_SAMPLED)
     sample = arrays.sorted([abs(part[::stride]) for part in parts])
-    place, slack = rank * len(sample) // num, math.ceil(_SLACK_STD * math.sqrt(len(sample)) / 2)
+    place, share = rank * len(sample) // num, rank / num
+    slack = 1 + math.ceil(_SLACK_STD * math.sqrt(len(sample) * share * (1 - share)))
     low, high = sample[max(0, place - slack)], sample[min(len(sample) - 1, place + slack)]
-    num_below, inside = 0, []
+    num_below, inside = num, []
     for part in parts:
         magnitudes = abs(part)
-        num_below += arrays.xp.count_nonzero(magnitudes < low)
-        inside.append(magnitudes[(magnitudes >= low) & (magnitudes <= high)])
+        not_below = magnitudes >= low
+        num_below -= arrays.xp.count_nonzero(not_below)
+        inside.append(magnitudes[not_below & (magnitudes <= high)])
     place, candidates = rank - int(num_below), arrays.sorted(inside)
     if 0 <= place < len(candidates):
         return candidates[place]
@@ -114,7 +116,13 @@ class _Arrays:
 
     def at_least(self, weight: Tensor, threshold: Any) -> Tensor:
         """Boolean, where |w| >= threshold."""
-        return torch.as_tensor(abs(self.whole(weight)) >= threshold)
+        if self.xp is torch:
+            return torch.ge(weight.detach().abs(), threshold)
+        mask = torch.empty_like(weight, dtype=torch.bool)
+        flat = mask.numpy().ravel(order="K")
+        for i, part in enumerate(self.parts(weight)):
+            np.greater_equal(abs(part), threshold, out=flat[i * _PART : (i + 1) * _PART])
+        return mask
 
 
 @torch.no_grad()
