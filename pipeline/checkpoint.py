@@ -81,14 +81,18 @@ def save(folder_uri: str, state: TrainState, *, config_hash: str) -> str:
     return uri
 
 
-def load(uri: str, *, config_hash: str) -> TrainState:
+def load(uri: str, *, config_hash: str | None) -> TrainState:
     """Read one checkpoint and check every byte of it.
+
+    Args:
+        uri: its folder.
+        config_hash: of the configuration that it must belong to; None = any.
 
     Raises:
         CheckpointError: not committed, torn, altered, of another format or configuration.
     """
     record = _read_record(uri)
-    if record.get("config_hash") != config_hash:
+    if config_hash is not None and record.get("config_hash") != config_hash:
         raise CheckpointError(
             "the checkpoint belongs to another configuration",
             where=uri,
@@ -111,15 +115,20 @@ def load(uri: str, *, config_hash: str) -> TrainState:
     return TrainState(tensors, numbers)
 
 
+def committed(folder_uri: str) -> list[str]:
+    """URIs of a folder's finished checkpoints in the order of their steps, not yet checked."""
+    return [storage.join(folder_uri, name) for name in _names(folder_uri)[0]]
+
+
 def latest(folder_uri: str, *, config_hash: str) -> Found:
     """The newest good checkpoint; broken and unfinished ones are passed over, and named.
 
     Raises:
         StorageError: the storage does not answer: that says nothing about what is there.
     """
-    committed, unfinished = _names(folder_uri)
+    finished, unfinished = _names(folder_uri)
     refused: list[str] = []
-    for name in reversed(committed):
+    for name in reversed(finished):
         uri = storage.join(folder_uri, name)
         try:
             return Found(load(uri, config_hash=config_hash), uri, refused, unfinished)
@@ -137,12 +146,12 @@ def retain(
     not counted: a run that fell back to an older checkpoint leaves broken ones ahead of it, which
     it overwrites when it comes to them.
     """
-    committed, unfinished = _names(folder_uri)
-    mine = [name for name in committed if _step(name) <= newest_step]
+    finished, unfinished = _names(folder_uri)
+    mine = [name for name in finished if _step(name) <= newest_step]
     if len(mine) <= keep:
         return
-    lasting = {n for n in committed if keep_every_steps and _step(n) % keep_every_steps == 0}
-    for name in (*committed, *unfinished):
+    lasting = {n for n in finished if keep_every_steps and _step(n) % keep_every_steps == 0}
+    for name in (*finished, *unfinished):
         if _step(name) < _step(mine[-keep]) and name not in lasting:
             # The record goes first: a half-deleted checkpoint must not look whole.
             storage.delete_tree(storage.join(folder_uri, name, "commit.json"))

@@ -18,15 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import checkpoint, feed, models
+from pipeline import feed, models
 from pipeline.cluster import Cluster
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import DataError
+from pipeline.model_source import ModelSource, load_model
 from sdclr import SimCLR, Twin, centre_view
 from sdclr.health import disagreement
-
-UNTRAINED = "untrained"
 
 
 @dataclass
@@ -51,8 +50,7 @@ class Extractor:
 
     Args:
         config_json: the run's configuration.
-        config_hash: of the run that the checkpoints must belong to.
-        checkpoints: method -> URI; the network before training is added as `untrained`.
+        sources: the models; a twin among them is called `sdclr`.
         crop_px, resize_px: of the evaluated view, as in `centre_view`.
         init_from: URI of the weights that the run started from; None = by the seed.
         device: `cpu` or `cuda`.
@@ -62,8 +60,7 @@ class Extractor:
     def __init__(
         self,
         config_json: str,
-        config_hash: str,
-        checkpoints: dict[str, str],
+        sources: list[ModelSource],
         crop_px: int,
         resize_px: int | None,
         init_from: str | None,
@@ -76,13 +73,8 @@ class Extractor:
         self.device = torch.device(device)
         self.bf16 = self.config.evaluate.precision == "bfloat16"
         self.models: dict[str, Twin | SimCLR] = {
-            method: models.trained_model(
-                self.config, method, checkpoint.load(uri, config_hash=config_hash)
-            )
-            for method, uri in checkpoints.items()
+            source.name: load_model(self.config, source, init_from=init_from) for source in sources
         }
-        first = self.config.train.methods[0]
-        self.models[UNTRAINED] = SimCLR(models.new_network(self.config, first, init_from=init_from))
         for model in self.models.values():
             model.to(self.device).eval()
 
@@ -123,8 +115,7 @@ def extract(
     config: Config,
     config_json: str,
     *,
-    config_hash: str,
-    checkpoints: dict[str, str],
+    sources: list[ModelSource],
     data_uri: str,
     manifest: Manifest,
     set_names: tuple[str, ...],
@@ -140,21 +131,16 @@ def extract(
     """
     from ray.data import ActorPoolStrategy
 
-    use_gpu = config.train.device != "cpu" and cluster.num_gpus > 0
-    # One actor for each GPU, or for four CPUs; one CPU is left to read and decode.
-    free_cpus = max(1, cluster.num_cpus - 1)
-    num_actors = cluster.num_gpus if use_gpu else max(1, free_cpus // 4)
-    threads = max(1, min(4, free_cpus // num_actors, cluster.largest_node_cpus))
+    place = placement(config, cluster)
     rows = feed.decoded_rows(config, data_uri, manifest, *set_names)
     arguments = (
         config_json,
-        config_hash,
-        checkpoints,
+        sources,
         models.crop_px(config, manifest),
         models.resize_px(config, manifest),
         models.init_uri(config),
-        "cuda" if use_gpu else "cpu",
-        threads,
+        place.device,
+        place.num_threads,
     )
     with warnings.catch_warnings():
         # `max_restarts` has no named parameter yet. Without it Ray logs an error for each actor:
@@ -164,9 +150,9 @@ def extract(
             Extractor,
             fn_constructor_args=arguments,
             batch_size=None,
-            compute=ActorPoolStrategy(size=num_actors),
-            num_cpus=1 if use_gpu else threads,
-            num_gpus=1 if use_gpu else 0,
+            compute=ActorPoolStrategy(size=place.num_workers),
+            num_cpus=place.num_cpus,
+            num_gpus=place.num_gpus,
             max_restarts=0,
         )
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name in set_names}
@@ -179,6 +165,28 @@ def extract(
         done += len(batch["row"])
         progress(done, total)
     return {name: _assemble(name, parts[name], num_rows[name]) for name in set_names}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How work on frozen networks is spread over the cluster: resources of one worker."""
+
+    device: str
+    num_workers: int
+    num_cpus: int
+    num_gpus: int
+    num_threads: int
+
+
+def placement(config: Config, cluster: Cluster) -> Placement:
+    """A worker for each GPU, or for four CPUs; one CPU is left to read and decode."""
+    free_cpus = max(1, cluster.num_cpus - 1)
+    if config.train.device != "cpu" and cluster.num_gpus > 0:
+        num_threads = max(1, min(4, free_cpus // cluster.num_gpus))
+        return Placement("cuda", cluster.num_gpus, 1, 1, num_threads)
+    num_workers = max(1, free_cpus // 4)
+    num_threads = max(1, min(4, free_cpus // num_workers, cluster.largest_node_cpus))
+    return Placement("cpu", num_workers, num_threads, 0, num_threads)
 
 
 def _assemble(set_name: str, parts: list[dict[str, Any]], num_rows: int) -> SetFeatures:

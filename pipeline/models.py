@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import torch
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from pipeline import storage
+from pipeline import storage, weights
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import CheckpointError, ConfigError
@@ -115,7 +114,7 @@ def new_network(config: Config, method: str, *, init_from: str | None = None) ->
     """
     network = build_network(**architecture(config, method))
     if init_from is not None:
-        load_backbone(init_from, network.backbone)
+        load_backbone(init_from, config.model.backbone, network.backbone)
     return network
 
 
@@ -159,23 +158,10 @@ def init_uri(config: Config) -> str | None:
     return None if uri is None else storage.absolute(uri)
 
 
-def load_backbone(uri: str, backbone: nn.Module) -> None:
-    """Load weights that `export_backbone` wrote, or any safetensors file with the same keys.
+def load_backbone(uri: str, name: str, backbone: nn.Module) -> None:
+    """Load weights of a file that `pipeline.weights` reads.
 
     Raises:
-        CheckpointError: not a safetensors file, or of another architecture.
+        CheckpointError: not such a file, or of another architecture.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load as load_tensors
-
-    try:
-        tensors: dict[str, torch.Tensor] = load_tensors(storage.read_bytes(uri))
-        wanted = backbone.state_dict().keys()
-        # A classifier that a backbone lacks is of no use here.
-        backbone.load_state_dict({n: t for n, t in tensors.items() if n in wanted}, strict=True)
-    except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"these weights do not fit the backbone: {str(error).splitlines()[-1].strip()}",
-            where=uri,
-            todo="give a .safetensors file of the same architecture and stem",
-        ) from error
+    weights.load_into(backbone, name, weights.read_weights(uri), uri=uri)

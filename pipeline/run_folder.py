@@ -6,6 +6,7 @@ run of the same configuration gets `-2`, and so on, so that nothing is ever over
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 
@@ -43,15 +44,18 @@ def resolve(command: Command) -> RunFolder:
             configuration, or there is no run to evaluate.
     """
     if command.resume is not None:
-        return _existing(command)
+        folder = _existing(command)
+        return _for_evaluation(folder.config) if _has_own_folder(command, folder.config) else folder
     config = load_config(command.config_file, command.overrides)
+    if _has_own_folder(command, config):
+        return _for_evaluation(config)
     root = storage.absolute(config.run.root)
     base = f"{config.run.name}-{config_hash(config)[:8]}"
     names = set(storage.list_names(root))
     number = 1
     while _numbered(base, number) in names:
         number += 1
-    if command.stage in ("evaluate", "report"):
+    if command.stage in ("evaluate", "export", "report"):
         if number == 1:
             raise ConfigError(
                 f"there is no run of this configuration to {command.stage}",
@@ -92,7 +96,24 @@ def _existing(command: Command) -> RunFolder:
             todo="leave them out, or start a new run; train.init_from takes trained weights",
         )
     name = uri.rstrip("/").rpartition("/")[2]
+    # Keys that are not hashed may differ: the run is then scored or exported in another way.
+    config = wanted.model_copy(update={"run": config.run})
     return RunFolder(uri, name, config, is_new=False, data_uri=_data_uri(uri))
+
+
+def _has_own_folder(command: Command, config: Config) -> bool:
+    """Whether it is an evaluation of something else than the models of one run."""
+    given = config.evaluate.checkpoint is not None or bool(config.evaluate.runs)
+    return command.stage == "evaluate" and given
+
+
+def _for_evaluation(config: Config) -> RunFolder:
+    """A new folder, so that no run's own evaluation is overwritten."""
+    root = storage.absolute(config.run.root)
+    base = f"{config.run.name}-eval-{config_hash(config)[:8]}"
+    names = set(storage.list_names(root))
+    name = next(name for n in itertools.count(1) if (name := _numbered(base, n)) not in names)
+    return RunFolder(storage.join(root, name), name, config, is_new=True)
 
 
 def _numbered(base: str, number: int) -> str:

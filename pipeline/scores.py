@@ -37,6 +37,40 @@ def scores_table(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]
     return list(HEADERS), rows
 
 
+def curve_table(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of every scored checkpoint, one row per protocol and checkpoint."""
+    rows = []
+    for protocol in protocols_of(evaluation):
+        for point in evaluation["curve"]:
+            score = next(s for s in point["scores"] if s["protocol"] == protocol)
+            cells = [_percent_with_spread(score, metric) for metric in ("few", "std", "all")]
+            rows.append([protocol, point["name"], str(point["epochs"]), str(point["step"]), *cells])
+    return ["Protocol", "Model", "Epoch", "Step", "Few", "STD", "All"], rows
+
+
+def aggregate_tables(averaged: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+    """Two tables of aggregate.json: means, and paired differences marked * where 0 is excluded."""
+    means = [
+        [s["protocol"], s["model"], *(_percent_with_spread(s, m) for m in METRICS), str(s["n"])]
+        for s in averaged["scores"]
+    ]
+    differences = [
+        [d["protocol"], f"{d['a']} - {d['b']}", *(_difference(d, m) for m in METRICS), str(d["n"])]
+        for d in averaged["differences"]
+    ]
+    titles = ["Many", "Medium", "Few", "STD", "All", "n"]
+    return [
+        (["Protocol", "Model", *titles], means),
+        (["Protocol", "Difference", *titles], differences),
+    ]
+
+
+def timings_line(evaluation: dict[str, Any]) -> str:
+    """What each protocol took for all models together; `features` serves the cached ones."""
+    timings = evaluation.get("timings_s", {})
+    return "time: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.items())
+
+
 def scores_csv(evaluation: dict[str, Any]) -> str:
     """The same rows as CSV with a header line: fractions in [0, 1] at full precision.
 
@@ -92,3 +126,14 @@ def _percent_with_spread(score: dict[str, Any], metric: str) -> str:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _difference(difference: dict[str, Any], metric: str) -> str:
+    mean = _finite(difference.get(metric))
+    half_width = _finite((difference.get("half_width") or {}).get(metric))
+    if mean is None:
+        return ABSENT
+    if half_width is None:
+        return f"{100 * mean:+.1f}"
+    star = " *" if abs(mean) > half_width else ""
+    return f"{100 * mean:+.1f} ± {100 * half_width:.1f}{star}"

@@ -48,6 +48,9 @@ def run_stages(command: Command, console: Console) -> None:
                 session.evaluate()
                 session.report()
             session.finish()
+        elif command.stage == "evaluate" and folder.is_new:
+            session.evaluate_others()
+            session.finish()
         else:
             session.open_record()
             session.evaluate() if command.stage == "evaluate" else session.report()
@@ -115,9 +118,7 @@ class Session:
         dataset = self._dataset
         check(self.config, dataset.manifest, self.cluster)
         self.open_record()
-        self.record.set_data(
-            uri=dataset.uri, manifest_hash=dataset.manifest.hash, name=dataset.manifest.name
-        )
+        self.record_data()
         if ingest_s is not None:
             self.record.add_timing("ingest", ingest_s)
         methods = " and ".join(self.config.train.methods)
@@ -131,16 +132,12 @@ class Session:
 
     def evaluate(self) -> None:
         """Score the run's models and show the table."""
-        from pipeline.evaluate import evaluate
-        from pipeline.scores import scores_table
+        from pipeline.evaluate.stage import evaluate
+        from pipeline.scores import curve_table, scores_table, timings_line
 
         self.console.stage("evaluate", ", ".join(self.config.evaluate.protocols))
         with self._plain_errors(), self.record.stage("evaluate"):
-            evaluation = evaluate(
-                cluster=self.cluster,
-                progress=lambda done, total: self.console.progress("evaluate", done, total),
-                **self._common(),
-            )
+            evaluation = evaluate(cluster=self.cluster, console=self.console, **self._common())
         if evaluation is None:
             self.console.stage("evaluate", "the data set has no labels, so there are no scores")
             return
@@ -148,8 +145,37 @@ class Session:
             self.console.stage("evaluate", note)
         self.console.line()
         self.console.table(*scores_table(evaluation))
+        if evaluation["curve"]:
+            self.console.line()
+            self.console.table(*curve_table(evaluation))
         self.console.line("accuracy in %; STD: spread of Many, Medium, Few, lower is more even")
+        self.console.line(timings_line(evaluation))
         self.console.line()
+
+    def evaluate_others(self) -> None:
+        """Score a checkpoint that was given, or average the evaluations of several runs."""
+        if not self.config.evaluate.runs:
+            self.ingest()
+            self.open_record()
+            self.record_data()
+            self.evaluate()
+            return
+        from pipeline.evaluate import aggregate
+        from pipeline.scores import aggregate_tables
+
+        self.open_record()
+        with self._plain_errors(), self.record.stage("evaluate"):
+            averaged = aggregate.aggregate(self.config.evaluate.runs)
+            aggregate.write(self.folder.uri, averaged)
+        for note in averaged["notes"]:
+            self.console.stage("evaluate", note)
+        for table in aggregate_tables(averaged):
+            self.console.line()
+            self.console.table(*table)
+        self.console.line(
+            "accuracy in %, mean ± standard deviation over n pairs of split and seed; differences: "
+            "± half of the 95 % interval of the paired t, * excludes 0"
+        )
 
     def report(self) -> None:
         """Write the page from the record; the record is complete before it is shown."""
@@ -174,6 +200,13 @@ class Session:
             self._record.resume()
         self.console.stage("run", f"{uri}  (go on with it: --resume {uri})")
 
+    def record_data(self) -> None:
+        """Write into the record which data set the run reads."""
+        dataset = self._dataset or self._recorded_dataset()
+        self.record.set_data(
+            uri=dataset.uri, manifest_hash=dataset.manifest.hash, name=dataset.manifest.name
+        )
+
     def finish(self) -> None:
         """Mark the run complete and say where everything is and what to type next."""
         if self.record.status == "running":
@@ -183,11 +216,13 @@ class Session:
         uri = self.folder.uri
         self.console.line(f"done: {spent}")
         self.console.line(f"  record      {uri}")
-        for name in ("evaluation.json", "report.html"):
+        for name in ("evaluation.json", "aggregate.json", "report.html"):
             if storage.exists(storage.join(uri, name)):
                 self.console.line(f"  {name.partition('.')[0]:11s} {storage.join(uri, name)}")
         for method in self.config.train.methods:
             models = storage.join(uri, "models", method)
+            if not storage.exists(models):  # an evaluation without a training
+                continue
             self.console.line(f"  checkpoint  {storage.join(models, 'checkpoints')}")
             self.console.line(f"  backbone    {storage.join(models, 'backbone.safetensors')}")
         self.console.line("next:")

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline import errors, feed, health_log, metrics, models, stopping, storage
 from pipeline.cluster import Cluster, check_workers
 from pipeline.config import Config
+from pipeline.config.stages import NEEDS_VAL
 from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest, verify_shards
 from pipeline.errors import ConfigError, PipelineError, TrainingError, root_cause
@@ -35,7 +36,7 @@ def check(config: Config, manifest: Manifest, cluster: Cluster) -> None:
 
 
 def check_split(config: Config, manifest: Manifest) -> None:
-    """Refuse to score a labelled data set on a set that it does not have.
+    """Refuse a labelled data set that lacks the set to score on, or to choose an epoch on.
 
     Raises:
         ConfigError: naming the sets that there are.
@@ -45,6 +46,13 @@ def check_split(config: Config, manifest: Manifest) -> None:
             f"the data set has no {config.evaluate.split} set, it has {', '.join(manifest.sets)}",
             where=f"evaluate.split={config.evaluate.split}",
             todo="set data.num_test_per_class or data.val_index and ingest, or another split",
+        )
+    wanting = [p for p in config.evaluate.protocols if p in NEEDS_VAL]
+    if manifest.class_names is not None and wanting and "val" not in manifest.sets:
+        raise ConfigError(
+            f"{' and '.join(wanting)} choose the epoch on a val set, which the data set lacks",
+            where=f"evaluate.protocols, data set {manifest.name}",
+            todo="set data.val_index and ingest, or leave these protocols out",
         )
 
 

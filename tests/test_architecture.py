@@ -20,8 +20,9 @@ STAGES = {"ingest", "train", "evaluate", "report"}
 LAYERS = (
     {"errors", "provenance"},
     {"storage", "config", "console"},
-    {"command_line", "dataset", "cluster", "checkpoint", "metrics", "scores", "stopping"},
+    {"command_line", "dataset", "cluster", "checkpoint", "metrics", "scores", "stopping", "weights"},
     {"record", "run_folder", "models", "feed", "checkpoint_writer", "method_log"},
+    {"model_source"},
     {"health_log", "features"},
     {"worker"},
     {"forgotten"},

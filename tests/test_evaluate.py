@@ -1,4 +1,4 @@
-"""Protocols on features whose answer is known, few-shot lists, and unfit ones."""
+"""Cached protocols on features whose answer is known, few-shot lists, and labels that are unfit."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
-from pipeline.errors import DataError
-from pipeline.evaluate import Scorer
+from pipeline.errors import ConfigError, DataError
+from pipeline.evaluate.cached import CachedProbes
+from pipeline.evaluate.labelled import check_labels, check_sets, fewshot_rows
 from pipeline.features import SetFeatures
 from sdclr.longtail import Groups
 
@@ -47,9 +49,17 @@ def some_manifest(fewshot: tuple[tuple[str, ...], ...] = ()) -> Manifest:
     )
 
 
-def scorer(manifest: Manifest | None = None, *, noise: float = 0.1) -> Scorer:
-    probe, test = features(120, 1, noise=noise), features(60, 2, noise=noise)
-    return Scorer(CONFIG, manifest or some_manifest(), probe, test, GROUPS)
+def scorer(
+    manifest: Manifest | None = None,
+    *,
+    noise: float = 0.1,
+    groups: Groups = GROUPS,
+    config: Config = CONFIG,
+    num_labelled: int = 120,
+) -> CachedProbes:
+    probe, test = features(num_labelled, 1, noise=noise), features(60, 2, noise=noise)
+    draws = fewshot_rows(config, manifest or some_manifest(), probe.ids, probe.labels_N)
+    return CachedProbes(config, probe, test, draws, groups=groups, num_classes=NUM_CLASSES)
 
 
 @pytest.mark.parametrize("protocol", ["cached-linear", "cached-fewshot", "knn-k20"])
@@ -80,22 +90,73 @@ def test_published_lists_are_the_draws() -> None:
 
 def test_shots_default_to_one_percent_of_the_labels() -> None:
     config = load_config(None, ["evaluate.fewshot_draws=2"])
-    probe = features(1200, 1, noise=0.1)
-    found = Scorer(config, some_manifest(), probe, features(60, 2, noise=0.1), GROUPS)
+    found = scorer(config=config, num_labelled=1200)
     assert [len(draw) for draw in found.draws] == [2 * NUM_CLASSES] * 2
 
 
 def test_too_many_shots_are_refused_with_the_key() -> None:
     config = load_config(None, ["evaluate.shots_per_class=21"])
     with pytest.raises(DataError, match="few-shot sets cannot be drawn") as error:
-        Scorer(config, some_manifest(), features(120, 1, noise=1), features(60, 2, noise=1), GROUPS)
+        scorer(config=config)
     assert "evaluate.shots_per_class" in error.value.todo
 
 
 def test_groups_decide_the_columns() -> None:
     swapped = replace(GROUPS, many=GROUPS.few, few=GROUPS.many)
-    probe, test = features(120, 1, noise=4.0), features(60, 2, noise=4.0)
-    one = Scorer(CONFIG, some_manifest(), probe, test, GROUPS).score("knn-k20", "sdclr")
-    two = Scorer(CONFIG, some_manifest(), probe, test, swapped).score("knn-k20", "sdclr")
+    one = scorer(noise=4.0).score("knn-k20", "sdclr")
+    two = scorer(noise=4.0, groups=swapped).score("knn-k20", "sdclr")
     assert (one["many"], one["few"]) == (two["few"], two["many"])
     assert one["many"] != one["few"] and one["all"] == two["all"]
+
+
+def sets_of(**counts: tuple[int, ...]) -> Manifest:
+    sets = {name: SetInfo(sum(c), c, ()) for name, c in counts.items()}
+    return replace(some_manifest(), sets=sets)  # type: ignore[arg-type]
+
+
+EVEN = (5,) * NUM_CLASSES
+
+
+def test_published_lists_without_a_class_are_refused_by_name() -> None:
+    lacking = tuple(f"i{n}" for n in range(30) if n % NUM_CLASSES not in (2, 4))
+    with pytest.raises(DataError, match="few-shot list 2 has no image of 2 classes: c, e"):
+        scorer(some_manifest((tuple(f"i{n}" for n in range(12)), lacking)))
+
+
+def test_sets_that_fit_are_accepted() -> None:
+    check_sets(CONFIG, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN))
+    paper = load_config(None, ["evaluate.protocols=[paper-fewshot-last]"])
+    check_sets(paper, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN))
+
+
+def test_classes_that_nothing_teaches_are_refused_by_name() -> None:
+    without = (5, 0, 5, 5, 0, 5)
+    with pytest.raises(DataError, match="2 classes of test have no labelled image: b, e"):
+        check_sets(CONFIG, sets_of(pretrain=EVEN, probe=without, test=EVEN))
+    check_sets(CONFIG, sets_of(pretrain=EVEN, probe=EVEN, test=without))
+
+
+def test_missing_sets_are_refused_by_name() -> None:
+    for split, match in (("test", "has no test set"), ("val", "has no val set")):
+        with pytest.raises(ConfigError, match=match):
+            config = load_config(None, [f"evaluate.split={split}"])
+            check_sets(config, sets_of(pretrain=EVEN, probe=EVEN))
+    for protocol in ("paper-linear", "paper-fewshot"):
+        config = load_config(None, [f"evaluate.protocols=[{protocol}, knn-k20]"])
+        with pytest.raises(ConfigError, match=f"{protocol} choose the epoch on a val set"):
+            check_sets(config, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN))
+        check_sets(config, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN, val=EVEN))
+
+
+def test_labels_that_are_not_the_manifests_are_refused() -> None:
+    found, manifest = features(30, 0, noise=1), sets_of(pretrain=EVEN, probe=EVEN)
+    check_labels(manifest, "probe", found)
+    for label, match in (
+        (-1, "1 of 30 images have no label: i7"),
+        (6, "1 of 30 images have a label outside the 6 classes: i7"),
+        (2, "class 'b' has 4 images, 5 are recorded"),
+    ):
+        labels_N = found.labels_N.copy()
+        labels_N[7] = label
+        with pytest.raises(DataError, match=match):
+            check_labels(manifest, "probe", SetFeatures(found.ids, labels_N))

@@ -15,7 +15,7 @@ import pytest
 from pipeline.dataset.manifest import (
     ShardInfo,
 )
-from pipeline.dataset.shards import read_shard, write_shard
+from pipeline.dataset.shards import read_hashes, read_shard, write_shard
 from pipeline.errors import DataError, StorageError
 
 NAME = "shards/pretrain-00000.parquet"
@@ -200,3 +200,20 @@ def test_names_that_lead_outside_are_refused(tmp_path: Path) -> None:
     info = dataclasses.replace(one_shard(tmp_path), name="../secret.parquet")
     with pytest.raises(DataError, match="outside"):
         read_shard(str(tmp_path / "shards"), info)
+
+
+def test_hashes_are_read_without_the_images(tmp_path: Path) -> None:
+    info = one_shard(tmp_path)
+    ids, digests = read_hashes(str(tmp_path), info)
+    assert ids == IDS and digests == [hashlib.sha256(image).hexdigest() for image in IMAGES]
+    with pytest.raises(DataError, match="3 rows, the manifest says 4"):
+        read_hashes(str(tmp_path), dataclasses.replace(info, rows=4))
+    content = (tmp_path / NAME).read_bytes()
+    for broken in (b"", b"PAR1" + bytes(20), content[:-1], content[:-8] + b"\xff\xff\xff\x7fPAR1"):
+        (tmp_path / NAME).write_bytes(broken)
+        with pytest.raises(DataError):
+            read_hashes(str(tmp_path), info)
+    table = pa.table({"id": ["a"], "sha256": ["b"]})
+    pq.write_table(table, tmp_path / NAME)
+    with pytest.raises(DataError, match="embeds an Arrow schema"):
+        read_hashes(str(tmp_path), dataclasses.replace(info, rows=1))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pipeline.config.data import Data, Feed, Ingest
 from pipeline.config.health import Health
 from pipeline.config.method import SDCLR, Augment, Model, SimCLR
-from pipeline.config.stages import Evaluate, Run, Train
+from pipeline.config.stages import Evaluate, Export, Run, Train
 from pipeline.config.types import Section
 
 
@@ -29,3 +29,4 @@ class Config(Section):
     feed: Feed = Feed()
     health: Health = Health()
     evaluate: Evaluate = Evaluate()
+    export: Export = Export()

@@ -33,8 +33,9 @@ __all__ = [
 
 _COMMAND_LINE = "command line"
 _REASON_CHARS = 500
-# A run may be renamed and moved between its interruption and its resumption.
-_NOT_HASHED = {"run": {"root", "name"}}
+# A run may be renamed and moved between its interruption and its resumption, and its models may be
+# scored and exported in other ways than at first.
+_NOT_HASHED: dict[str, Any] = {"run": {"root", "name"}, "evaluate": True, "export": True}
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
@@ -83,9 +84,9 @@ def parse_config(text: str | None, *, origin: str, overrides: Sequence[str] = ()
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 in hex of the values as canonical JSON, `run.root` and `run.name` left out.
+    """SHA-256 in hex of the values as canonical JSON, without those of `_NOT_HASHED`.
 
-    So it names what a run computes, not where it is kept; equal hashes may be resumed.
+    So it names what a run trains, not where it is kept; equal hashes may be resumed.
     """
     values = config.model_dump(mode="json", exclude=_NOT_HASHED)
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -6,10 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from pipeline.config.types import Choices, Section, Text, clean_text, without_repeats
+from pipeline.config.types import Choices, Section, Text, Texts, clean_text, without_repeats
 
 Method = Literal["sdclr", "simclr"]
-Protocol = Literal["cached-linear", "cached-fewshot", "knn-k20"]
+Protocol = Literal[
+    "cached-linear", "cached-fewshot", "knn-k20",
+    "paper-linear", "paper-fewshot", "paper-fewshot-last",
+]  # fmt: skip
+NEEDS_VAL = ("paper-linear", "paper-fewshot")
+"""Protocols that choose their epoch on the val set."""
 
 
 class Run(Section):
@@ -96,10 +101,29 @@ class Evaluate(Section):
 
     protocols: Annotated[tuple[Protocol, ...], Choices, AfterValidator(without_repeats)] = Field(
         default=("cached-linear", "cached-fewshot", "knn-k20"),
-        description="linear probe on all labels, on few, and 20 nearest neighbours",
+        description="cached-*: on features extracted once; paper-*: as published, trained by SGD "
+        "on augmented images, much slower; docs/evaluation.md explains each",
     )
     split: Literal["test", "val"] = Field(
         default="test", description="labelled set to score on; tune on val, test once"
+    )
+    checkpoint: Text | None = Field(
+        default=None,
+        description="score this instead of the run's models: a step-* folder of a run, or "
+        "weights as .safetensors or .pt under torchvision's or timm's names",
+    )
+    checkpoints: Literal["newest", "all"] = Field(
+        default="newest", description="of a run: all = every kept one, as a curve"
+    )
+    runs: Texts = Field(
+        default=(), description="average the evaluations of these runs (splits, seeds) instead"
+    )
+    max_leak_frac: float = Field(
+        default=0.001,
+        ge=0,
+        le=1,
+        description="images of test or val that another set holds as well, by hash: reported, "
+        "and above this fraction the stage fails",
     )
     groups: Literal["tercile", "threshold"] = Field(
         default="tercile",
@@ -116,4 +140,18 @@ class Evaluate(Section):
     cv_folds: int = Field(default=5, ge=2, description="cross-validation of the regularisation")
     resize_px: int | None = Field(
         default=None, ge=8, description="short side before the centre crop; null = no resize"
+    )
+
+
+class Export(Section):
+    """A trained backbone in forms that need none of this project's code."""
+
+    formats: Annotated[
+        tuple[Literal["safetensors", "torch-export", "onnx"], ...],
+        Choices,
+        AfterValidator(without_repeats),
+    ] = Field(
+        default=("safetensors", "torch-export"),
+        description="state dict; program with the normalisation inside; the same as ONNX "
+        "(needs onnx and onnxscript)",
     )

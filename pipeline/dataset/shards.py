@@ -127,6 +127,40 @@ def read_shard(data_uri: str, info: ShardInfo) -> ShardRows:
     return ShardRows(ids=ids, images=images, labels=labels)
 
 
+def read_hashes(data_uri: str, info: ShardInfo) -> tuple[list[str], list[str]]:
+    """Ids of a shard's images and the SHA-256 recorded for each, without reading the images.
+
+    `read_shard`, which everything else goes through, checks that they are the images' own.
+
+    Raises:
+        DataError: not a shard as written here, or of another number of rows.
+        StorageError: the shard is missing or the storage does not answer.
+    """
+    uri = storage.join(data_uri, storage.safe_name(info.name))
+    with storage.open_readable(uri) as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 8))
+        tail = file.read(8)
+        footer_bytes = int.from_bytes(tail[:4], "little")
+        if tail[4:] != b"PAR1" or footer_bytes > size - 12:
+            raise DataError("the shard is not a Parquet file", where=uri, todo=_AGAIN)
+        file.seek(size - 8 - footer_bytes)
+        if b"ARROW:" in file.read(footer_bytes):
+            raise DataError("the shard embeds an Arrow schema", where=uri, todo=_AGAIN)
+        try:
+            parquet = pq.ParquetFile(file)
+            _check_plain(parquet.metadata, uri)
+            table = parquet.read(columns=["id", "sha256"], use_threads=False)
+            ids, digests = table["id"].to_pylist(), table["sha256"].to_pylist()
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            what = f"the shard cannot be parsed: {error!s:.200}"
+            raise DataError(what, where=uri, todo=_AGAIN) from error
+    if len(ids) != info.rows:
+        what = f"the shard has {len(ids)} rows, the manifest says {info.rows}"
+        raise DataError(what, where=uri, todo=_AGAIN)
+    return ids, digests
+
+
 def _parse(data: bytes, uri: str) -> pa.Table:
     """The table of a Parquet file that looks as if written here, else DataError.
 

@@ -1,0 +1,1 @@
+"""The evaluate stage: protocols on labelled sets, leaks between them, several runs together."""

@@ -1,0 +1,89 @@
+"""Protocols on features that were extracted once: logistic regression and nearest neighbours.
+
+Shapes: M test images, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config import Config
+from pipeline.evaluate.score import score_entry
+from pipeline.features import SetFeatures
+from sdclr.longtail import Groups
+from sdclr.probe import knn_predict, linear_probe, per_class_accuracy
+
+PROTOCOLS = ("cached-linear", "cached-fewshot", "knn-k20")
+_KNN_K = 20
+
+
+class CachedProbes:
+    """Fitted on the labelled set, scored on the held-out one.
+
+    Args:
+        config: folds and seed of the cross-validation.
+        probe, test: features of both sets.
+        draws: rows of the labelled set for each few-shot draw.
+        groups: of the classes.
+        num_classes: C.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        probe: SetFeatures,
+        test: SetFeatures,
+        draws: Sequence[NDArray[np.int64]],
+        *,
+        groups: Groups,
+        num_classes: int,
+    ) -> None:
+        self.config, self.groups, self.num_classes = config, groups, num_classes
+        self.probe, self.test, self.draws = probe, test, draws
+
+    def score(self, protocol: str, model: str) -> dict[str, Any]:
+        """One entry of evaluation.json's `scores`."""
+        if protocol == "cached-linear":
+            runs = [self._linear(model, None)]
+            note = f"{len(self.probe.ids)} labels"
+        elif protocol == "cached-fewshot":
+            runs = [self._linear(model, rows) for rows in self.draws]
+            note = f"{len(self.draws[0])} labels per draw"
+        else:
+            runs = [self._knn(model)]
+            note = f"{len(self.probe.ids)} labels, cosine"
+        return score_entry(protocol, runs, self.groups, note)
+
+    def _linear(self, model: str, rows: NDArray[np.int64] | None) -> NDArray[np.float64]:
+        features_ND, labels_N = self._train(model, rows)
+        result = linear_probe(
+            features_ND,
+            labels_N,
+            torch.from_numpy(self.test.by_model[model]),
+            num_classes=self.num_classes,
+            num_folds=self.config.evaluate.cv_folds,
+            seed=self.config.run.seed,
+        )
+        return self._accuracy(result.predictions_M)
+
+    def _knn(self, model: str) -> NDArray[np.float64]:
+        features_ND, labels_N = self._train(model, None)
+        test_MD = torch.from_numpy(self.test.by_model[model])
+        return self._accuracy(
+            knn_predict(features_ND, labels_N, test_MD, num_classes=self.num_classes, k=_KNN_K)
+        )
+
+    def _train(self, model: str, rows: NDArray[np.int64] | None) -> tuple[Tensor, Tensor]:
+        everything = np.arange(len(self.probe.ids)) if rows is None else rows
+        features_ND = torch.from_numpy(self.probe.by_model[model][everything])
+        return features_ND, torch.from_numpy(self.probe.labels_N[everything])
+
+    def _accuracy(self, predictions_M: Tensor) -> NDArray[np.float64]:
+        labels_M = torch.from_numpy(self.test.labels_N)
+        return per_class_accuracy(predictions_M, labels_M, self.num_classes)

@@ -1,0 +1,107 @@
+"""Which models an evaluation scores: the newest of each method, every kept one, or one given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline import checkpoint, storage
+from pipeline.config import Config
+from pipeline.errors import CheckpointError
+from pipeline.model_source import UNTRAINED, ModelSource, given_source, trained_epochs
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to score.
+
+    Args:
+        source: where it comes from.
+        step, epochs: how long it was trained; 0 when that is not known.
+        older_than: name of the model that this one became later; empty for the final ones.
+    """
+
+    source: ModelSource
+    step: int = 0
+    epochs: int = 0
+    older_than: str = ""
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        return self.source.name
+
+
+@dataclass
+class Candidates:
+    """All models of an evaluation, and what a reader must know about them."""
+
+    models: list[Candidate] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def final(self) -> list[Candidate]:
+        """Those of the table; the others are earlier points of the curve."""
+        return [model for model in self.models if not model.older_than]
+
+
+def find_candidates(config: Config, run_uri: str, config_hash: str) -> Candidates:
+    """The models that the configuration asks for; the untrained network is always the last.
+
+    Raises:
+        CheckpointError: a method has no finished checkpoint, or the given one does not fit.
+    """
+    found = Candidates()
+    if config.evaluate.checkpoint is not None:
+        source, facts = given_source(config, config.evaluate.checkpoint)
+        found.models.append(
+            Candidate(source, int(facts.get("step") or 0), int(facts.get("epochs") or 0))
+        )
+        found.notes.append(f"checkpoint: {source.uri}")
+    else:
+        for method in config.train.methods:
+            _add_method(found, config, run_uri, config_hash, method)
+    found.models.append(Candidate(ModelSource(UNTRAINED)))
+    return found
+
+
+def _add_method(
+    found: Candidates, config: Config, run_uri: str, config_hash: str, method: str
+) -> None:
+    folder = checkpoint.checkpoints_uri(run_uri, method)
+    newest = checkpoint.latest(folder, config_hash=config_hash)
+    found.notes += [f"{method}: passed over {text}" for text in newest.refused]
+    if newest.state is None:
+        reasons = f" ({'; '.join(newest.refused)})" if newest.refused else ""
+        raise CheckpointError(
+            f"method {method} has no checkpoint{reasons}",
+            where=folder,
+            todo=f"train it first: python pipeline/run.py train --resume {run_uri}",
+        )
+    numbers = newest.state.numbers
+    if numbers["step"] != numbers["num_steps"]:
+        found.notes.append(
+            f"{method}: trained in part, {numbers['step']} of {numbers['num_steps']} steps"
+        )
+    source = ModelSource(method, newest.uri, method, config_hash)
+    found.models.append(
+        Candidate(source, int(numbers["step"]), trained_epochs(config, newest.state))
+    )
+    if config.evaluate.checkpoints == "all":
+        earlier = checkpoint.committed(folder)
+        for uri in earlier[: earlier.index(newest.uri)]:
+            _add_earlier(found, config, config_hash, method, uri)
+
+
+def _add_earlier(
+    found: Candidates, config: Config, config_hash: str, method: str, uri: str
+) -> None:
+    try:
+        state = checkpoint.load(uri, config_hash=config_hash)
+    except CheckpointError as error:
+        name = storage.absolute(uri).rpartition("/")[2]
+        found.notes.append(f"{method}: passed over {name}: {error.what}")
+        return
+    step = int(state.numbers["step"])
+    # Only its dense backbone is scored.
+    source = ModelSource(f"{method}@{step}", uri, config_hash=config_hash)
+    found.models.append(Candidate(source, step, trained_epochs(config, state), older_than=method))

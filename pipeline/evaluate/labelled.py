@@ -1,0 +1,161 @@
+"""Labels that an evaluation can rest on: sets that are there, classes that are known, few shots.
+
+Shapes: N images of a set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Config
+from pipeline.config.stages import NEEDS_VAL
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import ConfigError, DataError
+from pipeline.features import SetFeatures
+
+_SHOWN = 5
+
+
+def check_sets(config: Config, manifest: Manifest) -> None:
+    """Refuse sets that cannot be scored, from what the manifest says, before anything is computed.
+
+    Raises:
+        ConfigError: the set to score on, or the one to choose the epoch on, does not exist.
+        DataError: classes of the scored set have no labelled image to learn from.
+    """
+    scored_on = config.evaluate.split
+    have = ", ".join(manifest.sets)
+    if scored_on not in manifest.sets or "probe" not in manifest.sets:
+        missing = scored_on if scored_on not in manifest.sets else "probe"
+        raise ConfigError(
+            f"the data set has no {missing} set, it has {have}",
+            where=f"evaluate.split={scored_on}, data set {manifest.name}",
+            todo="set data.num_test_per_class or data.val_index and ingest, or another split",
+        )
+    wanting = [p for p in config.evaluate.protocols if p in NEEDS_VAL]
+    if wanting and "val" not in manifest.sets:
+        raise ConfigError(
+            f"{' and '.join(wanting)} choose the epoch on a val set, the data set has {have}",
+            where=f"evaluate.protocols, data set {manifest.name}",
+            todo="give data.val_index and ingest, or use cached-linear or paper-fewshot-last, "
+            "which need none",
+        )
+    learnt, scored = (manifest.sets[n].class_counts for n in ("probe", scored_on))
+    names = manifest.class_names or ()
+    if learnt is None or scored is None:
+        raise DataError(
+            "a set without class counts cannot be scored",
+            where=f"data set {manifest.name}",
+            todo="ingest it again, one folder per class",
+        )
+    unknown = [names[c] for c, (a, b) in enumerate(zip(learnt, scored, strict=True)) if b and not a]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} classes of {scored_on} have no labelled image: {_listed(unknown)}",
+            where=f"data set {manifest.name}, set probe",
+            todo=f"add labelled images of these classes, or leave them out of {scored_on}",
+        )
+
+
+def check_labels(manifest: Manifest, set_name: str, found: SetFeatures) -> None:
+    """Refuse a set whose labels are not what the manifest says they are.
+
+    Raises:
+        DataError: images without a label, labels of no class, or other counts than recorded.
+    """
+    names, labels_N = manifest.class_names or (), found.labels_N
+    where = f"data set {manifest.name}, set {set_name}"
+    for what, wrong_N in (
+        ("no label", labels_N < 0),
+        (f"a label outside the {len(names)} classes", labels_N >= len(names)),
+    ):
+        if wrong_N.any():
+            first = [found.ids[row] for row in np.flatnonzero(wrong_N)[:_SHOWN]]
+            raise DataError(
+                f"{int(wrong_N.sum())} of {len(labels_N)} images have {what}: {_listed(first)}",
+                where=where,
+                todo="ingest the data set again",
+            )
+    counts = np.bincount(labels_N, minlength=len(names)).tolist()
+    recorded = manifest.sets[set_name].class_counts  # type: ignore[index]
+    if recorded is not None and list(recorded) != counts:
+        label = next(
+            c for c, pair in enumerate(zip(recorded, counts, strict=True)) if len({*pair}) > 1
+        )
+        raise DataError(
+            f"the labels do not match the manifest: class {names[label]!r} has {counts[label]} "
+            f"images, {recorded[label]} are recorded",
+            where=where,
+            todo="ingest the data set again",
+        )
+
+
+def fewshot_rows(
+    config: Config, manifest: Manifest, ids: Sequence[str], labels_N: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    """Rows of the labelled set for each few-shot draw: the published lists, or our own.
+
+    Args:
+        config: how many draws and shots.
+        manifest: may hold the lists.
+        ids: of the labelled set.
+        labels_N: of the labelled set.
+
+    Raises:
+        DataError: a list names other images, or lacks a class; or a class has too few images.
+    """
+    if not manifest.fewshot:
+        return _drawn(config, manifest, labels_N)
+    where = f"data set {manifest.name}"
+    row_of = {sample_id: row for row, sample_id in enumerate(ids)}
+    unknown = [i for listed in manifest.fewshot for i in listed if i not in row_of]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} few-shot images are not in the labelled set",
+            where=f"{where}, first: {unknown[0]}",
+            todo="use few-shot lists that are part of data.probe_index",
+        )
+    draws = [np.array([row_of[i] for i in listed], np.int64) for listed in manifest.fewshot]
+    names = manifest.class_names or ()
+    for number, rows in enumerate(draws):
+        empty = sorted(set(labels_N.tolist()) - set(labels_N[rows].tolist()))
+        if empty:
+            raise DataError(
+                f"few-shot list {number + 1} has no image of {len(empty)} classes: "
+                f"{_listed([names[c] for c in empty])}",
+                where=where,
+                todo="use lists with images of every class (data.fewshot_index), or none: then "
+                "balanced draws are made",
+            )
+    return draws
+
+
+def _drawn(
+    config: Config, manifest: Manifest, labels_N: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    from sdclr.longtail import fewshot_draws
+
+    shots = config.evaluate.shots_per_class
+    if shots is None:
+        # One percent of the labels, as in the paper's few-shot sets.
+        shots = max(1, round(0.01 * len(labels_N) / len(manifest.class_names or ())))
+    try:
+        return fewshot_draws(
+            labels_N,
+            shots_per_class=shots,
+            num_draws=config.evaluate.fewshot_draws,
+            seed=config.run.seed,
+        )
+    except ValueError as error:
+        raise DataError(
+            f"few-shot sets cannot be drawn: {error}",
+            where=f"data set {manifest.name}",
+            todo=f"lower evaluate.shots_per_class (now {shots})",
+        ) from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,92 @@
+"""Images that two sets share although one of them is there to be scored on: found by SHA-256.
+
+Only hashes of identical stored bytes are compared: a re-encoded or shifted copy is not found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.shards import read_hashes
+from pipeline.errors import DataError
+
+_HELD_OUT = ("test", "val")
+_LEARNT_FROM = ("pretrain", "probe")
+_SHOWN = 5
+
+
+def find_leaks(data_uri: str, manifest: Manifest) -> list[dict[str, Any]]:
+    """Pairs of sets that share images; one Ray task for each shard reads its hashes.
+
+    Returns:
+        {"sets": [held out, other], "images": of the held-out set, "of": its size, "examples": [[id
+        there, id in the other], ...]} for each pair with any; test against val comes first.
+    """
+    import ray
+
+    task = ray.remote(read_hashes)
+    pending = {
+        name: [task.remote(data_uri, shard) for shard in info.shards]
+        for name, info in manifest.sets.items()
+    }
+    hashes: dict[str, dict[str, list[str]]] = {
+        str(name): _joined(ray.get(parts)) for name, parts in pending.items()
+    }
+    return shared_images(hashes)
+
+
+def shared_images(sets: dict[str, dict[str, list[str]]]) -> list[dict[str, Any]]:
+    """The pairs of `find_leaks`, of sets that are given as hash -> ids."""
+    pairs = [(a, b) for a in _HELD_OUT for b in (*_LEARNT_FROM, "val") if a != b]
+    found = []
+    for held_out, other in sorted(pairs, key=lambda pair: pair[1] != "val"):
+        if held_out not in sets or other not in sets:
+            continue
+        shared = sorted(sets[held_out].keys() & sets[other].keys())
+        num_images = sum(len(sets[held_out][digest]) for digest in shared)
+        if num_images:
+            examples = sorted([sets[held_out][d][0], sets[other][d][0]] for d in shared)
+            found.append(
+                {
+                    "sets": [held_out, other],
+                    "images": num_images,
+                    "of": sum(map(len, sets[held_out].values())),
+                    "examples": examples[:_SHOWN],
+                }
+            )
+    return found
+
+
+def sentences(leaks: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence for each pair, with the first names."""
+    return [
+        f"leak: {leak['images']} of {leak['of']} images of {leak['sets'][0]} are also in "
+        f"{leak['sets'][1]}: " + ", ".join(f"{a} = {b}" for a, b in leak["examples"])
+        for leak in leaks
+    ]
+
+
+def refuse(leaks: Sequence[dict[str, Any]], manifest: Manifest, *, max_frac: float) -> None:
+    """Refuse a data set in which a pair shares more than `max_frac` of the held-out set.
+
+    Raises:
+        DataError: naming the sets and the first images.
+    """
+    grave = [leak for leak in leaks if leak["images"] > max_frac * leak["of"]]
+    if grave:
+        raise DataError(
+            "images that are scored on are also learnt from:\n" + "\n".join(sentences(grave)),
+            where=f"data set {manifest.name}",
+            todo="take them out of one of the sets and ingest again; evaluate.max_leak_frac="
+            f"{max(leak['images'] / leak['of'] for leak in grave):.4g} scores it as it is",
+        )
+
+
+def _joined(parts: Sequence[tuple[Sequence[str], Sequence[str]]]) -> dict[str, list[str]]:
+    joined: dict[str, list[str]] = {}
+    for ids, digests in parts:
+        for sample_id, digest in zip(ids, digests, strict=True):
+            joined.setdefault(digest, []).append(sample_id)
+    return joined

@@ -1,0 +1,125 @@
+"""What runs in a Ray task of the published protocols: one classifier on one model's features.
+
+Shapes: N shared labelled images, n of them trained on, M images to score on, D features, C classes,
+B views of one step, S side of the views in px.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config import Config
+from pipeline.errors import TrainingError
+from pipeline.model_source import ModelSource, load_model
+from sdclr import ImageSet
+from sdclr.probe import per_class_accuracy
+from sdclr.trained_probe import ProbeRecipe, ProbeView, best_epoch, train_probe
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """One classifier to train; plain values only.
+
+    Args:
+        config_json: the run's configuration.
+        source: the model whose features are classified.
+        init_from: of `load_model`.
+        rows_n: which of the shared images to train on; None = all.
+        recipe, view: of `train_probe`.
+        num_classes: C.
+        device: `cpu` or `cuda`.
+        num_threads: on a CPU.
+    """
+
+    config_json: str
+    source: ModelSource
+    init_from: str | None
+    rows_n: NDArray[np.int64] | None
+    recipe: ProbeRecipe
+    view: ProbeView
+    num_classes: int
+    device: str
+    num_threads: int
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features and labels to score on: (M, D) float32 and (M,) int64."""
+
+    features_MD: NDArray[np.float32]
+    labels_M: NDArray[np.int64]
+
+
+def train_job(
+    job: ProbeJob,
+    images_NCHW: NDArray[np.uint8],
+    sizes_N2: NDArray[np.int64],
+    labels_N: NDArray[np.int64],
+    val: Labelled | None,
+    test: Labelled,
+) -> Iterator[dict[str, Any]]:
+    """Yield {"epoch", "val"} after each epoch, and at the end {"last", "best", "best_epoch"}.
+
+    `last` and `best` are accuracies per class (C,) on the test features; without val, `best` and
+    `best_epoch` are None.
+
+    Raises:
+        TrainingError: the loss is not finite.
+        CheckpointError: the model cannot be loaded.
+    """
+    torch.set_num_threads(job.num_threads)
+    config = Config.model_validate_json(job.config_json)
+    network = load_model(config, job.source, init_from=job.init_from).network.to(job.device).eval()
+    rows_n = np.arange(len(labels_N)) if job.rows_n is None else job.rows_n
+    images = ImageSet(torch.from_numpy(images_NCHW[rows_n]), torch.from_numpy(sizes_N2[rows_n]))
+    bf16 = config.evaluate.precision == "bfloat16"
+
+    def features(views_BCSS: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(torch.device(job.device).type, dtype=torch.bfloat16, enabled=bf16):
+            return network.features(views_BCSS)
+
+    epochs = []
+    try:
+        for epoch in train_probe(
+            features,
+            images,
+            torch.from_numpy(labels_N[rows_n]),
+            num_features=test.features_MD.shape[1],
+            num_classes=job.num_classes,
+            view=job.view,
+            recipe=job.recipe,
+            val=None if val is None else _tensors(val),
+            seed=config.run.seed,
+            device=job.device,
+        ):
+            epochs.append(epoch)
+            yield {"epoch": epoch.epoch, "val": epoch.val_accuracy}
+    except FloatingPointError as error:
+        raise TrainingError(
+            f"the linear classifier on {job.source.name} diverged: {error}",
+            where="evaluate.protocols",
+            todo="look at the features of this model: the published learning rate of 30 is for "
+            "features of a trained network",
+        ) from error
+    test_MD, labels_M = _tensors(test)
+
+    def accuracy(epoch: Any) -> NDArray[np.float64]:
+        return per_class_accuracy(epoch.probe.predict(test_MD), labels_M, job.num_classes)
+
+    best = best_epoch(epochs) if val is not None else None
+    yield {
+        "last": accuracy(epochs[-1]),
+        "best": None if best is None else accuracy(best),
+        "best_epoch": None if best is None else best.epoch,
+    }
+
+
+def _tensors(labelled: Labelled) -> tuple[torch.Tensor, torch.Tensor]:
+    # Arrays from the object store are read-only, which torch warns about.
+    return torch.from_numpy(labelled.features_MD.copy()), torch.from_numpy(labelled.labels_M.copy())

@@ -1,0 +1,235 @@
+"""The published protocols: one Ray task for each model and draw trains a linear classifier.
+
+The labelled images are read and decoded once and shared through the object store. A task yields
+after every epoch, so progress is shown while it runs. `paper-fewshot` and `paper-fewshot-last` are
+one training: the first takes the epoch that is best on the val set, as the published runs do,
+the second the last one, and so uses no label beyond the few-shot set.
+
+Shapes: N labelled images that are trained on, M images that are scored on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import feed, models
+from pipeline.config import Config
+from pipeline.console import Console
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import ConfigError, DataError
+from pipeline.evaluate.probe_task import Labelled, ProbeJob, train_job
+from pipeline.features import Placement, SetFeatures
+from pipeline.model_source import ModelSource
+from sdclr.trained_probe import (
+    PAPER_FEWSHOT,
+    PAPER_LINEAR,
+    ProbeRecipe,
+    ProbeView,
+)
+
+PROTOCOLS = ("paper-linear", "paper-fewshot", "paper-fewshot-last")
+# Published batch sizes: CIFAR, and ImageNet with random resized crops.
+_PHOTO_BATCH = 512
+_WAIT_S = 5.0
+
+
+class TrainedProbes:
+    """The labelled images of a data set, ready to train on for any model.
+
+    Args:
+        config, config_json: of the run.
+        data_uri, manifest: the data set.
+        labels_N: of its labelled set.
+        draws: rows of that set for each few-shot draw.
+        placement: of tasks on the cluster.
+        console: shows progress.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        config_json: str,
+        *,
+        data_uri: str,
+        manifest: Manifest,
+        labels_N: NDArray[np.int64],
+        draws: Sequence[NDArray[np.int64]],
+        placement: Placement,
+        console: Console,
+    ) -> None:
+        import ray
+
+        self.config, self.config_json, self.manifest = config, config_json, manifest
+        self.draws, self.placement, self.console = draws, placement, console
+        everything = "paper-linear" in config.evaluate.protocols
+        self.rows = np.arange(len(labels_N)) if everything else np.unique(np.concatenate(draws))
+        check_fits(config, manifest, len(self.rows))
+        images, sizes = _decoded(config, data_uri, manifest, self.rows)
+        self.images = [ray.put(images), ray.put(sizes), ray.put(labels_N[self.rows])]
+        self.view = probe_view(config, manifest)
+
+    def score(
+        self, sources: Sequence[ModelSource], group: str, val: SetFeatures | None, test: SetFeatures
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Train all classifiers of one kind, in parallel.
+
+        Args:
+            sources: the models.
+            group: `linear` for one classifier a model, `fewshot` for one a model and draw.
+            val: features to choose the epoch on, if there is such a set.
+            test: features to score on.
+
+        Returns:
+            Model -> the last event of `train_job` of each draw, in the order of the draws.
+        """
+        jobs = [
+            (source.name, number, self._job(source, group, rows))
+            for source in sources
+            for number, rows in enumerate([None] if group == "linear" else self.draws)
+        ]
+        results = self._run(jobs, group, val, test)
+        return {
+            source.name: [results[key] for key in sorted(results) if key[0] == source.name]
+            for source in sources
+        }
+
+    def note(self, protocol: str, results: Sequence[dict[str, Any]]) -> str:
+        """How many labels were trained on, on which views, and how the epoch was chosen."""
+        recipe = _recipe("linear" if protocol == "paper-linear" else "fewshot", self.view)
+        num = len(self.rows) if protocol == "paper-linear" else len(self.draws[0])
+        per = "" if protocol == "paper-linear" else " per draw"
+        flips = " with flips" if self.view.hflip_prob else ""
+        chosen = f"last of {recipe.epochs} epochs, no other label"
+        if protocol != "paper-fewshot-last":
+            best = ", ".join(str(result["best_epoch"]) for result in results)
+            num_val = self.manifest.sets["val"].rows
+            chosen = f"epoch {best} of {recipe.epochs} chosen on {num_val} val images"
+        return f"{num} labels{per}, {self.view.kind}{flips}, {chosen}"
+
+    def _job(self, source: ModelSource, group: str, rows: NDArray[np.int64] | None) -> ProbeJob:
+        return ProbeJob(
+            config_json=self.config_json,
+            source=source,
+            init_from=models.init_uri(self.config),
+            rows_n=None if rows is None else np.searchsorted(self.rows, rows),
+            recipe=_recipe(group, self.view),
+            view=self.view,
+            num_classes=len(self.manifest.class_names or ()),
+            device=self.placement.device,
+            num_threads=self.placement.num_threads,
+        )
+
+    def _run(
+        self,
+        jobs: list[tuple[str, int, ProbeJob]],
+        group: str,
+        val: SetFeatures | None,
+        test: SetFeatures,
+    ) -> dict[tuple[str, int], dict[str, Any]]:
+        import ray
+
+        task: Any = ray.remote(train_job)
+        task = task.options(
+            num_returns="streaming",
+            num_cpus=self.placement.num_cpus,
+            num_gpus=self.placement.num_gpus,
+        )
+        held = {
+            name: [None if s is None else ray.put(_labelled(s, name)) for s in (val, test)]
+            for name in {name for name, _, _ in jobs}
+        }
+        running: dict[Any, tuple[str, int]] = {
+            task.remote(job, *self.images, *held[name]): (name, number)
+            for name, number, job in jobs
+        }
+        num_rows = {
+            (name, n): len(self.rows if j.rows_n is None else j.rows_n) for name, n, j in jobs
+        }
+        total = sum(num_rows.values()) * jobs[0][2].recipe.epochs
+        done = 0
+        results: dict[tuple[str, int], dict[str, Any]] = {}
+        self.console.progress(f"paper-{group}", 0, total)
+        while running:
+            ready: list[Any] = ray.wait(list(running), num_returns=1, timeout=_WAIT_S)[0]
+            for stream in ready:
+                key = running[stream]
+                try:
+                    event: Any = ray.get(next(stream))
+                except StopIteration:
+                    del running[stream]
+                    continue
+                if "epoch" not in event:
+                    results[key] = event
+                    continue
+                done += num_rows[key]
+                said = "" if event["val"] is None else f"  val {100 * event['val']:.1f}"
+                extra = f"{key[0]}  epoch {event['epoch']}/{jobs[0][2].recipe.epochs}{said}"
+                self.console.progress(f"paper-{group}", done, total, extra=extra)
+        return results
+
+
+def probe_view(config: Config, manifest: Manifest) -> ProbeView:
+    """The published view: padded crops of small square images, resized crops of photographs.
+
+    Flips have probability 1/2, unless training does without (augment.hflip_prob=0), as for digits.
+    """
+    crop_px, image = models.crop_px(config, manifest), manifest.image
+    small = image.height_px == image.width_px == crop_px
+    return ProbeView(
+        kind="padded-crop" if small else "resized-crop",
+        crop_px=crop_px,
+        hflip_prob=0.5 if config.augment.hflip_prob > 0 else 0.0,
+    )
+
+
+def check_fits(config: Config, manifest: Manifest, num_images: int) -> None:
+    """Refuse labelled images that would not fit the memory that one worker may use.
+
+    Raises:
+        ConfigError: naming both sizes.
+    """
+    height_px, width_px = feed.canvas_size(config, manifest)
+    needed = num_images * 3 * height_px * width_px
+    if needed > config.feed.cache_bytes:
+        raise ConfigError(
+            f"the {num_images} decoded labelled images take {needed / 2**30:.1f} GiB, "
+            f"feed.cache_bytes allows {config.feed.cache_bytes / 2**30:.1f} GiB",
+            where="feed.cache_bytes",
+            todo="raise it if the nodes have the memory, or use the cached protocols",
+        )
+
+
+def _recipe(group: str, view: ProbeView) -> ProbeRecipe:
+    recipe = PAPER_LINEAR if group == "linear" else PAPER_FEWSHOT
+    return recipe if view.kind == "padded-crop" else replace(recipe, batch=_PHOTO_BATCH)
+
+
+def _labelled(found: SetFeatures, model: str) -> Labelled:
+    return Labelled(found.by_model[model], found.labels_N)
+
+
+def _decoded(
+    config: Config, data_uri: str, manifest: Manifest, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Canvases (N, 3, H, W) uint8 and sizes (N, 2) of ascending rows of the labelled set."""
+    height_px, width_px = feed.canvas_size(config, manifest)
+    images = np.empty((len(rows), 3, height_px, width_px), np.uint8)
+    sizes, seen = np.empty((len(rows), 2), np.int64), np.zeros(len(rows), np.int64)
+    decoded = feed.decoded_rows(config, data_uri, manifest, "probe")
+    for batch in decoded.iter_batches(batch_size=None, batch_format="numpy"):
+        wanted = np.isin(batch["row"], rows)
+        places = np.searchsorted(rows, batch["row"][wanted])
+        images[places], sizes[places] = batch["pixels"][wanted], batch["size"][wanted]
+        seen[places] += 1
+    if (seen != 1).any():
+        raise DataError(
+            f"{int((seen != 1).sum())} of {len(rows)} images did not arrive exactly once",
+            where=f"data set {manifest.name}",
+            todo="run the stage again; if it happens again, ingest the data set again",
+        )
+    return images, sizes

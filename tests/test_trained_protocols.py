@@ -1,0 +1,122 @@
+"""The published protocols as Ray tasks: equal to the same call in this process, for every draw."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import features
+from pipeline.cluster import Cluster
+from pipeline.config import Config
+from pipeline.config.file import load_config
+from pipeline.console import Console
+from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
+from pipeline.dataset.shards import write_shard
+from pipeline.errors import ConfigError, TrainingError
+from pipeline.evaluate.probe_task import Labelled, ProbeJob, train_job
+from pipeline.evaluate.trained import TrainedProbes, check_fits, probe_view
+from pipeline.features import SetFeatures
+from pipeline.model_source import ModelSource, load_model
+from sdclr.trained_probe import ProbeRecipe, ProbeView
+
+CONFIG = load_config(None, ["evaluate.protocols=[paper-linear, paper-fewshot]"])
+SOURCES = [ModelSource("untrained"), ModelSource("again")]
+CLUSTER = Cluster("", is_local=True, num_cpus=2, num_gpus=0, dashboard_url="")
+PX, NUM_LABELLED, NUM_CLASSES = 8, 24, 2
+
+
+def pixels(num_images: int, seed: int) -> np.ndarray:
+    """Class 0 is bright at the top, class 1 at the bottom, plus noise."""
+    images = np.random.default_rng(seed).integers(0, 160, (num_images, PX, PX, 3))
+    for n, image in enumerate(images):
+        image[: PX // 2] += 80 * (n % 2 == 0)
+        image[PX // 2 :] += 80 * (n % 2 == 1)
+    return images.astype(np.uint8)
+
+
+def data_set(folder: Path) -> Manifest:
+    images = pixels(NUM_LABELLED, 0)
+    shards = tuple(
+        write_shard(
+            str(folder), f"shards/probe-{i:05d}.parquet", ids=[f"p{n}" for n in part],
+            images=[images[n].tobytes() for n in part], labels=[n % 2 for n in part],
+        )
+        for i, part in enumerate((range(10), range(10, NUM_LABELLED)))
+    )  # fmt: skip
+    sets = {"probe": SetInfo(NUM_LABELLED, (12, 12), shards), "val": SetInfo(8, (4, 4), ())}
+    return Manifest(
+        name="some", source={}, image=ImageInfo("raw", PX, PX), class_names=("a", "b"), sets=sets,
+        fewshot=(), rejects=Rejects(0, {}, ()), config={}, hash="",
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def featured(num_images: int, seed: int) -> SetFeatures:
+    network = load_model(CONFIG, SOURCES[0], init_from=None).network
+    images = torch.from_numpy(pixels(num_images, seed)).permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        found = network.features(images).numpy()
+    ids, labels_N = [str(n) for n in range(num_images)], np.arange(num_images) % 2
+    return SetFeatures(ids, labels_N, {source.name: found for source in SOURCES})
+
+
+DRAWS = [np.array([1, 4, 12, 23]), np.array([0, 5, 6, 7])]
+
+
+@pytest.mark.ray
+def test_tasks_equal_the_loop_in_this_process(ray_cluster: None, tmp_path: Path) -> None:
+    manifest, val, test = data_set(tmp_path), featured(8, 1), featured(16, 2)
+    stream = io.StringIO()
+    probes = TrainedProbes(
+        CONFIG, CONFIG.model_dump_json(), data_uri=str(tmp_path), manifest=manifest,
+        labels_N=np.arange(NUM_LABELLED) % 2, draws=DRAWS,
+        placement=features.placement(CONFIG, CLUSTER), console=Console(stream, interval_s=0),
+    )  # fmt: skip
+    images = pixels(NUM_LABELLED, 0).transpose(0, 3, 1, 2).copy()
+    sizes, labels_N = np.full((NUM_LABELLED, 2), PX), np.arange(NUM_LABELLED) % 2
+    for group, draws in (("linear", [None]), ("fewshot", DRAWS)):
+        found = probes.score(SOURCES, group, val, test)
+        assert list(found) == ["untrained", "again"]
+        np.testing.assert_equal(found["untrained"], found["again"])
+        assert len(found["untrained"]) == len(draws)
+        for result, rows in zip(found["untrained"], draws, strict=True):
+            job = replace(probes._job(SOURCES[0], group, None), rows_n=rows)
+            labelled = [Labelled(s.by_model["untrained"], s.labels_N) for s in (val, test)]
+            *epochs, expected = train_job(job, images, sizes, labels_N, *labelled)
+            np.testing.assert_equal(result, expected)
+            assert len(epochs) == job.recipe.epochs and 1 <= result["best_epoch"] <= len(epochs)
+    assert found["untrained"][0] is not found["untrained"][1]
+    assert "paper-fewshot  100 %" in stream.getvalue() and "val " in stream.getvalue()
+    assert probes.note("paper-linear", [{"best_epoch": 7}]) == (
+        "24 labels, padded-crop, epoch 7 of 30 chosen on 8 val images"
+    )
+
+
+def test_the_view_follows_the_images() -> None:
+    manifest = Manifest(
+        "some", {}, ImageInfo("raw", 32, 32), None, {}, (), Rejects(0, {}, ()), {}, ""
+    )
+    photos = replace(manifest, image=ImageInfo("original", None, None))
+    crop, flips = load_config(None, ["augment.crop_px=24"]), ["augment.hflip_prob=0.5"]
+    assert probe_view(Config(), manifest).kind == "padded-crop"
+    assert probe_view(crop, photos).kind == probe_view(crop, manifest).kind == "resized-crop"
+    assert probe_view(Config(), manifest).hflip_prob == 0  # the demo's digits are not mirrored
+    assert probe_view(load_config(None, flips), manifest).hflip_prob == 0.5
+    with pytest.raises(ConfigError, match="decoded labelled images take 2.9 GiB"):
+        check_fits(Config(), manifest, 1_000_000)
+
+
+def test_a_model_on_which_training_diverges_is_named() -> None:
+    job = ProbeJob(
+        config_json=CONFIG.model_dump_json(), source=SOURCES[0], init_from=None, rows_n=None,
+        recipe=ProbeRecipe(epochs=3, lr=1e38), view=ProbeView(kind="padded-crop", crop_px=PX),
+        num_classes=NUM_CLASSES, device="cpu", num_threads=1,
+    )  # fmt: skip
+    nothing = Labelled(np.zeros((2, 64), np.float32), np.array([0, 1]))
+    images, labels = pixels(4, 0).transpose(0, 3, 1, 2).copy(), np.array([0, 1, 0, 1])
+    with pytest.raises(TrainingError, match="the linear classifier on untrained diverged"):
+        list(train_job(job, images, np.full((4, 2), PX), labels, None, nothing))

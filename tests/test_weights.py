@@ -1,0 +1,152 @@
+"""Weights of any origin: names, prefixes, formats; foreign, broken, hostile files are refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline import checkpoint, models, weights
+from pipeline.config.file import load_config
+from pipeline.errors import CheckpointError, StorageError
+from pipeline.model_source import ModelSource, given_source, load_model
+from sdclr import TrainState, Twin
+from sdclr.backbone import build_backbone
+from sdclr.timm_names import to_timm
+
+CONFIG = load_config(None, [])
+RESNET18 = load_config(None, ["model.backbone=resnet18", "model.stem=imagenet"])
+
+
+def resnet8(seed: int = 0) -> torch.nn.Module:
+    return build_backbone("resnet8", stem="cifar", seed=seed)[0]
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.", "encoder."])
+@pytest.mark.parametrize("inside", [None, "state_dict", "model"])
+def test_prefixes_and_wrappings_are_seen_through(
+    prefix: str, inside: str | None, tmp_path: Path
+) -> None:
+    source, target = resnet8(1).state_dict(), resnet8(2)
+    tensors: dict[str, Any] = {f"{prefix}{n}": t for n, t in source.items()}
+    tensors["head.0.weight"] = torch.ones(3)
+    content = tensors if inside is None else {"epoch": 3, inside: tensors}
+    file = tmp_path / "w.pt"
+    torch.save(content, file)
+    weights.load_into(target, "resnet8", weights.read_weights(str(file)), uri=str(file))
+    assert equal(target.state_dict(), source)
+
+
+def test_torchvisions_own_state_dict_is_scored_as_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18(weights=None)
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    source, facts = given_source(RESNET18, str(tmp_path / "w.pth"))
+    model = load_model(RESNET18, source, init_from=None)
+    theirs.fc = torch.nn.Identity()
+    x = torch.rand(2, 3, 64, 64)
+    network = model.network
+    with torch.inference_mode():
+        expected = theirs.eval()((x - network.mean) / network.std)
+        torch.testing.assert_close(network.features(x), expected)
+    assert facts == {} and source.name == "checkpoint"
+
+
+def test_timms_names_are_understood(tmp_path: Path) -> None:
+    source, _ = build_backbone("convnext_tiny", stem="imagenet", seed=1)
+    target, _ = build_backbone("convnext_tiny", stem="imagenet", seed=2)
+    file = tmp_path / "w.safetensors"
+    tensors = to_timm("convnext_tiny", source.state_dict())
+    save_file(tensors | {"head.fc.weight": torch.ones(10, 768)}, file)
+    weights.load_into(target, "convnext_tiny", weights.read_weights(str(file)), uri=str(file))
+    assert equal(target.state_dict(), source.state_dict())
+
+
+def test_a_checkpoint_of_another_run_is_scored_by_its_backbone(tmp_path: Path) -> None:
+    other = load_config(None, ["sdclr.head_depth=3", "run.seed=5"])
+    twin = Twin(models.new_network(other, "sdclr"))
+    tensors = {f"model.{n}": t for n, t in twin.state_dict().items()}
+    numbers = {"step": 3, "num_steps": 4}
+    uri = checkpoint.save(str(tmp_path), TrainState(tensors, numbers), config_hash="other")
+    source, facts = given_source(CONFIG, uri)
+    found = load_model(CONFIG, source, init_from=None).network.backbone.state_dict()
+    assert equal(found, twin.network.backbone.state_dict()) and facts["step"] == 3
+    untrained = load_model(CONFIG, ModelSource("untrained"), init_from=None)
+    assert not equal(found, untrained.network.backbone.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "match"),
+    [
+        ({"conv1.weight": torch.ones(2)}, r"tensors are missing, first bn1.weight; 1 have another"),
+        (build_backbone("resnet8", stem="imagenet", seed=0)[0].state_dict(),
+         "1 have another shape, first conv1.weight: 16x3x7x7 instead of 16x3x3x3"),
+        (dict(resnet8().state_dict()) | {"layer1.0.conv3.weight": torch.ones(1)},
+         "1 have no place, first layer1.0.conv3.weight"),
+        ({"a": torch.ones(1)}, "tensors are missing"),
+    ],
+)  # fmt: skip
+def test_another_architecture_is_told_in_words(
+    tensors: dict[str, Tensor], match: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=match) as caught:
+        given_source(CONFIG, str(file))
+    assert "model.stem" in caught.value.todo
+
+
+def test_the_file_says_what_it_is_when_it_does_not_fit(tmp_path: Path) -> None:
+    file = str(tmp_path / "w.safetensors")
+    backbone = models.new_network(RESNET18, "simclr").backbone
+    models.export_backbone(file, backbone, {"architecture": "resnet18", "stem": "imagenet"})
+    with pytest.raises(CheckpointError) as caught:
+        given_source(CONFIG, file)
+    assert "the file says resnet18 with the stem imagenet" in caught.value.todo
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("writer", ["pickle", "torch"])
+def test_a_hostile_file_is_refused_and_its_payload_not_run(writer: str, tmp_path: Path) -> None:
+    file, trace = tmp_path / "w.pt", tmp_path / "ran"
+    if writer == "torch":
+        torch.save({"state_dict": resnet8().state_dict(), "x": Payload(trace)}, file)
+    else:
+        file.write_bytes(pickle.dumps(Payload(trace)))
+    with pytest.raises(CheckpointError):
+        given_source(CONFIG, str(file))
+    assert not trace.exists()
+
+
+def test_broken_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
+    for name, content in (("a.pt", b""), ("b.pt", b"PK\x03\x04junk"), ("c.safetensors", b"x" * 9)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match="cannot be read|more than tensors"):
+            given_source(CONFIG, str(tmp_path / name))
+    torch.save({"epoch": 3}, tmp_path / "d.pt")
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        given_source(CONFIG, str(tmp_path / "d.pt"))
+    with pytest.raises(StorageError):
+        given_source(CONFIG, str(tmp_path / "none.pt"))
+    with pytest.raises(CheckpointError, match="there is no checkpoint here"):
+        given_source(CONFIG, str(tmp_path))
