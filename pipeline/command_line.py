@@ -17,6 +17,7 @@ STAGES = {
     "ingest": "source images to verified long-tail shards and a manifest",
     "train": "pre-train every method of train.methods on the ingested shards",
     "evaluate": "score the newest run of this configuration, or the one of --resume",
+    "export": "write the trained backbones for use without this project: weights, program, card",
     "report": "write report.html of that run",
 }
 FLAGS = ("--config", "--resume", "--dry-run", "--help", "--help-keys")

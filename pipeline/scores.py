@@ -13,6 +13,8 @@ import io
 import math
 from typing import Any
 
+from pipeline.console import Console
+
 METRICS = ("many", "medium", "few", "std", "all")
 HEADERS = ["Protocol", "Model", "Many", "Medium", "Few", "STD", "All", "n", "Seed"]
 ABSENT = "–"
@@ -63,6 +65,34 @@ def aggregate_tables(averaged: dict[str, Any]) -> list[tuple[list[str], list[lis
         (["Protocol", "Model", *titles], means),
         (["Protocol", "Difference", *titles], differences),
     ]
+
+
+def show_evaluation(console: Console, evaluation: dict[str, Any]) -> None:
+    """Notes, the table, the curve if there is one, and what each protocol took."""
+    for note in evaluation["notes"]:
+        console.stage("evaluate", note)
+    console.line()
+    console.table(*scores_table(evaluation))
+    if evaluation["curve"]:
+        console.line()
+        console.table(*curve_table(evaluation))
+    console.line("accuracy in %; STD: spread of Many, Medium, Few, lower is more even")
+    console.line(timings_line(evaluation))
+    console.line()
+
+
+def show_aggregate(console: Console, averaged: dict[str, Any]) -> None:
+    """Notes, means and paired differences of several runs."""
+    for note in averaged["notes"]:
+        console.stage("evaluate", note)
+    for headers, rows in aggregate_tables(averaged):
+        console.line()
+        console.table(headers, rows)
+    console.line(
+        "accuracy in %, mean ± standard deviation over n pairs of split and seed; differences: "
+        "± half of the 95 % interval of the paired t, * excludes 0"
+    )
+    console.line()
 
 
 def timings_line(evaluation: dict[str, Any]) -> str:

@@ -53,7 +53,9 @@ def run_stages(command: Command, console: Console) -> None:
             session.finish()
         else:
             session.open_record()
-            session.evaluate() if command.stage == "evaluate" else session.report()
+            {"evaluate": session.evaluate, "export": session.export, "report": session.report}[
+                command.stage
+            ]()
             session.finish()
 
 
@@ -133,7 +135,7 @@ class Session:
     def evaluate(self) -> None:
         """Score the run's models and show the table."""
         from pipeline.evaluate.stage import evaluate
-        from pipeline.scores import curve_table, scores_table, timings_line
+        from pipeline.scores import show_evaluation
 
         self.console.stage("evaluate", ", ".join(self.config.evaluate.protocols))
         with self._plain_errors(), self.record.stage("evaluate"):
@@ -141,16 +143,7 @@ class Session:
         if evaluation is None:
             self.console.stage("evaluate", "the data set has no labels, so there are no scores")
             return
-        for note in evaluation["notes"]:
-            self.console.stage("evaluate", note)
-        self.console.line()
-        self.console.table(*scores_table(evaluation))
-        if evaluation["curve"]:
-            self.console.line()
-            self.console.table(*curve_table(evaluation))
-        self.console.line("accuracy in %; STD: spread of Many, Medium, Few, lower is more even")
-        self.console.line(timings_line(evaluation))
-        self.console.line()
+        show_evaluation(self.console, evaluation)
 
     def evaluate_others(self) -> None:
         """Score a checkpoint that was given, or average the evaluations of several runs."""
@@ -161,21 +154,23 @@ class Session:
             self.evaluate()
             return
         from pipeline.evaluate import aggregate
-        from pipeline.scores import aggregate_tables
+        from pipeline.scores import show_aggregate
 
         self.open_record()
         with self._plain_errors(), self.record.stage("evaluate"):
             averaged = aggregate.aggregate(self.config.evaluate.runs)
             aggregate.write(self.folder.uri, averaged)
-        for note in averaged["notes"]:
-            self.console.stage("evaluate", note)
-        for table in aggregate_tables(averaged):
-            self.console.line()
-            self.console.table(*table)
-        self.console.line(
-            "accuracy in %, mean ± standard deviation over n pairs of split and seed; differences: "
-            "± half of the 95 % interval of the paired t, * excludes 0"
-        )
+        show_aggregate(self.console, averaged)
+
+    def export(self) -> None:
+        """Write the trained backbones in the configured formats."""
+        from pipeline.export import export
+
+        self.console.stage("export", ", ".join(self.config.export.formats))
+        with self._plain_errors(), self.record.stage("export"):
+            written = export(**self._common())
+        for folder, names in written.items():
+            self.console.stage("export", f"{folder}: {', '.join(names)}")
 
     def report(self) -> None:
         """Write the page from the record; the record is complete before it is shown."""

@@ -15,7 +15,7 @@ import sdclr
 ROOT = Path(__file__).resolve().parent.parent
 SDCLR, PIPELINE = sorted((ROOT / "sdclr").rglob("*.py")), sorted((ROOT / "pipeline").rglob("*.py"))
 ALLOWED_IN_SDCLR = {"torch", "torchvision", "numpy", "sdclr"} | set(sys.stdlib_module_names)
-STAGES = {"ingest", "train", "evaluate", "report"}
+STAGES = {"ingest", "train", "evaluate", "export", "report"}
 # A room (a module or a package of pipeline/) imports rooms of lower layers, and its own.
 LAYERS = (
     {"errors", "provenance"},
@@ -25,7 +25,7 @@ LAYERS = (
     {"model_source"},
     {"health_log", "features"},
     {"worker"},
-    {"forgotten"},
+    {"forgotten", "model_card"},
     STAGES,
     {"preview"},
     {"stages"},

@@ -1,0 +1,196 @@
+"""Exported forms give the network's features without this project, and say what they are."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from pipeline import export as stage
+from pipeline.config import Config
+from pipeline.config.file import load_config
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.export import export_network
+from pipeline.model_card import loading_code, model_card
+from pipeline.models import new_network
+from sdclr import Network
+from sdclr.export import FeatureModel, check_images, exported_program, largest_difference
+from tests.conftest import REPO
+
+SCORE = {
+    "protocol": "knn-k20", "n": 1, "many": 0.9, "medium": 0.8, "few": 0.7, "std": 0.08, "all": 0.8,
+    "spread": None, "note": "20 labels, cosine",
+}  # fmt: skip
+FACTS = {
+    "architecture": "resnet8", "stem": "cifar", "crop_px": 16, "resize_px": None, "method": "sdclr",
+    "step": 3, "epochs": 2, "scored_on": "test", "data_name": "digits-lt", "scores": [SCORE],
+}  # fmt: skip
+
+
+def trained_network(*overrides: str) -> Network:
+    """A network whose normalisation layers have statistics of their own, as after training."""
+    network = new_network(load_config(None, overrides), "simclr")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, buffer in network.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(0, 0.1, generator=generator)
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5, generator=generator)
+    return network.eval()
+
+
+def expected_of(network: Network, images: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        features = network.features(images)
+    assert features.std() > 0.1  # dead features would agree whatever the weights
+    return features
+
+
+def test_the_program_is_the_network_with_its_normalisation_for_any_batch(tmp_path: Path) -> None:
+    network = trained_network()
+    names = export_network(network, FACTS, str(tmp_path), formats=("safetensors", "torch-export"))
+    assert names == ["backbone.safetensors", "features.pt2", "README.md"]
+    program = torch.export.load(tmp_path / "features.pt2").module()
+    for num_images in (1, 2, 7):
+        images = torch.rand(num_images, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        expected = expected_of(network, images)
+        assert largest_difference(program(images), expected) < 1e-5
+        # Controls: other images, and images that are normalised already, give other features.
+        assert largest_difference(program(1 - images), expected) > 1e-3
+        normal = (images - network.mean) / network.std
+        assert largest_difference(program(normal), expected) > 1e-3
+
+
+def test_the_program_runs_in_a_process_without_this_project(tmp_path: Path) -> None:
+    network, images = trained_network(), check_images(16)
+    export_network(network, FACTS, str(tmp_path), formats=("torch-export",))
+    torch.save(images, tmp_path / "images.pt")
+    code = (
+        "import sys, torch\n"
+        "images = torch.load('images.pt', weights_only=True)\n"
+        "program = torch.export.load('features.pt2').module()\n"
+        "torch.save(program(images).detach(), 'features.pt')\n"
+        "sys.exit('sdclr' in sys.modules or 'pipeline' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True)
+    found = torch.load(tmp_path / "features.pt", weights_only=True)
+    assert largest_difference(found, expected_of(network, images)) < 1e-5
+
+
+def test_onnx_gives_the_same_features_for_any_batch(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = trained_network()
+    export_network(network, FACTS, str(tmp_path), formats=("onnx",))
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "features.onnx"), providers=["CPUExecutionProvider"]
+    )
+    for num_images in (1, 5):
+        images = torch.rand(num_images, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+        (found,) = session.run(["features"], {"images": images.numpy()})
+        assert largest_difference(torch.from_numpy(found), expected_of(network, images)) < 1e-5
+    (other,) = session.run(["features"], {"images": (1 - images).numpy()})
+    assert largest_difference(torch.from_numpy(other), expected_of(network, images)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stem"),
+    [("resnet18", "cifar"), ("resnet18", "imagenet"), ("convnext_tiny", "imagenet")],
+)
+def test_the_cards_lines_load_the_weights_into_plain_torchvision(
+    backbone: str, stem: str, tmp_path: Path
+) -> None:
+    network = trained_network(f"model.backbone={backbone}", f"model.stem={stem}")
+    facts = FACTS | {"architecture": backbone, "stem": stem, "crop_px": 32}
+    names = export_network(network, facts, str(tmp_path), formats=("safetensors",))
+    assert ("backbone.timm.safetensors" in names) == (backbone == "convnext_tiny")
+    card = (tmp_path / "README.md").read_text()
+    assert loading_code(facts) in card
+    torch.save(check_images(32), tmp_path / "images.pt")
+    code = loading_code(facts) + (
+        "mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in "
+        "((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))\n"
+        "images = torch.load('images.pt', weights_only=True)\n"
+        "torch.save(model((images - mean) / std).detach(), 'features.pt')\n"
+    )
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True)
+    found = torch.load(tmp_path / "features.pt", weights_only=True)
+    assert largest_difference(found, expected_of(network, check_images(32))) < 1e-5
+
+
+def test_timms_own_network_loads_the_renamed_file(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    from safetensors.torch import load_file
+
+    network = trained_network("model.backbone=convnext_tiny", "model.stem=imagenet")
+    facts = FACTS | {"architecture": "convnext_tiny", "stem": "imagenet", "crop_px": 32}
+    export_network(network, facts, str(tmp_path), formats=("safetensors",))
+    theirs = timm.create_model("convnext_tiny", num_classes=0).eval()
+    theirs.load_state_dict(load_file(tmp_path / "backbone.timm.safetensors"), strict=True)
+    images = check_images(32)
+    with torch.inference_mode():
+        found = theirs((images - network.mean) / network.std)
+    assert largest_difference(found, expected_of(network, images)) < 1e-5
+
+
+def test_metadata_holds_the_facts_and_the_card_the_numbers(tmp_path: Path) -> None:
+    export_network(trained_network(), FACTS, str(tmp_path), formats=("safetensors",))
+    with safe_open(tmp_path / "backbone.safetensors", "pt") as opened:
+        facts = json.loads(opened.metadata()["sdclr"])
+    assert facts == FACTS | {"key_names": "torchvision"}
+    card = (tmp_path / "README.md").read_text()
+    assert "| knn-k20 | 90.0 | 80.0 | 70.0 | 8.0 | 80.0 | 1 |" in card
+    assert "- `knn-k20`: 20 labels, cosine" in card and "features.pt2" not in card
+    assert "has not been evaluated" in model_card(FACTS | {"scores": []}, ())
+
+
+def test_a_form_that_gives_other_features_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(model: FeatureModel, *, side_px: int) -> bytes:
+        changed = FeatureModel(trained_network("run.seed=1"))
+        return exported_program(changed, side_px=side_px)
+
+    monkeypatch.setattr(stage, "exported_program", other)
+    with pytest.raises(PipelineError, match="features.pt2 would give other features"):
+        export_network(trained_network(), FACTS, str(tmp_path), formats=("torch-export",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_told_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("onnx"):
+            raise ImportError("No module named onnx", name="onnx")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match="not installed: onnx") as caught:
+        export_network(trained_network(), FACTS, str(tmp_path), formats=("onnx",))
+    assert "pip install onnx==" in caught.value.todo
+
+
+def test_the_installation_that_is_told_is_the_tested_one() -> None:
+    pins = (REPO / "requirements-dev.txt").read_text()
+    for pin in stage._ONNX_INSTALL.split()[4:]:
+        assert pin in pins
+
+
+def test_equal_networks_give_equal_weight_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        export_network(trained_network(), FACTS, str(tmp_path / name), formats=("safetensors",))
+    files = [(tmp_path / n / "backbone.safetensors").read_bytes() for n in ("a", "b")]
+    assert files[0] == files[1] and io.BytesIO(files[0]).read(1)
+    assert Config().export.formats == ("safetensors", "torch-export")
