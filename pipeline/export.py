@@ -106,6 +106,9 @@ def export_network(
         contents["features.pt2"] = content
     if "onnx" in formats:
         try:
+            import onnx  # noqa: F401
+            import onnxscript  # noqa: F401
+
             content = onnx_program(model, side_px=side_px)
             found = _run_onnx(content, images)
         except ImportError as error:

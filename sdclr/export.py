@@ -66,12 +66,8 @@ def exported_program(model: FeatureModel, *, side_px: int) -> bytes:
 def onnx_program(model: FeatureModel, *, side_px: int) -> bytes:
     """The model as ONNX, input `images` and output `features`, with a free batch size.
 
-    Raises:
-        ImportError: onnx or onnxscript is not installed.
+    torch needs the packages onnx and onnxscript for it.
     """
-    import onnx  # noqa: F401
-    import onnxscript  # noqa: F401
-
     batch = torch.export.Dim("batch", min=1, max=2**20)
     with warnings.catch_warnings(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # the exporter warns about itself

@@ -188,6 +188,19 @@ def test_the_installation_that_is_told_is_the_tested_one() -> None:
         assert pin in pins
 
 
+def test_the_documents_lines_are_those_that_are_tested() -> None:
+    text = (REPO / "docs" / "export.md").read_text()
+    blocks = text.split("```python\n")[1:]
+    program, module = (
+        [line.partition("  #")[0] for line in block.split("```")[0].splitlines() if line]
+        for block in blocks
+    )
+    card = model_card(FACTS, ("features.pt2",))
+    assert len(program) == 3 and all(line in card for line in program)
+    code = loading_code({"architecture": "resnet50", "stem": "imagenet"})
+    assert code.startswith("\n".join(module))
+
+
 def test_equal_networks_give_equal_weight_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         export_network(trained_network(), FACTS, str(tmp_path / name), formats=("safetensors",))
