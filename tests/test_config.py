@@ -7,8 +7,10 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import Backbone, Config, Method
+from pipeline.config import Config
 from pipeline.config.file import config_hash, load_config
+from pipeline.config.method import Backbone
+from pipeline.config.stages import Method
 from tests.refusals import lines, with_overrides
 
 
