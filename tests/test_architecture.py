@@ -20,7 +20,16 @@ STAGES = {"ingest", "train", "evaluate", "export", "report"}
 LAYERS = (
     {"errors", "provenance"},
     {"storage", "config", "console"},
-    {"command_line", "dataset", "cluster", "checkpoint", "metrics", "scores", "stopping", "weights"},
+    {
+        "command_line",
+        "dataset",
+        "cluster",
+        "checkpoint",
+        "metrics",
+        "scores",
+        "stopping",
+        "weights",
+    },
     {"record", "run_folder", "models", "feed", "checkpoint_writer", "method_log"},
     {"model_source"},
     {"health_log", "features"},

@@ -26,7 +26,7 @@ from sdclr.trained_probe import ProbeRecipe, ProbeView
 
 CONFIG = load_config(None, ["evaluate.protocols=[paper-linear, paper-fewshot]"])
 SOURCES = [ModelSource("untrained"), ModelSource("again")]
-CLUSTER = Cluster("", is_local=True, num_cpus=2, num_gpus=0, dashboard_url="")
+CLUSTER = Cluster("", is_local=True, num_cpus=2, num_gpus=0, dashboard_url="", largest_node_cpus=2)
 PX, NUM_LABELLED, NUM_CLASSES = 8, 24, 2
 
 
