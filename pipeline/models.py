@@ -91,6 +91,8 @@ def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
         ),
         precision=t.precision,
         sync_batchnorm=t.sync_batchnorm,
+        micro_batch=t.micro_batch,
+        compile=t.compile,
     )
 
 

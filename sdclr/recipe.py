@@ -30,6 +30,9 @@ class Recipe:
         precision: of the forward pass; loss and weights stay float32.
         sync_batchnorm: BatchNorm statistics over all ranks; without it, a state holds those of the
             rank that captured it.
+        micro_batch: most images of each view that a rank holds activations of; None for all of its
+            share. The gradient is the whole batch's, see `sdclr.gradcache`.
+        compile: the forward pass through torch.compile.
     """
 
     method: Method
@@ -45,6 +48,8 @@ class Recipe:
     prune: PruneRule | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     sync_batchnorm: bool = True
+    micro_batch: int | None = None
+    compile: bool = False
 
 
 def cifar_recipe(method: Method, *, epochs: int = 2000, seed: int = 0) -> Recipe:

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sdclr import collective
 from sdclr.augment import apply_view, sample_view
 from sdclr.batchnorm import synchronise
+from sdclr.gradcache import chunked_backward
 from sdclr.imageset import Batch, Feed
 from sdclr.loss import nt_xent
 from sdclr.recipe import Recipe
@@ -103,6 +105,8 @@ class Trainer:
             model = synchronise(model, device=self.device)
         self.model = model
         self.network = network
+        if recipe.compile:
+            self.model.compile()
         self._forward: nn.Module = self.model
         if collective.is_distributed():
             self._forward = DistributedDataParallel(
@@ -181,12 +185,8 @@ class Trainer:
     ) -> StepReport:
         """One forward, one backward, one SGD step."""
         view1_BCHW, view2_BCHW = self.views(batch)
-        bf16 = self.recipe.precision == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            f1_BD, f2_BD = self._forward(view1_BCHW, view2_BCHW)
-        loss = nt_xent(f1_BD, f2_BD, temperature=self.recipe.temperature)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._backward(view1_BCHW, view2_BCHW)
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(grads)
         mean_loss = collective.mean_over_ranks(loss)
@@ -215,6 +215,31 @@ class Trainer:
             wait_s=wait_s,
             kept_frac=kept_frac,
         )
+
+    def _backward(self, view1_BCHW: Tensor, view2_BCHW: Tensor) -> Tensor:
+        """Put the gradient of the step where the optimizer looks for it; returns the loss."""
+        loss_of = partial(nt_xent, temperature=self.recipe.temperature)
+        micro_batch = self.recipe.micro_batch
+        if micro_batch is not None and micro_batch < len(view1_BCHW):
+            return chunked_backward(
+                self._forward,
+                view1_BCHW,
+                view2_BCHW,
+                micro_batch=micro_batch,
+                embed=self._embed,
+                loss=loss_of,
+            )
+        loss: Tensor = loss_of(*self._embed(self._forward, view1_BCHW, view2_BCHW))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _embed(
+        self, model: nn.Module, view1_BCHW: Tensor, view2_BCHW: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        bf16 = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+            f1_BD, f2_BD = model(view1_BCHW, view2_BCHW)
+        return f1_BD, f2_BD
 
     def _refresh_masks(self, epoch: int) -> dict[str, float] | None:
         if not isinstance(self.model, Twin) or self.recipe.prune is None:

@@ -55,6 +55,12 @@ class Train(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the forward pass; loss and weights stay float32"
     )
+    micro_batch: int | None = Field(
+        default=None,
+        ge=4,
+        description="images whose activations a worker holds; null = all; norms see as many",
+    )
+    compile: bool = Field(default=False, description="torch.compile: minutes of start, for GPUs")
     checkpoint_every_epochs: int = Field(default=20, ge=1, description="and after the last epoch")
     checkpoint_every_s: float | None = Field(
         default=600.0, ge=0, description="and in between, as often as this; null = never"
