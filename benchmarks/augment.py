@@ -27,10 +27,11 @@ from benchmarks.table import Row, main
 from benchmarks.timing import in_turns, ratios
 from sdclr import cifar_recipe
 from sdclr.augment import AugmentRecipe, apply_view, sample_view
+from sdclr.colour import blur_kernel_px
 
 CIFAR = cifar_recipe("sdclr").augment
 IMAGENET = replace(CIFAR, crop_px=224, crop_scale_min=0.08, blur_prob=0.5)
-BLUR_PX = 23  # the odd number nearest to 10 % of 224
+BLUR_PX = blur_kernel_px(224)
 
 
 def smooth_images(num_images: int, side_px: int) -> Tensor:
@@ -48,10 +49,10 @@ def ours(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Tensor]:
     return lambda: apply_view(images_BCHW, sample_view(recipe, sizes_B2, generator), recipe)
 
 
-def pil(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Tensor]:
-    """The PIL pipeline of torchvision, image by image."""
-    blur = [T.RandomApply([T.GaussianBlur(BLUR_PX, (0.1, 2.0))], p=0.5)] * (recipe.blur_prob > 0)
-    pipeline = T.Compose(
+def pil_pipeline(recipe: AugmentRecipe) -> T.Compose:
+    """Transforms of PIL images as the published code composes them."""
+    blur = T.GaussianBlur(blur_kernel_px(recipe.crop_px), (0.1, 2.0))
+    return T.Compose(
         [
             T.RandomResizedCrop(
                 recipe.crop_px,
@@ -61,10 +62,15 @@ def pil(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Tensor]:
             T.RandomHorizontalFlip(),
             T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
             T.RandomGrayscale(0.2),
-            *blur,
+            *([T.RandomApply([blur], p=recipe.blur_prob)] if recipe.blur_prob else []),
             T.ToTensor(),
         ]
     )
+
+
+def pil(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Tensor]:
+    """The PIL pipeline of torchvision, image by image."""
+    pipeline = pil_pipeline(recipe)
     images = [Image.fromarray(np.asarray(image.permute(1, 2, 0))) for image in images_BCHW]
     return lambda: torch.stack([pipeline(image) for image in images])
 

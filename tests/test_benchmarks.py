@@ -8,6 +8,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as driver
+from benchmarks import gpu
 from benchmarks.table import Row, from_json, heading, render, to_json
 from benchmarks.timing import in_turns, ratios
 
@@ -54,3 +55,12 @@ def test_calls_take_turns_and_the_first_round_does_not_count() -> None:
 @pytest.mark.parametrize("name", driver.names())
 def test_every_benchmark_has_rows(name: str) -> None:
     assert callable(importlib.import_module(f"benchmarks.{name}").rows)
+
+
+def test_the_gpu_script_runs_through_on_a_cpu() -> None:
+    rows = gpu.measure("cpu", small=True)
+    assert [row for row in rows if row.note] == []
+    agreement = [row for row in rows if "differ" in row.name]
+    assert len(agreement) == 3 and all(row.met for row in agreement)
+    shown = {row.name.partition(": ")[2] for row in rows if row.unit == "x"}
+    assert {"float32", "bfloat16", "bfloat16, micro batch of an eighth"} <= shown

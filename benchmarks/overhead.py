@@ -1,0 +1,95 @@
+"""Images per second of `run.py train` with one worker beside the bare loop of sdclr.
+
+    python -m benchmarks.overhead
+
+Same images, network, views and threads: the demo's set and ResNet-8, whose steps are so short that
+anything added to them shows. The bare loop runs in a process without Ray, before and after.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.startup import run_stage
+from benchmarks.table import Row, main
+
+_EPOCHS, _EVERY = 60, 10
+_BARE = """
+import sys, time
+import torch
+import sdclr
+from pipeline import feed, models
+from pipeline.config import Config
+from pipeline.dataset.decoding import shard_items
+from pipeline.dataset.manifest import read_manifest
+
+uri, epochs, every, threads = sys.argv[1], *map(int, sys.argv[2:])
+torch.set_num_threads(threads)
+config = Config.model_validate({"train": {"epochs": epochs, "workers": 1}})
+manifest = read_manifest(uri)
+decode = feed.decoder(config, uri, manifest)
+items = shard_items(manifest, ("pretrain",))
+columns = ({key: [item[key]] for key in item} for item in items)
+images = feed.collect(map(decode, columns), config, manifest)
+plan = feed.epoch_plan(config, manifest)
+recipe = models.training_recipe(config, manifest, "sdclr")
+network = models.new_network(config, "sdclr")
+trainer = sdclr.Trainer(network, recipe, steps_per_epoch=plan.num_steps)
+start = time.monotonic()
+for report in trainer.run(images.feed(plan, seed=0)):
+    if report.step % every == 0:
+        now = time.monotonic()
+        print(every * plan.global_batch / (now - start))
+        start = now
+"""
+
+
+def _bare(uri: str, threads: int) -> float:
+    """Median images per second of the bare loop, its first half left out."""
+    arguments = [uri, str(_EPOCHS), str(_EVERY), str(threads)]
+    done = subprocess.run(
+        [sys.executable, "-c", _BARE, *arguments], check=True, capture_output=True, text=True
+    )
+    rates = [float(word) for word in done.stdout.split()]
+    return statistics.median(rates[len(rates) // 2 :])
+
+
+def rows() -> list[Row]:
+    """The ratio against the mean of the bare loops on either side of the run."""
+    threads = len(os.sched_getaffinity(0))
+    ratios, rates = [], []
+    with tempfile.TemporaryDirectory() as name:
+        made = run_stage(Path(name), "ingest")
+        uri = next(line for _, line in made.lines if "data set:" in line).split()[-1]
+        before = _bare(uri, threads)
+        for repeat in range(2):
+            t = run_stage(
+                Path(name), "train", f"train.epochs={_EPOCHS}", f"run.name=repeat{repeat}",
+                f"train.log_every_steps={_EVERY}",
+            )  # fmt: skip
+            last = [s for s in t.steps if s["time_s"] > t.start_s]
+            rate = statistics.median(s["images_per_s"] for s in last[len(last) // 2 :])
+            after = _bare(uri, threads)
+            ratios.append(rate / ((before + after) / 2))
+            rates.append(rate)
+            before = after
+    name = "run.py train, ResNet-8 16 px, 1 worker"
+    return [
+        Row(name=name, values=rates, unit="images/s"),
+        Row(
+            name=name,
+            values=ratios,
+            unit="x",
+            versus="bare loop, images in memory",
+            target=0.97,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main(rows)
