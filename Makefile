@@ -23,6 +23,9 @@ faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "promise and slow" --junitxml=build/promises/slow.xml
 	$(BIN)/python -m tests.promises
 
+test-browser: $(VENV)/.dev
+	$(BIN)/python -m pytest -m browser
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

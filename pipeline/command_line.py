@@ -18,7 +18,8 @@ STAGES = {
     "train": "pre-train every method of train.methods on the ingested shards",
     "evaluate": "score the newest run of this configuration, or the one of --resume",
     "export": "write the trained backbones for use without this project: weights, program, card",
-    "report": "write report.html of that run",
+    "mine": "rank every image of a data set by how rare it is; needs no labels",
+    "report": "write report.html of that run; with several RUNs: compare them on one page",
 }
 FLAGS = ("--config", "--resume", "--dry-run", "--help", "--help-keys")
 _OVERRIDE = re.compile(r"[A-Za-z_]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
@@ -34,6 +35,7 @@ class Command:
         overrides: `section.key=value`, as typed.
         resume: a run to go on with: its folder, or its name below run.root.
         dry_run: check and show the plan only.
+        runs: of `report`, the runs to compare; empty = the page of one run.
     """
 
     stage: str
@@ -41,6 +43,7 @@ class Command:
     overrides: tuple[str, ...]
     resume: str | None
     dry_run: bool
+    runs: tuple[str, ...] = ()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,7 +60,8 @@ def parse(argv: Sequence[str]) -> Command:
     stages = "\n".join(f"  {name:10s}{text}" for name, text in STAGES.items())
     parser = _Parser(
         prog="python pipeline/run.py",
-        usage="%(prog)s [STAGE] [--config FILE] [section.key=value ...] [--resume RUN] [--dry-run]",
+        usage="%(prog)s [STAGE] [--config FILE] [section.key=value ...] [--resume RUN] [--dry-run]"
+        "\n       %(prog)s report RUN RUN [RUN ...]",
         description="Self-damaging contrastive learning on long-tailed images, on Ray.\n"
         "Without arguments: the demo, handwritten digits on this machine, a few minutes.\n\n"
         f"stages:\n{stages}",
@@ -84,7 +88,10 @@ def parse(argv: Sequence[str]) -> Command:
         sys.exit(0)
     overrides = [word for word in args.words if _OVERRIDE.fullmatch(word)]
     others = [word for word in args.words if not _OVERRIDE.fullmatch(word)]
-    if len(others) > 1:
+    runs = tuple(others[1:]) if others[:1] == ["report"] else ()
+    if runs:
+        _check_compared(runs, overrides, args.resume)
+    elif len(others) > 1:
         raise ConfigError(
             f"one stage at a time, got {', '.join(others)}",
             where="command line",
@@ -99,4 +106,21 @@ def parse(argv: Sequence[str]) -> Command:
             where="command line",
             todo=f"stages are {', '.join(STAGES)}",
         )
-    return Command(stage, args.config, tuple(overrides), args.resume, args.dry_run)
+    return Command(stage, args.config, tuple(overrides), args.resume, args.dry_run, runs)
+
+
+def _check_compared(runs: Sequence[str], overrides: Sequence[str], resume: str | None) -> None:
+    """Runs are compared as their records are: no configuration applies, and each counts once."""
+    where = f"report {' '.join(runs)}"
+    if overrides or resume is not None:
+        raise ConfigError(
+            "a comparison takes the names of runs only",
+            where=where,
+            todo="leave out --resume and section.key=value; --config may name run.root",
+        )
+    if len(runs) < 2 or len(set(runs)) < len(runs):
+        raise ConfigError(
+            "a comparison needs two runs or more, each once",
+            where=where,
+            todo="name another run, or use report --resume RUN for the page of one run",
+        )

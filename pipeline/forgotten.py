@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.dataset.image import png_bytes
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.dataset.shards import read_shard
 from pipeline.features import SetFeatures
 from pipeline.feed import decoder
@@ -35,7 +35,8 @@ def forgotten_images(
     order = np.argsort(-scores_N, kind="stable")
     num_shown = min(_NUM_SHOWN, len(order) // 2)
     chosen = {"most": order[:num_shown], "least": order[::-1][:num_shown]}
-    pictures = _pictures(config, data_uri, manifest, {int(r) for c in chosen.values() for r in c})
+    shown = {int(row) for rows in chosen.values() for row in rows}
+    found = pictures(config, data_uri, manifest, shown)
     means = None
     if groups is not None:
         means = {}
@@ -53,7 +54,7 @@ def forgotten_images(
                     "id": pretrain.ids[row],
                     "label": int(pretrain.labels_N[row]) if pretrain.labels_N[row] >= 0 else None,
                     "score": float(scores_N[row]),
-                    "png_base64": pictures[int(row)],
+                    "png_base64": found[int(row)],
                 }
                 for row in rows
             ]
@@ -63,18 +64,25 @@ def forgotten_images(
     }
 
 
-def _pictures(config: Config, data_uri: str, manifest: Manifest, rows: set[int]) -> dict[int, str]:
-    """Row of the pre-training set -> PNG in base64."""
+def pictures(
+    config: Config,
+    data_uri: str,
+    manifest: Manifest,
+    rows: set[int],
+    *,
+    set_name: SetName = "pretrain",
+) -> dict[int, str]:
+    """Row of a set -> PNG in base64."""
     reader = decoder(config, data_uri, manifest)
-    pictures: dict[int, str] = {}
+    found: dict[int, str] = {}
     first_row = 0
-    for info in manifest.sets["pretrain"].shards:
+    for info in manifest.sets[set_name].shards:
         wanted = sorted(row for row in rows if first_row <= row < first_row + info.rows)
         if wanted:
             shard = read_shard(data_uri, info).take([row - first_row for row in wanted])
             pixels, sizes = reader.pixels(shard)
             for row, image, (height_px, width_px) in zip(wanted, pixels, sizes, strict=True):
                 rgb = image[:, :height_px, :width_px].transpose(1, 2, 0)
-                pictures[row] = base64.b64encode(png_bytes(rgb)).decode()
+                found[row] = base64.b64encode(png_bytes(rgb)).decode()
         first_row += info.rows
-    return pictures
+    return found

@@ -55,7 +55,7 @@ def resolve(command: Command) -> RunFolder:
     number = 1
     while _numbered(base, number) in names:
         number += 1
-    if command.stage in ("evaluate", "export", "report"):
+    if command.stage in ("evaluate", "export", "mine", "report"):
         if number == 1:
             raise ConfigError(
                 f"there is no run of this configuration to {command.stage}",
@@ -69,20 +69,28 @@ def resolve(command: Command) -> RunFolder:
     return RunFolder(storage.join(root, name), name, config, is_new=True)
 
 
+def existing_run(name: str, root: str) -> str:
+    """The absolute URI of a run that is given by its folder, or by its name below `root`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    candidates = [name, storage.join(root, name)]
+    for uri in map(storage.absolute, candidates):
+        if storage.exists(storage.join(uri, "config.yaml")):
+            return uri
+    raise ConfigError(
+        f"there is no run {name!r}",
+        where=" or ".join(candidates),
+        todo="give the folder that holds the run's config.yaml",
+    )
+
+
 def _existing(command: Command) -> RunFolder:
     assert command.resume is not None
     base = load_config(command.config_file, command.overrides if command.config_file else ())
-    candidates = [command.resume, storage.join(base.run.root, command.resume)]
-    for uri in map(storage.absolute, candidates):
-        file = storage.join(uri, "config.yaml")
-        if storage.exists(file):
-            break
-    else:
-        raise ConfigError(
-            f"there is no run {command.resume!r}",
-            where=" or ".join(candidates),
-            todo="give the folder that holds the run's config.yaml",
-        )
+    uri = existing_run(command.resume, base.run.root)
+    file = storage.join(uri, "config.yaml")
     text = storage.read_bytes(file).decode()
     config = parse_config(text, origin=file)
     wanted = base
@@ -96,7 +104,7 @@ def _existing(command: Command) -> RunFolder:
             todo="leave them out, or start a new run; train.init_from takes trained weights",
         )
     name = uri.rstrip("/").rpartition("/")[2]
-    # Keys that are not hashed may differ: the run is then scored or exported in another way.
+    # Keys that are not hashed may differ: the run's models are then used in another way.
     config = wanted.model_copy(update={"run": config.run})
     return RunFolder(uri, name, config, is_new=False, data_uri=_data_uri(uri))
 

@@ -43,15 +43,35 @@ MEASURES: dict[str, str] = {
 """Every measure: what it says, and which direction is good."""
 
 NUM_CLUSTERS = 12
-# Constant on purpose: a measure under views that follow the configuration would rank configurations
-# by how easy their views are. Nothing is mirrored, for there are images, such as digits, of which a
-# mirror image is another thing.
-_CROP = {"crop_scale_min": 0.3, "crop_scale_max": 1.0, "crop_ratio_min": 3 / 4}
-_JITTER = {"jitter_prob": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
-_BLUR = {"blur_prob": 0.0, "blur_sigma_min": 0.1, "blur_sigma_max": 2.0}
 _SEED = 0
 
 _COLLAPSED_RANK_SHARE, _DEAD_ALARM, _SAME, _UNRELATED = 0.5, 0.5, 0.01, 0.9
+
+
+def probe_views(crop_px: int) -> AugmentRecipe:
+    """How the views of a measurement are drawn: in the same way for every run and data set.
+
+    A measure under views that follow the configuration would rank configurations by how easy their
+    views are. Nothing is mirrored: there are images, such as digits, whose mirror image is another
+    thing.
+    """
+    return AugmentRecipe(
+        crop_px=crop_px,
+        crop_scale_min=0.3,
+        crop_scale_max=1.0,
+        crop_ratio_min=3 / 4,
+        crop_ratio_max=4 / 3,
+        hflip_prob=0.0,
+        jitter_prob=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        gray_prob=0.2,
+        blur_prob=0.0,
+        blur_sigma_min=0.1,
+        blur_sigma_max=2.0,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +103,7 @@ class Checkup:
         order_N = numpy_generator(_SEED, "checkup").permutation(len(images))[:num_images]
         rows_N = torch.from_numpy(order_N).sort().values
         chosen = ImageSet(images.images_NCHW[rows_N], images.sizes_N2[rows_N])
-        recipe = AugmentRecipe(
-            crop_px=crop_px, hflip_prob=0.0, gray_prob=0.2, crop_ratio_max=4 / 3,
-            **_CROP, **_JITTER, **_BLUR,
-        )  # fmt: skip
+        recipe = probe_views(crop_px)
         first, second = (
             sample_view(recipe, chosen.sizes_N2, torch_generator(_SEED, "checkup view", which))
             for which in (1, 2)

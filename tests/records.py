@@ -45,6 +45,7 @@ def write_run(
         write_metrics(run, layers)
     (run / "evaluation.json").write_text(json.dumps(evaluation(names, counts)))
     (run / "forgotten.json").write_text(json.dumps(forgotten(len(names))))
+    (run / "mining.json").write_text(json.dumps(mining(names, counts)))
     record.complete()
     fixed = json.loads((run / "run.json").read_text())
     fixed["git"] = {"commit": "0" * 40, "dirty": False}  # whatever the state of this checkout
@@ -85,7 +86,23 @@ def write_metrics(run: Path, layers: list[str]) -> None:
                 epoch = step * EPOCHS // STEPS
                 if method == "sdclr" and step % (STEPS // EPOCHS) == 0:
                     log.append(mask_row(epoch, step, layers))
+                if step % (STEPS // 6) == 0:
+                    log.append(health_row(method, epoch, step))
                 log.append(step_row(method, step, level + 2.5 * math.exp(-step / 200), rng))
+
+
+def health_row(method: str, epoch: int, step: int) -> dict[str, Any]:
+    rise = 1 - math.exp(-step / 200)
+    measures = {
+        "view_retrieval": 0.01 + 0.9 * rise, "rankme": 8 + 30 * rise, "alpha_req": 1.5,
+        "alignment": 0.2, "uniformity": -2.0, "balance_few": 0.7 * rise, "balance_std": 0.05,
+        "dead_frac": 0.0, "disagreement": 0.3 * rise if method == "sdclr" else None,
+    }  # fmt: skip
+    return {
+        "kind": "health", "stage": "train", "method": method, "seed": 7, "epoch": epoch,
+        "step": step, "num_images": 391, "measures": measures, "alarms": [], "wall_s": 0.2,
+        "time_s": 1.7e9 + step,
+    }  # fmt: skip
 
 
 def step_row(method: str, step: int, loss: float, rng: random.Random) -> dict[str, Any]:
@@ -180,6 +197,54 @@ def forgotten(num_classes: int) -> dict[str, Any]:
         "least": items(0.02, 0.08),
         "group_mean": {"many": 0.213, "medium": 0.287, "few": 0.371},
     }
+
+
+def mining(names: list[str], counts: list[int]) -> dict[str, Any]:
+    rng = random.Random(2)
+    num, third = len(names), len(names) // 3
+    order = list(range(num))
+    groups = {"many": order[: num - 2 * third], "few": order[num - third :]}
+    groups["medium"] = order[num - 2 * third : num - third]
+    few = sum(counts[i] for i in groups["few"])
+    labels = [rng.randrange(num) for _ in range(200)]
+
+    def items(start: int) -> list[dict[str, Any]]:
+        return [
+            {"id": f"pretrain/{start + i:04d}", "label": rng.randrange(num),
+             "score": 1 - (start + i) / 500, "png_base64": png(rng)}
+            for i in range(12)
+        ]  # fmt: skip
+
+    def entry(model: str, score: str, area: float) -> dict[str, Any]:
+        return {
+            "model": model, "score": score, "auroc": area, "auroc_low": area - 0.05,
+            "auroc_high": area + 0.05, "precision": {"50": 0.32, "100": 0.26, str(few): 0.4},
+        }  # fmt: skip
+
+    return {
+        "schema_version": 1, "set": "pretrain", "method": "sdclr", "step": STEPS, "score": "both",
+        "data": {"uri": "data/digits-lt", "name": "digits-lt", "manifest_hash": "ab12" * 16},
+        "prune_ratios": [0.5, 0.9], "num_views": 4, "knn_k": 10, "num_reference": 500,
+        "scored": sum(counts), "class_names": names, "groups": groups,
+        "findings": {
+            "few_classes": [names[i] for i in groups["few"]], "num_few": few, "base_rate": 0.05,
+            "scores": [entry("trained", "both", 0.812), entry("untrained", "both", 0.577)],
+            "classes": [
+                {"name": name, "count": count, "mean_rank_share": 0.3 + 0.5 * i / num}
+                for i, (name, count) in enumerate(zip(names, counts, strict=True))
+            ],
+            "batch": {"images": 100, "few": 31, "few_expected_by_chance": 5.0, "classes": 9},
+        },
+        "map": {
+            "maps": [{
+                "method": "PCA", "note": "61 % of the variance",
+                "x": [rng.gauss(label, 1) for label in labels],
+                "y": [rng.gauss(0, 1) for _ in labels],
+            }],
+            "label": labels, "rank_share": [rng.random() for _ in labels],
+        },
+        "rarest": items(0), "commonest": items(400), "annotate": items(20),
+    }  # fmt: skip
 
 
 def png(rng: random.Random) -> str:

@@ -15,7 +15,7 @@ import sdclr
 ROOT = Path(__file__).resolve().parent.parent
 SDCLR, PIPELINE = sorted((ROOT / "sdclr").rglob("*.py")), sorted((ROOT / "pipeline").rglob("*.py"))
 ALLOWED_IN_SDCLR = {"torch", "torchvision", "numpy", "sdclr"} | set(sys.stdlib_module_names)
-STAGES = {"ingest", "train", "evaluate", "export", "report"}
+STAGES = {"ingest", "train", "evaluate", "export", "mine", "report"}
 # A room (a module or a package of pipeline/) imports rooms of lower layers, and its own.
 LAYERS = (
     {"errors", "provenance"},

@@ -25,9 +25,18 @@ def test_words_in_any_order() -> None:
     assert parse(["--resume", "runs/x", "evaluate"]).resume == "runs/x"
 
 
+def test_report_takes_runs_to_compare() -> None:
+    assert parse(["report", "runs/a", "b", "c"]).runs == ("runs/a", "b", "c")
+    assert parse(["report", "--resume", "runs/a"]).runs == ()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["report", "runs/a"], "a comparison needs two runs or more"),
+        (["report", "a", "a"], "a comparison needs two runs or more, each once"),
+        (["report", "a", "b", "run.seed=1"], "a comparison takes the names of runs only"),
+        (["report", "a", "b", "--resume", "c"], "a comparison takes the names of runs only"),
         (["trian"], "'trian' is neither a stage nor section.key=value; did you mean train?"),
         (["train", "report"], "one stage at a time, got train, report"),
         (["--epochs", "3"], "unrecognized arguments: --epochs"),

@@ -99,12 +99,13 @@ def test_a_whole_run_gives_a_page_that_stands_alone(run_uri: str) -> None:
     assert "@import" not in text
     policy = next(a["content"] for a in page.all("meta") if "http-equiv" in a)
     assert policy is not None and policy.startswith("default-src 'none'")
-    assert len(page.all("h1")) == 1 and len(page.all("h2")) == 7
+    assert len(page.all("h1")) == 1 and len(page.all("h2")) == 9
     drawings = [a for a in page.all("svg") if a.get("class") == "chart"]
-    # three dot plots, forgotten groups, histogram, loss, learning rate, kept now, kept over epochs
-    assert len(drawings) == 9
+    # three dot plots, forgotten groups, map, histogram, loss, learning rate, four measures of
+    # health, kept now, kept over epochs
+    assert len(drawings) == 14
     assert all(a["role"] == "img" and a["aria-label"] for a in drawings)
-    assert len(page.all("figcaption")) == 9
+    assert len(page.all("figcaption")) == 14
     images = page.all("img")
     assert len(images) == 32 and all(a["alt"] for a in images)
 
@@ -147,6 +148,8 @@ def test_numbers_are_those_of_the_records(run_uri: str) -> None:
         ("run.json", lambda r: r["versions"].update(torch="9.8.7"), "9.8.7"),
         ("run.json", lambda r: r["timings_s"].update(train=7620.0), "2 h 07 min"),
         ("run.json", lambda r: r["git"].update(commit="f" * 40, dirty=True), "with uncommitted"),
+        ("mining.json", lambda m: m["map"]["maps"][0].update(note="55 % of"), "55 % of"),
+        ("mining.json", lambda m: m.update(scored=98765), "98765 images"),
         (MANIFEST, lambda m: m["sets"]["pretrain"]["class_counts"].__setitem__(9, 1234), "1234"),
     ],
 )
@@ -166,11 +169,16 @@ def test_a_changed_metric_changes_the_page(run_uri: str) -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     last = [row for row in rows if row.get("method") == "simclr"][-1]
     last["loss"] = 2.125
+    sick = [row for row in rows if row["kind"] == "health"][-1]
+    sick["alarms"] = ["features are collapsing"]
+    sick["measures"]["rankme"] = 3.14
     [row for row in rows if row["kind"] == "mask"][-1]["kept_frac"]["conv1.weight"] = 0.0084
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     after = page_of(run_uri).text
     assert "2.125" not in before and "2.125" in after
     assert "fewest in conv1 (0.84 %)" in after
+    assert "No alarm" in before and "No alarm" not in after
+    assert "SimCLR : features are collapsing" in after and "3.14" in after
 
 
 # --- hostile content
@@ -229,7 +237,9 @@ def test_the_search_for_secrets_can_find_one(run_uri: str) -> None:
 
 
 def test_a_run_that_has_just_begun_says_what_to_run(run_uri: str) -> None:
-    for name in ("metrics.jsonl", "evaluation.json", "forgotten.json", "config.yaml"):
+    for name in (
+        "metrics.jsonl", "evaluation.json", "forgotten.json", "mining.json", "config.yaml"
+    ):  # fmt: skip
         (Path(run_uri) / name).unlink()
     (Path(run_uri) / MANIFEST).unlink()
     edit(run_uri, "run.json", lambda r: r.update(status="running", timings_s={}, data=None))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pipeline.config.data import Data, Feed, Ingest
 from pipeline.config.health import Health
 from pipeline.config.method import SDCLR, Augment, Model, SimCLR
+from pipeline.config.mine import Mine
 from pipeline.config.stages import Evaluate, Export, Run, Train
 from pipeline.config.types import Section
 
@@ -30,3 +31,4 @@ class Config(Section):
     health: Health = Health()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+    mine: Mine = Mine()

@@ -34,8 +34,10 @@ __all__ = [
 _COMMAND_LINE = "command line"
 _REASON_CHARS = 500
 # A run may be renamed and moved between its interruption and its resumption, and its models may be
-# scored and exported in other ways than at first.
-_NOT_HASHED: dict[str, Any] = {"run": {"root", "name"}, "evaluate": True, "export": True}
+# used in other ways than at first.
+_NOT_HASHED: dict[str, Any] = {
+    "run": {"root", "name"}, "evaluate": True, "export": True, "mine": True
+}  # fmt: skip
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:

@@ -10,19 +10,14 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from pipeline import storage
 from pipeline.metrics import read_metrics
 from pipeline.provenance import redact, redact_tree
 from pipeline.record import read_json
-from pipeline.report import course, results
-from pipeline.report.svg import printable
-
-_FOLDER = Path(__file__).parent
+from pipeline.report import course, health, mining, results
+from pipeline.report.template import to_html
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,7 @@ class Records:
     evaluation: dict[str, Any] | None
     forgotten: dict[str, Any] | None
     manifest: dict[str, Any] | None
+    mining: dict[str, Any] | None
 
 
 def write_report(run_uri: str) -> str:
@@ -64,6 +60,7 @@ def load(run_uri: str) -> Records:
         "evaluation": _read_optional(storage.join(run_uri, "evaluation.json")),
         "forgotten": _read_optional(storage.join(run_uri, "forgotten.json")),
         "manifest": _read_optional(storage.join(data_uri, "manifest.json")) if data_uri else None,
+        "mining": _read_optional(storage.join(run_uri, "mining.json")),
     }
     return Records(run_uri=redact(run_uri), **redact_tree(records))
 
@@ -88,18 +85,11 @@ def render(records: Records) -> str:
         "data": course.data_section(manifest, evaluation, command("ingest")),
         "training": course.training_section(records.metrics, command("train")),
         "pruning": course.pruning_section(records.metrics),
+        "health": health.health_section(records.metrics, command("train")),
+        "mining": mining.summary_section(records.mining, command("mine")),
         "facts": course.facts_section(run, records.run_uri),
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,  # for every template: the suffix .j2 would switch the usual rule off
-        finalize=lambda value: printable(value) if type(value) is str else value,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("report.html.j2").render(page)
+    return to_html("report.html.j2", page)
 
 
 def _read_optional(uri: str) -> dict[str, Any] | None:

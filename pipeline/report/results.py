@@ -199,15 +199,22 @@ def forgotten_section(
         "prune_percent": f"{100 * forgotten['prune_ratio']:g}",
         "scored": forgotten["scored"],
         "lists": [
-            ("Forgotten most", [_image(i, class_names) for i in forgotten["most"][:MAX_IMAGES]]),
-            ("Forgotten least", [_image(i, class_names) for i in forgotten["least"][:MAX_IMAGES]]),
+            (
+                "Forgotten most",
+                [image_entry(i, class_names) for i in forgotten["most"][:MAX_IMAGES]],
+            ),
+            (
+                "Forgotten least",
+                [image_entry(i, class_names) for i in forgotten["least"][:MAX_IMAGES]],
+            ),
         ],
         "svg": Markup(drawing),
         "log": charts.uses_log(bars),
     }
 
 
-def _image(item: Record, class_names: list[str] | None) -> Record:
+def image_entry(item: Record, class_names: list[str] | None) -> Record:
+    """What a contact sheet shows of one image of a record."""
     label = item.get("label")
     known = class_names is not None and label is not None and 0 <= label < len(class_names)
     name = class_names[label] if known and class_names is not None and label is not None else None

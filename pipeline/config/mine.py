@@ -1,0 +1,43 @@
+"""Keys of the mine stage: which images of a data set are rare."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.types import Choices, Section, Text
+
+Ratio = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Mine(Section):
+    """Rare images of a data set, and which to have labelled first."""
+
+    data: Text | None = Field(
+        default=None, description="folder of another ingested data set; null = the run's own"
+    )
+    set: Literal["pretrain", "probe", "val", "test"] = Field(
+        default="pretrain", description="which of its sets is scored"
+    )
+    score: Literal["disagreement", "knn_distance", "both"] = Field(
+        default="both",
+        description="what ranks: change under pruning, distance to the nearest images, or the mean "
+        "of the two ranks",
+    )
+    prune_ratios: Annotated[tuple[Ratio, ...], Choices] = Field(
+        default=(0.5, 0.7, 0.9), description="disagreement is averaged over these"
+    )
+    num_views: int = Field(
+        default=4, ge=1, description="fixed views of each image; the first is the plain one"
+    )
+    knn_k: int = Field(default=10, ge=1, description="neighbours whose distance is averaged")
+    reference_images: int = Field(
+        default=20_000, ge=2, description="at most; a fixed sample in which neighbours are sought"
+    )
+    batch_images: int = Field(
+        default=100, ge=1, description="how many images to suggest for annotation"
+    )
+    candidate_frac: float = Field(
+        default=0.1, gt=0, le=1, description="rarest part of the set that they are chosen from"
+    )

@@ -1,0 +1,1 @@
+"""The mine stage: which images of a data set are rare, scored without labels."""

@@ -1,0 +1,165 @@
+"""What each actor of the mine stage does: decoded rows to features and disagreements.
+
+Shapes: n rows of one shard, B images of one forward pass, F features, R prune ratios, V views.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline import checkpoint, models
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from sdclr import (
+    PruneRule,
+    StarvedLayerError,
+    Twin,
+    ViewParams,
+    apply_view,
+    centre_view,
+    sample_view,
+)
+from sdclr.checkup import probe_views
+from sdclr.health import disagreement
+from sdclr.seeds import numpy_generator, torch_generator
+
+TRAINED, UNTRAINED = "trained", "untrained"
+_SEED = 0
+
+
+class RarityExtractor:
+    """Holds a trained twin, and the same network before training where labels allow to compare.
+
+    Args:
+        config_json: the run's configuration.
+        config_hash: of the run that the checkpoint must belong to.
+        method: whose checkpoint it is.
+        checkpoint_uri: where it is.
+        init_from: URI of the weights that the run started from; None = by the seed.
+        crop_px, resize_px: of the plain view, as in `centre_view`.
+        with_untrained: score with the network before training as well.
+        device: `cpu` or `cuda`.
+        num_threads: threads on a CPU.
+
+    Raises:
+        ConfigError: a prune ratio leaves a layer without weights.
+    """
+
+    def __init__(
+        self,
+        config_json: str,
+        config_hash: str,
+        method: str,
+        checkpoint_uri: str,
+        init_from: str | None,
+        crop_px: int,
+        resize_px: int | None,
+        with_untrained: bool,
+        device: str,
+        num_threads: int,
+    ) -> None:
+        torch.set_num_threads(num_threads)
+        self.config = Config.model_validate_json(config_json)
+        self.crop_px, self.resize_px = crop_px, resize_px
+        self.recipe = probe_views(crop_px)
+        self.device = torch.device(device)
+        state = checkpoint.load(checkpoint_uri, config_hash=config_hash)
+        trained = models.trained_model(self.config, method, state)
+        self.twins = {TRAINED: trained if isinstance(trained, Twin) else Twin(trained.network)}
+        if with_untrained:
+            fresh = models.new_network(self.config, method, init_from=init_from)
+            self.twins[UNTRAINED] = Twin(fresh)
+        for twin in self.twins.values():
+            twin.to(self.device).eval()
+        self.masks = {name: self._masks(twin) for name, twin in self.twins.items()}
+
+    @torch.inference_mode()
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        """Rows of `ShardDecoder`: the pixels replaced by features and disagreements.
+
+        Returns:
+            row, id, label as they came; for each model feature_NAME (n, F), the mean over views of
+            unit vectors, and disagreement_NAME (n, R), the mean over views.
+        """
+        out: dict[str, Any] = {name: batch[name] for name in ("row", "id", "label")}
+        images_nCHW, sizes_n2 = (torch.from_numpy(batch[n].copy()) for n in ("pixels", "size"))
+        views = self._random_views(sizes_n2, first_row=int(batch["row"][0]))
+        parts: dict[str, list[Tensor]] = {}
+        for start in range(0, len(images_nCHW), self.config.evaluate.batch):
+            stop = min(start + self.config.evaluate.batch, len(images_nCHW))
+            images_BCHW = images_nCHW[start:stop].to(self.device)
+            shown = [
+                centre_view(
+                    images_BCHW,
+                    sizes_n2[start:stop],
+                    crop_px=self.crop_px,
+                    resize_px=self.resize_px,
+                )
+            ]
+            shown += [
+                apply_view(images_BCHW, params.rows(start, stop), self.recipe) for params in views
+            ]
+            for name in self.twins:
+                features_BF, changes_BR = self._measure(name, shown)
+                parts.setdefault(f"feature_{name}", []).append(features_BF)
+                parts.setdefault(f"disagreement_{name}", []).append(changes_BR)
+        return out | {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
+
+    def _measure(self, name: str, shown: list[Tensor]) -> tuple[Tensor, Tensor]:
+        twin = self.twins[name]
+        features, changes = [], []
+        for view_BCHW in shown:
+            features_BF = twin.network.features(view_BCHW)
+            dense_BD = twin.network.head(features_BF)
+            features.append(F.normalize(features_BF.float(), dim=1))
+            changes.append(
+                torch.stack(
+                    [
+                        disagreement(dense_BD, self._pruned(twin, masks, view_BCHW))
+                        for masks in self.masks[name]
+                    ],
+                    dim=1,
+                )
+            )
+        return torch.stack(features).mean(0).cpu(), torch.stack(changes).mean(0).cpu()
+
+    def _random_views(self, sizes_n2: Tensor, *, first_row: int) -> list[ViewParams]:
+        """Views 2..V of a shard: the same whichever actor gets it, and whenever."""
+        return [
+            sample_view(self.recipe, sizes_n2, torch_generator(_SEED, "mine", first_row, view))
+            for view in range(1, self.config.mine.num_views)
+        ]
+
+    def _pruned(self, twin: Twin, masks: dict[str, Tensor], view_BCHW: Tensor) -> Tensor:
+        for weight, mask in twin.mask_by_weight().items():
+            mask.copy_(masks[weight])
+        return twin.pruned(view_BCHW)
+
+    def _masks(self, twin: Twin) -> list[dict[str, Tensor]]:
+        """The masks of every prune ratio, computed once."""
+        s = self.config.sdclr
+        found = []
+        for ratio in self.config.mine.prune_ratios:
+            rule = PruneRule(prune_ratio=ratio, scope=s.scope, exclude_stem=s.exclude_stem)
+            try:
+                twin.refresh_masks(rule)
+            except StarvedLayerError as error:
+                raise ConfigError(
+                    str(error),
+                    where=f"mine.prune_ratios, {ratio}",
+                    todo="leave this ratio out, or lower it",
+                ) from error
+            found.append({name: mask.clone() for name, mask in twin.mask_by_weight().items()})
+        return found
+
+
+def reference_sample(num_images: int, num_reference: int) -> NDArray[np.int64]:
+    """Sorted rows of the fixed sample in which neighbours are sought."""
+    order = numpy_generator(_SEED, "reference").permutation(num_images)
+    return np.sort(order[:num_reference])

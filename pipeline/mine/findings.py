@@ -1,0 +1,78 @@
+"""What labels, where there are some, say about a ranking that was made without them.
+
+Shapes: N images, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdclr.longtail import Groups
+from sdclr.ranking import auroc, bootstrap, precision_at
+from sdclr.rarity import rank_share
+
+Scores = NDArray[np.float32] | NDArray[np.float64]
+
+
+def findings(
+    scores: dict[tuple[str, str], Scores],
+    labels_N: NDArray[np.int64],
+    groups: Groups,
+    class_names: tuple[str, ...],
+    batch_rows: list[int],
+    *,
+    used: tuple[str, str],
+) -> dict[str, Any] | None:
+    """How well each score finds the images of the rare classes; None when there are none.
+
+    Args:
+        scores: (model, score) -> (N,), higher is rarer.
+        labels_N: all known.
+        groups: by pre-training counts; the classes of `few` are looked for.
+        class_names: C names.
+        batch_rows: the images that were suggested for annotation.
+        used: the score that the ranking is made of.
+    """
+    few_N = np.isin(labels_N, groups.few)
+    num_few = int(few_N.sum())
+    if num_few in (0, len(few_N)):
+        return None
+    ks = sorted({k for k in (50, 100, num_few, 1000) if k <= len(few_N)})
+    tables = []
+    for (model, name), scores_N in scores.items():
+        area = bootstrap(auroc, scores_N, few_N, seed=0)
+        tables.append(
+            {
+                "model": model,
+                "score": name,
+                "auroc": area.value,
+                "auroc_low": area.low,
+                "auroc_high": area.high,
+                "precision": {str(k): precision_at(scores_N, few_N, k) for k in ks},
+            }
+        )
+    place_N = rank_share(scores[used])
+    return {
+        "few_classes": [class_names[c] for c in groups.few],
+        "num_few": num_few,
+        "base_rate": num_few / len(few_N),
+        "scores": tables,
+        "classes": [
+            {
+                "name": class_names[c],
+                "count": int((labels_N == c).sum()),
+                "mean_rank_share": float(place_N[labels_N == c].mean()),
+            }
+            for c in range(len(class_names))
+            if (labels_N == c).any()
+        ],
+        "batch": {
+            "images": len(batch_rows),
+            "few": int(few_N[batch_rows].sum()),
+            "few_expected_by_chance": len(batch_rows) * num_few / len(few_N),
+            "classes": len(np.unique(labels_N[batch_rows])),
+        },
+    }

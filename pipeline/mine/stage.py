@@ -1,0 +1,262 @@
+"""The mine stage: rank every image of a data set by how rare it is, and suggest what to label.
+
+    RUN/mining/scores-00000.parquet   rank, id, label and scores of every image, rarest first
+    RUN/mining/annotate.csv           the suggested batch, most useful first
+    RUN/mining.json                   what the pages show
+
+Shapes: N images of the set, R prune ratios.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.checkpoint import Found, checkpoints_uri, latest
+from pipeline.cluster import Cluster
+from pipeline.config import Config
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import CheckpointError, ConfigError, DataError
+from pipeline.forgotten import pictures
+from pipeline.mine.extractor import TRAINED
+from pipeline.mine.findings import findings
+from pipeline.mine.map import feature_map
+from pipeline.mine.scoring import Progress, ScoredSet, score_set
+from sdclr.longtail import Groups, groups_by_tercile, groups_by_threshold
+from sdclr.rarity import k_center_greedy, rank_share
+
+SCHEMA_VERSION = 1
+_NUM_SHOWN = 48
+_ROWS_PER_FILE = 1_000_000
+
+Table = dict[str, NDArray[Any]]
+
+
+def mine(
+    config: Config,
+    *,
+    config_json: str,
+    config_hash: str,
+    run_uri: str,
+    data_uri: str,
+    manifest: Manifest,
+    cluster: Cluster,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Score, rank and write; returns the content of mining.json.
+
+    Raises:
+        CheckpointError: the run has no finished checkpoint.
+        ConfigError: the data set lacks the set `mine.set`, or a prune ratio starves a layer.
+        DataError: the set has fewer than 2 images.
+    """
+    if config.mine.set not in manifest.sets:
+        raise ConfigError(
+            f"the data set has no {config.mine.set} set, it has {', '.join(manifest.sets)}",
+            where=f"mine.set={config.mine.set}",
+            todo="choose one of them",
+        )
+    info = manifest.sets[config.mine.set]
+    if info.rows < 2:
+        raise DataError("a ranking needs 2 images or more", where=data_uri, todo="add images")
+    method = "sdclr" if "sdclr" in config.train.methods else config.train.methods[0]
+    found = _newest(run_uri, method, config_hash)
+    labelled = manifest.class_names is not None and info.class_counts is not None
+    scored = score_set(
+        config,
+        config_json,
+        config_hash=config_hash,
+        method=method,
+        checkpoint_uri=found.uri,
+        data_uri=data_uri,
+        manifest=manifest,
+        with_untrained=labelled,
+        cluster=cluster,
+        progress=progress,
+    )
+    scores = {
+        (model, name): values
+        for model in scored.disagreement
+        for name, values in signals(scored, model).items()
+    }
+    rarity_N = scores[TRAINED, config.mine.score]
+    order_N = np.argsort(-rarity_N, kind="stable")
+    batch = annotation_batch(config, scored, order_N)
+    _write_scores(run_uri, config, scored, order_N)
+    _write_batch(run_uri, scored, batch, order_N)
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "data": {"uri": data_uri, "name": manifest.name, "manifest_hash": manifest.hash},
+        "set": config.mine.set,
+        "method": method,
+        "step": int(found.state.numbers["step"]) if found.state else 0,
+        "score": config.mine.score,
+        "prune_ratios": list(config.mine.prune_ratios),
+        "num_views": config.mine.num_views,
+        "knn_k": config.mine.knn_k,
+        "num_reference": min(config.mine.reference_images, info.rows),
+        "scored": info.rows,
+        "class_names": list(manifest.class_names) if manifest.class_names else None,
+        "findings": _findings(config, manifest, scored, scores, batch) if labelled else None,
+        "groups": asdict(groups) if (groups := _groups(config, manifest)) else None,
+        "map": feature_map(scored, rarity_N),
+        **_shown(config, data_uri, manifest, scored, rarity_N, order_N, batch),
+    }
+    text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
+    storage.write_bytes(storage.join(run_uri, "mining.json"), text.encode())
+    return content
+
+
+def signals(scored: ScoredSet, model: str) -> dict[str, NDArray[np.float64]]:
+    """Every score (N,) that can rank; `both` is the mean of the ranks of the two."""
+    disagreement_N = scored.disagreement[model].astype(np.float64).mean(axis=1)
+    distance_N = scored.knn_distance[model].astype(np.float64)
+    both_N = (rank_share(disagreement_N) + rank_share(distance_N)) / 2
+    return {"disagreement": disagreement_N, "knn_distance": distance_N, "both": both_N}
+
+
+def annotation_batch(config: Config, scored: ScoredSet, order_N: NDArray[np.int64]) -> list[int]:
+    """Rows to have labelled first: rare ones that cover the features of all rare ones."""
+    wanted = config.mine.batch_images
+    num_candidates = max(wanted, round(config.mine.candidate_frac * len(order_N)))
+    candidates = order_N[:num_candidates]
+    features = torch.from_numpy(scored.features(TRAINED, candidates))
+    return [int(candidates[i]) for i in k_center_greedy(features, wanted)]
+
+
+def _findings(
+    config: Config,
+    manifest: Manifest,
+    scored: ScoredSet,
+    scores: dict[tuple[str, str], NDArray[np.float64]],
+    batch: list[int],
+) -> dict[str, Any] | None:
+    groups = _groups(config, manifest)
+    if groups is None or manifest.class_names is None or (scored.labels_N < 0).any():
+        return None
+    ratios = config.mine.prune_ratios
+    single = {
+        (model, f"disagreement at {ratio:g}"): table[:, i].astype(np.float64)
+        for model, table in scored.disagreement.items()
+        for i, ratio in enumerate(ratios)
+        if len(ratios) > 1
+    }
+    return findings(
+        {**scores, **single},
+        scored.labels_N,
+        groups,
+        manifest.class_names,
+        batch,
+        used=(TRAINED, config.mine.score),
+    )
+
+
+def _groups(config: Config, manifest: Manifest) -> Groups | None:
+    """Many, medium and few by pre-training counts, as in the evaluation."""
+    counts = manifest.sets["pretrain"].class_counts
+    if counts is None:
+        return None
+    by_threshold = config.evaluate.groups == "threshold"
+    return (groups_by_threshold if by_threshold else groups_by_tercile)(list(counts))
+
+
+def _write_scores(
+    run_uri: str, config: Config, scored: ScoredSet, order_N: NDArray[np.int64]
+) -> None:
+    """The table of all images, rarest first, in files of a million rows."""
+    columns: Table = {
+        "rank": np.arange(1, len(order_N) + 1),
+        "id": np.array(scored.ids, object)[order_N],
+        "label": scored.labels_N[order_N].astype(np.int32),
+    }
+    for i, ratio in enumerate(config.mine.prune_ratios):
+        columns[f"disagreement_{ratio:g}"] = scored.disagreement[TRAINED][order_N, i]
+    for name, values_N in signals(scored, TRAINED).items():
+        columns[name] = values_N[order_N].astype(np.float32)
+    folder = storage.join(run_uri, "mining")
+    storage.delete_tree(folder)
+    for number, start in enumerate(range(0, len(order_N), _ROWS_PER_FILE)):
+        part = {name: values[start : start + _ROWS_PER_FILE] for name, values in columns.items()}
+        arrays = {name: pa.array(values) for name, values in part.items()}
+        arrays["label"] = pa.array(part["label"], mask=part["label"] < 0)
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(arrays), sink)
+        uri = storage.join(folder, f"scores-{number:05d}.parquet")
+        storage.write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+def _write_batch(
+    run_uri: str, scored: ScoredSet, batch: list[int], order_N: NDArray[np.int64]
+) -> None:
+    rank_N = np.empty(len(order_N), np.int64)
+    rank_N[order_N] = np.arange(1, len(order_N) + 1)
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["order", "id", "rank"])
+    for place, row in enumerate(batch, 1):
+        writer.writerow([place, scored.ids[row], rank_N[row]])
+    uri = storage.join(run_uri, "mining", "annotate.csv")
+    storage.write_bytes(uri, stream.getvalue().encode())
+
+
+def _shown(
+    config: Config,
+    data_uri: str,
+    manifest: Manifest,
+    scored: ScoredSet,
+    rarity_N: NDArray[np.float64],
+    order_N: NDArray[np.int64],
+    batch: list[int],
+) -> dict[str, list[dict[str, Any]]]:
+    """Small pictures of the rarest and the most common images, and of the batch."""
+    num_shown = min(_NUM_SHOWN, len(order_N) // 2)
+    lists = {
+        "rarest": order_N[:num_shown].tolist(),
+        "commonest": order_N[::-1][:num_shown].tolist(),
+        "annotate": batch[:_NUM_SHOWN],
+    }
+    rows = {row for chosen in lists.values() for row in chosen}
+    found = pictures(config, data_uri, manifest, rows, set_name=config.mine.set)
+    return {
+        name: [
+            {
+                "id": scored.ids[row],
+                "label": int(scored.labels_N[row]) if scored.labels_N[row] >= 0 else None,
+                "score": float(rarity_N[row]),
+                "png_base64": found[row],
+            }
+            for row in chosen
+        ]
+        for name, chosen in lists.items()
+    }
+
+
+def _newest(run_uri: str, method: str, config_hash: str) -> Found:
+    folder = checkpoints_uri(run_uri, method)
+    found = latest(folder, config_hash=config_hash)
+    if found.state is None:
+        reasons = f" ({'; '.join(found.refused)})" if found.refused else ""
+        raise CheckpointError(
+            f"method {method} has no checkpoint{reasons}",
+            where=folder,
+            todo=f"train it first: python pipeline/run.py train --resume {run_uri}",
+        )
+    return found
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return [_without_nan(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,203 @@
+"""The mine stage: findings on known scores, errors, and the whole path on Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import checkpoint, models
+from pipeline.cluster import Cluster
+from pipeline.config.file import config_hash, load_config
+from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo, sealed
+from pipeline.dataset.shards import write_shard
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.mine.extractor import RarityExtractor, reference_sample
+from pipeline.mine.findings import findings
+from pipeline.mine.stage import mine
+from sdclr import Trainer, capture
+from sdclr.longtail import Groups
+
+GROUPS = Groups(many=(0,), medium=(1,), few=(2,))
+NAMES = ("cat", "dog", "eel")
+COUNTS = (40, 15, 5)
+WORDS = [
+    "train.methods=[sdclr]", "train.epochs=1", "train.global_batch=20", "train.workers=1",
+    "mine.num_views=2", "mine.prune_ratios=[0.5, 0.9]", "mine.knn_k=3", "mine.batch_images=6",
+    "mine.candidate_frac=0.5",
+]  # fmt: skip
+CONFIG = load_config(None, WORDS)
+CLUSTER = Cluster("", True, 4, 0, "")
+
+
+def data_set(folder: Path, num_shards: int = 2) -> Manifest:
+    """Three classes, each a flat colour with noise, in shuffled order."""
+    generator = np.random.default_rng(0)
+    labels = generator.permutation(np.repeat([0, 1, 2], COUNTS))
+    colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 220]])
+    pixels = np.clip(
+        colours[labels][:, None, None] + generator.normal(0, 20, (60, 16, 16, 3)), 0, 255
+    )
+    infos = []
+    for i, rows in enumerate(np.array_split(np.arange(60), num_shards)):
+        infos.append(
+            write_shard(
+                str(folder),
+                f"shards/pretrain-{i:05d}.parquet",
+                ids=[f"image-{row:02d}" for row in rows],
+                images=[pixels[row].astype(np.uint8).tobytes() for row in rows],
+                labels=[int(labels[row]) for row in rows],
+            )
+        )
+    return sealed(
+        Manifest(
+            name="colours",
+            source={},
+            image=ImageInfo("raw", 16, 16),
+            class_names=NAMES,
+            sets={"pretrain": SetInfo(60, COUNTS, tuple(infos))},
+            fewshot=(),
+            rejects=Rejects(0, {}, ()),
+            config={},
+            hash="",
+        )
+    )
+
+
+def trained_run(folder: Path, manifest: Manifest) -> str:
+    trainer = Trainer(
+        models.new_network(CONFIG, "sdclr"),
+        models.training_recipe(CONFIG, manifest, "sdclr"),
+        steps_per_epoch=3,
+    )
+    place = checkpoint.checkpoints_uri(str(folder), "sdclr")
+    return checkpoint.save(place, capture(trainer), config_hash=config_hash(CONFIG))
+
+
+def test_a_perfect_score_and_a_blind_one() -> None:
+    labels = np.array([0] * 60 + [1] * 30 + [2] * 10)
+    perfect = (labels == 2).astype(np.float64)
+    blind = np.zeros(100)
+    found = findings(
+        {("trained", "both"): perfect, ("untrained", "both"): blind},
+        labels, GROUPS, NAMES, [99, 98, 0], used=("trained", "both"),
+    )  # fmt: skip
+    assert found is not None
+    best, worst = found["scores"]
+    assert best["auroc"] == best["auroc_low"] == 1 and best["precision"]["10"] == 1
+    assert worst["auroc"] == 0.5 and worst["precision"]["10"] == pytest.approx(0.1)
+    assert found["base_rate"] == 0.1 and found["few_classes"] == ["eel"]
+    assert found["batch"] == {
+        "images": 3, "few": 2, "few_expected_by_chance": pytest.approx(0.3), "classes": 2
+    }  # fmt: skip
+    assert found["classes"][2]["mean_rank_share"] > found["classes"][0]["mean_rank_share"]
+
+
+def test_without_rare_images_there_is_nothing_to_find() -> None:
+    labels = np.zeros(9, np.int64)
+    scores = {("trained", "both"): np.arange(9.0)}
+    assert findings(scores, labels, GROUPS, NAMES, [0], used=("trained", "both")) is None
+
+
+def test_the_sample_is_fixed_sorted_and_without_repeats() -> None:
+    sample = reference_sample(1000, 100)
+    assert len(set(sample)) == 100 and list(sample) == sorted(sample)
+    assert list(reference_sample(1000, 100)) == list(sample) != list(range(100))
+    assert list(reference_sample(5, 100)) == [0, 1, 2, 3, 4]
+
+
+def extractor(uri: str, config: object = CONFIG) -> RarityExtractor:
+    return RarityExtractor(
+        config.model_dump_json(), config_hash(CONFIG), "sdclr", uri, None, 16, None, True, "cpu", 1  # type: ignore[attr-defined]
+    )  # fmt: skip
+
+
+def test_scores_are_means_over_views_and_ratios_are_their_own(tmp_path: Path) -> None:
+    manifest = data_set(tmp_path)
+    uri = trained_run(tmp_path / "run", manifest)
+    generator = np.random.default_rng(1)
+    batch = {
+        "row": np.arange(5), "id": np.array(list("abcde")), "label": np.zeros(5, np.int64),
+        "pixels": generator.integers(0, 255, (5, 3, 16, 16)).astype(np.uint8),
+        "size": np.full((5, 2), 16),
+    }  # fmt: skip
+    both = extractor(uri)(batch)
+    assert both["disagreement_trained"].shape == (5, 2)
+    assert both["feature_trained"].shape == (5, 64)
+    low, high = both["disagreement_trained"].T
+    assert (high > low).all()  # more pruning changes more
+    alone = [
+        extractor(uri, load_config(None, [*WORDS[:5], f"mine.prune_ratios=[{ratio}]"]))(batch)
+        for ratio in (0.5, 0.9)
+    ]
+    for column, found in zip((low, high), alone, strict=True):
+        np.testing.assert_allclose(found["disagreement_trained"][:, 0], column, rtol=1e-5)
+    plain = extractor(uri, load_config(None, [*WORDS[:4], "mine.num_views=1"]))(batch)
+    assert not np.allclose(plain["feature_trained"], both["feature_trained"])
+
+
+def test_a_ratio_that_starves_a_layer_is_refused_by_name(tmp_path: Path) -> None:
+    uri = trained_run(tmp_path / "run", data_set(tmp_path))
+    config = load_config(None, [*WORDS[:5], "mine.prune_ratios=[0.99999]"])
+    with pytest.raises(ConfigError) as caught:
+        extractor(uri, config)
+    assert "0.99999" in caught.value.where
+
+
+def mined(tmp_path: Path, config: object = CONFIG, num_shards: int = 2) -> dict:  # type: ignore[type-arg]
+    manifest = data_set(tmp_path, num_shards)
+    trained_run(tmp_path / "run", manifest)
+    return mine(
+        config,  # type: ignore[arg-type]
+        config_json=config.model_dump_json(),  # type: ignore[attr-defined]
+        config_hash=config_hash(CONFIG),
+        run_uri=str(tmp_path / "run"),
+        data_uri=str(tmp_path),
+        manifest=manifest,
+        cluster=CLUSTER,
+        progress=lambda *_: None,
+    )
+
+
+@pytest.mark.ray
+def test_the_whole_stage_ranks_every_image_once(ray_cluster: None, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    content = mined(tmp_path)
+    table = pq.read_table(tmp_path / "run" / "mining" / "scores-00000.parquet").to_pydict()
+    assert table["rank"] == list(range(1, 61)) and len(set(table["id"])) == 60
+    assert table["both"] == sorted(table["both"], reverse=True)
+    assert {"label", "disagreement_0.5", "disagreement_0.9", "knn_distance"} <= table.keys()
+    assert [item["id"] for item in content["rarest"]] == table["id"][:30]
+    assert content["commonest"][0]["id"] == table["id"][-1]
+    lines = (tmp_path / "run" / "mining" / "annotate.csv").read_text().splitlines()
+    assert len(lines) == 7 and lines[1].split(",")[1] in table["id"][:30]
+    names = {(entry["model"], entry["score"]) for entry in content["findings"]["scores"]}
+    assert {("trained", "both"), ("untrained", "knn_distance")} <= names
+    assert len(content["map"]["maps"][0]["x"]) == 60
+    other = mined(tmp_path / "other", num_shards=2)
+    assert [i["id"] for i in other["rarest"]] == [i["id"] for i in content["rarest"]]
+    by_distance = load_config(None, [*WORDS, "mine.score=knn_distance"])
+    ranked = mined(tmp_path / "third", by_distance)
+    assert [i["id"] for i in ranked["rarest"]] != [i["id"] for i in content["rarest"]]
+
+
+def test_what_cannot_be_mined_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no test set, it has pretrain"):
+        mined(tmp_path, load_config(None, [*WORDS, "mine.set=test"]))
+    (tmp_path / "run" / "models").rename(tmp_path / "elsewhere")
+    manifest = data_set(tmp_path / "again")
+    with pytest.raises(CheckpointError, match="method sdclr has no checkpoint"):
+        mine(
+            CONFIG,
+            config_json=CONFIG.model_dump_json(),
+            config_hash=config_hash(CONFIG),
+            run_uri=str(tmp_path / "run"),
+            data_uri=str(tmp_path / "again"),
+            manifest=manifest,
+            cluster=CLUSTER,
+            progress=lambda *_: None,
+        )
+    assert torch.get_num_threads() >= 1
