@@ -238,3 +238,26 @@ def _vote(similarity_BN: Tensor, labels_N: Tensor, num_classes: int, k: int) -> 
     closeness_BC = zeros_BC.scatter_add(1, labels_BK, nearest.values)
     leads_BC = votes_BC == votes_BC.amax(dim=1, keepdim=True)
     return closeness_BC.masked_fill(~leads_BC, float("-inf")).argmax(dim=1)
+
+
+def group_confusion(
+    predictions_M: Tensor, labels_M: Tensor, groups: Sequence[Sequence[int]]
+) -> NDArray[np.float64]:
+    """Where the images of each group of classes are sent: (G, G) shares, rows sum to 1.
+
+    Entry (g, h) is the share of the images of group g that are taken for a class of group h, mean
+    over the classes of g; the diagonal counts every class of the own group, not only the right one.
+    A class without images is left out; a group without any is nan.
+
+    Args:
+        predictions_M: class index that each test image is taken for.
+        labels_M: its own.
+        groups: disjoint; together they hold every class that is predicted.
+    """
+    labels, predictions = labels_M.cpu().numpy(), predictions_M.cpu().numpy()
+    to_group = np.stack([np.isin(predictions, list(group)) for group in groups], axis=1)
+    rows = []
+    for group in groups:
+        members = [to_group[labels == c].mean(axis=0) for c in group if (labels == c).any()]
+        rows.append(np.mean(members, axis=0) if members else np.full(len(groups), np.nan))
+    return np.array(rows)

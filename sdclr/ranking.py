@@ -1,4 +1,4 @@
-"""How well a score finds the images that it should: AUROC, precision among the first k, intervals.
+"""How well a score finds the images that it should: AUROC, precision at k, intervals.
 
 Shapes: N images. `positive_N` says which of them are looked for; a higher score should mean them.
 """
@@ -84,3 +84,16 @@ def bootstrap(
     finite = np.array([value for value in values if np.isfinite(value)])
     low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
     return Interval(measure(scores_N, positive_N), float(low), float(high))
+
+
+def wilson(share: float, num: int) -> Interval:
+    """95 % interval of a share that was counted on `num` independent cases (Wilson 1927).
+
+    Ends lie in [0, 1]; nothing counted, or a share that is not known, gives nan.
+    """
+    if num < 1 or not np.isfinite(share):
+        return Interval(share, float("nan"), float("nan"))
+    z = 1.959964
+    centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
+    half = z / (1 + z**2 / num) * np.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
+    return Interval(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)))

@@ -16,6 +16,7 @@ from sdclr.probe import (
     FALLBACK_L2,
     cross_validated_l2,
     fit_logistic,
+    group_confusion,
     knn_predict,
     linear_probe,
     per_class_accuracy,
@@ -273,3 +274,33 @@ def test_per_class_accuracy_refuses_bad_input() -> None:
         per_class_accuracy(torch.zeros(2), torch.zeros(3, dtype=torch.int64), 1)
     with pytest.raises(ValueError, match="labels"):
         per_class_accuracy(torch.zeros(1), torch.ones(1, dtype=torch.int64), 1)
+
+
+# --- confusion of groups
+
+
+def test_group_confusion_equals_the_slow_loop() -> None:
+    g = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 6, (300,), generator=g)
+    predictions = torch.randint(0, 6, (300,), generator=g)
+    groups = ((4, 1), (0, 2, 3), (5,))
+    slow = np.zeros((3, 3))
+    for row, group in enumerate(groups):
+        for c in group:
+            own = [int(p) for p, y in zip(predictions, labels, strict=True) if y == c]
+            for column, other in enumerate(groups):
+                slow[row, column] += sum(p in other for p in own) / len(own) / len(group)
+    found = group_confusion(predictions, labels, groups)
+    np.testing.assert_allclose(found, slow)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    assert not np.allclose(group_confusion(labels, predictions, groups), slow)
+
+
+def test_group_confusion_closed_forms() -> None:
+    labels = torch.tensor([0, 0, 1, 2, 2])
+    groups = ((0,), (1,), (2,))
+    np.testing.assert_array_equal(group_confusion(labels, labels, groups), np.eye(3))
+    head = group_confusion(torch.zeros(5, dtype=torch.long), labels, groups)
+    np.testing.assert_array_equal(head, [[1, 0, 0]] * 3)
+    unseen = group_confusion(labels, labels, ((0, 1), (2,), (3,)))
+    assert np.isnan(unseen[2]).all() and unseen[0].tolist() == [1, 0, 0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sdclr.ranking import auroc, bootstrap, precision_at
+from sdclr.ranking import auroc, bootstrap, precision_at, wilson
 
 
 def some_scores(num: int = 200, *, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -82,3 +82,26 @@ def test_equal_seeds_give_equal_intervals_and_more_images_narrower_ones() -> Non
     assert many.high - many.low < wide / 2
     nothing = bootstrap(auroc, scores, np.zeros(len(scores), bool), seed=0, num_resamples=5)
     assert math.isnan(nothing.value) and math.isnan(nothing.low)
+
+
+# --- Wilson's interval
+
+
+def test_wilson_closed_forms() -> None:
+    z2 = 1.959964**2
+    none, half = wilson(0.0, 10), wilson(0.5, 10)
+    assert none.low == 0 and none.high == pytest.approx(z2 / (10 + z2))
+    assert half.low + half.high == pytest.approx(1)
+    assert half.high - half.low == pytest.approx(2 * 1.959964 / (2 * math.sqrt(10 + z2)))
+    assert wilson(1.0, 10).high == pytest.approx(1)
+    assert wilson(1.0, 10).low == pytest.approx(1 - none.high)
+    for share, num in ((0.5, 0), (math.nan, 5)):
+        assert math.isnan(wilson(share, num).low)
+
+
+def test_wilson_covers_as_often_as_it_says() -> None:
+    counts = np.random.default_rng(0).binomial(40, 0.85, size=4000)
+    covered = [wilson(c / 40, 40).low <= 0.85 <= wilson(c / 40, 40).high for c in counts]
+    assert 0.93 < np.mean(covered) < 0.97
+    naive = [abs(c / 40 - 0.85) <= 1.96 * math.sqrt(c / 40 * (1 - c / 40) / 40) for c in counts]
+    assert np.mean(naive) < np.mean(covered)

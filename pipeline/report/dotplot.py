@@ -19,11 +19,15 @@ _MARKERS = ("disc", "diamond", "cross", "square")
 
 @dataclass(frozen=True)
 class Points:
-    """One value per class, in percent, in the order of the classes; None: unknown."""
+    """One value per class, in percent, in the order of the classes; None: unknown.
+
+    `intervals` are drawn where classes have rows; then models stand below each other.
+    """
 
     name: str
     style: str
     values: Sequence[float | None]
+    intervals: Sequence[tuple[float, float] | None] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ def points(
         spans: frequency groups in the same order, side by side; may be empty.
     """
     known = [v for series in data for v in series.values if v is not None]
+    if len(names) <= MAX_ROWS:
+        known += [v for series in data for pair in series.intervals if pair for v in pair]
     if not known:
         return ""
     draw = _point_rows if len(names) <= MAX_ROWS else _point_ranks
@@ -80,6 +86,13 @@ def marker_of(index: int) -> str:
     return _MARKERS[index % len(_MARKERS)]
 
 
+def _offset(index: int, data: Sequence[Points]) -> float:
+    """How far below the middle of its row a model is drawn: whiskers must not hide each other."""
+    if not any(series.intervals for series in data):
+        return 0.0
+    return (index - (len(data) - 1) / 2) * min(6.0, 0.75 * ROW / len(data))
+
+
 def _point_rows(
     names: Sequence[str],
     data: Sequence[Points],
@@ -104,13 +117,18 @@ def _point_rows(
         middle = 8 + (i + 0.5) * ROW
         svg.row_name(drawing, name, left, middle)
         here = [v for series in data if (v := series.values[i]) is not None]
-        if here:
+        if here and not any(series.intervals for series in data):
             add(drawing, "path", d=f"M{x(min(here)):.1f} {middle:.1f}H{x(max(here)):.1f}",
                 class_="link")  # fmt: skip
         for k, series in reversed(list(enumerate(data))):
             at = series.values[i]
             if at is not None:
-                dot = add(drawing, "path", d=marker(marker_of(k), x(at), middle),
+                level = middle + _offset(k, data)
+                ends = series.intervals[i] if series.intervals else None
+                if ends is not None:
+                    add(drawing, "path", d=f"M{x(ends[0]):.1f} {level:.1f}H{x(ends[1]):.1f}",
+                        class_=f"whisker {series.style}")  # fmt: skip
+                dot = add(drawing, "path", d=marker(marker_of(k), x(at), level),
                           class_=f"dot {series.style}")  # fmt: skip
                 add(dot, "title", f"{name}, {series.name}: {at:.1f} %")
     return drawing

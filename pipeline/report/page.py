@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.metrics import read_metrics
 from pipeline.provenance import redact, redact_tree
 from pipeline.record import read_json
-from pipeline.report import course, health, mining, results
+from pipeline.report import course, health, mining, results, tables
 from pipeline.report.template import to_html
 
 
@@ -35,14 +35,17 @@ class Records:
 
 
 def write_report(run_uri: str) -> str:
-    """Make RUN/report.html from the run's records, replacing an older one; returns its URI.
+    """Make RUN/report.html and RUN/tables/*.csv from the run's records; returns the page's URI.
 
     Raises:
         DataError: run.json is missing, or a record is broken; the file is named.
         StorageError: the page cannot be written.
     """
+    records = load(run_uri)
     uri = storage.join(run_uri, "report.html")
-    storage.write_bytes(uri, render(load(run_uri)).encode())
+    storage.write_bytes(uri, render(records).encode())
+    for name, text in tables.csv_files(records.evaluation, records.metrics).items():
+        storage.write_bytes(storage.join(run_uri, "tables", name), text.encode())
     return uri
 
 
@@ -80,11 +83,13 @@ def render(records: Records) -> str:
         "started": str(run["started_utc"]).replace("T", " ").replace("+00:00", " UTC"),
         "config": records.config,
         "scores": results.scores_section(evaluation, manifest, command("evaluate")),
-        "classes": results.classes_section(evaluation),
+        "classes": results.classes_section(evaluation, manifest),
         "forgotten": results.forgotten_section(records.forgotten, names, command("mine")),
         "data": course.data_section(manifest, evaluation, command("ingest")),
         "training": course.training_section(records.metrics, command("train")),
         "pruning": course.pruning_section(records.metrics),
+        "curve": tables.curve_section(evaluation),
+        "confusion": tables.confusion_section(evaluation),
         "health": health.health_section(records.metrics, command("train")),
         "mining": mining.summary_section(records.mining, command("mine")),
         "facts": course.facts_section(run, records.run_uri),

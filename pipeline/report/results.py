@@ -19,6 +19,7 @@ from pipeline.report.charts import Bar
 from pipeline.report.dotplot import Points, Span
 from pipeline.report.svg import MAX_ROWS
 from pipeline.scores import ABSENT, percent, protocols_of, scores_of, scores_table
+from sdclr.ranking import wilson
 
 TITLES = {"sdclr": "SDCLR", "simclr": "SimCLR", "untrained": "untrained"}
 STYLES = {"sdclr": "c1", "simclr": "c2", "untrained": "c3"}
@@ -107,12 +108,13 @@ def group_of(evaluation: Record | None) -> dict[int, tuple[str, str]]:
     return {i: (name, css) for key, name, css in GROUPS for i in groups.get(key, [])}
 
 
-def classes_section(evaluation: Record | None) -> Record:
+def classes_section(evaluation: Record | None, manifest: Record | None) -> Record:
     """A dot plot of accuracy by class for each protocol, and the same numbers as a table."""
     if evaluation is None or not evaluation.get("class_names"):
         return {"missing": "Accuracy by class appears here after the evaluation."}
     counts, names = evaluation["pretrain_counts"], evaluation["class_names"]
     order, group = frequency_order(counts), group_of(evaluation)
+    num_scored = _num_scored(evaluation, manifest)
     plots, columns = [], []
     for protocol in protocols_of(evaluation):
         found = scores_of(evaluation, protocol)
@@ -121,6 +123,9 @@ def classes_section(evaluation: Record | None) -> Record:
                 title(model["name"]),
                 style(model["name"]),
                 [_percent_or_none(score["per_class"][i]) for i in order],
+                [_interval(score["per_class"][i], num_scored[i]) for i in order]
+                if num_scored
+                else (),
             )
             for model, score in found
         ]
@@ -145,9 +150,22 @@ def classes_section(evaluation: Record | None) -> Record:
         "headers": heads,
         "rows": rows,
         "groups": [{"name": name, "style": css} for _, name, css in GROUPS] if group else [],
+        "whiskers": bool(num_scored) and len(order) <= MAX_ROWS,
         "caption": f"Look at the rare classes: does SDCLR lie {side} SimCLR there, without losing "
         "the frequent ones?",
     }
+
+
+def _num_scored(evaluation: Record, manifest: Record | None) -> list[int]:
+    """Images of each class in the set that was scored on; empty when that is not recorded."""
+    name = evaluation.get("scored_on", "test")
+    counts = ((manifest or {}).get("sets", {}).get(name) or {}).get("class_counts") or []
+    return list(counts) if len(counts) == len(evaluation["class_names"]) else []
+
+
+def _interval(share: float | None, num: int) -> tuple[float, float] | None:
+    found = wilson(math.nan if share is None else share, num)
+    return (100 * found.low, 100 * found.high) if math.isfinite(found.low) else None
 
 
 def _percent_or_none(fraction: float | None) -> float | None:
