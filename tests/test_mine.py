@@ -29,7 +29,7 @@ WORDS = [
     "mine.candidate_frac=0.5",
 ]  # fmt: skip
 CONFIG = load_config(None, WORDS)
-CLUSTER = Cluster("", True, 4, 0, "")
+CLUSTER = Cluster("", True, 4, 0, "", largest_node_cpus=4)
 
 
 def data_set(folder: Path, num_shards: int = 2) -> Manifest:
