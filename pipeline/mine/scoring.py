@@ -88,7 +88,7 @@ def score_set(
     # One actor for each GPU, or for four CPUs; one CPU is left to read and decode.
     free_cpus = max(1, cluster.num_cpus - 1)
     num_actors = cluster.num_gpus if use_gpu else max(1, free_cpus // 4)
-    threads = max(1, min(4, free_cpus // num_actors))
+    threads = max(1, min(4, free_cpus // num_actors, cluster.largest_node_cpus))
     arguments = (
         config_json,
         config_hash,
