@@ -68,6 +68,8 @@ def test_separable_features_score_one_and_noise_scores_chance(protocol: str) -> 
     assert (good["all"], good["many"], good["few"], good["std"]) == (1, 1, 1, 0)
     assert bad["all"] < 0.45
     assert good["per_class"] == [1.0] * NUM_CLASSES
+    assert good["group_confusion"] == np.eye(3).tolist()
+    assert np.trace(bad["group_confusion"]) < 2
     assert good["protocol"] == protocol
 
 

@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.evaluate.score import score_entry
 from pipeline.features import SetFeatures
 from sdclr.longtail import Groups
-from sdclr.probe import knn_predict, linear_probe, per_class_accuracy
+from sdclr.probe import group_confusion, knn_predict, linear_probe, per_class_accuracy
 
 PROTOCOLS = ("cached-linear", "cached-fewshot", "knn-k20")
 _KNN_K = 20
@@ -50,17 +50,22 @@ class CachedProbes:
     def score(self, protocol: str, model: str) -> dict[str, Any]:
         """One entry of evaluation.json's `scores`."""
         if protocol == "cached-linear":
-            runs = [self._linear(model, None)]
+            predictions = [self._linear(model, None)]
             note = f"{len(self.probe.ids)} labels"
         elif protocol == "cached-fewshot":
-            runs = [self._linear(model, rows) for rows in self.draws]
+            predictions = [self._linear(model, rows) for rows in self.draws]
             note = f"{len(self.draws[0])} labels per draw"
         else:
-            runs = [self._knn(model)]
+            predictions = [self._knn(model)]
             note = f"{len(self.probe.ids)} labels, cosine"
-        return score_entry(protocol, runs, self.groups, note)
+        labels_M = torch.from_numpy(self.test.labels_N)
+        runs = [per_class_accuracy(p_M, labels_M, self.num_classes) for p_M in predictions]
+        groups = (self.groups.many, self.groups.medium, self.groups.few)
+        confusion = np.mean([group_confusion(p_M, labels_M, groups) for p_M in predictions], axis=0)
+        entry = score_entry(protocol, runs, self.groups, note)
+        return entry | {"group_confusion": confusion.tolist()}
 
-    def _linear(self, model: str, rows: NDArray[np.int64] | None) -> NDArray[np.float64]:
+    def _linear(self, model: str, rows: NDArray[np.int64] | None) -> Tensor:
         features_ND, labels_N = self._train(model, rows)
         result = linear_probe(
             features_ND,
@@ -70,20 +75,14 @@ class CachedProbes:
             num_folds=self.config.evaluate.cv_folds,
             seed=self.config.run.seed,
         )
-        return self._accuracy(result.predictions_M)
+        return result.predictions_M
 
-    def _knn(self, model: str) -> NDArray[np.float64]:
+    def _knn(self, model: str) -> Tensor:
         features_ND, labels_N = self._train(model, None)
         test_MD = torch.from_numpy(self.test.by_model[model])
-        return self._accuracy(
-            knn_predict(features_ND, labels_N, test_MD, num_classes=self.num_classes, k=_KNN_K)
-        )
+        return knn_predict(features_ND, labels_N, test_MD, num_classes=self.num_classes, k=_KNN_K)
 
     def _train(self, model: str, rows: NDArray[np.int64] | None) -> tuple[Tensor, Tensor]:
         everything = np.arange(len(self.probe.ids)) if rows is None else rows
         features_ND = torch.from_numpy(self.probe.by_model[model][everything])
         return features_ND, torch.from_numpy(self.probe.labels_N[everything])
-
-    def _accuracy(self, predictions_M: Tensor) -> NDArray[np.float64]:
-        labels_M = torch.from_numpy(self.test.labels_N)
-        return per_class_accuracy(predictions_M, labels_M, self.num_classes)
