@@ -17,7 +17,7 @@ from pipeline.console import Console, duration
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import PipelineError, root_cause
 from pipeline.record import RunRecord
-from pipeline.run_folder import RunFolder, existing_run, resolve
+from pipeline.run_folder import RunFolder, resolve
 
 _PROGRAM = "python pipeline/run.py"
 
@@ -37,7 +37,9 @@ def run_stages(command: Command, console: Console) -> None:
         PipelineError: with its exit code; the run's record says the same.
     """
     if command.runs:
-        compare_runs(command, console)
+        from pipeline.report.comparison import compare
+
+        compare(command.runs, load_config(command.config_file).run.root, console)
         return
     folder = resolve(command)
     with ExitStack() as stack:
@@ -62,20 +64,6 @@ def run_stages(command: Command, console: Console) -> None:
             }  # fmt: skip
             work[command.stage]()
             session.finish()
-
-
-def compare_runs(command: Command, console: Console) -> None:
-    """Put the evaluations of several runs side by side on one page, from their records alone.
-
-    Raises:
-        PipelineError: a run does not exist, or has not been evaluated.
-    """
-    from pipeline.report.comparison import write_comparison
-
-    config = load_config(command.config_file)
-    uris = [existing_run(name, config.run.root) for name in command.runs]
-    page = write_comparison(uris, storage.absolute(config.run.root))
-    console.stage("report", f"comparison of {len(uris)} runs: {page}")
 
 
 class Session:
@@ -195,7 +183,7 @@ class Session:
         """Rank the images of a data set, and show what labels say about the ranking."""
         from pipeline.dataset.manifest import read_manifest
         from pipeline.mine.stage import mine
-        from pipeline.report.mining import FINDINGS_HEADERS, findings_rows, write_mining_page
+        from pipeline.report.mining import show_mining
 
         common = self._common()
         if self.config.mine.data is not None:
@@ -204,19 +192,7 @@ class Session:
         self.console.stage("mine", f"{common['manifest'].name}, {self.config.mine.set} set")
         with self._plain_errors(), self.record.stage("mine"):
             mining = mine(cluster=self.cluster, progress=self.console.progress, **common)
-        found = mining["findings"]
-        if found is not None:
-            self.console.line()
-            self.console.table(FINDINGS_HEADERS, findings_rows(found))
-            self.console.line(
-                f"how well each score finds the {found['num_few']} images of the rare classes "
-                f"({', '.join(found['few_classes'])}); labels were used for this table only"
-            )
-            self.console.line()
-        folder = storage.join(self.folder.uri, "mining")
-        self.console.stage("mine", f"scores of all images: {folder}")
-        self.console.stage("mine", f"to annotate first: {storage.join(folder, 'annotate.csv')}")
-        self.console.stage("mine", f"contact sheet: {write_mining_page(self.folder.uri)}")
+        show_mining(self.console, self.folder.uri, mining)
 
     def report(self) -> None:
         """Write the page from the record; the record is complete before it is shown."""

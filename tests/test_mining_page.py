@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import DataError
+from pipeline.console import Console
+from pipeline.errors import ConfigError, DataError
 from pipeline.report.comparison import (
+    compare,
     method_differences,
     run_differences,
     write_comparison,
@@ -153,6 +156,14 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     assert len(rows) == 2 * 3 * 3 and {row["run"] for row in rows} == {"demo", "other"}
     assert len(json.loads((place.parent / "differences.json").read_text())["methods"]) == 9
     assert Path(write_comparison(uris, str(tmp_path))) == place
+
+
+def test_the_console_says_where_the_page_is(tmp_path: Path) -> None:
+    uris, stream = two_runs(tmp_path), io.StringIO()
+    compare([uris[0], "demo"], str(Path(uris[1]).parent), Console(stream))
+    assert "comparison of 2 runs: " in stream.getvalue()
+    with pytest.raises(ConfigError, match="there is no run 'other'"):
+        compare([uris[0], "other"], str(tmp_path), Console(stream))
 
 
 def test_runs_that_cannot_be_compared_are_named(tmp_path: Path) -> None:

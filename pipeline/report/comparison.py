@@ -21,16 +21,29 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
+from pipeline.console import Console
 from pipeline.errors import DataError
 from pipeline.provenance import redact_tree
 from pipeline.record import read_json
 from pipeline.report.results import Record, title
 from pipeline.report.template import to_html
+from pipeline.run_folder import existing_run
 from pipeline.scores import ABSENT, METRICS, percent, protocols_of, scores_of
 from sdclr.comparison import paired_difference, student_t975
 from sdclr.longtail import GroupScores
 
 _LABELS = {"many": "Many", "medium": "Medium", "few": "Few", "std": "STD", "all": "All"}
+
+
+def compare(names: Sequence[str], root: str, console: Console) -> None:
+    """Compare runs, given by folder or by name below `root`, and say where the page is.
+
+    Raises:
+        PipelineError: a run does not exist, or has not been evaluated.
+    """
+    uris = [existing_run(name, root) for name in names]
+    page = write_comparison(uris, storage.absolute(root))
+    console.stage("report", f"comparison of {len(uris)} runs: {page}")
 
 
 def write_comparison(run_uris: Sequence[str], root: str) -> str:

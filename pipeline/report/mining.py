@@ -12,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline import storage
+from pipeline.console import Console
 from pipeline.provenance import redact_tree
 from pipeline.record import read_json
 from pipeline.report.results import GROUPS, Record, image_entry, title
@@ -41,6 +42,23 @@ def write_mining_page(run_uri: str) -> str:
     uri = storage.join(run_uri, "mining.html")
     storage.write_bytes(uri, render(record, run["run"]).encode())
     return uri
+
+
+def show_mining(console: Console, run_uri: str, record: Record) -> None:
+    """Make the page, and say what labels say about the ranking and where everything is."""
+    found = record["findings"]
+    if found is not None:
+        console.line()
+        console.table(FINDINGS_HEADERS, findings_rows(found))
+        console.line(
+            f"how well each score finds the {found['num_few']} images of the rare classes "
+            f"({', '.join(found['few_classes'])}); labels were used for this table only"
+        )
+        console.line()
+    folder = storage.join(run_uri, "mining")
+    console.stage("mine", f"scores of all images: {folder}")
+    console.stage("mine", f"to annotate first: {storage.join(folder, 'annotate.csv')}")
+    console.stage("mine", f"contact sheet: {write_mining_page(run_uri)}")
 
 
 def render(record: Record, run_name: str) -> str:
