@@ -14,16 +14,18 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from pipeline import checkpoint
 from pipeline import export as stage
 from pipeline.config import Config
 from pipeline.config.file import load_config
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.export import export_network
 from pipeline.model_card import loading_code, model_card
 from pipeline.models import new_network
-from sdclr import Network
+from sdclr import Network, TrainState
 from sdclr.export import FeatureModel, check_images, exported_program, largest_difference
 from tests.conftest import REPO
+from tests.test_models import manifest
 
 SCORE = {
     "protocol": "knn-k20", "n": 1, "many": 0.9, "medium": 0.8, "few": 0.7, "std": 0.08, "all": 0.8,
@@ -199,6 +201,39 @@ def test_the_documents_lines_are_those_that_are_tested() -> None:
     assert len(program) == 3 and all(line in card for line in program)
     code = loading_code({"architecture": "resnet50", "stem": "imagenet"})
     assert code.startswith("\n".join(module))
+
+
+def test_the_stage_exports_the_newest_checkpoint_of_each_method_with_its_scores(
+    tmp_path: Path,
+) -> None:
+    config = load_config(None, ["train.methods=[simclr]", "export.formats=[safetensors]"])
+    network = new_network(config, "simclr")
+    tensors = {f"model.network.{n}": t for n, t in network.state_dict().items()}
+    folder = checkpoint.checkpoints_uri(str(tmp_path), "simclr")
+    for step in (2, 4):
+        state = TrainState(tensors, {"step": step, "num_steps": 4})
+        checkpoint.save(folder, state, config_hash="mine")
+    models = [
+        {"name": "simclr", "step": step, "scores": [SCORE | {"all": step}]} for step in (2, 4)
+    ]
+    evaluation = {"scored_on": "test", "models": models}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    arguments = {
+        "config_json": "",
+        "run_uri": str(tmp_path),
+        "data_uri": "",
+        "manifest": manifest(16, 16),
+    }
+    written = stage.export(config, config_hash="mine", **arguments)  # type: ignore[arg-type]
+    target = tmp_path / "export" / "simclr"
+    assert written == {str(target): ["backbone.safetensors", "README.md"]}
+    with safe_open(target / "backbone.safetensors", "pt") as opened:
+        facts = json.loads(opened.metadata()["sdclr"])
+    assert (facts["step"], facts["epochs"], facts["crop_px"]) == (4, config.train.epochs, 16)
+    assert [score["all"] for score in facts["scores"]] == [4]
+    assert facts["config_hash"] == "mine" and "data_hash" in facts and facts["input_mean"]
+    with pytest.raises(CheckpointError, match="method simclr has no checkpoint to export"):
+        stage.export(config, config_hash="other", **arguments)  # type: ignore[arg-type]
 
 
 def test_equal_networks_give_equal_weight_files(tmp_path: Path) -> None:

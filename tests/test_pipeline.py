@@ -191,6 +191,34 @@ def test_a_second_run_is_numbered_and_evaluate_and_report_go_on_with_the_newest(
     assert (folder / "report.html").exists()
 
 
+def test_a_run_is_exported_and_its_weights_are_scored_like_the_run(unbroken: Unbroken) -> None:
+    folder, _ = unbroken
+    root, before = folder.parent.parent, (folder / "evaluation.json").read_bytes()
+    result = run(root, "export", "--resume", str(folder))
+    assert result.returncode == 0, result.stderr
+    exported = folder / "export" / "sdclr"
+    card = (exported / "README.md").read_text()
+    assert "| cached-linear |" in card and f"{exported}: backbone.safetensors" in result.stdout
+    program = torch.export.load(exported / "features.pt2").module()
+    assert program(torch.rand(3, 3, 16, 16)).shape == (3, 64)
+
+    weights = f"evaluate.checkpoint={exported / 'backbone.safetensors'}"
+    result = run(root, "evaluate", *TINY, weights, "evaluate.protocols=[knn-k20]")
+    assert result.returncode == 0, result.stderr
+    (own,) = (root / "runs").glob("demo-eval-*")
+    found, whole = json.loads((own / "evaluation.json").read_text()), json.loads(before)
+    assert [(m["name"], m["epochs"]) for m in found["models"]] == [
+        ("checkpoint", 4), ("untrained", 0)
+    ]  # fmt: skip
+    knn = [s for s in whole["models"][0]["scores"] if s["protocol"] == "knn-k20"]
+    np.testing.assert_equal(found["models"][0]["scores"], knn)
+    assert (folder / "evaluation.json").read_bytes() == before
+
+    result = run(root, "evaluate", f"evaluate.runs=[{folder}, {own}]")
+    assert result.returncode == 0, result.stderr
+    assert "sdclr - checkpoint" in result.stdout and "+0.0" in result.stdout
+
+
 def wait_for(condition: Any, process: subprocess.Popen[bytes], deadline_s: float = 120) -> None:
     end_s = time.monotonic() + deadline_s
     while not condition():
