@@ -62,10 +62,10 @@ def assert_readable(look: Look) -> None:
 @pytest.mark.parametrize(
     ("name", "num_images", "num_charts"),
     [
-        ("report", 32, 14),
+        ("report", 32, 20),
         ("mining", 36, 1),
         ("comparison", 0, 0),
-        ("report of 100 classes", 32, 14),
+        ("report of 100 classes", 32, 20),
         ("mining of 100 classes", 36, 1),
     ],
 )
