@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow reliability faults soak check bench clean
+.PHONY: demo test test-slow reliability faults soak check bench docs lock clean
 
 demo: $(VENV)/.run
 	$(BIN)/python pipeline/run.py
@@ -46,6 +46,14 @@ $(VENV)/.run: requirements.txt | $(VENV)/bin/python
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
+
+# Configuration reference, error messages and tables of docs/, from the code.
+docs: $(VENV)/.dev
+	$(BIN)/python docs/make.py
+
+# The lock of the image, from requirements.txt.
+lock: $(VENV)/.run
+	$(BIN)/python infra/lock.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

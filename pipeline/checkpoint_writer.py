@@ -15,6 +15,7 @@ from typing import Self
 
 from pipeline import checkpoint
 from pipeline.errors import StorageError
+from pipeline.monitor import Monitor
 from sdclr import TrainState
 
 
@@ -28,6 +29,7 @@ class CheckpointWriter:
         keep_every_steps: those at multiples of it are kept as well; None = none.
         deadline_s: how long any call may wait for the storage.
         before_commit: called in the writing thread first; what the checkpoint must not be ahead of.
+        monitor: told how long each took, and of failures.
     """
 
     def __init__(
@@ -39,10 +41,12 @@ class CheckpointWriter:
         keep_every_steps: int | None = None,
         deadline_s: float,
         before_commit: Callable[[], None] = lambda: None,
+        monitor: Monitor | None = None,
     ) -> None:
         self._folder_uri, self._config_hash = folder_uri, config_hash
         self._keep, self._keep_every_steps = keep, keep_every_steps
         self._deadline_s, self._before_commit = deadline_s, before_commit
+        self._monitor = monitor
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._step = -1
@@ -86,6 +90,7 @@ class CheckpointWriter:
             raise failure
 
     def _write(self, state: TrainState) -> None:
+        start_s = time.monotonic()
         try:
             self._before_commit()
             checkpoint.save(self._folder_uri, state, config_hash=self._config_hash)
@@ -95,8 +100,12 @@ class CheckpointWriter:
                 newest_step=self._step,
                 keep_every_steps=self._keep_every_steps,
             )
+            if self._monitor is not None:
+                self._monitor.checkpoint(time.monotonic() - start_s)
         except BaseException as error:  # kept for the thread that trains
             self._failure = error
+            if self._monitor is not None:
+                self._monitor.add("sdclr_checkpoint_failures")
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ _SETTINGS = {
 # Ray Data needs a CPU beside the workers; a machine that runs everything lends it one on top.
 _DATA_CPUS = 1
 _CONNECT_S = 10.0
+_GCS_PORT = "RAY_GCS_SERVER_PORT"
+_GROW_POLL_S = 2.0
+_SHARE_OF_RESOURCE = 0.001
+_BUILT_IN = ("CPU", "GPU", "TPU", "memory", "object_store_memory", "node:", "accelerator_type:")
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Cluster:
     num_gpus: int
     dashboard_url: str
     largest_node_cpus: int
+    custom_resources: frozenset[str] = frozenset()
 
 
 @contextmanager
@@ -63,6 +69,9 @@ def connected() -> Iterator[Cluster]:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        # Ray repeats a warning each second while it is not let in.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     import ray
 
@@ -75,16 +84,9 @@ def connected() -> Iterator[Cluster]:
                 _check_answers(address)
                 ray.init(address=address, runtime_env=_shipped_code(), **quiet)
             else:
-                num_cpus = usable_cpus() + _DATA_CPUS
-                local_env = {"env_vars": {"PYTHONPATH": _python_path()}}
-                ray.init(num_cpus=num_cpus, runtime_env=local_env, **quiet)
-        except (ConnectionError, RuntimeError, OSError) as error:
-            raise ClusterError(
-                f"the Ray cluster cannot be reached: {error}",
-                where=f"RAY_ADDRESS={address}" if address else "this machine",
-                todo="check the address, the token (RAY_AUTH_MODE=token) and that the head runs, "
-                "or unset RAY_ADDRESS to start Ray on this machine",
-            ) from error
+                _start_here(**quiet)
+        except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
+            raise _unreachable(error, address) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, with exit code 15
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
@@ -94,6 +96,30 @@ def connected() -> Iterator[Cluster]:
     finally:
         if not already:
             ray.shutdown()
+
+
+def _start_here(**options: Any) -> None:
+    """Start a cluster of this process, and tell its workers which one they belong to.
+
+    What clears up after a dead run of Ray Train looks for the cluster by itself. Next to one that
+    `ray start` made it would find that one, miss its run there, and end the living run.
+    """
+    import ray
+
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    env_vars = {"PYTHONPATH": _python_path(), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    os.environ[_GCS_PORT] = str(port)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=usable_cpus() + _DATA_CPUS,
+            runtime_env={"env_vars": env_vars},
+            **options,
+        )
+    finally:
+        del os.environ[_GCS_PORT]
 
 
 def usable_cpus() -> int:
@@ -133,11 +159,83 @@ def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:
         )
 
 
+def on_nodes_with(resource: str | None) -> dict[str, float]:
+    """What a task or worker asks for to run on nodes of a custom resource; nothing without one.
+
+    The share is so small that a node started with 1 of the resource never runs out of it.
+    """
+    return {resource: _SHARE_OF_RESOURCE} if resource is not None else {}
+
+
+def grown(
+    cluster: Cluster, num_workers: int, *, use_gpu: bool, resource: str | None, wait_s: float
+) -> Cluster:
+    """The cluster once it can hold the workers, or as it is after `wait_s`.
+
+    An autoscaler, if there is one, is asked for the nodes.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    def fits(now: Cluster) -> bool:
+        enough = now.num_gpus >= num_workers if use_gpu else now.num_cpus > num_workers
+        return enough and (resource is None or resource in now.custom_resources)
+
+    end_s = time.monotonic() + wait_s
+    bundle = {"GPU" if use_gpu else "CPU": 1, **on_nodes_with(resource)}
+    request_resources(bundles=[bundle] * num_workers)
+    try:
+        while not fits(cluster) and time.monotonic() < end_s:
+            time.sleep(min(_GROW_POLL_S, wait_s))
+            cluster = _describe(is_local=cluster.is_local)
+    finally:
+        request_resources(bundles=[])
+    return cluster
+
+
+def check_placement(cluster: Cluster, *resources: str | None) -> None:
+    """Refuse custom resources that no node has: what asks for them would wait for ever.
+
+    Raises:
+        ClusterError: naming the resource and those that there are.
+    """
+    for resource in resources:
+        if resource is not None and resource not in cluster.custom_resources:
+            offered = ", ".join(sorted(cluster.custom_resources)) or "none"
+            raise ClusterError(
+                f"no node of the cluster has the resource {resource!r}; there are: {offered}",
+                where="placement",
+                todo=f"start nodes with --resources='{{\"{resource}\": 1}}', set placement.wait_s "
+                "if an autoscaler adds them, or set the key to null",
+            )
+
+
 def _check_answers(address: str) -> None:
     """Raise OSError when nothing listens there: Ray itself would go on trying for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+
+
+def _unreachable(error: Exception, address: str | None) -> ClusterError:
+    """Why the cluster could not be joined or started, in words."""
+    where = f"RAY_ADDRESS={address}" if address else "this machine"
+    unset = "or unset RAY_ADDRESS to start Ray on this machine"
+    set_token = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token"
+    if type(error).__name__ == "AuthenticationError":
+        return ClusterError("there is no token for the Ray cluster", where=where, todo=set_token)
+    if address and "Failed to connect to Ray cluster" in str(error):
+        # Its port answered a moment ago.
+        return ClusterError(
+            "the Ray cluster answers, but does not let this client in: the token is missing or "
+            "wrong, or it is no Ray cluster of this version",
+            where=where,
+            todo=f"{set_token}, {unset}",
+        )
+    return ClusterError(
+        f"the Ray cluster cannot be reached: {error}",
+        where=where,
+        todo=f"check the address and that the head runs, {unset}",
+    )
 
 
 def _describe(*, is_local: bool) -> Cluster:
@@ -154,6 +252,7 @@ def _describe(*, is_local: bool) -> Cluster:
         num_gpus=int(resources.get("GPU", 0)),
         dashboard_url=f"http://{dashboard}" if dashboard else "",
         largest_node_cpus=max(int(n["Resources"].get("CPU", 0)) for n in nodes if n["Alive"]),
+        custom_resources=frozenset(name for name in resources if not name.startswith(_BUILT_IN)),
     )
 
 

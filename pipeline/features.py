@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import feed, models
-from pipeline.cluster import Cluster
+from pipeline.cluster import Cluster, on_nodes_with
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import DataError
@@ -153,6 +153,7 @@ def extract(
             compute=ActorPoolStrategy(size=place.num_workers),
             num_cpus=place.num_cpus,
             num_gpus=place.num_gpus,
+            resources=on_nodes_with(config.placement.train_resource) or None,
             max_restarts=0,
         )
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name in set_names}

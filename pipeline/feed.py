@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pipeline.cluster import on_nodes_with
 from pipeline.config import Config
 from pipeline.dataset.decoding import ShardDecoder, shard_items
 from pipeline.dataset.image import ImageLimits
@@ -39,7 +40,13 @@ def decoded_rows(config: Config, data_uri: str, manifest: Manifest, *set_names: 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = shard_items(manifest, set_names)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    return dataset.map_batches(decoder(config, data_uri, manifest), batch_size=1)
+    decoded = dataset.map_batches(
+        decoder(config, data_uri, manifest),
+        batch_size=1,
+        resources=on_nodes_with(config.placement.data_resource) or None,
+    )
+    decoded.set_name(f"{manifest.name}-{'-'.join(set_names)}")  # on the dashboard
+    return decoded
 
 
 def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:

@@ -1,4 +1,4 @@
-"""The metrics lines of one method while it trains; rank 0 writes, the others do nothing."""
+"""The metrics of one method while it trains: rank 0 writes lines, every rank tells its waiting."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.metrics import metrics_uri
+from pipeline.monitor import Monitor, run_name
 from sdclr import StepReport
 
 
@@ -26,6 +27,7 @@ class MethodLog:
         self, run_uri: str, config: Config, method: str, *, num_steps: int, rank: int
     ) -> None:
         self._config, self._method, self._num_steps = config, method, num_steps
+        self._rank, self._monitor = rank, Monitor(run=run_name(run_uri), method=method)
         self._log = storage.LineLog(metrics_uri(run_uri)) if rank == 0 else None
         self._since_s = time.monotonic()
         self._num_images, self._wait_s = 0, 0.0
@@ -41,6 +43,8 @@ class MethodLog:
         """Write a line of another kind."""
         if self._log is not None:
             self._log.append(row)
+            if row["kind"] == "health":
+                self._monitor.health(row["measures"])
 
     def flush(self) -> None:
         """Publish the lines so far: a checkpoint must not be ahead of its metrics."""
@@ -52,34 +56,39 @@ class MethodLog:
         if self._log is not None and refused:
             row = {"kind": "fallback", "stage": "train", "method": self._method}
             self._log.append({**row, "refused": refused, "time_s": time.time()})
+            self._monitor.add("sdclr_checkpoints_refused", len(refused))
 
     def step(self, report: StepReport) -> None:
         """Count a step, and write a line if one is due."""
-        if self._log is None:
-            return
+        self._num_images += report.num_images
+        self._wait_s += report.wait_s
         common = {"stage": "train", "method": self._method, "epoch": report.epoch}
         common |= {"step": report.step, "time_s": time.time()}
-        if report.kept_frac is not None:
+        if self._log is not None and report.kept_frac is not None:
             ratio = self._config.sdclr.prune_ratio
             facts = {"prune_ratio": ratio, "kept_frac": report.kept_frac}
             self._log.append({"kind": "mask", **common, **facts})
-        self._num_images += report.num_images
-        self._wait_s += report.wait_s
+            self._monitor.mask(report.kept_frac)
         if report.step % self._config.train.log_every_steps and report.step < self._num_steps:
             return
         now_s = time.monotonic()
         elapsed_s = max(now_s - self._since_s, 1e-9)
-        row = {
-            "kind": "step",
-            **common,
-            "seed": self._config.run.seed,
-            "num_steps": self._num_steps,
-            "loss": report.loss,
-            "lr": report.lr,
-            "temperature": report.temperature,
-            "grad_norm": report.grad_norm,
-            "images_per_s": self._num_images / elapsed_s,
-            "data_wait_frac": min(1.0, self._wait_s / elapsed_s),
-        }
-        self._log.append(row)
+        wait_frac = min(1.0, self._wait_s / elapsed_s)
+        self._monitor.set("sdclr_data_wait_frac", wait_frac, rank=str(self._rank))
+        if self._log is not None:
+            row = {
+                "kind": "step",
+                **common,
+                "seed": self._config.run.seed,
+                "num_steps": self._num_steps,
+                "loss": report.loss,
+                "lr": report.lr,
+                "temperature": report.temperature,
+                "grad_norm": report.grad_norm,
+                "images_per_s": self._num_images / elapsed_s,
+                "data_wait_frac": wait_frac,
+            }
+            self._log.append(row)
+            self._monitor.step(row)
+            self._monitor.add("sdclr_images", self._num_images)
         self._since_s, self._num_images, self._wait_s = now_s, 0, 0.0

@@ -120,6 +120,16 @@ def new_network(config: Config, method: str, *, init_from: str | None = None) ->
     return network
 
 
+def state_bytes(config: Config, method: str) -> tuple[int, int]:
+    """Size of the weights, whose gradients are exchanged, and of a checkpoint."""
+    network = new_network(config, method)
+    model: Twin | SimCLR = Twin(network) if method == "sdclr" else SimCLR(network)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    # A checkpoint holds the momentum of every weight beside the state of the model.
+    state = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    return weights, weights + state
+
+
 def trained_model(config: Config, method: str, state: TrainState) -> Twin | SimCLR:
     """The model of a checkpoint, in evaluation mode.
 

@@ -70,4 +70,37 @@ def _show_training(config: Config, plan: DryRun, console: Console) -> None:
             f"{epoch.num_steps} steps = {steps} steps of {config.train.global_batch} images on "
             f"{config.train.workers} workers",
         )
+        _show_scale(config, method, plan, console)
     console.stage("evaluate", ", ".join(config.evaluate.protocols))
+
+
+def _show_scale(config: Config, method: str, plan: DryRun, console: Console) -> None:
+    """What the run needs, by the formulas of docs/scale.md."""
+    from pipeline import models
+    from pipeline.scale import Workload, si
+
+    planned = plan.sets["pretrain"]
+    weight_bytes, state_bytes = models.state_bytes(config, method)
+    work = Workload(
+        num_images=planned.rows,
+        image_bytes=planned.num_bytes // max(1, planned.rows),
+        shard_bytes=config.ingest.shard_bytes,
+        canvas_px=config.feed.canvas_px or 0,
+        global_batch=config.train.global_batch,
+        embedding_dim=config.model.embedding_dim,
+        parameter_bytes=weight_bytes,
+        state_bytes=state_bytes,
+        epochs=config.train.epochs,
+        checkpoints=-(-config.train.epochs // config.train.checkpoint_every_epochs),
+        num_workers=config.train.workers,
+        workers_per_node=1,
+    )
+    decoded = f"{si(work.decoded_bytes, 'B')} of decoded images, " if work.canvas_px else ""
+    console.line(
+        f"  {decoded}per step {si(work.gathered_bytes, 'B')} of embeddings gathered and "
+        f"{si(work.node_bytes_per_step, 'B')} sent by each worker"
+    )
+    console.line(
+        f"  {work.checkpoints} checkpoints of {si(state_bytes, 'B')}; time and price: "
+        "python -m pipeline.scale --help"
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
-from pipeline.cluster import Cluster, connected
+from pipeline.cluster import Cluster, connected, grown
 from pipeline.command_line import Command
 from pipeline.config import Config
 from pipeline.config.file import config_hash, dump_config, load_config
@@ -85,6 +85,14 @@ class Session:
         if self._cluster is None:
             self.console.stage("ray", "connecting")
             self._cluster = self._stack.enter_context(connected())
+            if self.config.placement.wait_s and self.command.stage in ("all", "train"):
+                self._cluster = grown(
+                    self._cluster,
+                    self.config.train.workers,
+                    use_gpu=self.config.train.device == "cuda",
+                    resource=self.config.placement.train_resource,
+                    wait_s=self.config.placement.wait_s,
+                )
             c = self._cluster
             where = "this machine" if c.is_local else c.address
             dashboard = f", dashboard {c.dashboard_url}" if c.dashboard_url else ""

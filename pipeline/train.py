@@ -9,12 +9,13 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline import errors, feed, health_log, metrics, models, stopping, storage
-from pipeline.cluster import Cluster, check_workers
+from pipeline.cluster import Cluster, check_placement, check_workers, on_nodes_with
 from pipeline.config import Config
 from pipeline.config.stages import NEEDS_VAL
 from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest, verify_shards
 from pipeline.errors import ConfigError, PipelineError, TrainingError, root_cause
+from pipeline.monitor import Monitor, run_name
 from pipeline.storage import arrow
 from pipeline.worker import Job, train_worker
 
@@ -32,6 +33,7 @@ def check(config: Config, manifest: Manifest, cluster: Cluster) -> None:
     models.new_network(config, config.train.methods[0], init_from=models.init_uri(config))
     check_split(config, manifest)
     feed.check_fits(config, manifest)
+    check_placement(cluster, config.placement.train_resource, config.placement.data_resource)
     check_workers(cluster, config.train.workers, use_gpu=uses_gpu(config, cluster))
 
 
@@ -180,13 +182,16 @@ class _Outcome:
 
     def raise_failure(self, run_uri: str, console: Console) -> None:
         if self.error is not None:
+            reason = type(root_cause(self.error)).__name__
+            Monitor(run=run_name(run_uri)).add("sdclr_stops", reason=reason)
             failure = _failure(self.error, run_uri)
             for note in getattr(root_cause(self.error), "__notes__", []):
                 console.line(note)  # the worker's own traceback
             raise failure from self.error
         told = (self.value.return_value or {}).get("error")
         if told is not None:
-            kind: type[PipelineError] = getattr(errors, told.pop("kind"))
+            kind: type[PipelineError] = getattr(errors, told["kind"])
+            Monitor(run=run_name(run_uri)).add("sdclr_stops", reason=told["reason"])
             raise kind(told["what"], where=told["where"], todo=told["todo"])
 
 
@@ -199,12 +204,20 @@ def _torch_trainer(config: Config, job: Job, rows: Any, *, use_gpu: bool) -> Any
         train_worker,  # type: ignore[arg-type]
         train_loop_config=asdict(job),
         torch_config=TorchConfig(timeout_s=config.train.collective_timeout_s),
-        scaling_config=ScalingConfig(num_workers=config.train.workers, use_gpu=use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=config.train.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={
+                "CPU": 1,
+                "GPU": int(use_gpu),
+                **on_nodes_with(config.placement.train_resource),
+            },
+        ),
         datasets={"pretrain": rows},
         # Every rank holds the whole set: the order of `sdclr.order` needs no shuffle between them.
         dataset_config=DataConfig(datasets_to_split=[]),
         run_config=RunConfig(
-            name=f"attempt-{time.time_ns()}",
+            name=f"{run_name(job.run_uri)}-{time.time_ns()}",
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(  # type: ignore[call-arg]

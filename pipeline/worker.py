@@ -31,6 +31,7 @@ from pipeline.errors import (
 from pipeline.health_log import HealthLog
 from pipeline.method_log import MethodLog
 from pipeline.metrics import truncate_metrics
+from pipeline.monitor import Monitor, run_name
 from pipeline.stopping import StopWatch
 from sdclr import (
     ImageSet,
@@ -195,6 +196,7 @@ class MethodRun:
             keep_every_steps=lasting,
             deadline_s=t.checkpoint_timeout_s,
             before_commit=log.flush,
+            monitor=Monitor(run=run_name(self.job.run_uri), method=self.method),
         )
 
     def _restore(self) -> list[str]:
@@ -297,6 +299,10 @@ class MethodRun:
 
 
 def _told(error: Exception, run_uri: str) -> dict[str, Any]:
+    # A step that was not finite arrives as a TrainingError that says where its evidence is.
+    reason = type(
+        error.__cause__ if isinstance(error.__cause__, NonFiniteError) else error
+    ).__name__
     if not isinstance(error, PipelineError):
         error = TrainingError(
             str(error),
@@ -305,6 +311,7 @@ def _told(error: Exception, run_uri: str) -> dict[str, Any]:
         )
     return {
         "kind": type(error).__name__,
+        "reason": reason,
         "what": error.what,
         "where": error.where,
         "todo": error.todo,

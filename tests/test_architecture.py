@@ -26,6 +26,8 @@ LAYERS = (
         "cluster",
         "checkpoint",
         "metrics",
+        "monitor",
+        "scale",
         "scores",
         "stopping",
         "weights",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from pipeline.cluster import Cluster, check_workers
+from pipeline.cluster import Cluster, check_placement, check_workers, on_nodes_with
 from pipeline.errors import ClusterError
 from tests.conftest import REPO
 
@@ -42,3 +43,18 @@ def test_an_address_that_does_not_answer_ends_with_exit_code_5() -> None:
     )
     assert result.returncode == 5, result.stderr[-2000:]
     assert "RAY_ADDRESS=127.0.0.1:1" in result.stderr and "to do:" in result.stderr
+
+
+def test_a_resource_that_no_node_has_is_refused_by_name() -> None:
+    marked = replace(SMALL, custom_resources=frozenset({"train"}))
+    check_placement(marked, "train", None)
+    with pytest.raises(ClusterError, match="no node .* has the resource 'data'; there are: train"):
+        check_placement(marked, "train", "data")
+    with pytest.raises(ClusterError, match="there are: none"):
+        check_placement(SMALL, "train")
+
+
+def test_a_share_of_a_resource_is_asked_for_and_none_without_a_name() -> None:
+    assert on_nodes_with(None) == {}
+    ((name, share),) = on_nodes_with("train").items()
+    assert name == "train" and 0 < 64 * share < 1  # 64 workers on a node of 1

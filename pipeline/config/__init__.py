@@ -12,6 +12,7 @@ from pipeline.config.data import Data, Feed, Ingest
 from pipeline.config.health import Health
 from pipeline.config.method import SDCLR, Augment, Model, SimCLR
 from pipeline.config.mine import Mine
+from pipeline.config.placement import Placement
 from pipeline.config.stages import Evaluate, Export, Run, Train
 from pipeline.config.types import Section
 
@@ -32,3 +33,4 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     mine: Mine = Mine()
+    placement: Placement = Placement()

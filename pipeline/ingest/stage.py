@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import errors, storage
+from pipeline.cluster import on_nodes_with
 from pipeline.config import Config
 from pipeline.dataset.image import ImageLimits
 from pipeline.dataset.manifest import (
@@ -38,6 +39,7 @@ from pipeline.dataset.manifest import (
 from pipeline.errors import ClusterError, DataError
 from pipeline.ingest.sources import Entry, ImageIndex, index_source
 from pipeline.ingest.task import Chunk, Outcome, Place, parse_outcome, run_chunk
+from pipeline.monitor import Monitor
 
 Progress = Callable[[int, int], None]
 
@@ -128,7 +130,7 @@ def ingest(config: Config, progress: Progress) -> tuple[str, Manifest]:
     chunks = list(_chunks(index, config.ingest.shard_bytes))
     total, done, outcomes = sum(len(chunk.ids) for chunk in chunks), 0, []
     progress(0, total)
-    for outcome in _run(chunks, place, index.pixels):
+    for outcome in _run(chunks, place, index.pixels, config.placement.data_resource):
         if outcome.error is not None:
             kind, what, where, todo = outcome.error
             raise getattr(errors, kind)(what, where=where, todo=todo)
@@ -137,6 +139,9 @@ def ingest(config: Config, progress: Progress) -> tuple[str, Manifest]:
         progress(done, total)
     outcomes.sort(key=lambda outcome: (SET_NAMES.index(outcome.set_name), outcome.number))
     manifest = _manifest(config, index, outcomes)
+    monitor = Monitor(data=manifest.name)
+    for reason, number in manifest.rejects.by_reason.items():
+        monitor.add("sdclr_rejects", number, reason=reason)
     problem = _unfit(config, index, manifest)
     if problem is not None:
         storage.delete_tree(shards_uri)
@@ -193,7 +198,9 @@ def _chunks(index: ImageIndex, shard_bytes: int) -> Iterator[Chunk]:
             )
 
 
-def _run(chunks: Sequence[Chunk], place: Place, pixels: Any) -> Iterator[Outcome]:
+def _run(
+    chunks: Sequence[Chunk], place: Place, pixels: Any, data_resource: str | None = None
+) -> Iterator[Outcome]:
     """Outcomes as their tasks finish, in any order."""
     import ray
     from ray.data import DataContext
@@ -209,7 +216,9 @@ def _run(chunks: Sequence[Chunk], place: Place, pixels: Any) -> Iterator[Outcome
         written = source.map(
             run_chunk,  # type: ignore[arg-type]  # Ray's stub leaves no room for fn_kwargs
             fn_kwargs={"place": place, "pixels": reference},
+            resources=on_nodes_with(data_resource) or None,
         )
+        written.set_name(place.data_uri.rpartition("/")[2])  # on the dashboard
         for row in written.iter_rows():
             yield parse_outcome(row["outcome"])
     except ray.exceptions.RayError as error:

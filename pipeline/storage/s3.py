@@ -16,6 +16,7 @@ import botocore.exceptions as boto
 import s3fs
 
 from pipeline.errors import StorageError
+from pipeline.storage.retries import RETRIES
 
 T = TypeVar("T")
 
@@ -132,6 +133,7 @@ class ObjectStore:
                     raise StorageError(
                         f"could not {action}: {what}", where=uri, todo=todo
                     ) from error
+            RETRIES[action] += 1
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 

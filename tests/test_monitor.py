@@ -1,0 +1,180 @@
+"""The table of metrics, the dashboard and the alerts name the same numbers, and no others."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.monitor import METRICS, TABLE, Monitor, by_group, run_name
+from sdclr import build_network
+from tests.conftest import REPO
+
+RULES = REPO / "infra" / "prometheus" / "rules.yaml"
+DASHBOARD = json.loads((REPO / "infra" / "grafana" / "sdclr.json").read_text())
+EXPORTED = {metric.exported_name: metric for metric in TABLE}
+
+
+def panels(dashboard: dict[str, Any]) -> dict[str, list[str]]:
+    return {p["title"]: [t["expr"] for t in p["targets"]] for p in dashboard["panels"]}
+
+
+def alerts() -> dict[str, str]:
+    (group,) = yaml.safe_load(RULES.read_text())["groups"]
+    return {rule["alert"]: rule["expr"] for rule in group["rules"]}
+
+
+def expressions(dashboard: dict[str, Any]) -> list[str]:
+    return [expr for exprs in panels(dashboard).values() for expr in exprs]
+
+
+def names(expressions: list[str]) -> set[str]:
+    return {name for expr in expressions for name in re.findall(r"\bray_\w+", expr)}
+
+
+def foreign_labels(expression: str) -> set[str]:
+    """Labels that an expression uses of a metric which does not have them."""
+    used = set(re.findall(r"(\w+)=~?\"", expression))
+    for group in re.findall(r"\bby \(([^)]*)\)", expression):
+        used |= {label.strip() for label in group.split(",")}
+    tags = [set(EXPORTED[name].tags) for name in names([expression])]
+    return {label for label in used if not all(label in own for own in tags)}
+
+
+def test_the_dashboard_shows_every_metric_and_knows_no_other() -> None:
+    assert names(expressions(DASHBOARD)) == EXPORTED.keys()
+
+
+def test_alerts_know_no_other_metric() -> None:
+    assert names(list(alerts().values())) <= EXPORTED.keys()
+
+
+@pytest.mark.parametrize("expression", [*expressions(DASHBOARD), *alerts().values()])
+def test_expressions_use_labels_that_the_metric_has(expression: str) -> None:
+    assert foreign_labels(expression) == set()
+
+
+def test_a_misspelt_metric_or_label_is_found() -> None:
+    broken = json.loads(json.dumps(DASHBOARD).replace("ray_sdclr_loss", "ray_sdclr_lost"))
+    assert names(expressions(broken)) != EXPORTED.keys()
+    assert foreign_labels('sum by (rank) (ray_sdclr_loss{trial="1"})') == {"rank", "trial"}
+
+
+def test_the_dashboard_asks_for_its_data_source_and_does_not_overlap() -> None:
+    sources = [p["datasource"]["uid"] for p in DASHBOARD["panels"]]
+    assert set(sources) == {"${datasource}"}
+    places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in DASHBOARD["panels"]]
+    ids = [p["id"] for p in DASHBOARD["panels"]]
+    assert len(set(places)) == len(places) and len(set(ids)) == len(ids)
+
+
+def test_every_alert_says_what_to_do() -> None:
+    (group,) = yaml.safe_load(RULES.read_text())["groups"]
+    for rule in group["rules"]:
+        assert rule["annotations"]["summary"] and rule["annotations"]["todo"], rule["alert"]
+        assert rule["labels"]["severity"] in ("page", "ticket")
+
+
+def test_alerts_are_about_the_failures_that_must_not_pass_unseen() -> None:
+    wanted = {"SdclrStalled", "SdclrDataStarved", "SdclrCollapse", "SdclrNonFinite"}
+    assert wanted | {"SdclrCheckpointFailed"} <= alerts().keys()
+
+
+promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is absent")
+
+
+def rules_test(folder: Path) -> int:
+    command = ["promtool", "test", "rules", str(folder / "rules_test.yaml")]
+    return subprocess.run(command, capture_output=True).returncode
+
+
+@promtool
+def test_alerts_fire_when_they_should_and_only_then() -> None:
+    assert rules_test(RULES.parent) == 0
+
+
+@promtool
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("changes(ray_sdclr_step[15m]) == 0 and", "changes(ray_sdclr_step[15m]) == 1 and"),
+        ("and ray_sdclr_step < ray_sdclr_num_steps\n        for: 5m", "\n        for: 5m"),
+        ("> 0.1\n        for: 10m\n        labels: {severity: ticket}", "> 0.2\n        for: 10m\n"
+         "        labels: {severity: ticket}"),
+        ('measure="rankme"} < 0.5', 'measure="rankme"} < 0.4'),
+        ('or ray_sdclr_health{measure="dead_frac"} > 0.5', ""),
+        ("< 0.001", "< 0.0001"),
+        (' unless ray_sdclr_stops_total{reason="NonFiniteError"} offset 1h', ""),
+        ('reason!="NonFiniteError"', 'reason="DataError"'),
+        (" unless ray_sdclr_checkpoint_failures_total offset 1h", " offset 1h"),
+        ("> 21600", "> 216000"),
+    ],
+)  # fmt: skip
+def test_a_changed_alert_fails_its_own_test(old: str, new: str, tmp_path: Path) -> None:
+    shutil.copytree(RULES.parent, tmp_path, dirs_exist_ok=True)
+    text = RULES.read_text()
+    assert old in text
+    (tmp_path / "rules.yaml").write_text(text.replace(old, new))
+    assert rules_test(tmp_path) != 0
+
+
+@promtool
+def test_prometheus_accepts_its_configuration_and_every_expression(tmp_path: Path) -> None:
+    config = RULES.parent / "prometheus.yaml"
+    assert (
+        subprocess.run(["promtool", "check", "config", config], capture_output=True).returncode == 0
+    )
+    plain = [
+        e.replace("$__rate_interval", "1m").replace("$run", ".*") for e in expressions(DASHBOARD)
+    ]
+    rules = [{"record": f"test:panel{i}", "expr": expr} for i, expr in enumerate(plain)]
+    file = tmp_path / "panels.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    result = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_names_carry_units_and_every_metric_belongs_to_a_run_or_a_data_set() -> None:
+    for metric in TABLE:
+        assert metric.name.startswith("sdclr_") and not metric.name.endswith("_total")
+        assert metric.tags[0] in ("run", "data") and metric.help
+    assert len(METRICS) == len(TABLE)
+
+
+def test_layers_are_told_by_group_whatever_the_depth() -> None:
+    network = build_network("resnet50", stem="imagenet", head_depth=2, seed=0)
+    weights = [name for name, p in network.named_parameters() if p.ndim > 1]
+    groups = by_group(dict.fromkeys(weights, 0.5))
+    assert list(groups) == ["conv1", "layer1", "layer2", "layer3", "layer4", "head"]
+    assert len(weights) > 50 and set(groups.values()) == {0.5}
+
+
+def test_the_kept_fraction_of_a_group_is_the_mean_of_its_layers() -> None:
+    kept = {"backbone.layer1.0.conv1.weight": 0.2, "backbone.layer1.1.conv1.weight": 0.4}
+    assert by_group(kept) == {"layer1": pytest.approx(0.3)}
+
+
+def test_a_model_of_many_modules_makes_no_more_series_than_the_limit() -> None:
+    groups = by_group({f"block{i}.weight": float(i < 23) for i in range(1000)})
+    assert len(groups) == 24 and groups["other"] == 0.0
+
+
+def test_the_run_is_named_by_the_end_of_its_uri() -> None:
+    assert run_name("s3://bucket/runs/demo-1a2b3c4d/") == "demo-1a2b3c4d"
+
+
+def test_without_ray_nothing_happens() -> None:
+    import ray
+
+    if ray.is_initialized():
+        pytest.skip("Ray is running in this process")
+    monitor = Monitor(run="r", method="sdclr")
+    monitor.set("sdclr_loss", 1.0)
+    monitor.add("sdclr_images", 3)
+    monitor.checkpoint(1.0)

@@ -1,0 +1,97 @@
+"""A cluster of several nodes on this machine: work runs on the nodes that the keys name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPO
+from tests.loopback_ray import LoopbackRay
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+# Which process ran where, asked of the cluster once the run is done.
+LIST_WORK = """
+import json, ray
+from ray.util.state import list_actors, list_tasks
+ray.init(address="auto", log_to_driver=False)
+options = {"limit": 10000, "raise_on_missing_output": False}
+print(json.dumps({
+    "nodes": {n["NodeID"]: sorted(n["Resources"]) for n in ray.nodes()},
+    "tasks": [[t.name, t.node_id] for t in list_tasks(**options) if t.node_id],
+    "actors": [[a.class_name, a.node_id] for a in list_actors(**options) if a.node_id],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """The environment of a head without work, one node for data and two for training."""
+    with LoopbackRay(num_cpus=0) as ray_cluster:
+        for kind in ("data", "train", "train"):
+            ray_cluster.add_node(2, json.dumps({kind: 1}))
+        environment = ray_cluster.environment() | {"RAY_ADDRESS": ray_cluster.address}
+        wait_for_nodes(environment, 4)
+        yield environment
+
+
+def wait_for_nodes(environment: dict[str, str], num_nodes: int) -> None:
+    end_s = time.monotonic() + 90
+    while len(work(environment)["nodes"]) < num_nodes:
+        assert time.monotonic() < end_s, "the nodes did not come up"
+
+
+def run(environment: dict[str, str], folder: Path, *words: str) -> Any:
+    command = [sys.executable, str(REPO / "pipeline" / "run.py"), "run.root=runs", *words]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500
+    )
+
+
+def work(environment: dict[str, str]) -> Any:
+    time.sleep(2)  # events of tasks arrive once a second
+    result = subprocess.run(
+        [sys.executable, "-c", LIST_WORK], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_data_tasks_and_training_workers_run_on_their_own_nodes(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    words = ("train.epochs=1", "train.methods=[sdclr]", "evaluate.protocols=[knn-k20]")
+    names = ("placement.train_resource=train", "placement.data_resource=data")
+    result = run(cluster, tmp_path, *words, *names)
+    assert result.returncode == 0, result.stderr
+    found = work(cluster)
+    kind = {
+        node: next((name for name in ("train", "data") if name in resources), "head")
+        for node, resources in found["nodes"].items()
+    }
+    tasks = [(name, kind[node]) for name, node in found["tasks"]]
+    written = {place for name, place in tasks if "run_chunk" in name}
+    decoded = {place for name, place in tasks if "ShardDecoder" in name}
+    assert written == {"data"} and decoded == {"data"}, tasks
+    workers = [kind[node] for name, node in found["actors"] if name == "RayTrainWorker"]
+    assert workers == ["train", "train"], found["actors"]
+    extractors = {kind[n] for name, n in found["actors"] if "Extractor" in name}
+    assert extractors == {"train"}, found["actors"]
+
+
+def test_a_resource_that_no_node_has_ends_with_exit_code_5_before_work_starts(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    names = ("placement.train_resource=trainer", "placement.wait_s=1")
+    result = run(cluster, tmp_path, "train.epochs=1", *names)
+    assert result.returncode == 5, result.stderr
+    assert "no node of the cluster has the resource 'trainer'; there are: data, train" in (
+        result.stderr
+    )
