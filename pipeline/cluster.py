@@ -134,6 +134,18 @@ def usable_cpus() -> int:
     return max(1, num_cpus)
 
 
+def smallest_object_store_bytes() -> int:
+    """Ray's shared memory on the node that has least of it, of those that can run tasks."""
+    import ray
+
+    sizes = [
+        int(node["Resources"].get("object_store_memory", 0))
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"] and node["Resources"].get("CPU")
+    ]
+    return min(sizes, default=0)
+
+
 def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:
     """Refuse a number of training workers that could never be placed.
 

@@ -95,6 +95,8 @@ def root_cause(error: BaseException) -> BaseException:
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))
+        if isinstance(error, PipelineError) and not hasattr(error, "cause"):
+            return error  # not one of Ray's wrappings, which are instances of what they wrap
         failures = getattr(error, "worker_failures", None)
         if failures:
             return min((root_cause(failure) for failure in failures.values()), key=_vagueness)

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.metrics import read_metrics
-from sdclr import ImageSet, Trainer
+from sdclr import Images, Trainer
 from sdclr.checkup import Checkup, alarms
 
 
@@ -29,7 +29,7 @@ class HealthLog:
     """
 
     def __init__(
-        self, config: Config, method: str, trainer: Trainer, images: ImageSet, *, run_uri: str
+        self, config: Config, method: str, trainer: Trainer, images: Images, *, run_uri: str
     ) -> None:
         self._config, self._method, self._trainer = config, method, trainer
         self._checkup = Checkup.of_images(

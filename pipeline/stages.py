@@ -124,6 +124,7 @@ class Session:
 
     def pretrain(self, *, ingest_first: bool) -> None:
         """Ingest if asked to, check, and train; the run exists from here on."""
+        from pipeline import feed
         from pipeline.dataset.manifest import read_manifest
         from pipeline.ingest.stage import data_set_uri
         from pipeline.train import check, train, uses_gpu
@@ -142,6 +143,7 @@ class Session:
         device = "GPU" if uses_gpu(self.config, self.cluster) else "CPU"
         workers = f"{self.config.train.workers} {device} workers"
         self.console.stage("train", f"{methods}, {self.config.train.epochs} epochs, {workers}")
+        self.console.stage("train", feed.described(self.config, dataset.manifest))
         with self._plain_errors(), self.record.stage("train"):
             gpu = train(cluster=self.cluster, console=self.console, **self._common())
         if gpu is not None:

@@ -9,7 +9,13 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline import errors, feed, health_log, metrics, models, stopping, storage
-from pipeline.cluster import Cluster, check_placement, check_workers, on_nodes_with
+from pipeline.cluster import (
+    Cluster,
+    check_placement,
+    check_workers,
+    on_nodes_with,
+    smallest_object_store_bytes,
+)
 from pipeline.config import Config
 from pipeline.config.stages import NEEDS_VAL
 from pipeline.console import Console
@@ -32,7 +38,7 @@ def check(config: Config, manifest: Manifest, cluster: Cluster) -> None:
     models.resize_px(config, manifest)
     models.new_network(config, config.train.methods[0], init_from=models.init_uri(config))
     check_split(config, manifest)
-    feed.check_fits(config, manifest)
+    feed.check_fits(config, manifest, object_store_bytes=smallest_object_store_bytes())
     check_placement(cluster, config.placement.train_resource, config.placement.data_resource)
     check_workers(cluster, config.train.workers, use_gpu=uses_gpu(config, cluster))
 
@@ -97,10 +103,13 @@ def train(
         device="cuda" if use_gpu else "cpu",
         num_threads=local_threads if cluster.is_local else 1,
     )
-    # Decoded once into the object store, from where every worker and every restart reads it.
-    rows = feed.decoded_rows(config, data_uri, manifest, "pretrain").materialize()
+    # Decoded once into the object store, where every worker and every restart finds it.
+    datasets = {}
+    if feed.is_cached(config, manifest):
+        rows = feed.decoded_rows(config, data_uri, manifest, "pretrain")
+        datasets["pretrain"] = rows.materialize()
     stopping.clear(run_uri)
-    result = _fit_again(config, job, rows, console, use_gpu=use_gpu)
+    result = _fit_again(config, job, datasets, console, use_gpu=use_gpu)
     health_log.tell(console, metrics.read_metrics(run_uri, kind="health"))
     for row in metrics.read_metrics(run_uri, kind="fallback"):
         for sentence in row["refused"]:
@@ -109,13 +118,15 @@ def train(
     return gpu
 
 
-def _fit_again(config: Config, job: Job, rows: Any, console: Console, *, use_gpu: bool) -> Any:
+def _fit_again(
+    config: Config, job: Job, datasets: dict[str, Any], console: Console, *, use_gpu: bool
+) -> Any:
     """Train, and again when Ray Train's own controller failed: it does not restart itself."""
     from ray.train import ControllerError
 
     for failures in range(config.train.max_controller_failures + 1):
         outcome = _Outcome()
-        trainer = _torch_trainer(config, job, rows, use_gpu=use_gpu)
+        trainer = _torch_trainer(config, job, datasets, use_gpu=use_gpu)
         thread = threading.Thread(target=outcome.run, args=(trainer.fit,), daemon=True)
         thread.start()
         _watch(thread, config, job.run_uri, console)
@@ -195,7 +206,7 @@ class _Outcome:
             raise kind(told["what"], where=told["where"], todo=told["todo"])
 
 
-def _torch_trainer(config: Config, job: Job, rows: Any, *, use_gpu: bool) -> Any:
+def _torch_trainer(config: Config, job: Job, datasets: dict[str, Any], *, use_gpu: bool) -> Any:
     from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -213,7 +224,7 @@ def _torch_trainer(config: Config, job: Job, rows: Any, *, use_gpu: bool) -> Any
                 **on_nodes_with(config.placement.train_resource),
             },
         ),
-        datasets={"pretrain": rows},
+        datasets=datasets,
         # Every rank holds the whole set: the order of `sdclr.order` needs no shuffle between them.
         dataset_config=DataConfig(datasets_to_split=[]),
         run_config=RunConfig(

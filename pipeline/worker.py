@@ -34,7 +34,6 @@ from pipeline.metrics import truncate_metrics
 from pipeline.monitor import Monitor, run_name
 from pipeline.stopping import StopWatch
 from sdclr import (
-    ImageSet,
     NonFiniteError,
     StarvedLayerError,
     StateError,
@@ -86,11 +85,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     manifest = read_manifest(work.data_uri)
     rank = ray.train.get_context().get_world_rank()
     device = ray.train.torch.get_device() if work.device == "cuda" else torch.device("cpu")
-    shard = ray.train.get_dataset_shard("pretrain")
     try:
-        images = feed.collect(
-            shard.iter_batches(batch_size=None, batch_format="numpy"), config, manifest
-        )
+        images = feed.open_source(config, manifest, work.data_uri, device)
         with StopWatch(work.run_uri) if rank == 0 else nullcontext() as stop:
             for method in config.train.methods:
                 MethodRun(work, config, manifest, method, rank, device).train(images, stop)
@@ -139,14 +135,15 @@ class MethodRun:
             device=device,
         )
 
-    def train(self, images: ImageSet, stop: StopWatch | None) -> None:
+    def train(self, images: feed.Source, stop: StopWatch | None) -> None:
         """From the newest good checkpoint, or from the start, to the end."""
         refused = self._restore()
         batches = images.feed(self.plan, seed=self.config.run.seed, rank=self.rank)
         health = None
         if self.rank == 0:
+            some = feed.at_hand(images, self.config.health.num_images)
             health = HealthLog(
-                self.config, self.method, self.trainer, images, run_uri=self.job.run_uri
+                self.config, self.method, self.trainer, some, run_uri=self.job.run_uri
             )
         with self._log() as log, self._writer(log) as writer, self._evidence():
             log.fallback(refused)

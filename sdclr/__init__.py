@@ -1,9 +1,9 @@
 """Self-damaging contrastive learning: the method alone, on torch, torchvision and numpy."""
 
 from sdclr.augment import AugmentRecipe, ViewParams, apply_view, centre_view, sample_view
-from sdclr.imageset import Batch, Feed, ImageSet
+from sdclr.imageset import Batch, Feed, Images, ImageSet, SetFeed
 from sdclr.loss import nt_xent
-from sdclr.order import EpochPlan, epoch_order
+from sdclr.order import EpochPlan, epoch_order, epoch_windows
 from sdclr.prune import PruneRule, StarvedLayerError, magnitude_masks
 from sdclr.recipe import Recipe, cifar_recipe
 from sdclr.schedule import learning_rate, warmup_steps
@@ -17,10 +17,12 @@ __all__ = [
     "EpochPlan",
     "Feed",
     "ImageSet",
+    "Images",
     "Network",
     "NonFiniteError",
     "PruneRule",
     "Recipe",
+    "SetFeed",
     "SimCLR",
     "StarvedLayerError",
     "StateError",
@@ -35,6 +37,7 @@ __all__ = [
     "centre_view",
     "cifar_recipe",
     "epoch_order",
+    "epoch_windows",
     "learning_rate",
     "magnitude_masks",
     "nt_xent",

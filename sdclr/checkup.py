@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sdclr import health
 from sdclr.augment import AugmentRecipe, ViewParams, apply_view, sample_view
 from sdclr.cluster import kmeans
-from sdclr.imageset import ImageSet
+from sdclr.imageset import Images, ImageSet
 from sdclr.seeds import numpy_generator, torch_generator
 from sdclr.twin import SimCLR, Twin
 
@@ -91,7 +91,7 @@ class Checkup:
     batch: int = 256
 
     @classmethod
-    def of_images(cls, images: ImageSet, *, num_images: int, crop_px: int) -> Checkup:
+    def of_images(cls, images: Images, *, num_images: int, crop_px: int) -> Checkup:
         """A fixed choice of at most `num_images` images, and two fixed views of side `crop_px`.
 
         Raises:
@@ -102,7 +102,7 @@ class Checkup:
             raise ValueError(f"a probe set needs 2 images or more, got {num_images}")
         order_N = numpy_generator(_SEED, "checkup").permutation(len(images))[:num_images]
         rows_N = torch.from_numpy(order_N).sort().values
-        chosen = ImageSet(images.images_NCHW[rows_N], images.sizes_N2[rows_N])
+        chosen = ImageSet(*images.take(rows_N))
         recipe = probe_views(crop_px)
         first, second = (
             sample_view(recipe, chosen.sizes_N2, torch_generator(_SEED, "checkup view", which))

@@ -45,8 +45,20 @@ class Feed(Protocol):
         ...
 
 
+class Images(Protocol):
+    """Decoded images at hand, by row."""
+
+    def __len__(self) -> int:
+        """Number of images N."""
+        ...
+
+    def take(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) uint8 and their sizes (B, 2) on the canvas, in the order of rows."""
+        ...
+
+
 class ImageSet:
-    """Images held in memory as uint8.
+    """Images held in memory as uint8, on the host or on a device.
 
     Args:
         images_NCHW: uint8.
@@ -67,17 +79,25 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images_NCHW)
 
+    def take(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) where the set lies, and their sizes (B, 2), in the order of rows."""
+        return self.images_NCHW[rows_B.to(self.images_NCHW.device)], self.sizes_N2[rows_B]
+
     def feed(self, plan: EpochPlan, *, seed: int, rank: int = 0) -> SetFeed:
         """The batches that one rank trains on."""
-        if plan.num_images != len(self):
-            raise ValueError(f"the plan is for {plan.num_images} images, the set has {len(self)}")
         return SetFeed(self, plan, seed=seed, rank=rank)
 
 
 class SetFeed:
-    """The batches of an `ImageSet` for one rank; a `Feed`."""
+    """The batches of some images for one rank, re-shuffled every epoch; a `Feed`.
 
-    def __init__(self, images: ImageSet, plan: EpochPlan, *, seed: int, rank: int) -> None:
+    Raises:
+        ValueError: the plan is for another number of images.
+    """
+
+    def __init__(self, images: Images, plan: EpochPlan, *, seed: int, rank: int) -> None:
+        if plan.num_images != len(images):
+            raise ValueError(f"the plan is for {plan.num_images} images, the set has {len(images)}")
         self.images, self.plan, self.seed, self.rank = images, plan, seed, rank
 
     def batches(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
@@ -86,9 +106,10 @@ class SetFeed:
         for step in range(start_step, self.plan.num_steps):
             part = self.plan.part(step, self.rank)
             rows_B = order[part]
+            images_BCHW, sizes_B2 = self.images.take(rows_B)
             yield Batch(
-                images_BCHW=self.images.images_NCHW[rows_B],
-                sizes_B2=self.images.sizes_N2[rows_B],
+                images_BCHW=images_BCHW,
+                sizes_B2=sizes_B2,
                 rows_B=rows_B,
                 start=part.start - step * self.plan.global_batch,
                 num_global=self.plan.batch_size(step),

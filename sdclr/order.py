@@ -7,6 +7,7 @@ without any state.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,3 +71,28 @@ class EpochPlan:
 def epoch_order(num_images: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """The epoch's permutation of 0..num_images-1."""
     return numpy_generator(seed, "order", epoch).permutation(num_images)
+
+
+def epoch_windows(
+    shard_rows: Sequence[int], *, window_shards: int, seed: int, epoch: int
+) -> Iterator[NDArray[np.int64]]:
+    """The epoch's order of a set that is read shard by shard, one array of rows for each window.
+
+    Shards are shuffled and dealt into windows of even size; rows are shuffled within a window. A
+    reader needs the shards of one window at a time. One window for all is `epoch_order`.
+
+    Args:
+        shard_rows: rows of each shard; row numbers run through the shards as listed.
+        window_shards: shards in a window, at most.
+        seed: of the run.
+        epoch: of the run, from 0.
+    """
+    num_windows = -(-len(shard_rows) // window_shards)
+    if num_windows == 1:
+        yield epoch_order(sum(shard_rows), seed=seed, epoch=epoch)
+        return
+    starts = np.cumsum([0, *shard_rows])
+    shards = numpy_generator(seed, "shards", epoch).permutation(len(shard_rows))
+    for number, members in enumerate(np.array_split(shards, num_windows)):
+        rows = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in members])
+        yield numpy_generator(seed, "window", epoch, number).permutation(rows)

@@ -31,6 +31,7 @@ LAYERS = (
         "scores",
         "stopping",
         "weights",
+        "mailbox",
     },
     {"record", "run_folder", "models", "feed", "checkpoint_writer", "method_log"},
     {"model_source"},

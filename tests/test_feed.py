@@ -17,6 +17,7 @@ from pipeline.dataset.image import png_bytes
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo, ShardInfo
 from pipeline.dataset.shards import write_shard
 from pipeline.errors import ConfigError, DataError
+from sdclr import EpochPlan, ImageSet
 
 SHAPES = [(8, 12), (40, 20), (16, 16), (33, 64)]
 
@@ -62,21 +63,42 @@ def test_raw_images_arrive_unchanged_and_in_place_from_any_order(tmp_path: Path)
     manifest = stored(tmp_path, [i.tobytes() for i in images], ImageInfo("raw", 6, 5))
     batches = decoded(tmp_path, manifest)
     for order in (batches, batches[::-1]):
-        found = feed.collect(order, load_config(None), manifest)
-        assert torch.equal(found.images_NCHW, torch.from_numpy(images).permute(0, 3, 1, 2))
-        assert found.sizes_N2.tolist() == [[6, 5]] * 8
+        found = feed.SharedImages(order, manifest)
+        assert len(found) == 8
+        for rows in (torch.arange(8), torch.tensor([7, 0, 3, 3, 6, 1]), torch.tensor([4])):
+            pixels, sizes = found.take(rows)
+            assert torch.equal(pixels, torch.from_numpy(images[rows.numpy()]).permute(0, 3, 1, 2))
+            assert sizes.tolist() == [[6, 5]] * len(rows)
+
+
+def test_batches_are_the_same_from_shared_blocks_from_the_device_and_from_one_tensor(
+    tmp_path: Path,
+) -> None:
+    images = raw_images(8)
+    manifest = stored(tmp_path, [i.tobytes() for i in images], ImageInfo("raw", 6, 5))
+    shared = feed.SharedImages(decoded(tmp_path, manifest), manifest)
+    one = ImageSet(torch.from_numpy(images).permute(0, 3, 1, 2))
+    plan = EpochPlan(num_images=8, global_batch=4, drop_last=True, num_ranks=2)
+    sources = (shared, shared.to(torch.device("cpu")), one)
+    for rank in (0, 1):
+        feeds = [source.feed(plan, seed=3, rank=rank).batches(1) for source in sources]
+        for batch, *others in zip(*feeds, strict=True):
+            for other in others:
+                assert torch.equal(batch.images_BCHW, other.images_BCHW)
+                assert torch.equal(batch.sizes_B2, other.sizes_B2)
+                assert torch.equal(batch.rows_B, other.rows_B)
 
 
 def test_photos_keep_their_aspect_on_the_canvas(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     photos = [generator.integers(0, 256, (*s, 3), dtype=np.uint8) for s in SHAPES]
     manifest = stored(tmp_path, [png_bytes(p) for p in photos], ImageInfo("original", None, None))
-    config = load_config(None, ["feed.canvas_px=32"])
-    found = feed.collect(decoded(tmp_path, manifest, "feed.canvas_px=32"), config, manifest)
-    assert found.sizes_N2.tolist() == [[8, 12], [32, 16], [16, 16], [16, 32]]
-    small = found.images_NCHW[0, :, :8, :12].permute(1, 2, 0).numpy()
+    found = feed.SharedImages(decoded(tmp_path, manifest, "feed.canvas_px=32"), manifest)
+    pixels, sizes = found.take(torch.arange(4))
+    assert sizes.tolist() == [[8, 12], [32, 16], [16, 16], [16, 32]]
+    small = pixels[0, :, :8, :12].permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(small, photos[0])
-    assert not found.images_NCHW[0, :, 8:].any() and not found.images_NCHW[0, :, :, 12:].any()
+    assert not pixels[0, :, 8:].any() and not pixels[0, :, :, 12:].any()
 
 
 def test_a_row_that_is_missing_or_comes_twice_is_noticed(tmp_path: Path) -> None:
@@ -84,9 +106,9 @@ def test_a_row_that_is_missing_or_comes_twice_is_noticed(tmp_path: Path) -> None
     manifest = stored(tmp_path, images, ImageInfo("raw", 6, 5))
     batches = decoded(tmp_path, manifest)
     with pytest.raises(DataError, match="2 of 8 images did not arrive exactly once"):
-        feed.collect(batches[:-1], load_config(None), manifest)
+        feed.SharedImages(batches[:-1], manifest)
     with pytest.raises(DataError, match="3 of 8 images did not arrive exactly once"):
-        feed.collect([*batches, batches[0]], load_config(None), manifest)
+        feed.SharedImages([*batches, batches[0]], manifest)
 
 
 def test_photos_without_a_canvas_are_refused(tmp_path: Path) -> None:
@@ -111,6 +133,18 @@ def test_a_flipped_byte_stops_the_reading_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("R28")
+def test_a_changed_image_stops_the_reading_by_the_name_of_its_sample(tmp_path: Path) -> None:
+    images = [i.tobytes() for i in raw_images(8)]
+    manifest = stored(tmp_path, images, ImageInfo("raw", 6, 5))
+    file = tmp_path / "shards" / "pretrain-00001.parquet"
+    content = bytearray(file.read_bytes())
+    content[content.index(images[4]) + 50] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="the image of sample image-4 was changed"):
+        decoded(tmp_path, manifest)
+
+
+@pytest.mark.promise("R28")
 def test_an_image_that_cannot_be_decoded_any_more_stops_by_name(tmp_path: Path) -> None:
     whole = png_bytes(raw_images(1)[0])
     manifest = stored(
@@ -120,12 +154,27 @@ def test_an_image_that_cannot_be_decoded_any_more_stops_by_name(tmp_path: Path) 
         decoded(tmp_path, manifest, "feed.canvas_px=32", "ingest.min_side_px=1")
 
 
-def test_a_set_beyond_the_memory_limit_is_refused_with_both_sizes() -> None:
+def test_a_set_to_be_kept_beyond_the_memory_is_refused_with_both_sizes() -> None:
     shard = ShardInfo("shards/pretrain-00000.parquet", 10_000_000, 1, hashlib.sha256().hexdigest())
     manifest = manifest_of(ImageInfo("raw", 32, 32), [shard])
-    with pytest.raises(ConfigError, match=r"takes 28.6 GiB.*allows 2.0 GiB"):
-        feed.check_fits(load_config(None), manifest)
-    feed.check_fits(load_config(None, ["feed.cache_bytes=40000000000"]), manifest)
+    kept, roomy = "feed.cache=host", "feed.max_memory_bytes=40000000000"
+    with pytest.raises(ConfigError, match=r"takes 28.6 GiB.*max_memory_bytes allows 2.0 GiB"):
+        feed.check_fits(load_config(None, [kept]), manifest, object_store_bytes=2**40)
+    with pytest.raises(ConfigError, match=r"takes 28.6 GiB.*object store has 1.0 GiB"):
+        feed.check_fits(load_config(None, [kept, roomy]), manifest, object_store_bytes=2**30)
+    feed.check_fits(load_config(None, [kept, roomy]), manifest, object_store_bytes=2**40)
+    assert "28.6 GiB, is kept" in feed.described(load_config(None, [kept, roomy]), manifest)
+
+
+@pytest.mark.parametrize(
+    ("cache", "num_images", "kept"),
+    [("auto", 1_000, True), ("auto", 10_000_000, False), ("none", 1_000, False),
+     ("host", 10_000_000, True), ("device", 1_000, True)],
+)  # fmt: skip
+def test_a_set_is_kept_if_it_fits_or_if_asked_for(cache: str, num_images: int, kept: bool) -> None:
+    shard = ShardInfo("shards/pretrain-00000.parquet", num_images, 1, "0" * 64)
+    manifest = manifest_of(ImageInfo("raw", 32, 32), [shard])
+    assert feed.is_cached(load_config(None, [f"feed.cache={cache}"]), manifest) == kept
 
 
 def test_too_few_images_are_refused_with_what_would_do() -> None:

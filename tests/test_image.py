@@ -19,6 +19,7 @@ from pipeline.dataset.image import (
     ImageLimits,
     Pixels,
     RejectedImage,
+    decode_canvas,
     decode_rgb,
     fit_canvas,
     png_bytes,
@@ -260,3 +261,27 @@ def test_canvas_reduces_the_long_side(shape: tuple[int, int], size: tuple[int, i
 def test_canvas_of_one_colour_and_of_extreme_shapes() -> None:
     canvas, size = fit_canvas(np.full((1000, 9, 3), 77, np.uint8), 32)
     assert size == (32, 1) and (canvas[:, :, 0] == 77).all()
+
+
+@pytest.mark.parametrize("shape", [(24, 32), (60, 80), (130, 100)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_decoding_onto_a_canvas_is_decoding_and_fitting(shape: tuple[int, int], kind: str) -> None:
+    """Exactly, up to four times the canvas: the decoder has nothing to leave out yet."""
+    data = encoded(Image.fromarray(photo(*shape)), kind)
+    canvas, size = decode_canvas(data, LIMITS, 64)
+    expected, expected_size = fit_canvas(decode_rgb(data, LIMITS), 64)
+    assert size == expected_size
+    np.testing.assert_array_equal(canvas, expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_large_photos_are_decoded_smaller_and_look_the_same(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(photo(901, 1203)), "JPEG", exif=exif, quality=90)
+    canvas, size = decode_canvas(data, ImageLimits(), 64)
+    expected, expected_size = fit_canvas(decode_rgb(data, ImageLimits()), 64)
+    assert size == expected_size
+    difference = np.abs(canvas.astype(int) - expected)
+    assert 0 < difference.max() <= 8  # not the same bits, and hardly another picture
+    assert difference.mean() < 1

@@ -79,7 +79,7 @@ def test_every_recipe_can_train_on_its_set(file: str, rows: int, side: int | Non
     config = load_config(str(RECIPES / f"{file}.yaml"))
     shard = ShardInfo("shards/pretrain-00000.parquet", rows, 1, "0" * 64)
     found = replace(manifest(side, side), sets={"pretrain": SetInfo(rows, None, (shard,))})
-    feed.check_fits(config, found)
+    feed.check_fits(config, found, object_store_bytes=2**40)
     feed.epoch_plan(config, found)
     assert models.resize_px(config, found) in (None, 256)
 

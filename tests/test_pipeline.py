@@ -142,6 +142,19 @@ def test_features_are_looked_at_before_training_and_every_few_epochs(unbroken: U
     assert "[health] sdclr: view retrieval " in result.stdout
 
 
+def test_a_streamed_run_equals_the_one_with_the_set_in_memory(unbroken: Unbroken) -> None:
+    """Bit for bit, where one window holds the whole set: the way of an image changes nothing."""
+    folder, _ = unbroken
+    root = folder.parent.parent
+    result = run(root, "train", *TINY, "feed.cache=none", "run.name=streamed")
+    assert result.returncode == 0, result.stderr
+    (streamed,) = (root / "runs").glob("streamed-*")
+    assert steps(streamed) == steps(folder)
+    assert digest(streamed, "sdclr") == digest(folder, "sdclr")
+    waits = [row["data_wait_frac"] for row in read_metrics(str(streamed), kind="step")]
+    assert all(0 <= wait <= 1 for wait in waits)
+
+
 def test_the_exported_backbone_loads_and_is_the_trained_one(unbroken: Unbroken) -> None:
     folder, _ = unbroken
     tensors = load_file(folder / "models" / "sdclr" / "backbone.safetensors")

@@ -85,6 +85,14 @@ class Feed(Section):
         ge=8,
         description="square that decoded images are reduced to fit; needed for image files",
     )
-    cache_bytes: int = Field(
-        default=2 * GIB, ge=0, description="memory of each worker for the decoded images"
+    cache: Literal["auto", "device", "host", "none"] = Field(
+        default="auto",
+        description="keep the decoded set on the device or the host, or stream it every epoch "
+        "(none); auto: keep it if it fits feed.max_memory_bytes",
+    )
+    max_memory_bytes: int = Field(
+        default=2 * GIB, ge=MIB, description="memory that images may take on a node"
+    )
+    window_shards: int = Field(
+        default=8, ge=1, description="shards whose images are mixed while streaming"
     )

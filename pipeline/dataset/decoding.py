@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.image import ImageLimits, RejectedImage, decode_rgb, fit_canvas
+from pipeline.dataset.image import ImageLimits, RejectedImage, decode_canvas
 from pipeline.dataset.manifest import ImageInfo, Manifest, ShardInfo
 from pipeline.dataset.shards import ShardRows, read_shard
 from pipeline.errors import DataError
@@ -46,7 +46,7 @@ class ShardDecoder:
         (name,), (set_name,), (first,) = batch["name"], batch["set"], batch["first_row"]
         (rows,), (num_bytes,), (sha256,) = batch["rows"], batch["bytes"], batch["sha256"]
         info = ShardInfo(str(name), int(rows), int(num_bytes), str(sha256))
-        shard = read_shard(self.data_uri, info)
+        shard = read_shard(self.data_uri, info, name_sample=True)
         pixels, sizes = self.pixels(shard)
         return {
             "set": np.array([str(set_name)] * len(shard)),
@@ -73,7 +73,7 @@ class ShardDecoder:
         canvases, sizes = [], []
         for sample_id, data in zip(shard.ids, shard.images, strict=True):
             try:
-                canvas, size = fit_canvas(decode_rgb(data, self.limits), self.canvas_px)
+                canvas, size = decode_canvas(data, self.limits, self.canvas_px)
             except RejectedImage as error:
                 raise DataError(
                     f"the image of sample {sample_id} passed ingest and cannot be decoded now: "
@@ -84,6 +84,48 @@ class ShardDecoder:
             canvases.append(canvas)
             sizes.append(size)
         return np.stack(canvases), np.array(sizes, np.int64)
+
+
+def read_parts(
+    data_uri: str, shard: ShardInfo, parts: list[NDArray[np.int64]]
+) -> ShardRows | list[ShardRows]:
+    """Rows of one shard for several readers, as stored and checked; alone if for one reader.
+
+    Args:
+        data_uri: the data set.
+        shard: what the manifest says of it.
+        parts: for each reader, the rows within the shard.
+    """
+    rows = read_shard(data_uri, shard, name_sample=True)
+    found = [rows.take(part.tolist()) for part in parts]
+    return found[0] if len(found) == 1 else found
+
+
+def decode_part(
+    decoder: ShardDecoder,
+    rows_n: NDArray[np.int64],
+    places: list[NDArray[np.int64]],
+    *stored: ShardRows,
+) -> tuple[dict[str, NDArray[Any]], None]:
+    """Decode what several shards hold of one part of the order.
+
+    Args:
+        decoder: of the data set.
+        rows_n: the row in the set of each image, in order.
+        places: for each of `stored`, where in the order its images belong.
+        stored: images of each shard.
+
+    Returns:
+        pixels (n, 3, H, W) uint8, size (n, 2) int64, row (n,); and None, by which a process that
+        needs none of these sees that all went well.
+    """
+    out: dict[str, NDArray[Any]] = {"row": rows_n, "size": np.empty((len(rows_n), 2), np.int64)}
+    for place, images in zip(places, stored, strict=True):
+        pixels, out["size"][place] = decoder.pixels(images)
+        if "pixels" not in out:
+            out["pixels"] = np.empty((len(rows_n), *pixels.shape[1:]), np.uint8)
+        out["pixels"][place] = pixels
+    return out, None
 
 
 def shard_items(manifest: Manifest, set_names: tuple[str, ...]) -> list[dict[str, Any]]:

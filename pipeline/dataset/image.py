@@ -56,6 +56,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SWAPS_SIDES = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,29 @@ def decode_rgb(data: bytes, limits: ImageLimits) -> Pixels:
     Raises:
         RejectedImage: the only failure that hostile or broken bytes can cause.
     """
+    image, _ = _decode(data, limits)
+    return np.array(image)
+
+
+def decode_canvas(
+    data: bytes, limits: ImageLimits, canvas_px: int
+) -> tuple[Pixels, tuple[int, int]]:
+    """`fit_canvas` of `decode_rgb`, faster: a JPEG far larger than the canvas is decoded smaller.
+
+    The decoder leaves out frequencies (1/2, 1/4 or 1/8 of the size) as long as at least twice the
+    size on the canvas is left for the antialiased resize.
+
+    Raises:
+        RejectedImage: as `decode_rgb`.
+    """
+    image, size = _decode(data, limits, at_least_px=2 * canvas_px)
+    return _on_canvas(image, size, canvas_px)
+
+
+def _decode(
+    data: bytes, limits: ImageLimits, *, at_least_px: int | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The upright RGB image, and its height and width before any reduction by the decoder."""
     if not data:
         raise RejectedImage("empty", "the file has zero bytes")
     if len(data) > limits.max_bytes:
@@ -94,9 +118,17 @@ def decode_rgb(data: bytes, limits: ImageLimits) -> Pixels:
         warnings.simplefilter("ignore")
         image = _read_header(data, image_format)
         _check_header(image, image_format, limits)
+        width_px, height_px = image.size
         try:
+            if at_least_px is not None and image_format == "JPEG":
+                scale = at_least_px / max(image.size)
+                image.draft(None, (max(1, int(width_px * scale)), max(1, int(height_px * scale))))
             image.load()
-            return _to_rgb(_upright(image))
+            turn = _turn(image)
+            if turn in _SWAPS_SIDES:
+                width_px, height_px = height_px, width_px
+            upright = image if turn is None else image.transpose(turn)
+            return _to_rgb(upright), (height_px, width_px)
         except MemoryError:
             raise
         except Exception as error:  # decoders raise nearly everything on hostile bytes
@@ -117,12 +149,18 @@ def fit_canvas(rgb: Pixels, canvas_px: int) -> tuple[Pixels, tuple[int, int]]:
     Returns:
         The canvas (3, S, S) uint8, and height and width of the image on it in pixels.
     """
-    height_px, width_px = rgb.shape[:2]
-    if max(height_px, width_px) > canvas_px:
-        scale = canvas_px / max(height_px, width_px)
+    return _on_canvas(Image.fromarray(rgb), (rgb.shape[0], rgb.shape[1]), canvas_px)
+
+
+def _on_canvas(
+    image: Image.Image, size: tuple[int, int], canvas_px: int
+) -> tuple[Pixels, tuple[int, int]]:
+    height_px, width_px = size
+    if max(size) > canvas_px:
+        scale = canvas_px / max(size)
         height_px, width_px = max(1, round(height_px * scale)), max(1, round(width_px * scale))
-        reduced = Image.fromarray(rgb).resize((width_px, height_px), Image.Resampling.BICUBIC)
-        rgb = np.asarray(reduced)
+        image = image.resize((width_px, height_px), Image.Resampling.BICUBIC)
+    rgb = np.asarray(image)
     canvas = np.zeros((3, canvas_px, canvas_px), np.uint8)
     canvas[:, :height_px, :width_px] = rgb.transpose(2, 0, 1)
     return canvas, (height_px, width_px)
@@ -173,26 +211,26 @@ def _check_header(image: Image.Image, image_format: str, limits: ImageLimits) ->
         raise RejectedImage("animated", f"{num_frames} frames")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the image upright."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except MemoryError:
         raise
     except Exception:  # damaged metadata does not spoil the pixels
         orientation = 1
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+    return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
-def _to_rgb(image: Image.Image) -> Pixels:
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
         grey = np.asarray(image).astype(np.uint32)
         high = np.minimum(grey >> 8, 255).astype(np.uint8)
-        return np.repeat(high[..., None], 3, axis=2)
+        return Image.fromarray(high).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba)
-    return np.array(image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _stable_text(error: Exception) -> str:

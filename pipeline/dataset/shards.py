@@ -101,17 +101,27 @@ def write_shard(
     return ShardInfo(name=name, rows=len(ids), bytes=len(data), sha256=digest)
 
 
-def read_shard(data_uri: str, info: ShardInfo) -> ShardRows:
+def read_shard(data_uri: str, info: ShardInfo, *, name_sample: bool = False) -> ShardRows:
     """Read one shard and check it: hash of the file, schema, rows, hash of every image.
 
+    Args:
+        data_uri: root of the data set.
+        info: what the manifest says of the shard.
+        name_sample: of a shard whose hash is wrong, find the sample as well; takes a second.
+
     Raises:
-        DataError: naming the shard, or the sample whose hash differs.
+        DataError: naming the shard, and the sample whose hash differs.
         StorageError: the shard is missing or the storage does not answer.
     """
     uri = storage.join(data_uri, storage.safe_name(info.name))
     data = storage.read_bytes(uri)
     if hashlib.sha256(data).hexdigest() != info.sha256:
         what = f"the shard's hash differs from the manifest's ({len(data)} of {info.bytes} bytes)"
+        if name_sample:
+            from pipeline.dataset.damage import find_changed_sample
+
+            sample = find_changed_sample(data)
+            what += "" if sample is None else f": the image of sample {sample} was changed"
         raise DataError(what, where=uri, todo=_AGAIN)
     table = _parse(data, uri)
     if table.num_rows != info.rows:
@@ -119,10 +129,10 @@ def read_shard(data_uri: str, info: ShardInfo) -> ShardRows:
         raise DataError(what, where=uri, todo=_AGAIN)
     ids = tuple(table["id"].to_pylist())
     images = tuple(table["image"].to_pylist())
-    for name, image, expected in zip(ids, images, table["sha256"].to_pylist(), strict=True):
-        if hashlib.sha256(image).hexdigest() != expected:
-            what = f"the image of sample {name} does not have its recorded hash"
-            raise DataError(what, where=uri, todo=_AGAIN)
+    sample = _wrong_sample(ids, images, table["sha256"].to_pylist())
+    if sample is not None:
+        what = f"the image of sample {sample} does not have its recorded hash"
+        raise DataError(what, where=uri, todo=_AGAIN)
     labels = table["label"].fill_null(UNLABELLED).to_numpy().astype(np.int64)
     return ShardRows(ids=ids, images=images, labels=labels)
 
@@ -159,6 +169,26 @@ def read_hashes(data_uri: str, info: ShardInfo) -> tuple[list[str], list[str]]:
         what = f"the shard has {len(ids)} rows, the manifest says {info.rows}"
         raise DataError(what, where=uri, todo=_AGAIN)
     return ids, digests
+
+
+def _wrong_sample(ids: Sequence[str], images: Sequence[bytes], hashes: Sequence[str]) -> str | None:
+    """The first sample whose image does not have its hash."""
+    for name, image, expected in zip(ids, images, hashes, strict=True):
+        if hashlib.sha256(image).hexdigest() != expected:
+            return name
+    return None
+
+
+def changed_sample(data: bytes) -> str | None:
+    """Of a shard that is not what it was: the sample whose image differs, if it can be told.
+
+    Arrow may crash on such a file: see `pipeline.dataset.damage`.
+    """
+    try:
+        table = _parse(data, "")
+    except DataError:
+        return None
+    return _wrong_sample(*(table[name].to_pylist() for name in ("id", "image", "sha256")))
 
 
 def _parse(data: bytes, uri: str) -> pa.Table:

@@ -195,11 +195,11 @@ def check_fits(config: Config, manifest: Manifest, num_images: int) -> None:
     """
     height_px, width_px = feed.canvas_size(config, manifest)
     needed = num_images * 3 * height_px * width_px
-    if needed > config.feed.cache_bytes:
+    if needed > config.feed.max_memory_bytes:
         raise ConfigError(
             f"the {num_images} decoded labelled images take {needed / 2**30:.1f} GiB, "
-            f"feed.cache_bytes allows {config.feed.cache_bytes / 2**30:.1f} GiB",
-            where="feed.cache_bytes",
+            f"feed.max_memory_bytes allows {config.feed.max_memory_bytes / 2**30:.1f} GiB",
+            where="feed.max_memory_bytes",
             todo="raise it if the nodes have the memory, or use the cached protocols",
         )
 

@@ -1,0 +1,117 @@
+"""The decoded set in memory, one copy a node: Ray Data decodes it once, `sdclr.order` decides.
+
+The decoded blocks stay in Ray's object store, and every worker of a node reads the same memory:
+nothing is copied but the images of a batch. From then on an epoch is index arithmetic: no start-up,
+no wait, and an order that is a function of (seed, epoch, step) alone.
+
+Shapes: N images in the set, B images of a batch, H x W pixels of the canvas.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.cluster import on_nodes_with
+from pipeline.config import Config
+from pipeline.dataset.decoding import ShardDecoder, shard_items
+from pipeline.dataset.image import ImageLimits
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import DataError
+from sdclr import EpochPlan, ImageSet, SetFeed
+
+
+def decoder(config: Config, data_uri: str, manifest: Manifest) -> ShardDecoder:
+    """What turns the shards of a data set into pixels, under this configuration."""
+    limits = ImageLimits(
+        max_bytes=config.ingest.max_image_bytes,
+        max_pixels=config.ingest.max_image_pixels,
+        min_side_px=config.ingest.min_side_px,
+    )
+    return ShardDecoder(data_uri, manifest.image, limits, config.feed.canvas_px)
+
+
+def decoded_rows(config: Config, data_uri: str, manifest: Manifest, *set_names: str) -> Any:
+    """A Ray dataset of the decoded rows of some sets, one task for each shard, in no set order."""
+    import ray.data
+
+    # Progress is shown by the console; Ray Data would draw bars of its own over it.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    items = shard_items(manifest, set_names)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    decoded = dataset.map_batches(
+        decoder(config, data_uri, manifest),
+        batch_size=1,
+        resources=on_nodes_with(config.placement.data_resource) or None,
+    )
+    decoded.set_name(f"{manifest.name}-{'-'.join(set_names)}")  # on the dashboard
+    return decoded
+
+
+class SharedImages:
+    """The decoded set as the blocks in which it came, read where they lie; see `sdclr.Images`.
+
+    Args:
+        batches: rows of `ShardDecoder`, consecutive within each batch, batches in any order. Their
+            arrays are kept, so views of shared memory stay views.
+        manifest: of the data set.
+
+    Raises:
+        DataError: a row is missing or came twice.
+    """
+
+    def __init__(self, batches: Iterable[dict[str, Any]], manifest: Manifest) -> None:
+        blocks = [(int(b["row"][0]), b["row"], b["pixels"], b["size"]) for b in batches]
+        blocks.sort(key=lambda block: block[0])
+        num_images = manifest.sets["pretrain"].rows
+        found_n = np.concatenate([rows for _, rows, _, _ in blocks])
+        times_seen_N = np.bincount(found_n, minlength=num_images)
+        wrong = int((times_seen_N != 1).sum())
+        if wrong or not np.array_equal(found_n, np.arange(num_images)):
+            raise DataError(
+                f"{wrong} of {num_images} images did not arrive exactly once",
+                where=f"data set {manifest.name}",
+                todo="run the stage again; if it happens again, ingest the data set again",
+            )
+        self._starts = np.array([first for first, _, _, _ in blocks])
+        self._blocks: list[NDArray[np.uint8]] = [pixels for _, _, pixels, _ in blocks]
+        self._sizes_N2 = torch.from_numpy(np.concatenate([size for _, _, _, size in blocks]))
+
+    def __len__(self) -> int:
+        """Number of images N."""
+        return len(self._sizes_N2)
+
+    def take(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) uint8 and their sizes (B, 2) on the canvas, in the order of rows."""
+        rows = rows_B.numpy()
+        order = np.argsort(rows, kind="stable")
+        ends = np.searchsorted(rows[order], [*self._starts[1:], len(self)])
+        images_BCHW = torch.empty((len(rows), *self._blocks[0].shape[1:]), dtype=torch.uint8)
+        out = images_BCHW.numpy()
+        begin = 0
+        for first, block, end in zip(self._starts, self._blocks, ends, strict=True):
+            if end > begin:
+                places = order[begin:end]
+                out[places] = block[rows[places] - first]
+                begin = end
+        return images_BCHW, self._sizes_N2[rows_B]
+
+    def to(self, device: torch.device) -> ImageSet:
+        """The whole set in the memory of a device."""
+        shape = (len(self), *self._blocks[0].shape[1:])
+        images_NCHW = torch.empty(shape, dtype=torch.uint8, device=device)
+        for first, block in zip(self._starts, self._blocks, strict=True):
+            # A copy, since shared memory is read-only, which torch has no word for.
+            images_NCHW[first : first + len(block)] = torch.from_numpy(block.copy())
+        return ImageSet(images_NCHW, self._sizes_N2)
+
+    def feed(self, plan: EpochPlan, *, seed: int, rank: int = 0) -> SetFeed:
+        """The batches that one rank trains on."""
+        return SetFeed(self, plan, seed=seed, rank=rank)

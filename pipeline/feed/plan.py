@@ -1,0 +1,184 @@
+"""What the feed will do, known before a worker starts: steps of an epoch, cached or streamed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config import Config
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import ConfigError, DataError
+from sdclr import EpochPlan
+
+# A decode task makes about as much: long against the cost of a task, short against a step.
+_PART_BYTES = 16 * 2**20
+_FEWEST_PIECES, _MOST_PIECES = 2, 32
+# Ray begins to move objects to disk when its store is four fifths full.
+_STORE_FRAC = 0.7
+
+
+@dataclass(frozen=True)
+class StreamBudget:
+    """How a set is streamed within its memory.
+
+    Args:
+        window_shards: shards whose images are mixed.
+        piece_steps: steps that are handed out together.
+        part_rows: images that one task decodes, at most.
+        pieces_ahead: pieces in flight, the one in use included.
+        bytes: images in flight at most, encoded and decoded, on all nodes together.
+    """
+
+    window_shards: int
+    piece_steps: int
+    part_rows: int
+    pieces_ahead: int
+    bytes: int
+
+
+def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:
+    """How the pre-training set is cut into steps.
+
+    Raises:
+        DataError: it does not fill one global batch.
+    """
+    num_images = manifest.sets["pretrain"].rows
+    try:
+        return EpochPlan(
+            num_images=num_images,
+            global_batch=config.train.global_batch,
+            drop_last=config.train.drop_last,
+            num_ranks=config.train.workers,
+        )
+    except ValueError as error:
+        most = num_images - num_images % config.train.workers
+        raise DataError(
+            f"too few images for a batch: {error}",
+            where=f"data set {manifest.name}",
+            todo=f"set train.global_batch={most} or less, or add images",
+        ) from error
+
+
+def canvas_size(config: Config, manifest: Manifest) -> tuple[int, int]:
+    """Height and width in px of the decoded images."""
+    if manifest.image.height_px is not None and manifest.image.width_px is not None:
+        return manifest.image.height_px, manifest.image.width_px
+    side_px = config.feed.canvas_px
+    if side_px is None:
+        raise ConfigError(
+            "images of different sizes need a canvas",
+            where="feed.canvas_px",
+            todo="set feed.canvas_px, for example feed.canvas_px=256",
+        )
+    return side_px, side_px
+
+
+def decoded_bytes(config: Config, manifest: Manifest) -> int:
+    """Memory of the decoded pre-training set."""
+    height_px, width_px = canvas_size(config, manifest)
+    return manifest.sets["pretrain"].rows * 3 * height_px * width_px
+
+
+def is_cached(config: Config, manifest: Manifest) -> bool:
+    """Whether the decoded set is kept in memory, else it is streamed every epoch.
+
+    A function of the configuration and the data set alone, never of the machine: the order of the
+    images, and with it every loss, depends on it.
+    """
+    if config.feed.cache == "auto":
+        return decoded_bytes(config, manifest) <= config.feed.max_memory_bytes
+    return config.feed.cache != "none"
+
+
+def stream_budget(config: Config, manifest: Manifest, *, object_store_bytes: int) -> StreamBudget:
+    """How the set is streamed; the order of its images depends on `window_shards` alone.
+
+    Encoded images of two windows are held (one in use, one being read), and pieces of decoded ones.
+
+    Raises:
+        ConfigError: feed.max_memory_bytes is too little for that.
+    """
+    plan, info = epoch_plan(config, manifest), manifest.sets["pretrain"]
+    height_px, width_px = canvas_size(config, manifest)
+    image_bytes = 3 * height_px * width_px
+    allowed = min(config.feed.max_memory_bytes, int(_STORE_FRAC * object_store_bytes))
+    largest = sorted((shard.bytes for shard in info.shards), reverse=True)
+    windows_bytes = 2 * sum(largest[: config.feed.window_shards])
+    # A piece in flight is encoded at first and decoded at last.
+    step_bytes = plan.global_batch * (image_bytes + -(-sum(largest) // info.rows))
+    # Other ranks may still be in the piece that rank 0 has left.
+    behind = int(plan.num_ranks > 1)
+    fewest = _FEWEST_PIECES + behind
+    least = windows_bytes + fewest * step_bytes
+    if least > allowed:
+        key = "feed.max_memory_bytes"
+        if allowed < config.feed.max_memory_bytes:
+            key = f"{_STORE_FRAC:.0%} of Ray's object store (--object-store-memory)"
+        raise ConfigError(
+            f"streaming takes at least {_size(least)}: two windows of {config.feed.window_shards} "
+            f"shards, {_size(windows_bytes)}, and {fewest} batches of decoded images, "
+            f"{_size(step_bytes)} each; {key} allows {_size(allowed)}",
+            where=key,
+            todo=f"set it to {least} or more, or lower feed.window_shards, feed.canvas_px or "
+            "train.global_batch",
+        )
+    share, free = plan.global_batch // plan.num_ranks, allowed - windows_bytes
+    part_rows = max(1, min(_PART_BYTES, free // (8 * plan.num_ranks)) // image_bytes)
+    piece_steps = min(max(1, part_rows // share), free // (fewest * step_bytes), plan.num_steps)
+    pieces = min(free // (piece_steps * step_bytes) - behind, _MOST_PIECES)
+    return StreamBudget(
+        window_shards=config.feed.window_shards,
+        piece_steps=piece_steps,
+        part_rows=min(part_rows, piece_steps * share),
+        pieces_ahead=pieces,
+        bytes=windows_bytes + (pieces + behind) * piece_steps * step_bytes,
+    )
+
+
+def check_fits(config: Config, manifest: Manifest, *, object_store_bytes: int) -> None:
+    """Refuse what would not fit the memory that the feed may use.
+
+    Args:
+        config: section `feed` is used.
+        manifest: of the data set.
+        object_store_bytes: Ray's shared memory on the node that has least of it.
+
+    Raises:
+        ConfigError: naming both sizes.
+    """
+    needed = decoded_bytes(config, manifest)
+    allowed = config.feed.max_memory_bytes
+    if not is_cached(config, manifest):
+        stream_budget(config, manifest, object_store_bytes=object_store_bytes)
+        return
+    if needed > allowed:
+        raise ConfigError(
+            f"the decoded pre-training set takes {_size(needed)} on each node, "
+            f"feed.max_memory_bytes allows {_size(allowed)}",
+            where="feed.cache",
+            todo="set feed.cache=none to stream it, raise feed.max_memory_bytes if the nodes have "
+            "the memory, or lower feed.canvas_px",
+        )
+    if needed > _STORE_FRAC * object_store_bytes:
+        raise ConfigError(
+            f"the decoded pre-training set takes {_size(needed)} on each node, Ray's object store "
+            f"has {_size(object_store_bytes)} there, of which {_STORE_FRAC:.0%} may be used",
+            where="feed.cache",
+            todo="set feed.cache=none to stream it, start Ray with a larger --object-store-memory, "
+            "or lower feed.canvas_px",
+        )
+
+
+def described(config: Config, manifest: Manifest) -> str:
+    """The feed in a few words, for the console."""
+    size = _size(decoded_bytes(config, manifest))
+    if is_cached(config, manifest):
+        return f"the decoded set, {size}, is kept in memory"
+    num_shards = len(manifest.sets["pretrain"].shards)
+    window = min(config.feed.window_shards, num_shards)
+    return f"the decoded set, {size}, is streamed, {window} of {num_shards} shards mixed at a time"
+
+
+def _size(num_bytes: int) -> str:
+    if num_bytes >= 2**30:
+        return f"{num_bytes / 2**30:.1f} GiB"
+    return f"{num_bytes / 2**20:.1f} MiB"
