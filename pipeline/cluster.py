@@ -69,9 +69,6 @@ def connected() -> Iterator[Cluster]:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        # Ray repeats a warning each second while it is not let in.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     import ray
 

@@ -210,4 +210,4 @@ def test_a_client_without_the_right_token_is_told_so(
     )
     assert result.returncode == 5, result.stderr
     assert what in result.stderr and "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in result.stderr
-    assert "InvalidAuthToken" not in result.stderr and "Traceback" not in result.stderr
+    assert "Traceback" not in result.stderr
