@@ -150,7 +150,6 @@ def test_a_streamed_run_equals_the_one_with_the_set_in_memory(unbroken: Unbroken
     assert result.returncode == 0, result.stderr
     (streamed,) = (root / "runs").glob("streamed-*")
     assert steps(streamed) == steps(folder)
-    assert digest(streamed, "sdclr") == digest(folder, "sdclr")
     waits = [row["data_wait_frac"] for row in read_metrics(str(streamed), kind="step")]
     assert all(0 <= wait <= 1 for wait in waits)
 
