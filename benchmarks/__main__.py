@@ -19,7 +19,9 @@ from pathlib import Path
 import benchmarks
 from benchmarks import table
 
-_NOT_BENCHMARKS = {"__main__", "table", "timing", "published", "gpu"}
+_NOT_BENCHMARKS = {
+    "__main__", "table", "timing", "published", "gpu", "health_correlation", "sweep_efficiency"
+}  # fmt: skip
 _LIMIT_S = 600
 
 

@@ -20,6 +20,7 @@ STAGES = {
     "export": "write the trained backbones for use without this project: weights, program, card",
     "mine": "rank every image of a data set by how rare it is; needs no labels",
     "report": "write report.html of that run; with several RUNs: compare them on one page",
+    "tune": "search settings by tune.*, on the val set or without labels; again = go on",
 }
 FLAGS = ("--config", "--resume", "--dry-run", "--help", "--help-keys")
 _OVERRIDE = re.compile(r"[A-Za-z_]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
@@ -68,7 +69,8 @@ def parse(argv: Sequence[str]) -> Command:
         epilog="examples:\n"
         "  python pipeline/run.py train.epochs=10 run.seed=1\n"
         "  python pipeline/run.py --config tune_configs/cifar10_lt.yaml preset=official\n"
-        "  python pipeline/run.py data.source=folder data.path=photos feed.canvas_px=256\n\n"
+        "  python pipeline/run.py data.source=folder data.path=photos feed.canvas_px=256\n"
+        "  python pipeline/run.py tune --config tune_configs/sweep_demo.yaml\n\n"
         "RAY_ADDRESS names a cluster to join; without it Ray starts on this machine.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -1,11 +1,15 @@
-"""--dry-run: check the configuration and the source, show the plan, write nothing, start no Ray."""
+"""--dry-run: check the configuration and the source, show the plan, write nothing.
+
+No Ray is started; that of a sweep joins the cluster at RAY_ADDRESS to time a few steps there.
+"""
 
 from __future__ import annotations
 
 from pipeline.command_line import Command
 from pipeline.config import Config
 from pipeline.config.file import changed_keys
-from pipeline.console import Console
+from pipeline.console import Console, duration
+from pipeline.errors import ConfigError
 from pipeline.ingest.stage import DryRun, dry_run
 from pipeline.run_folder import resolve
 from sdclr import EpochPlan
@@ -33,7 +37,37 @@ def preview(command: Command, console: Console) -> None:
         ],
     )
     _show_classes(plan, console)
-    _show_training(config, plan, console)
+    if command.stage == "tune":
+        _show_sweep(config, plan, console)
+    else:
+        _show_training(config, plan, console)
+
+
+def _show_sweep(config: Config, plan: DryRun, console: Console) -> None:
+    from pipeline.tune.estimate import estimate
+    from pipeline.tune.space import parameters
+
+    if config.tune.objective == "fewshot" and "val" not in plan.sets:
+        raise ConfigError(
+            "a sweep is scored on a validation set, and the data set has none",
+            where=plan.data_uri,
+            todo="set data.num_val_per_class or data.val_index, or tune.objective=view_retrieval",
+        )
+    for method in config.train.methods:
+        for p in parameters(config, method):
+            how = f"{p.choices}" if p.choices else f"{p.low:g} to {p.high:g}"
+            console.stage("tune", f"{method}: {p.key} {how}{', by logarithm' if p.log else ''}")
+    cost, placement = estimate(config, plan)
+    console.stage(
+        "tune",
+        f"{cost.num_trials} trials of {cost.epochs} epochs, then {cost.num_retrained} trainings "
+        f"with fresh seeds; {placement.concurrent} at a time; {1e3 * cost.step_s:.0f} ms a step",
+    )
+    most, likely = duration(3600 * cost.most_h), duration(3600 * cost.likely_h)
+    console.stage("tune", f"at most {most}, about {likely} with early stopping")
+    if placement.gpus:
+        price = "" if cost.price_usd is None else f", {cost.price_usd:.2f} USD"
+        console.stage("tune", f"at most {cost.gpu_hours:.1f} GPU hours{price}")
 
 
 def _show_classes(plan: DryRun, console: Console) -> None:

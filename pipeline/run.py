@@ -46,6 +46,11 @@ def _run(command: Command, console: Console) -> int:
 
         preview(command, console)
         return 0
+    if command.stage == "tune":
+        from pipeline.sweep import run_sweep
+
+        run_sweep(command, console)
+        return 0
     from pipeline.stages import run_stages
 
     run_stages(command, console)

@@ -50,6 +50,8 @@ def resolve(command: Command) -> RunFolder:
     if _has_own_folder(command, config):
         return _for_evaluation(config)
     root = storage.absolute(config.run.root)
+    if command.stage == "tune":
+        return _sweep(root, config)
     base = f"{config.run.name}-{config_hash(config)[:8]}"
     names = set(storage.list_names(root))
     number = 1
@@ -86,6 +88,14 @@ def existing_run(name: str, root: str) -> str:
     )
 
 
+def _sweep(root: str, config: Config) -> RunFolder:
+    """The one sweep of a configuration: new, or to be gone on with."""
+    name = f"{config.run.name}-sweep-{config_hash(config, sweep=True)[:8]}"
+    uri = storage.join(root, name)
+    is_new = not storage.exists(storage.join(uri, "run.json"))
+    return RunFolder(uri, name, config, is_new=is_new, data_uri="" if is_new else _data_uri(uri))
+
+
 def _existing(command: Command) -> RunFolder:
     assert command.resume is not None
     base = load_config(command.config_file, command.overrides if command.config_file else ())
@@ -96,7 +106,8 @@ def _existing(command: Command) -> RunFolder:
     wanted = base
     if command.config_file is None:
         wanted = parse_config(text, origin=file, overrides=command.overrides)
-    changes = changed_keys(config, wanted)
+    is_sweep = command.stage == "tune"
+    changes = changed_keys(config, wanted, sweep=is_sweep)
     if changes:
         raise ConfigError(
             "a run goes on with its own configuration; changed keys:\n" + "\n".join(changes),

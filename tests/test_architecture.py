@@ -39,8 +39,10 @@ LAYERS = (
     {"worker"},
     {"forgotten", "model_card"},
     STAGES,
+    {"tune"},
     {"preview"},
     {"stages"},
+    {"sweep"},
     {"run"},
 )
 

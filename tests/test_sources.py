@@ -126,6 +126,26 @@ def test_one_folder_per_class_is_labelled(tmp_path: Path) -> None:
     assert "test" not in index_source(folder_data(tmp_path)).sets
 
 
+def test_a_validation_part_shares_no_image_with_any_other_set(tmp_path: Path) -> None:
+    make_folder(tmp_path, classes(9, 8, 7))
+    folder = folder_data(tmp_path, num_test_per_class=2, num_val_per_class=3)
+    for data, per_class in ((folder, 3), (Data(num_val_per_class=20), 20)):
+        index = index_source(data)
+        counts = index.class_counts("val")
+        assert counts is not None and set(counts) == {per_class}
+        val = set(ids(index, "val"))
+        for other in ("pretrain", "probe", "test"):
+            assert not val & set(ids(index, other)), other
+        without = index_source(data.model_copy(update={"num_val_per_class": None}))
+        assert "val" not in without.sets
+        assert ids(without, "test") == ids(index, "test")  # test images do not depend on val
+    other_seed = index_source(Data(num_val_per_class=20, split_seed=1))
+    assert set(ids(other_seed, "val")) != val
+    with pytest.raises(DataError, match="set 200 aside") as caught:
+        index_source(Data(num_val_per_class=200))
+    assert caught.value.where == "data.num_val_per_class"
+
+
 def test_a_long_tail_of_a_folder(tmp_path: Path) -> None:
     make_folder(tmp_path, classes(8, 8, 8))
     index = index_source(folder_data(tmp_path, imbalance_ratio=4.0))

@@ -9,6 +9,8 @@ import pytest
 from pipeline.config import Config
 from pipeline.config.file import changed_keys, load_config
 from pipeline.config.strict_yaml import read
+from pipeline.tune.space import known_points, parameters, trial_config
+from pipeline.tune.stage import grace_epochs
 
 RECIPES = Path(__file__).parents[1] / "tune_configs"
 
@@ -28,7 +30,26 @@ def test_demo_file_is_the_schema_default_and_shows_every_key() -> None:
     assert recipe("demo", "preset=official") != Config()
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*_lt.yaml")) + [RECIPES / "demo.yaml"])
+SWEEPS = sorted(RECIPES.glob("sweep_*.yaml"))
+PUBLISHED = sorted(set(RECIPES.glob("*_lt.yaml")) - set(SWEEPS))
+
+
+@pytest.mark.parametrize("path", SWEEPS)
+def test_sweeps_can_begin(path: Path) -> None:
+    config = load_config(str(path))
+    assert config.train.methods == ("sdclr", "simclr")  # the baseline has the same budget
+    assert config.data.num_val_per_class is not None and config.tune.objective == "fewshot"
+    for method in config.train.methods:
+        searched, known = parameters(config, method), known_points(config, method)
+        assert searched and 0 < len(known) <= config.tune.trials
+        trial_config(config, method, known[0], seed=1)
+    assert grace_epochs(config) < config.train.epochs
+    text = path.read_text()
+    assert f"tune --config tune_configs/{path.name}" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("path", [*PUBLISHED, RECIPES / "demo.yaml"])
 def test_presets_of_the_recipes(path: Path) -> None:
     fair, official = load_config(str(path)), load_config(str(path), ["preset=official"])
     assert load_config(str(path), ["preset=fair"]) == fair

@@ -14,6 +14,7 @@ from pipeline.config.method import SDCLR, Augment, Model, SimCLR
 from pipeline.config.mine import Mine
 from pipeline.config.placement import Placement
 from pipeline.config.stages import Evaluate, Export, Run, Train
+from pipeline.config.tune import Cost, Tune
 from pipeline.config.types import Section
 
 
@@ -34,3 +35,5 @@ class Config(Section):
     export: Export = Export()
     mine: Mine = Mine()
     placement: Placement = Placement()
+    tune: Tune = Tune()
+    cost: Cost = Cost()

@@ -46,6 +46,11 @@ class Data(Section):
     num_test_per_class: int | None = Field(
         default=None, ge=1, description="for sources without a test set; null = the source decides"
     )
+    num_val_per_class: int | None = Field(
+        default=None,
+        ge=1,
+        description="labelled images set aside to tune on; null = none, or those of val_index",
+    )
     labelled: bool | None = Field(
         default=None, description="folder only: one folder per class? null = seen from the layout"
     )

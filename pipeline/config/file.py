@@ -35,9 +35,18 @@ _COMMAND_LINE = "command line"
 _REASON_CHARS = 500
 # A run may be renamed and moved between its interruption and its resumption, and its models may be
 # used in other ways than at first.
+_PLACE = {"root", "name"}
 _NOT_HASHED: dict[str, Any] = {
-    "run": {"root", "name"}, "evaluate": True, "export": True, "mine": True
+    "run": _PLACE, "evaluate": True, "export": True, "mine": True, "tune": True, "cost": True
 }  # fmt: skip
+# What may change between two invocations of one sweep: it can be made longer, and run elsewhere.
+_NOT_OF_SWEEP: dict[str, Any] = {
+    "run": _PLACE,
+    "export": True,
+    "mine": True,
+    "tune": {"trials", "retrain_seeds", "concurrent", "placement_timeout_s"},
+    "cost": True,
+}
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
@@ -85,12 +94,13 @@ def parse_config(text: str | None, *, origin: str, overrides: Sequence[str] = ()
     return layers.build()
 
 
-def config_hash(config: Config) -> str:
+def config_hash(config: Config, *, sweep: bool = False) -> str:
     """SHA-256 in hex of the values as canonical JSON, without those of `_NOT_HASHED`.
 
-    So it names what a run trains, not where it is kept; equal hashes may be resumed.
+    So it names what a run trains, not where it is kept; equal hashes may be resumed. The hash of a
+    sweep covers its section and the evaluation as well, but for the number of trials.
     """
-    values = config.model_dump(mode="json", exclude=_NOT_HASHED)
+    values = config.model_dump(mode="json", exclude=_NOT_OF_SWEEP if sweep else _NOT_HASHED)
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -100,14 +110,15 @@ def dump_config(config: Config) -> str:
     return write(config.model_dump(mode="json"))
 
 
-def changed_keys(a: Config, b: Config) -> list[str]:
+def changed_keys(a: Config, b: Config, *, sweep: bool = False) -> list[str]:
     """`train.lr: 0.5 -> 0.3` for every hashed key that differs; empty when the hashes are equal."""
-    before, after = dict(_flat(a)), dict(_flat(b))
+    before, after = dict(_flat(a, sweep)), dict(_flat(b, sweep))
     return [f"{k}: {before[k]} -> {after[k]}" for k in before if before[k] != after[k]]
 
 
-def _flat(config: Config) -> Iterator[tuple[str, str]]:
-    values: Mapping[str, Mapping[str, Any]] = config.model_dump(mode="json", exclude=_NOT_HASHED)
+def _flat(config: Config, sweep: bool) -> Iterator[tuple[str, str]]:
+    excluded = _NOT_OF_SWEEP if sweep else _NOT_HASHED
+    values: Mapping[str, Mapping[str, Any]] = config.model_dump(mode="json", exclude=excluded)
     for section, body in values.items():
         for key, value in body.items():
             yield f"{section}.{key}", write_value(value)

@@ -21,8 +21,8 @@ _DIGITS_NUM_TEST_PER_CLASS = 40
 def digits_index(data: Data) -> ImageIndex:
     """The 1,797 scanned digits that scikit-learn ships (Alpaydin and Kaynak 1998), 16 x 16 RGB.
 
-    Test: `num_test_per_class` (40) of every class; probe: the rest; pretrain: a long-tailed part
-    of probe. There is no val set.
+    Test: `num_test_per_class` (40) of every class; val: `num_val_per_class` (none); probe: the
+    rest; pretrain: a long-tailed part of probe.
     """
     from sklearn.datasets import load_digits
 
@@ -38,6 +38,17 @@ def digits_index(data: Data) -> ImageIndex:
         labels, num_per_class=num_test, class_names=class_names, seed=data.split_seed
     )
     probe = np.setdiff1d(np.arange(len(labels)), test)
+    held_out = {"test": test}
+    if data.num_val_per_class is not None:
+        held_out["val"] = splits.hold_out(
+            labels,
+            num_per_class=data.num_val_per_class,
+            class_names=class_names,
+            seed=data.split_seed,
+            set_name="val",
+            pool=probe,
+        )
+        probe = np.setdiff1d(probe, held_out["val"])
     pretrain = splits.long_tail(labels, probe, num_classes=10, data=data)
     return _array_index(
         source={"kind": "digits", "num_images": len(labels)},
@@ -45,7 +56,7 @@ def digits_index(data: Data) -> ImageIndex:
         pixels=pixels,
         labels=labels,
         class_names=class_names,
-        sets={"pretrain": pretrain, "probe": probe, "test": test},
+        sets={"pretrain": pretrain, "probe": probe, **held_out},
         seed=data.split_seed,
     )
 
@@ -54,7 +65,8 @@ def cifar_index(data: Data) -> ImageIndex:
     """CIFAR-10 or CIFAR-100 with its official test set; index lists count training images.
 
     pretrain: `pretrain_index`, else a long-tailed part of the training images outside val.
-    probe: `probe_index`, else all training images outside val. val: `val_index`, else none.
+    probe: `probe_index`, else all training images outside val. val: `val_index`, else
+    `num_val_per_class` training images of every class, else none.
     With `download` and without `path` the files go to `downloads` below `data.root`.
     """
     kind: cifar_files.Kind = "cifar100" if data.source == "cifar100" else "cifar10"
@@ -73,6 +85,15 @@ def cifar_sets(images: cifar_files.CifarImages, data: Data) -> ImageIndex:
 
     val = listed("val_index", data.val_index)
     pool = np.arange(num_train)
+    if val is None and data.num_val_per_class is not None:
+        val = splits.hold_out(
+            images.labels,
+            num_per_class=data.num_val_per_class,
+            class_names=images.class_names,
+            seed=data.split_seed,
+            set_name="val",
+            pool=pool,
+        )
     if val is not None:
         pool = np.setdiff1d(pool, val)
     probe = listed("probe_index", data.probe_index)

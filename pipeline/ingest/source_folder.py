@@ -6,6 +6,8 @@ with a dot, and files below such folders, do not.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from pipeline import storage
@@ -21,8 +23,9 @@ def folder_index(data: Data) -> ImageIndex:
     """The images below `data.path`, sorted by name before any split.
 
     Labelled (`data.labelled`, or guessed when two or more folders hold all images): the first
-    folder of a name is its class; test = `num_test_per_class` of every class when set; probe = the
-    rest; pretrain = the long tail of probe, or all of it when `imbalance_ratio` is None.
+    folder of a name is its class; test and val = `num_test_per_class` and `num_val_per_class` of
+    every class when set; probe = the rest; pretrain = the long tail of probe, or all of it when
+    `imbalance_ratio` is None.
     Unlabelled: pretrain is all there is.
 
     Raises:
@@ -33,12 +36,13 @@ def folder_index(data: Data) -> ImageIndex:
     sizes = _images(root)
     names = list(sizes)
     if not _is_labelled(names, data.labelled, root):
-        if data.num_test_per_class is not None:
-            raise ConfigError(
-                "images without labels have no test set",
-                where="data.num_test_per_class",
-                todo="remove the key, or sort the images into one folder per class",
-            )
+        for name in ("test", "val"):
+            if getattr(data, f"num_{name}_per_class") is not None:
+                raise ConfigError(
+                    f"images without labels have no {name} set",
+                    where=f"data.num_{name}_per_class",
+                    todo="remove the key, or sort the images into one folder per class",
+                )
         order = splits.row_order(np.arange(len(names)), set_name="pretrain", seed=data.split_seed)
         entries = tuple(Entry(names[row], None, names[row], sizes[names[row]]) for row in order)
         return ImageIndex(
@@ -50,15 +54,21 @@ def folder_index(data: Data) -> ImageIndex:
     classes = sorted({name.split("/", 1)[0] for name in names})
     number = {name: label for label, name in enumerate(classes)}
     labels = np.array([number[name.split("/", 1)[0]] for name in names], np.int64)
-    pool, sets = np.arange(len(names)), {}
-    if data.num_test_per_class is not None:
-        sets["test"] = splits.hold_out(
-            labels,
-            num_per_class=data.num_test_per_class,
-            class_names=classes,
-            seed=data.split_seed,
-        )
-        pool = np.setdiff1d(pool, sets["test"])
+    pool = np.arange(len(names))
+    sets: dict[str, splits.Indices] = {}
+    held_out: tuple[Literal["test", "val"], ...] = ("test", "val")
+    for set_name in held_out:
+        num_per_class = getattr(data, f"num_{set_name}_per_class")
+        if num_per_class is not None:
+            sets[set_name] = splits.hold_out(
+                labels,
+                num_per_class=num_per_class,
+                class_names=classes,
+                seed=data.split_seed,
+                set_name=set_name,
+                pool=pool,
+            )
+            pool = np.setdiff1d(pool, sets[set_name])
     sets["probe"] = pool
     sets["pretrain"] = splits.long_tail(labels, pool, num_classes=len(classes), data=data)
     return ImageIndex(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,8 @@ from pipeline.errors import DataError
 Indices: TypeAlias = npt.NDArray[np.int64]
 
 # Streams of split_seed used here; sdclr.longtail has its own.
-_HOLDOUT_STREAM, _ROW_STREAM = 101, 102
+_STREAM_OF_SET = {"test": 101, "val": 103}
+_ROW_STREAM = 102
 
 
 def row_order(rows: Indices, *, set_name: str, seed: int) -> Indices:
@@ -27,24 +28,31 @@ def row_order(rows: Indices, *, set_name: str, seed: int) -> Indices:
 
 
 def hold_out(
-    labels: Indices, *, num_per_class: int, class_names: Sequence[str], seed: int
+    labels: Indices,
+    *,
+    num_per_class: int,
+    class_names: Sequence[str],
+    seed: int,
+    set_name: Literal["test", "val"] = "test",
+    pool: Indices | None = None,
 ) -> Indices:
-    """Sorted indices of `num_per_class` seeded images of every class.
+    """Sorted indices of `num_per_class` seeded images of every class, from `pool` (None = all).
 
     Raises:
         DataError: a class would keep no image.
     """
     chosen = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    pool = np.arange(len(labels)) if pool is None else pool
+    for label in np.unique(labels[pool]):
+        members = pool[labels[pool] == label]
         if len(members) <= num_per_class:
             raise DataError(
                 f"class {class_names[label]!r} has {len(members)} images, too few to set "
                 f"{num_per_class} aside and keep one",
-                where="data.num_test_per_class",
+                where=f"data.num_{set_name}_per_class",
                 todo="lower the number, or add images of this class",
             )
-        generator = np.random.default_rng([seed, _HOLDOUT_STREAM, int(label)])
+        generator = np.random.default_rng([seed, _STREAM_OF_SET[set_name], int(label)])
         chosen.append(generator.permutation(members)[:num_per_class])
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 

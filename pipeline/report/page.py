@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.metrics import read_metrics
 from pipeline.provenance import redact, redact_tree
 from pipeline.record import read_json
-from pipeline.report import course, health, mining, results, tables
+from pipeline.report import course, health, mining, results, sweep, tables
 from pipeline.report.template import to_html
 
 
@@ -43,7 +43,9 @@ def write_report(run_uri: str) -> str:
     """
     records = load(run_uri)
     uri = storage.join(run_uri, "report.html")
-    storage.write_bytes(uri, render(records).encode())
+    content = _read_optional(storage.join(run_uri, "sweep.json"))
+    text = render(records) if content is None else render_sweep(records, redact_tree(content))
+    storage.write_bytes(uri, text.encode())
     for name, text in tables.csv_files(records.evaluation, records.metrics).items():
         storage.write_bytes(storage.join(run_uri, "tables", name), text.encode())
     return uri
@@ -80,7 +82,7 @@ def render(records: Records) -> str:
         "run": run,
         "error": run.get("error"),
         "data_name": (run.get("data") or {}).get("name"),
-        "started": str(run["started_utc"]).replace("T", " ").replace("+00:00", " UTC"),
+        "started": _utc(run["started_utc"]),
         "config": records.config,
         "scores": results.scores_section(evaluation, manifest, command("evaluate")),
         "classes": results.classes_section(evaluation, manifest),
@@ -95,6 +97,25 @@ def render(records: Records) -> str:
         "facts": course.facts_section(run, records.run_uri),
     }
     return to_html("report.html.j2", page)
+
+
+def render_sweep(records: Records, content: dict[str, Any]) -> str:
+    """The page of a sweep as HTML; `content` is that of sweep.json."""
+    best = storage.join(records.run_uri, "best.yaml")
+    page = {
+        "run": records.run,
+        "data_name": (records.run.get("data") or {}).get("name"),
+        "started": _utc(records.run["started_utc"]),
+        "config": records.config,
+        "sweep": sweep.page(content),
+        "train_command": f"python pipeline/run.py --config {shlex.quote(best)}",
+        "facts": course.facts_section(records.run, records.run_uri),
+    }
+    return to_html("sweep.html.j2", page)
+
+
+def _utc(time: object) -> str:
+    return str(time).replace("T", " ").replace("+00:00", " UTC")
 
 
 def _read_optional(uri: str) -> dict[str, Any] | None:

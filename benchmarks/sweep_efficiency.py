@@ -1,0 +1,245 @@
+"""How many epochs do TPE and ASHA save against random search and a grid? On the demo's digits.
+
+    python -m benchmarks.sweep_efficiency train --out FILE
+    python -m benchmarks.sweep_efficiency table --out FILE
+
+`train` fills a table once: for every cell of a grid over prune ratio and temperature, few-shot
+accuracy on the validation part after each epoch of a short SDCLR training (one seed). `table` then
+replays searches on it over many seeds: a sampler's point is moved to the nearest cell, and a trial
+costs the epochs that it reads. Nothing is trained again, so a search sees no noise between repeats
+of a cell; and real Ray workers would run trials side by side, where this replay runs one after the
+other.
+
+Measured: epochs spent until the search has a complete trial within one point of the best cell, as
+a fraction of the epochs of the whole grid; a search that never gets there counts with all that it
+spent and more (the fraction that got there is shown).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from optuna.trial import TrialState
+
+from pipeline.config import Config
+from pipeline.config.file import load_config
+from pipeline.ingest.sources import index_source
+from pipeline.models import new_network
+from pipeline.tune.search import NumberedSampler, asha
+from pipeline.tune.space import Parameter, trial_config
+from sdclr import EpochPlan, ImageSet, PruneRule, Recipe, Trainer, centre_view
+from sdclr.augment import AugmentRecipe
+from sdclr.longtail import fewshot_draws
+from sdclr.probe import linear_probe, per_class_accuracy
+from sdclr.seeds import numpy_generator
+
+SIDE, EPOCHS, PX = 7, 27, 16
+GRACE_EPOCHS, REDUCTION = 3, 3
+SHOTS, DRAWS = 5, 4
+NUM_SEEDS, WITHIN = 20, 0.01
+SPACE = (
+    Parameter("sdclr.prune_ratio", 0.3, 0.98),
+    Parameter("sdclr.temperature", 0.05, 1.0, log=True),
+)
+Cell = tuple[int, int]
+
+
+def cell_values(cell: Cell) -> dict[str, float]:
+    """The parameters at a cell: SIDE values for each, evenly spaced (by logarithm)."""
+    ratio, temperature = SPACE
+    share_x, share_y = (place / (SIDE - 1) for place in cell)
+    return {
+        ratio.key: ratio.low + share_x * (ratio.high - ratio.low),
+        temperature.key: temperature.low * (temperature.high / temperature.low) ** share_y,
+    }
+
+
+def nearest_cell(params: dict[str, float]) -> Cell:
+    """The cell that stands for a point."""
+    x, y = (round(p.fraction(params[p.key]) * (SIDE - 1)) for p in SPACE)
+    return x, y
+
+
+class Digits:
+    """Images, labels and few-shot draws; the test part is not read."""
+
+    def __init__(self, config: Config) -> None:
+        index = index_source(config.data)
+        assert index.pixels is not None
+        pixels_NCHW = torch.from_numpy(np.ascontiguousarray(index.pixels.transpose(0, 3, 1, 2)))
+
+        def of(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+            rows = np.array([entry.locator for entry in index.sets[name]])
+            labels = np.array([entry.label for entry in index.sets[name]])
+            return pixels_NCHW[rows], torch.from_numpy(labels)
+
+        self.pretrain = ImageSet(of("pretrain")[0])
+        (self.probe, self.probe_labels), (self.val, self.val_labels) = of("probe"), of("val")
+        self.draws = fewshot_draws(
+            self.probe_labels.numpy(), shots_per_class=SHOTS, num_draws=DRAWS, seed=0
+        )
+
+    @torch.inference_mode()
+    def score(self, model: Any) -> float:
+        """Balanced accuracy on val, mean over the draws; the network is put back to training."""
+        model.eval()
+        rows = np.unique(np.concatenate(self.draws))
+        some, val = (
+            model.network.features(centre_view(images, _sizes(images), crop_px=PX, resize_px=None))
+            for images in (self.probe[rows], self.val)
+        )
+        features = torch.zeros(len(self.probe), some.shape[1])
+        features[rows] = some
+        model.train()
+        found = []
+        for draw in self.draws:
+            result = linear_probe(
+                features[draw], self.probe_labels[draw], val, num_classes=10, num_folds=2, seed=0,
+                l2_grid=(1e-2,),
+            )  # fmt: skip
+            found.append(per_class_accuracy(result.predictions_M, self.val_labels, 10).mean())
+        return float(np.mean(found))
+
+
+def _sizes(images: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(images.shape[2:]).expand(len(images), 2)
+
+
+def recipe_of(config: Config) -> Recipe:
+    """As `pipeline.models.training_recipe`, for images of 16 px."""
+    values = config.augment.model_dump() | {"crop_px": PX}
+    s, t = config.sdclr, config.train
+    return Recipe(
+        method="sdclr", epochs=t.epochs, lr=t.lr, momentum=t.momentum, seed=config.run.seed,
+        weight_decay=t.weight_decay, warmup_epochs=t.warmup_epochs, final_lr=t.final_lr,
+        temperature=s.temperature, augment=AugmentRecipe(**values),
+        prune=PruneRule(prune_ratio=s.prune_ratio),
+    )  # fmt: skip
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train the cells that the file does not have yet; one JSON line for each."""
+    torch.set_num_threads(1)
+    base = load_config(None, ["data.num_val_per_class=30", f"train.epochs={EPOCHS}"])
+    data = Digits(base)
+    plan = EpochPlan(num_images=len(data.pretrain), global_batch=128, drop_last=True)
+    out = Path(arguments.out)
+    done = set(read(out)) if out.exists() else set()
+    for cell in [(x, y) for x in range(SIDE) for y in range(SIDE)]:
+        if cell in done:
+            continue
+        start_s = time.process_time()
+        config = trial_config(base, "sdclr", cell_values(cell), seed=0)
+        trainer = Trainer(
+            new_network(config, "sdclr"), recipe_of(config), steps_per_epoch=plan.num_steps
+        )
+        curve = []
+        for report in trainer.run(data.pretrain.feed(plan, seed=0)):
+            if report.step % plan.num_steps == 0:
+                curve.append(round(data.score(trainer.model), 4))
+        spent_s = time.process_time() - start_s
+        with out.open("a") as file:
+            file.write(json.dumps({"cell": cell, "curve": curve, "cpu_s": spent_s}) + "\n")
+        print(cell, curve[-1], f"{spent_s:.0f} s", flush=True)
+
+
+def read(path: Path) -> dict[Cell, list[float]]:
+    """Cell -> accuracy after each epoch."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {(row["cell"][0], row["cell"][1]): row["curve"] for row in rows}
+
+
+def search(
+    table: dict[Cell, list[float]], sampler: str, seed: int, *, stop_early: bool
+) -> tuple[int | None, int]:
+    """Epochs until a complete trial is within a point of the best cell (None: never), and in all.
+
+    As many trials as the grid has cells, so that no search has the smaller budget of trials.
+    """
+    goal = max(curve[-1] for curve in table.values()) - WITHIN
+    if sampler == "grid":
+        order = [sorted(table)[i] for i in numpy_generator(seed, "grid").permutation(len(table))]
+        return _visit(table, order, goal)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize", sampler=NumberedSampler(sampler, seed))
+    scheduler = asha([], metric="value", mode="max", max_epochs=EPOCHS,
+                     grace_epochs=GRACE_EPOCHS, reduction_factor=REDUCTION)  # fmt: skip
+    (bracket,) = scheduler._brackets
+    spent = 0
+    for number in range(len(table)):
+        trial = study.ask()
+        params = {
+            p.key: trial.suggest_float(p.key, p.low, p.high, log=p.log) for p in SPACE
+        }  # fmt: skip
+        curve, stopped = table[nearest_cell(params)], False
+        for epoch, value in enumerate(curve, 1):
+            spent += 1
+            trial.report(value, epoch)
+            stub: Any = SimpleNamespace(trial_id=str(number))
+            if stop_early and epoch < EPOCHS and bracket.on_result(stub, epoch, value) == "STOP":
+                stopped = True
+                break
+        if stopped:
+            study.tell(trial, state=TrialState.PRUNED)
+            continue
+        study.tell(trial, curve[-1])
+        if curve[-1] >= goal:
+            return spent, spent
+    return None, spent
+
+
+def _visit(table: dict[Cell, list[float]], order: list[Cell], goal: float) -> tuple[int, int]:
+    for number, cell in enumerate(order, 1):
+        if table[cell][-1] >= goal:
+            return number * EPOCHS, number * EPOCHS
+    raise AssertionError("the best cell is in the grid")
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Replay every search over the seeds and print the table as Markdown."""
+    curves = read(Path(arguments.out))
+    last = sorted((curve[-1] for curve in curves.values()), reverse=True)
+    whole = len(curves) * EPOCHS
+    near = sum(value >= last[0] - WITHIN for value in last)
+    print(
+        f"{len(curves)} cells of {EPOCHS} epochs; best {100 * last[0]:.1f} %, median "
+        f"{100 * float(np.median(last)):.1f} %, worst {100 * last[-1]:.1f} %; {near} cells within "
+        f"a point of the best; the whole grid: {whole} epochs; {NUM_SEEDS} seeds\n"
+    )
+    print("| search | reached | epochs to reach, % of the grid: median (quartiles) | mean (95 %) |")
+    print("|---|---|---|---|")
+    searches = [("grid in random order", "grid", False), ("random", "random", False),
+                ("random + ASHA", "random", True), ("TPE", "tpe", False),
+                ("TPE + ASHA", "tpe", True)]  # fmt: skip
+    for label, sampler, stop_early in searches:
+        found = [search(curves, sampler, seed, stop_early=stop_early) for seed in range(NUM_SEEDS)]
+        shares = np.array([100 * (e if e is not None else whole) / whole for e, _ in found])
+        reached = sum(e is not None for e, _ in found)
+        quartiles = np.percentile(shares, [25, 75])
+        rng = numpy_generator(0, "bootstrap", label)
+        means = [rng.choice(shares, len(shares)).mean() for _ in range(2000)]
+        low, high = np.percentile(means, [2.5, 97.5])
+        print(f"| {label} | {reached}/{NUM_SEEDS} | {np.median(shares):.0f} "
+              f"({quartiles[0]:.0f} to {quartiles[1]:.0f}) | {shares.mean():.0f} ({low:.0f} to "
+              f"{high:.0f}) |")  # fmt: skip
+
+
+def main() -> None:
+    """Fill the table of curves, or replay searches on it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("train", "table"))
+    parser.add_argument("--out", required=True, help="JSON lines, one for each cell")
+    arguments = parser.parse_args()
+    (train if arguments.what == "train" else table)(arguments)
+
+
+if __name__ == "__main__":
+    main()

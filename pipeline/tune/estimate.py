@@ -1,0 +1,180 @@
+"""What a sweep would cost, for --dry-run: a few real steps of the network on random images, timed.
+
+Not counted: start-up, reading the data set, the fits of the few-shot probes.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pipeline.cluster import connected
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.ingest.stage import DryRun
+from pipeline.models import new_network, training_recipe
+from pipeline.tune.placement import Placement, place_here, place_on
+from pipeline.tune.space import trial_config
+from pipeline.tune.stage import grace_epochs
+from sdclr import EpochPlan, ImageSet, Trainer
+
+_WARM_UP_STEPS, _TIMED_STEPS = 1, 3
+_SIDE_PX = {"digits": 16, "cifar10": 32, "cifar100": 32}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a whole sweep.
+
+    Args:
+        num_trials: of the search, and `num_retrained` with fresh seeds.
+        step_s: seconds of a training step, mean of the methods.
+        most_h: hours when no trial is stopped early.
+        likely_h: hours when ASHA lets one in `reduction_factor` pass each rung.
+        gpu_hours: at most; 0 on CPUs.
+        price_usd: at most; None without a price.
+    """
+
+    num_trials: int
+    num_retrained: int
+    epochs: int
+    step_s: float
+    most_h: float
+    likely_h: float
+    gpu_hours: float
+    price_usd: float | None
+
+
+def estimate(config: Config, plan: DryRun) -> tuple[Estimate, Placement]:
+    """The cost on this machine, or on the cluster at RAY_ADDRESS, where the probe then runs.
+
+    Raises:
+        ConfigError: the size of views is not known.
+        ClusterError: no trial can be placed.
+    """
+    side_px = config.augment.crop_px or _SIDE_PX.get(config.data.source)
+    if side_px is None:
+        raise ConfigError(
+            "images of different sizes need a size of views",
+            where="augment.crop_px",
+            todo="set augment.crop_px, for example augment.crop_px=224",
+        )
+    if os.environ.get("RAY_ADDRESS"):
+        import ray
+
+        with connected() as cluster:
+            placement = place_on(config, cluster)
+            resources: dict[str, Any] = {
+                "num_cpus": placement.cpus / config.tune.trial_workers,
+                "num_gpus": placement.gpus_per_worker,
+            }
+            probe: Any = ray.remote(**resources)(probe_s)
+            seconds = ray.get(probe.remote(config, side_px, placement.gpus > 0))
+    else:
+        placement = place_here(config)
+        seconds = probe_s(config, side_px, placement.gpus > 0)
+    return of_seconds(config, plan, placement, *seconds), placement
+
+
+def probe_s(config: Config, side_px: int, on_gpu: bool) -> tuple[float, float]:
+    """Seconds of one training step of one worker, and of one image in a forward pass."""
+    device = "cuda" if on_gpu else "cpu"
+    torch.set_num_threads(config.tune.cpus_per_trial)
+    batch = max(2, config.train.global_batch // config.tune.trial_workers)
+    shape = (batch * (_WARM_UP_STEPS + _TIMED_STEPS), 3, side_px, side_px)
+    images = ImageSet(torch.randint(0, 256, shape, dtype=torch.uint8))
+    plan = EpochPlan(num_images=len(images), global_batch=batch, drop_last=True)
+    steps_s, image_s = [], []
+    for method in config.train.methods:
+        one = trial_config(config, method, {}, seed=0)
+        sized = one.model_copy(
+            update={"augment": one.augment.model_copy(update={"crop_px": side_px})}
+        )
+        recipe = replace(_recipe(sized, method), epochs=1)
+        trainer = Trainer(
+            new_network(sized, method), recipe, steps_per_epoch=plan.num_steps, device=device
+        )
+        before_s, taken = time.perf_counter(), []
+        for _ in trainer.run(images.feed(plan, seed=0)):
+            now_s = time.perf_counter()
+            taken.append(now_s - before_s)
+            before_s = now_s
+        steps_s.append(statistics.median(taken[_WARM_UP_STEPS:]))
+        views = torch.rand(batch, 3, side_px, side_px, device=device)
+        with torch.inference_mode():
+            start_s = time.perf_counter()
+            trainer.network.eval().features(views).sum().item()
+            image_s.append((time.perf_counter() - start_s) / batch)
+    return statistics.fmean(steps_s), statistics.fmean(image_s)
+
+
+def _recipe(config: Config, method: str) -> Any:
+    from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
+
+    nothing = Manifest(
+        "", {}, ImageInfo("original", None, None), None, {"pretrain": SetInfo(0, None, ())}, (),
+        Rejects(0, {}, ()), {}, "",
+    )  # fmt: skip
+    return training_recipe(config, nothing, method)
+
+
+def of_seconds(
+    config: Config, plan: DryRun, placement: Placement, step_s: float, image_s: float
+) -> Estimate:
+    """The cost, from the seconds of a step and of an image."""
+    t, epochs = config.tune, config.train.epochs
+    epoch = EpochPlan(
+        num_images=plan.sets["pretrain"].rows,
+        global_batch=config.train.global_batch,
+        drop_last=config.train.drop_last,
+        num_ranks=t.trial_workers,
+    )
+    measured_s = _images_measured(config, plan) * image_s
+    epoch_s = epoch.num_steps * step_s + measured_s / t.measure_every_epochs
+    num_trials = t.trials * len(config.train.methods)
+    num_retrained = t.retrain_seeds * (len(config.train.methods) + 1)
+    early = t.early_stopping and not t.balance
+
+    def hours(epochs_of_search: float) -> float:
+        trained = num_trials * epochs_of_search + num_retrained * epochs
+        return trained * epoch_s / placement.concurrent / 3600
+
+    most_h = hours(epochs)
+    gpu_hours = most_h * placement.concurrent * placement.gpus
+    price = config.cost.price_per_gpu_hour_usd
+    likely = expected_epochs(epochs, grace_epochs(config), t.reduction_factor) if early else epochs
+    return Estimate(
+        num_trials=num_trials,
+        num_retrained=num_retrained,
+        epochs=epochs,
+        step_s=step_s,
+        most_h=most_h,
+        likely_h=hours(likely),
+        gpu_hours=gpu_hours,
+        price_usd=None if price is None else price * gpu_hours,
+    )
+
+
+def expected_epochs(epochs: int, grace: int, reduction_factor: int) -> float:
+    """Mean epochs of a trial when one in `reduction_factor` passes each rung."""
+    expected, share, rung = 0.0, 1.0, grace
+    before = 0
+    while rung < epochs:
+        expected += share * (rung - before)
+        share, before, rung = share / reduction_factor, rung, rung * reduction_factor
+    return expected + share * (epochs - before)
+
+
+def _images_measured(config: Config, plan: DryRun) -> int:
+    if config.tune.objective != "fewshot":
+        return 2 * min(config.tune.probe_images, plan.sets["pretrain"].rows)
+    probe, val = (plan.sets[name].rows if name in plan.sets else 0 for name in ("probe", "val"))
+    num_classes = len(plan.class_names or ())
+    shots = config.evaluate.shots_per_class
+    shots = max(1, round(0.01 * probe / max(1, num_classes))) if shots is None else shots
+    return val + min(probe, config.evaluate.fewshot_draws * shots * num_classes)

@@ -1,0 +1,89 @@
+"""How many trials fit the cluster at the same time, and what each of them takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.cluster import Cluster, usable_cpus
+from pipeline.config import Config
+from pipeline.errors import ClusterError
+
+# A machine that runs everything lends Ray Data a CPU on top of those it has; trials leave it free.
+_DATA_CPUS = 1
+# A trial whose workers are a Ray Train run of their own takes next to nothing itself.
+_DRIVER_CPUS = 0.01
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a trial takes.
+
+    Args:
+        resources: of the trial's own process, for Ray Tune.
+        cpus, gpus: of the whole trial, its workers included.
+        gpus_per_worker: 0 on CPUs.
+        concurrent: trials at the same time, >= 1.
+    """
+
+    resources: dict[str, float]
+    cpus: float
+    gpus: float
+    gpus_per_worker: float
+    concurrent: int
+
+
+def place(
+    config: Config, *, num_cpus: int, num_gpus: int, node_cpus: float | None = None
+) -> Placement:
+    """The placement of a sweep on so many CPUs (that of Ray Data not counted) and GPUs.
+
+    `node_cpus` are those of the largest node, when there are several: a worker is on one node.
+
+    Raises:
+        ClusterError: not even one trial fits.
+    """
+    t, device = config.tune, config.train.device
+    share = 1.0 if t.gpus_per_worker is None else t.gpus_per_worker
+    on_gpu = device == "cuda" or (device == "auto" and num_gpus > 0)
+    gpus_per_worker = share if on_gpu else 0.0
+    # Beside a GPU one thread feeds it; without one, threads do the work.
+    cpus_per_worker = 1.0 if on_gpu else float(t.cpus_per_trial)
+    cpus, gpus = t.trial_workers * cpus_per_worker, t.trial_workers * gpus_per_worker
+    fits = int(num_cpus // cpus)
+    if node_cpus is not None and cpus_per_worker > node_cpus:
+        fits = 0
+    if on_gpu:
+        # A GPU is shared by whole workers only.
+        fits = min(fits, num_gpus * int(1 / share) // t.trial_workers)
+    if fits < 1:
+        what = f"{cpus:g} CPU and {gpus:g} GPU" if on_gpu else f"{cpus:g} CPU"
+        raise ClusterError(
+            f"no trial can be placed: each needs {what}, there are {num_cpus} CPU and "
+            f"{num_gpus} GPU"
+            + ("" if node_cpus is None else f", on one node at most {node_cpus:g} CPU"),
+            where="tune.trial_workers, tune.cpus_per_trial, tune.gpus_per_worker, train.device",
+            todo="lower them, or join a larger cluster",
+        )
+    concurrent = fits if t.concurrent is None else min(fits, t.concurrent)
+    resources = {"CPU": cpus} | ({"GPU": gpus} if on_gpu else {})
+    if t.trial_workers > 1:
+        resources = {"CPU": _DRIVER_CPUS}
+    return Placement(resources, cpus, gpus, gpus_per_worker, concurrent)
+
+
+def place_on(config: Config, cluster: Cluster) -> Placement:
+    """The placement on a cluster that this process is connected to."""
+    return place(
+        config,
+        num_cpus=cluster.num_cpus - _DATA_CPUS,
+        num_gpus=cluster.num_gpus,
+        node_cpus=cluster.largest_node_cpus,
+    )
+
+
+def place_here(config: Config) -> Placement:
+    """The placement on this machine, without Ray."""
+    import torch
+
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return place(config, num_cpus=usable_cpus(), num_gpus=num_gpus)

@@ -1,0 +1,203 @@
+"""What a sweep found: sweep.json, a function of the trials' records.
+
+The best trial is the best of those that ran to their end. Its own score is too good, since it was
+chosen for it; so the comparison with the configured setting and with the other methods is made of
+trainings with fresh seeds, the same seeds for each.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.errors import TrainingError
+from pipeline.tune.objective import objectives
+from pipeline.tune.space import Params, configured_value, parameters
+from pipeline.tune.study import importances
+from pipeline.tune.trials import TrialRecord, Trials
+
+SCHEMA_VERSION = 1
+CONFIGURED = "configured"
+
+
+def best_of(config: Config, records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The complete trial with the best first objective; of equal ones the earliest. None: none."""
+    ((name, mode), *_) = objectives(config).items()
+    sign = 1.0 if mode == "max" else -1.0
+    whole = [r for r in records if r.status == "complete" and r.last(name) is not None]
+    return max(whole, key=lambda r: (sign * (r.last(name) or 0.0), -r.number), default=None)
+
+
+def pareto_front(config: Config, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Complete trials that no other one beats in both objectives, the best in the first one first.
+
+    Empty with one objective. Of trials with equal values all are kept.
+    """
+    names = objectives(config)
+    if len(names) < 2:
+        return []
+    signs = [1.0 if mode == "max" else -1.0 for mode in names.values()]
+    scored = []
+    for record in records:
+        values = [record.last(name) for name in names]
+        if record.status == "complete" and None not in values:
+            scored.append(
+                (record, [s * float(v or 0.0) for s, v in zip(signs, values, strict=True)])
+            )
+    front = [
+        (record, mine)
+        for record, mine in scored
+        if not any(
+            all(o >= m for o, m in zip(other, mine, strict=True)) and other != mine
+            for _, other in scored
+        )
+    ]
+    return [record for record, _ in sorted(front, key=lambda item: -item[1][0])]
+
+
+def confirmations(config: Config, trials: Trials) -> list[dict[str, Any]]:
+    """What is trained at the end: settings x fresh seeds; see `Plan.of`.
+
+    Settings: the best of each method, and the configured one of the winning method when it is
+    another one. Numbers depend on the setting and the seed, so that more seeds extend fewer.
+    """
+    settings = _settings(config, trials)
+    return [
+        {
+            "label": label,
+            "method": method,
+            "number": 1000 * place + k,
+            "seed": config.run.seed + 1 + k,
+            **params,
+        }
+        for k in range(config.tune.retrain_seeds)
+        for place, (label, method, params) in enumerate(settings)
+    ]
+
+
+def _settings(config: Config, trials: Trials) -> list[tuple[str, str, Params]]:
+    winners = {}
+    for method in config.train.methods:
+        winner = best_of(config, trials.all(method=method))
+        if winner is not None:
+            winners[method] = winner
+    if not winners:
+        raise TrainingError(
+            "no trial came to its end",
+            where=trials.run_uri,
+            todo="raise tune.trials: the same command goes on",
+        )
+    first = best_of(config, list(winners.values()))
+    assert first is not None
+    configured: Params = {
+        p.key: configured_value(config, p.key) for p in parameters(config, first.method)
+    }
+    settings: list[tuple[str, str, Params]] = [(f"best {first.method}", first.method, first.params)]
+    if configured != first.params:
+        settings.append((f"{CONFIGURED} {first.method}", first.method, configured))
+    for method, winner in winners.items():
+        if method != first.method:
+            settings.append((f"best {method}", method, winner.params))
+    return settings
+
+
+def summary(config: Config, trials: Trials) -> dict[str, Any]:
+    """The content of sweep.json.
+
+    Raises:
+        TrainingError: no trial came to its end.
+    """
+    names = objectives(config)
+    settings = _settings(config, trials)
+    found = trials.all()
+    best = best_of(config, found)
+    assert best is not None
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "objectives": names,
+        "scored_on": "val" if config.tune.objective == "fewshot" else "pretrain",
+        "max_epochs": config.train.epochs,
+        "seed": config.run.seed,
+        "sampler": config.tune.sampler,
+        "best": best.name,
+        "pareto": [r.name for r in pareto_front(config, found)],
+        "methods": [_method(config, trials, method) for method in config.train.methods],
+        "trials": [_trial(record, names) for record in found],
+        "confirmed": [
+            _confirmed(trials, label, method, params, names) for label, method, params in settings
+        ],
+    }
+
+
+def _method(config: Config, trials: Trials, method: str) -> dict[str, Any]:
+    records = trials.all(method=method)
+    best = best_of(config, records)
+    spent = sum(r.epochs for r in records)
+    return {
+        "method": method,
+        "parameters": [
+            {
+                "key": p.key,
+                "low": p.low,
+                "high": p.high,
+                "log": p.log,
+                "choices": list(p.choices),
+                "configured": configured_value(config, p.key),
+            }
+            for p in parameters(config, method)
+        ],
+        "counts": {
+            status: sum(r.status == status for r in records)
+            for status in ("complete", "pruned", "failed")
+        },
+        "epochs": spent,
+        "epochs_without_stopping": len(records) * config.train.epochs,
+        "seconds": round(sum(r.seconds for r in records), 3),
+        "best": None if best is None else best.name,
+        "importance": importances(config, trials, method),
+    }
+
+
+def _trial(record: TrialRecord, names: dict[str, str]) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "method": record.method,
+        "status": record.status,
+        "params": record.params,
+        "epochs": record.epochs,
+        "seconds": round(record.seconds, 3),
+        "values": {name: record.last(name) for name in names},
+        "course": [[row["epoch"], row.get(next(iter(names)))] for row in record.rows],
+        "error": None if record.error is None else record.error.get("what"),
+    }
+
+
+def _confirmed(
+    trials: Trials, label: str, method: str, params: Params, names: dict[str, str]
+) -> dict[str, Any]:
+    """Mean and sample standard deviation over the seeds, by objective."""
+    records = [
+        r
+        for r in trials.all("confirm")
+        if r.label == label and r.params == params and r.status == "complete"
+    ]
+    by_name = {}
+    for name in names:
+        values = [v for r in records if (v := r.last(name)) is not None]
+        by_name[name] = {
+            "n": len(values),
+            "mean": statistics.fmean(values) if values else None,
+            "std": statistics.stdev(values) if len(values) > 1 else None,
+            "by_seed": values,
+        }
+    return {"label": label, "method": method, "params": params, "values": by_name}
+
+
+def write(run_uri: str, content: dict[str, Any]) -> None:
+    """Publish sweep.json."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    storage.write_bytes(storage.join(run_uri, "sweep.json"), text.encode() + b"\n")

@@ -1,0 +1,189 @@
+"""Trials through Ray Tune: a Tuner for every invocation, and the callback that keeps records.
+
+Tune's own files (results, pickled states) go to a scratch folder of this machine and are deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from pipeline.config import Config
+from pipeline.errors import ClusterError, PipelineError, root_cause
+from pipeline.tune.placement import Placement
+from pipeline.tune.trial import Plan, SweepJob, run_trial
+from pipeline.tune.trials import TrialRecord, Trials
+
+_SETTINGS = {
+    # A trial that cannot go on reports why instead of a measure.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # No result.json, CSV and TensorBoard files: the records are ours.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+_POLL_S = 0.5
+_ERROR_CHARS = 500
+
+
+class Recorder(tune.Callback):
+    """Writes the record of each trial; called by Tune, in the driver.
+
+    Args:
+        trials: where they are kept.
+        base: the sweep's configuration.
+    """
+
+    def __init__(self, trials: Trials, base: Config) -> None:
+        self.trials, self.base = trials, base
+        self.changed_s = time.monotonic()
+
+    def _record(self, trial: Any) -> TrialRecord:
+        plan = Plan.of(trial.config, self.base)
+        found = self.trials.get(plan.name)
+        if found is not None:
+            return found
+        return TrialRecord(
+            name=plan.name, method=plan.method, number=plan.number, role=plan.role,  # type: ignore[arg-type]
+            params=plan.params, seed=plan.seed, label=plan.label,
+        )  # fmt: skip
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A new record, or an unfinished one goes on."""
+        record = self._record(trial)
+        record.status, self.changed_s = "running", time.monotonic()
+        self.trials.save(record)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A row of measures, or the reason why there will be none."""
+        record, self.changed_s = self._record(trial), time.monotonic()
+        if result.get("error"):
+            record.error = json.loads(result["error"])
+        elif result.get("row"):
+            record.add(dict(result["row"]))
+            record.seconds = float(result["row"]["seconds"])
+        self.trials.save(record, lazily=True)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It came to its end, or ASHA stopped it."""
+        record, self.changed_s = self._record(trial), time.monotonic()
+        if record.error is not None:
+            record.status = "failed"
+        else:
+            whole = record.epochs >= self.base.train.epochs
+            record.status = "complete" if whole else "pruned"
+        self.trials.save(record)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its process failed more often than it may."""
+        record, self.changed_s = self._record(trial), time.monotonic()
+        text = Path(trial.error_file).read_text("utf-8", "replace") if trial.error_file else ""
+        last = (text.strip().splitlines() or ["its process ended"])[-1][:_ERROR_CHARS]
+        where = self.trials.uri(record.name)
+        record.error = {"what": last, "where": where, "todo": "see the logs of its worker in Ray"}
+        record.status = "failed"
+        self.trials.save(record)
+
+
+def run_trials(
+    *,
+    job: SweepJob,
+    base: Config,
+    trials: Trials,
+    sets: dict[str, Any],
+    placement: Placement,
+    num_trials: int,
+    search: Searcher | None = None,
+    scheduler: Any = None,
+    points: list[dict[str, Any]] | None = None,
+    refresh: Callable[[], None],
+) -> None:
+    """Run so many trials that `search` suggests, or those of `points`; `refresh` is called often.
+
+    Raises:
+        ClusterError: no trial could be placed for `tune.placement_timeout_s`.
+        PipelineError: Tune itself failed.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    recorder = Recorder(trials, base)
+    with tempfile.TemporaryDirectory(prefix="sdclr-tune-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(run_trial, job=job, sets=sets), placement.resources
+            ),
+            param_space=_space(base, points),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=scheduler,
+                num_samples=num_trials if points is None else 1,
+                max_concurrent_trials=placement.concurrent,
+                # A process imports torch once and serves one trial after the other.
+                reuse_actors=base.tune.trial_workers == 1,
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=scratch,
+                callbacks=[recorder],
+                failure_config=tune.FailureConfig(max_failures=base.train.max_failures),
+                verbose=0,
+            ),
+        )
+        failure: list[BaseException] = []
+        thread = threading.Thread(target=_fit, args=(tuner, failure), daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            _check_placed(trials, recorder, base, placement)
+            refresh()
+    if failure:
+        root = root_cause(failure[0])
+        if isinstance(root, PipelineError):
+            raise root from failure[0]
+        raise ClusterError(
+            f"Ray Tune failed: {type(root).__name__}: {root}",
+            where=trials.run_uri,
+            todo="run the same command again: finished trials are kept",
+        ) from failure[0]
+
+
+def _space(base: Config, points: list[dict[str, Any]] | None) -> dict[str, Any]:
+    if points is None:
+        return {}
+    # One trial for each point: Tune looks into a dictionary only when it is chosen from a grid.
+    return {"point": tune.grid_search(points)}
+
+
+def _fit(tuner: Any, failure: list[BaseException]) -> None:
+    try:
+        tuner.fit()
+    except BaseException as error:  # told by the main thread
+        failure.append(error)
+
+
+def _check_placed(trials: Trials, recorder: Recorder, base: Config, placement: Placement) -> None:
+    """Give up when nothing has started or moved for long and the resources are not there."""
+    waited_s = time.monotonic() - recorder.changed_s
+    if waited_s < base.tune.placement_timeout_s:
+        return
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    if there.get("CPU", 0) >= placement.cpus and there.get("GPU", 0) >= placement.gpus:
+        return  # it is placed, and slow
+    raise ClusterError(
+        f"no trial could be placed for {waited_s:.0f} s: each needs {placement.cpus:g} CPU and "
+        f"{placement.gpus:g} GPU, the cluster now has {there.get('CPU', 0):g} and "
+        f"{there.get('GPU', 0):g}",
+        where=f"tune.placement_timeout_s={base.tune.placement_timeout_s:g}",
+        todo="bring the nodes back and run the same command again: finished trials are kept",
+    )

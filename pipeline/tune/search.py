@@ -1,0 +1,225 @@
+"""Ray Tune's search and scheduler, made to continue from trial records.
+
+Tune restores a sweep by unpickling files from its storage, and then forgets ASHA's rungs, suggests
+points again and counts epochs from 1. So `Tuner.restore` is never called. Every invocation makes a
+new Tuner, and two things are rebuilt from the trials' JSON records: the Optuna study that
+`OptunaSearch` asks, and ASHA's rungs. What Tune itself writes goes to a scratch folder.
+
+Trial n of a study is the same in every invocation: records become trials in the order of their
+numbers, a trial that did not finish is asked again with its parameters, and the sampler's random
+numbers are a function of (seed, n), so that a restart does not repeat the first points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import TrialState, create_trial
+from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from pipeline.tune.space import Parameter, Params
+from pipeline.tune.trials import TrialRecord
+from sdclr.seeds import derived_seed
+
+_STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "running": TrialState.RUNNING,
+}
+_NUM_RANDOM_FIRST = 6
+
+
+class NumberedSampler(BaseSampler):
+    """A sampler whose draws for trial n depend on (seed, n) and on the results, nothing else.
+
+    Args:
+        kind: `tpe` (multivariate), `random` or `nsga2`.
+        seed: of all draws.
+    """
+
+    def __init__(self, kind: str, seed: int) -> None:
+        self.kind, self.seed = kind, seed
+        self._made: tuple[int, BaseSampler] | None = None
+
+    def _of(self, trial: Any) -> BaseSampler:
+        if self._made is None or self._made[0] != trial.number:
+            seed = derived_seed(self.seed, "sampler", trial.number) % 2**31
+            self._made = trial.number, _sampler(self.kind, seed)
+        return self._made[1]
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+        """Delegated, as are the methods below."""
+        return self._of(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:  # noqa: D102
+        return self._of(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:  # noqa: D102
+        return self._of(trial).sample_independent(study, trial, name, distribution)
+
+    def before_trial(self, study: Any, trial: Any) -> None:  # noqa: D102
+        self._of(trial).before_trial(study, trial)
+
+    def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:  # noqa: D102
+        self._of(trial).after_trial(study, trial, state, values)
+
+
+def _sampler(kind: str, seed: int) -> BaseSampler:
+    if kind == "random":
+        return RandomSampler(seed=seed)
+    if kind == "nsga2":
+        return NSGAIISampler(seed=seed, population_size=12)
+    return TPESampler(
+        seed=seed, multivariate=True, constant_liar=True, n_startup_trials=_NUM_RANDOM_FIRST
+    )
+
+
+def frozen(record: TrialRecord, searched: Sequence[Parameter], objectives: Sequence[str]) -> Any:
+    """A record as a trial of Optuna, with its course, and PRUNED when ASHA stopped it.
+
+    A complete trial whose last measure is not finite is a failed one.
+    """
+    values = [value for name in objectives if (value := record.last(name)) is not None]
+    state = _STATES[record.status]
+    if state is TrialState.COMPLETE and len(values) < len(objectives):
+        state = TrialState.FAIL
+    course = {}
+    if len(objectives) == 1:
+        measured = [(row["epoch"], row.get(objectives[0])) for row in record.rows]
+        course = {int(epoch or 0): float(v) for epoch, v in measured if v is not None}
+    return create_trial(
+        state=state,
+        params=dict(record.params),
+        distributions={p.key: p.distribution() for p in searched},
+        values=values if state is TrialState.COMPLETE else None,
+        intermediate_values=course,
+        user_attrs={"trial": record.name, "seconds": round(record.seconds, 3)},
+    )
+
+
+def rebuild(
+    study: optuna.Study,
+    records: Sequence[TrialRecord],
+    known: Sequence[Params],
+    searched: Sequence[Parameter],
+    objectives: Sequence[str],
+) -> None:
+    """Fill an empty study so that its trial n is record n, and trials still to run wait in it."""
+    by_number = {record.number: record for record in records}
+    for number in range(max([len(known) - 1, *by_number]) + 1):
+        record = by_number.get(number)
+        if record is not None and record.status != "running":
+            study.add_trial(frozen(record, searched, objectives))
+        elif record is not None:
+            study.enqueue_trial(dict(record.params))
+        else:
+            study.enqueue_trial(dict(known[number]) if number < len(known) else {})
+
+
+class RecordedSearch(OptunaSearch):
+    """OptunaSearch that steps by epoch, and knows stopped and failed trials from complete ones.
+
+    As it comes, it tells Optuna that a trial which ASHA stopped is complete, with its last value:
+    TPE then takes half-trained values for final ones.
+
+    Args:
+        study: rebuilt from the records.
+        searched: the space.
+        metric, mode: one name each, or a list of two.
+        max_epochs: of a trial that is complete.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        searched: Sequence[Parameter],
+        *,
+        metric: str | list[str],
+        mode: str | list[str],
+        max_epochs: int,
+    ) -> None:
+        self._study = study
+        self._searched, self._max_epochs = tuple(searched), max_epochs
+        self._told: dict[str, int] = {}
+        super().__init__(
+            space=self._suggest_all,
+            metric=metric,
+            mode=mode,
+            sampler=study.sampler,
+            study_name=study.study_name,
+            storage=study._storage,
+        )
+
+    def _suggest_all(self, trial: Any) -> dict[str, Any]:
+        for p in self._searched:
+            if p.choices:
+                trial.suggest_categorical(p.key, p.choices)
+            else:
+                trial.suggest_float(p.key, p.low, p.high, log=p.log)
+        return {"method": self._study.study_name, "number": trial.number}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Tell Optuna the value of an epoch; failures and repeated epochs are passed over."""
+        if not isinstance(self.metric, str) or self.metric not in result:
+            return  # Optuna takes no course of two objectives
+        if result["epoch"] > self._told.get(trial_id, 0):
+            self._told[trial_id] = result["epoch"]
+            self._ot_trials[trial_id].report(result[self.metric], result["epoch"])
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """End the trial in Optuna as what it was."""
+        if trial_id in self._completed_trials or trial_id not in self._ot_trials:
+            return
+        names = [self.metric] if isinstance(self.metric, str) else list(self.metric or ())
+        result = result or {}
+        values = [result.get(name) for name in names]
+        trial, study = self._ot_trials[trial_id], self._study
+        if error or result.get("error") or None in values or any(v != v for v in values):
+            study.tell(trial, state=TrialState.FAIL)
+        elif result["epoch"] < self._max_epochs:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, [float(result[name]) for name in names], state=TrialState.COMPLETE)
+        self._completed_trials.add(trial_id)
+
+
+def asha(
+    records: Sequence[TrialRecord],
+    *,
+    metric: str,
+    mode: str,
+    max_epochs: int,
+    grace_epochs: int,
+    reduction_factor: int,
+) -> AsyncHyperBandScheduler:
+    """ASHA (Li et al. 2020) by epochs, its rungs filled with what finished trials reached there.
+
+    Unfinished trials report their past epochs again when they resume, and so enter by themselves.
+    """
+    scheduler = AsyncHyperBandScheduler(
+        time_attr="epoch",
+        metric=metric,
+        mode=mode,
+        max_t=max_epochs,
+        grace_period=grace_epochs,
+        reduction_factor=reduction_factor,
+    )
+    (bracket,) = scheduler._brackets
+    sign = 1.0 if mode == "max" else -1.0
+    for record in records:
+        if record.status == "running":
+            continue
+        for row in record.rows:
+            value = row.get(metric)
+            if value is not None:
+                stub: Any = SimpleNamespace(trial_id=f"record {record.name}")
+                bracket.on_result(stub, int(row["epoch"] or 0), sign * value)
+    return scheduler

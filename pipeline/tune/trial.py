@@ -1,0 +1,274 @@
+"""One trial, as it runs on a worker: the loop of `pipeline.worker`, measured after every epoch.
+
+With one worker the trial trains in the process that Ray Tune gave it. With more, it is a Ray Train
+run whose reports Tune sees. Both are a `TrialRun`: the same training, resume and checkpoints.
+
+What was measured is written beside the checkpoints. A trial that goes on reports its past epochs
+again, so that Optuna, ASHA and the record see the whole course, whoever was killed in between.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.config.file import config_hash
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.errors import CheckpointError, ConfigError, DataError, PipelineError, TrainingError
+from pipeline.tune.images import DecodedSet
+from pipeline.tune.objective import Measure, measure_of, objectives
+from pipeline.tune.space import trial_config
+from pipeline.tune.trials import trial_name
+from pipeline.worker import Job, MethodRun
+from sdclr import SimCLR, StarvedLayerError, StepReport, Twin
+
+Row = dict[str, Any]
+# The same on every try: the trial has failed, the sweep goes on.
+LASTING = (TrainingError, StarvedLayerError, ConfigError, DataError, CheckpointError)
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """What every trial of a sweep gets; plain values only.
+
+    Args:
+        config: the sweep's configuration, as JSON.
+        run_uri, data_uri: where the sweep's record and the shards are.
+        init_from: URI of the weights to start from, if any.
+        gpus_per_worker: 0 on CPUs.
+    """
+
+    config: str
+    run_uri: str
+    data_uri: str
+    init_from: str | None
+    gpus_per_worker: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One trial: what Tune calls its configuration, made complete.
+
+    Args:
+        name: of its folder and record.
+        method, params, seed, number, role, label: as in its record.
+        config: to train with.
+    """
+
+    name: str
+    method: str
+    params: dict[str, Any]
+    seed: int
+    number: int
+    role: str
+    label: str
+    config: Config
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], base: Config) -> Plan:
+        """From what a search suggested: `method`, `number`, and the keys that are searched.
+
+        A confirmation has `label` and `seed` as well.
+        """
+        given = given.get("point", given)
+        params = {key: value for key, value in given.items() if "." in key}
+        method, number, label = given["method"], int(given["number"]), given.get("label", "")
+        seed = int(given.get("seed", base.run.seed))
+        return cls(
+            name=f"confirm-{number:04d}" if label else trial_name(method, number),
+            method=method,
+            params=params,
+            seed=seed,
+            number=number,
+            role="confirm" if label else "search",
+            label=label,
+            config=trial_config(base, method, params, seed=seed),
+        )
+
+
+class TrialRun(MethodRun):
+    """The training of a trial on one rank, with a report after each measured epoch.
+
+    Args:
+        measure: of the network.
+        send: gives a row to Ray, on every rank; None = another rank's row.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        config: Config,
+        manifest: Manifest,
+        method: str,
+        rank: int,
+        device: torch.device,
+        *,
+        measure: Measure,
+        send: Callable[[Row | None], None],
+    ) -> None:
+        super().__init__(job, config, manifest, method, rank, device)
+        self._measure, self._send = measure, send
+        self._log_uri = storage.join(job.run_uri, "measures.jsonl")
+        self._since_s, self._seconds_before = time.monotonic(), 0.0
+
+    def _restore(self) -> list[str]:
+        refused = super()._restore()
+        rows = self._past_rows() if self.rank == 0 else []
+        num_rows = int(self._all_ranks(len(rows))[0])
+        for number in range(num_rows):
+            self._send(rows[number] if self.rank == 0 else None)
+        if rows:
+            self._seconds_before = rows[-1]["seconds"]
+        return refused
+
+    def _past_rows(self) -> list[Row]:
+        """Rows up to the restored step; later ones, of an attempt that was lost, are dropped."""
+        epochs_done, rows = self.trainer.step // self.plan.num_steps, []
+        if storage.exists(self._log_uri):
+            for line in storage.read_bytes(self._log_uri).split(b"\n"):
+                if line.endswith(b"}") and (row := json.loads(line))["epoch"] <= epochs_done:
+                    rows.append(row)
+        if epochs_done and (not rows or rows[-1]["epoch"] < epochs_done):
+            # Killed between the checkpoint and its row: the network is the one to be measured.
+            rows.append(self._row(epochs_done, loss=None))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        storage.write_bytes(self._log_uri, text.encode())
+        return rows
+
+    def _report(self, report: StepReport) -> None:
+        row = None
+        if self.rank == 0:
+            row = self._row(report.epoch + 1, loss=report.loss)
+            with storage.LineLog(self._log_uri) as log:
+                log.append(row)
+        self._send(row)
+
+    def _row(self, epoch: int, *, loss: float | None) -> Row:
+        model = self.trainer.model
+        assert isinstance(model, Twin | SimCLR)
+        measured = self._measure(model)
+        seconds = self._seconds_before + time.monotonic() - self._since_s
+        row = {"epoch": epoch, "train_loss": loss, **measured, "seconds": round(seconds, 3)}
+        return {k: v if v is None or math.isfinite(v) else None for k, v in row.items()}
+
+    def _export(self) -> None:
+        """Nothing: a trial's weights are in its checkpoint, and the best one is trained again."""
+
+
+def run_trial(given: dict[str, Any], *, job: SweepJob, sets: Mapping[str, Any]) -> None:
+    """What Ray Tune runs; `given` as in `Plan.of`, `sets` are references to decoded sets."""
+    from ray import tune
+
+    base = Config.model_validate_json(job.config)
+    plan = Plan.of(given, base)
+    try:
+        if base.tune.trial_workers > 1:
+            _in_ray_train(given, plan, job, sets)
+        else:
+            device = torch.device("cuda" if job.gpus_per_worker else "cpu")
+            _train(plan, job, sets, rank=0, device=device, send=tune.report)
+    except LASTING as error:
+        tune.report({"epoch": 0, "error": json.dumps(_told(error, job, plan))})
+
+
+def _train(
+    plan: Plan,
+    job: SweepJob,
+    sets: Mapping[str, Any],
+    *,
+    rank: int,
+    device: torch.device,
+    send: Callable[[Row], None],
+) -> None:
+    import ray
+
+    config = plan.config
+    torch.set_num_threads(config.tune.cpus_per_trial)
+    decoded: dict[str, DecodedSet] = {name: ray.get(ref) for name, ref in sets.items()}
+    manifest = read_manifest(job.data_uri)
+    worker_job = Job(
+        config=config.model_dump_json(),
+        config_hash=config_hash(config),
+        run_uri=storage.join(job.run_uri, "trials", plan.name),
+        data_uri=job.data_uri,
+        init_from=job.init_from,
+        device=device.type,
+        num_threads=config.tune.cpus_per_trial,
+    )
+    run = TrialRun(
+        worker_job, config, manifest, plan.method, rank, device,
+        measure=measure_of(config, manifest, decoded),
+        send=lambda row: send(_message(row, config)),
+    )  # fmt: skip
+    run.train(decoded["pretrain"].image_set(), None)
+    del run
+    gc.collect()  # a model and its gradients refer to each other
+
+
+def _in_ray_train(
+    given: dict[str, Any], plan: Plan, job: SweepJob, sets: Mapping[str, Any]
+) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    on_gpu = job.gpus_per_worker > 0
+    resources = {"CPU": 1.0 if on_gpu else float(plan.config.tune.cpus_per_trial)}
+    outcome: Any = TorchTrainer(
+        _trial_worker,  # type: ignore[arg-type]
+        train_loop_config={"given": given, "job": job, "sets": dict(sets)},
+        scaling_config=ScalingConfig(
+            num_workers=plan.config.tune.trial_workers,
+            use_gpu=on_gpu,
+            resources_per_worker=resources | ({"GPU": job.gpus_per_worker} if on_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{time.time_ns()}",
+            storage_path=storage.absolute(storage.join(job.run_uri, "trials", plan.name, "ray")),
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item, no-untyped-call]
+            failure_config=FailureConfig(max_failures=plan.config.train.max_failures),
+        ),
+    ).fit()
+    error = (outcome.return_value or {}).get("error")
+    if error is not None:
+        raise DataError(error["what"], where=error["where"], todo=error["todo"])
+
+
+def _trial_worker(passed: dict[str, Any]) -> dict[str, Any]:
+    import ray.train
+    import ray.train.torch
+
+    job: SweepJob = passed["job"]
+    plan = Plan.of(passed["given"], Config.model_validate_json(job.config))
+    rank = ray.train.get_context().get_world_rank()
+    device = ray.train.torch.get_device() if job.gpus_per_worker else torch.device("cpu")
+
+    try:
+        _train(plan, job, passed["sets"], rank=rank, device=device, send=ray.train.report)
+    except LASTING as error:
+        return {"error": _told(error, job, plan)}
+    return {"error": None}
+
+
+def _message(row: Row | None, config: Config) -> Row:
+    """What Ray gets: the epoch and the objectives for Tune, the whole row for the record."""
+    if row is None:
+        return {}
+    values = {name: row[name] for name in objectives(config) if row.get(name) is not None}
+    return {"epoch": row["epoch"], **values, "row": row}
+
+
+def _told(error: Exception, job: SweepJob, plan: Plan) -> dict[str, str]:
+    if isinstance(error, PipelineError):
+        return {"what": error.what, "where": error.where, "todo": error.todo}
+    where = storage.join(job.run_uri, "trials", plan.name)
+    return {"what": str(error), "where": where, "todo": "narrow the searched range"}

@@ -1,0 +1,158 @@
+"""A sweep on the console: a line of progress, and a plain table of trials now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.console import Console, duration
+from pipeline.scores import ABSENT
+from pipeline.tune.objective import objectives
+from pipeline.tune.result import best_of
+from pipeline.tune.trials import FINISHED, TrialRecord, Trials
+
+_LINE_EVERY_S, _TABLE_EVERY_S = 5.0, 60.0
+_NUM_BEST = 5
+
+
+class View:
+    """What is shown of one part of a sweep.
+
+    Args:
+        console: to write on.
+        trials: the records, which another thread changes.
+        config: of the sweep.
+        method: whose study is running; empty = the confirmations.
+        concurrent: trials at the same time.
+    """
+
+    def __init__(
+        self, console: Console, trials: Trials, config: Config, method: str, concurrent: int
+    ) -> None:
+        self._console, self._trials, self._config = console, trials, config
+        self._method, self._concurrent = method, concurrent
+        self._line_s = self._table_s = time.monotonic()
+
+    def _records(self) -> list[TrialRecord]:
+        if self._method:
+            return self._trials.all(method=self._method)
+        return self._trials.all("confirm")
+
+    def refresh(self) -> None:
+        """Show the line or the table when it is time."""
+        now_s = time.monotonic()
+        if now_s - self._line_s < _LINE_EVERY_S:
+            return
+        self._line_s = now_s
+        self._console.stage("tune", self.line())
+        if now_s - self._table_s >= _TABLE_EVERY_S:
+            self._table_s = now_s
+            self._console.table(*self.table())
+
+    def end(self) -> None:
+        """Show how the part ended."""
+        self._console.stage("tune", self.line())
+        self._console.table(*self.table())
+
+    def line(self) -> str:
+        """How many are done, running, stopped and failed, the best so far, and the time left."""
+        records = self._records()
+        done = [r for r in records if r.status in FINISHED]
+        running = len(records) - len(done)
+        counts = {s: sum(r.status == s for r in done) for s in ("pruned", "failed")}
+        notes = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
+        planned = self._num_planned()
+        parts = [
+            f"{self._method or 'fresh seeds'}: {len(done)}/{planned} trials done"
+            + (f" ({notes})" if notes else ""),
+            f"{running} running",
+        ]
+        best = best_of(self._config, records)
+        if best is not None and self._method:
+            name = next(iter(objectives(self._config)))
+            parts.append(f"best {name} {best.last(name):.4f} ({best.name})")
+        left_s = self._left_s(done, planned)
+        if left_s is not None:
+            parts.append(f"about {duration(left_s)} left")
+        return ", ".join(parts)
+
+    def _num_planned(self) -> int:
+        if self._method:
+            return self._config.tune.trials
+        return max(
+            len(self._records()), self._config.tune.retrain_seeds * len(self._config.train.methods)
+        )
+
+    def _left_s(self, done: Sequence[TrialRecord], planned: int) -> float | None:
+        if not done or len(done) >= planned:
+            return None
+        mean_s = sum(r.seconds for r in done) / len(done)
+        spent_s = sum(r.seconds for r in self._records() if r.status not in FINISHED)
+        return max(0.0, (planned - len(done)) * mean_s - spent_s) / self._concurrent
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """The running trials and the best of those that are done."""
+        names = objectives(self._config)
+        ((name, mode), *_) = names.items()
+        sign = 1.0 if mode == "max" else -1.0
+        records = self._records()
+        done = [r for r in records if r.status in FINISHED]
+        done.sort(key=lambda r: -sign * (r.last(name) or 0.0))
+        shown = [r for r in records if r.status == "running"]
+        shown += done[:_NUM_BEST] if self._method else done
+        keys = list(dict.fromkeys(key for r in shown for key in r.params))
+        headers = ["trial", "state", "epoch", *names, *(key.partition(".")[2] for key in keys)]
+        rows = [
+            [
+                f"{r.label} seed {r.seed}" if r.label else r.name,
+                r.status,
+                f"{r.epochs}/{self._config.train.epochs}",
+                *(_shown(r.last(n)) for n in names),
+                *(_shown(r.params.get(key)) for key in keys),
+            ]
+            for r in shown
+        ]
+        return headers, rows
+
+
+def result_table(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The settings that were trained with fresh seeds: mean and standard deviation."""
+    names = list(content["objectives"])
+    rows = []
+    for entry in content["confirmed"]:
+        cells = []
+        for name in names:
+            found = entry["values"][name]
+            spread = "" if found["std"] is None else f" ± {found['std']:.4f}"
+            cells.append(ABSENT if found["mean"] is None else f"{found['mean']:.4f}{spread}")
+        num = str(entry["values"][names[0]]["n"])
+        params = ", ".join(f"{k.partition('.')[2]} {_shown(v)}" for k, v in entry["params"].items())
+        rows.append([entry["label"], *cells, num, params])
+    return ["setting", *names, "seeds", "parameters"], rows
+
+
+def show_result(console: Console, run_uri: str, content: dict[str, Any]) -> None:
+    """The end of a sweep: the table of fresh seeds, where the best setting is, what to type next.
+
+    Args:
+        console: to write on.
+        run_uri: of the sweep.
+        content: of sweep.json.
+    """
+    console.line()
+    console.table(*result_table(content))
+    console.line("mean ± standard deviation over seeds that the search did not see")
+    console.line()
+    best = storage.join(run_uri, "best.yaml")
+    console.line(f"best settings ({content['best']}): {best}")
+    console.line("next:")
+    console.line(f"  train it       python pipeline/run.py --config {best}")
+    console.line("  more trials    the same command with a larger tune.trials=N")
+    console.line(f"  look closer    optuna-dashboard {storage.join(run_uri, 'study.journal')}")
+
+
+def _shown(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.4g}"

@@ -1,0 +1,173 @@
+"""A sweep for real on Ray: killed driver, killed trial, two workers in a trial."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.file import load_config
+from tests.conftest import REPO
+
+pytestmark = pytest.mark.ray
+
+TINY = (
+    "data.num_val_per_class=10", "data.num_max=60", "train.global_batch=64", "train.epochs=6",
+    "train.warmup_epochs=0", "evaluate.shots_per_class=2", "evaluate.fewshot_draws=1",
+    "evaluate.cv_folds=2", "tune.trials=4", "tune.grace_epochs=1", "tune.reduction_factor=2",
+    "tune.retrain_seeds=1",
+)  # fmt: skip
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, str(REPO / "pipeline" / "run.py"), "tune", *TINY, *words]
+
+
+def environment() -> dict[str, str]:
+    import ray
+
+    return {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words), cwd=folder, env=environment(), capture_output=True, text=True, timeout=500
+    )
+
+
+def begun(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command(*words), cwd=folder, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes]) -> None:
+    end_s = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, "the sweep ended before it could be disturbed"
+        assert time.monotonic() < end_s, "nothing to disturb within the deadline"
+        time.sleep(0.05)
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {}
+    for file in folder.glob("runs/*/trials/*/trial.json"):
+        content = json.loads(file.read_text())
+        found[content["name"]] = content
+    return found
+
+
+def finished(folder: Path) -> dict[str, dict[str, Any]]:
+    return {n: r for n, r in records(folder).items() if r["status"] in ("complete", "pruned")}
+
+
+def the_sweep(folder: Path) -> Path:
+    (found,) = (folder / "runs").iterdir()
+    return found
+
+
+def test_a_killed_driver_loses_nothing_and_repeats_nothing(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    process = begun(tmp_path)
+    wait_for(lambda: finished(tmp_path), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = finished(tmp_path)
+    files = {name: list((the_sweep(tmp_path) / "trials" / name).rglob("*")) for name in before}
+    result = run(tmp_path)
+    assert result.returncode == 0, result.stderr
+    sweep = the_sweep(tmp_path)
+    after = records(tmp_path)
+    for name, kept in before.items():
+        assert after[name] == kept  # to the last second of its time
+        assert list((sweep / "trials" / name).rglob("*")) == files[name]
+    found = json.loads((sweep / "sweep.json").read_text())
+    assert [m["counts"]["failed"] for m in found["methods"]] == [0, 0]
+    assert len(found["trials"]) == 8  # four for each method, none twice
+    points = [(t["method"], tuple(t["params"].values())) for t in found["trials"]]
+    assert len(set(points)) == 8
+    assert any(t["status"] == "pruned" for t in found["trials"])
+    for trial in after.values():
+        assert [row["epoch"] for row in trial["rows"]] == list(range(1, len(trial["rows"]) + 1))
+    assert not list(sweep.rglob("*.pkl")), "nothing pickled is kept"
+    for name in ("report.html", "study.journal", "best.yaml"):
+        assert (sweep / name).stat().st_size > 0, name
+    best = load_config(str(sweep / "best.yaml"))
+    assert best.run.name == "demo-best" and len(best.train.methods) == 1
+    for word in ("best fewshot", "pruned", "left", "best settings", "optuna-dashboard"):
+        assert word in result.stdout
+    assert [entry["values"]["fewshot"]["n"] for entry in found["confirmed"]] == [1] * len(
+        found["confirmed"]
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_trial_goes_on_and_ends_like_the_others(ray_cluster: None, tmp_path: Path) -> None:
+    words = ("train.methods=[sdclr]", "tune.early_stopping=false", "tune.trials=2",
+             "tune.retrain_seeds=0", "train.epochs=30")  # fmt: skip
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    whole = run(tmp_path / "whole", *words)
+    assert whole.returncode == 0, whole.stderr
+    process = begun(tmp_path / "cut", *words)
+    pattern = "runs/*/trials/*/measures.jsonl"
+
+    def rows() -> int:
+        return sum(f.read_text().count("\n") for f in (tmp_path / "cut").glob(pattern))
+
+    wait_for(lambda: rows() >= 8, process)
+    killed = [
+        pid
+        for pid, words in processes()
+        if words.startswith("ray::") and any(n in words for n in ("ImplicitFunc", "run_trial"))
+    ]
+    assert killed
+    os.kill(killed[0], signal.SIGKILL)
+    assert process.wait(timeout=300) == 0
+    first, second = records(tmp_path / "whole"), records(tmp_path / "cut")
+    assert first.keys() == second.keys()
+    for name, record in first.items():
+        mine = second[name]
+        assert mine["status"] == "complete" and mine["params"] == record["params"]
+        assert [r["fewshot"] for r in mine["rows"]] == [r["fewshot"] for r in record["rows"]]
+
+
+def processes() -> list[tuple[int, str]]:
+    """Process id and command line of our own children on this machine."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            environ = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if os.environ.get("RAY_TMPDIR", "").encode() in environ:
+            found.append((int(folder.name), words))
+    return found
+
+
+@pytest.mark.slow
+def test_two_workers_in_a_trial_and_two_objectives_without_labels(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    result = run(
+        tmp_path, "tune.trial_workers=2", "tune.objective=view_retrieval", "tune.balance=true",
+        "tune.trials=2", "train.epochs=2", "tune.retrain_seeds=0", "train.methods=[sdclr]",
+        "tune.probe_images=64", "tune.sampler=nsga2", "tune.concurrent=1",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = json.loads((the_sweep(tmp_path) / "sweep.json").read_text())
+    assert found["objectives"] == {"view_retrieval": "max", "balance": "min"}
+    assert [t["status"] for t in found["trials"]] == ["complete"] * 2
+    assert found["pareto"] and all(t["epochs"] == 2 for t in found["trials"])
+    assert (the_sweep(tmp_path) / "pareto" / f"{found['pareto'][0]}.yaml").exists()

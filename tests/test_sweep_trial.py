@@ -1,0 +1,211 @@
+"""One trial in this process: what it measures, reports and resumes; and the page of a sweep."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import Config
+from pipeline.config.file import config_hash, load_config
+from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
+from pipeline.errors import ConfigError
+from pipeline.ingest.sources import index_source
+from pipeline.record import RunRecord
+from pipeline.report.page import write_report
+from pipeline.tune import result
+from pipeline.tune.images import DecodedSet, needed_sets
+from pipeline.tune.objective import measure_of, objectives, with_rank_floor
+from pipeline.tune.space import trial_config
+from pipeline.tune.trial import Plan, TrialRun
+from pipeline.worker import Job
+from sdclr import SimCLR, Twin
+from tests.test_report import HOSTILE, Page, assert_inert
+from tests.test_sweep_search import sweep_of
+
+SMALL = (
+    "data.num_val_per_class=8", "data.num_max=60", "train.epochs=3", "train.global_batch=64",
+    "tune.probe_images=64", "evaluate.shots_per_class=2", "evaluate.fewshot_draws=2",
+    "evaluate.cv_folds=2",
+)  # fmt: skip
+
+
+def config(*overrides: str) -> Config:
+    return load_config(None, [*SMALL, *overrides])
+
+
+def decoded(c: Config) -> tuple[Manifest, dict[str, DecodedSet]]:
+    """The digits as a sweep holds them; no shards."""
+    index = index_source(c.data)
+    assert index.pixels is not None
+    sets, infos = {}, {}
+    for name in ("pretrain", "probe", "val"):
+        entries = index.sets[name]
+        pixels = index.pixels[[int(e.locator) for e in entries]].transpose(0, 3, 1, 2)
+        labels = np.array([e.label for e in entries])
+        sizes = np.full((len(entries), 2), 16)
+        ids = np.array([e.id for e in entries])
+        sets[name] = DecodedSet(np.ascontiguousarray(pixels), sizes, labels, ids)
+        sets[name].images_NCHW.flags.writeable = False  # as in the object store
+        counts = index.class_counts(name)
+        infos[name] = SetInfo(len(entries), tuple(counts or ()), ())
+    manifest = Manifest(
+        "digits", {}, ImageInfo("raw", 16, 16), index.class_names, infos, (),  # type: ignore[arg-type]
+        Rejects(0, {}, ()), {}, "",
+    )  # fmt: skip
+    return manifest, sets
+
+
+Rows = list[dict[str, Any]]
+
+
+class Killed(Exception):
+    pass
+
+
+def trained(
+    folder: Path, c: Config, *, stop_after: int | None = None, stop_before_row: bool = False
+) -> Rows:
+    """The rows that a trial sent, until it ended or was killed after some epochs."""
+    manifest, sets = decoded(c)
+    trial = trial_config(c, "sdclr", {"sdclr.prune_ratio": 0.6}, seed=0)
+    sent: Rows = []
+
+    def send(row: dict[str, Any] | None) -> None:
+        assert row is not None
+        sent.append(row)
+        if row["epoch"] == stop_after:
+            raise Killed
+
+    job = Job(trial.model_dump_json(), config_hash(trial), str(folder), "", None, "cpu", 1)
+    run = TrialRun(job, trial, manifest, "sdclr", 0, torch.device("cpu"),
+                   measure=measure_of(trial, manifest, sets), send=send)  # fmt: skip
+    try:
+        run.train(sets["pretrain"].image_set(), None)
+    except Killed:
+        pass
+    if stop_before_row:
+        file = folder / "measures.jsonl"
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:20])  # torn
+    return sent
+
+
+def values(rows: Rows) -> Rows:
+    """Without clocks; the loss of an epoch that is measured after a restart is not known."""
+    return [{k: v for k, v in row.items() if k not in ("seconds", "train_loss")} for row in rows]
+
+
+@pytest.mark.parametrize(("objective", "torn"), [("fewshot", False), ("view_retrieval", True)])
+def test_a_killed_trial_reports_what_an_unbroken_one_does(
+    tmp_path: Path, objective: str, torn: bool
+) -> None:
+    c = config(f"tune.objective={objective}")
+    whole = trained(tmp_path / "whole", c)
+    assert [row["epoch"] for row in whole] == [1, 2, 3]
+    assert len({row[objective] for row in whole}) > 1  # it measures, and training changes it
+    first = trained(tmp_path / "cut", c, stop_after=2, stop_before_row=torn)
+    again = trained(tmp_path / "cut", c)
+    assert values(first) == values(whole[:2])
+    assert values(again) == values(whole)
+    assert again[-1]["seconds"] >= first[-1]["seconds"] if not torn else True
+    other = trained(tmp_path / "other", c.model_copy(
+        update={"sdclr": c.sdclr.model_copy(update={"temperature": 0.5})}))  # fmt: skip
+    assert values(other) != values(whole)  # the comparison can fail
+
+
+def test_measuring_leaves_the_network_as_it_was(tmp_path: Path) -> None:
+    for objective in ("fewshot", "view_retrieval"):
+        c = config(f"tune.objective={objective}")
+        manifest, sets = decoded(c)
+        plan = Plan.of({"method": "sdclr", "number": 0}, c)
+        job = Job(c.model_dump_json(), "", str(tmp_path), "", None, "cpu", 1)
+        measure = measure_of(c, manifest, sets)
+        run = TrialRun(job, plan.config, manifest, "sdclr", 0, torch.device("cpu"),
+                       measure=measure, send=lambda row: None)  # fmt: skip
+        model = run.trainer.model
+        assert isinstance(model, Twin | SimCLR)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        first, second = measure(model), measure(model)
+        assert first == second and set(objectives(c)) <= set(first) and 0 <= first["balance"] <= 0.5
+        assert model.training
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
+
+def test_the_test_set_is_never_asked_for() -> None:
+    manifest, _ = decoded(config())
+    assert needed_sets(config(), manifest) == ("pretrain", "probe", "val")
+    assert needed_sets(config("tune.objective=view_retrieval"), manifest) == ("pretrain",)
+    without_val = Manifest(**{**manifest.__dict__, "sets": {"pretrain": manifest.sets["pretrain"]}})
+    with pytest.raises(ConfigError, match="the test set is for the end"):
+        needed_sets(config(), without_val)
+    unlabelled = Manifest(**{**manifest.__dict__, "class_names": None})
+    with pytest.raises(ConfigError, match="needs labels"):
+        needed_sets(config(), unlabelled)
+
+
+def test_the_rank_floor() -> None:
+    assert with_rank_floor(0.8, 20.0, 8.0) == 0.8
+    assert with_rank_floor(0.8, 4.0, 8.0) == pytest.approx(0.4)
+    assert with_rank_floor(0.8, 8.0, 8.0) == 0.8  # continuous at the floor
+    assert math.isnan(with_rank_floor(math.nan, 4.0, 8.0))
+
+
+def test_a_plan_is_complete() -> None:
+    c = config()
+    search = Plan.of({"method": "sdclr", "number": 7, "sdclr.temperature": 0.3}, c)
+    assert (search.name, search.role, search.seed) == ("sdclr-0007", "search", 0)
+    assert search.config.sdclr.temperature == 0.3 and search.params == {"sdclr.temperature": 0.3}
+    point = {"method": "simclr", "number": 1001, "seed": 2, "label": "best simclr"}
+    confirm = Plan.of({"point": point}, c)
+    assert (confirm.name, confirm.role, confirm.seed) == ("confirm-1001", "confirm", 2)
+    assert confirm.config.run.seed == 2
+
+
+# --- the page
+
+
+def page_of(folder: Path, *overrides: str) -> Page:
+    c = load_config(None, ["train.epochs=9", *overrides])
+    trials = sweep_of(folder, c)
+    RunRecord.create(str(folder), name="demo-sweep", config_hash="c0ffee", seed=0, argv=["x"])
+    result.write(str(folder), result.summary(c, trials))
+    return Page(Path(write_report(str(folder))).read_text())
+
+
+def test_the_page_of_a_sweep(tmp_path: Path) -> None:
+    page = page_of(tmp_path / "one")
+    assert_inert(page)
+    content = json.loads((tmp_path / "one" / "sweep.json").read_text())
+    drawings = [a["aria-label"] or "" for a in page.all("svg") if a.get("class") == "chart"]
+    # SDCLR: coordinates, map, importance, course; SimCLR has one parameter: coordinates, course.
+    assert len(drawings) == 6 and any("8 trials" in label for label in drawings)
+    assert content["best"] in page.texts and "best.yaml" in page.text
+    assert "loss nan" in page.text and "Pareto" not in page.text
+    assert sum(t == "sdclr-0003" for t in page.texts) >= 1
+    assert (tmp_path / "one" / "report.html").read_bytes() == Path(
+        write_report(str(tmp_path / "one"))
+    ).read_bytes()
+
+
+def test_two_objectives_have_a_front(tmp_path: Path) -> None:
+    page = page_of(tmp_path / "two", "tune.balance=true")
+    content = json.loads((tmp_path / "two" / "sweep.json").read_text())
+    assert content["pareto"] and "Pareto front" in page.text
+    assert ", ".join(content["pareto"]) in page.text
+
+
+def test_hostile_text_in_a_sweep_is_inert(tmp_path: Path) -> None:
+    page_of(tmp_path / "one")
+    file = tmp_path / "one" / "sweep.json"
+    content = json.loads(file.read_text())
+    content["trials"][0].update(name=HOSTILE[0], error=HOSTILE[1])
+    content["confirmed"][0]["label"] = HOSTILE[4]
+    file.write_text(json.dumps(content))
+    assert_inert(Page(Path(write_report(str(tmp_path / "one"))).read_text()))
