@@ -6,8 +6,10 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 from pipeline import storage
 from pipeline.errors import DataError, StorageError
 from pipeline.storage.s3 import ObjectStore
-from tests.loopback_s3 import LoopbackS3
+from tests.loopback_s3 import ACCESS_KEY, SECRET_KEY, LoopbackS3
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -278,9 +280,30 @@ def test_missing_credentials_name_the_variables(
 @pytest.mark.promise("R15")
 def test_an_endpoint_that_does_not_answer(s3: LoopbackS3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StorageError, match="does not answer") as caught:
-        ObjectStore(deadline_s=0.5).read("s3://bucket/x")
+    with pytest.raises(StorageError, match=r"does not answer \([2-9] tries") as caught:
+        ObjectStore(deadline_s=1.0).read("s3://bucket/x")
     assert "AWS_ENDPOINT_URL" in caught.value.todo
+
+
+@pytest.mark.promise("R13")
+def test_a_server_that_restarts_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    server = LoopbackS3(port)
+    server.buckets["bucket"] = {}
+    with server:
+        storage.write_bytes("s3://bucket/x", b"one")
+    again = LoopbackS3(port)
+    again.buckets = server.buckets
+    timer = threading.Timer(1.0, again.__enter__)
+    timer.start()
+    assert storage.read_bytes("s3://bucket/x") == b"one"
+    timer.join()
+    again.__exit__()
 
 
 # --- line logs ---

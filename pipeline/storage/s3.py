@@ -173,7 +173,9 @@ def _is_passing(error: Exception) -> bool:
     if response := _response(error):
         status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         return status >= 500 or status == 429 or _code(error) in _PASSING_CODES
-    return isinstance(error, (boto.HTTPClientError, ConnectionError, TimeoutError))
+    return isinstance(
+        error, (boto.HTTPClientError, boto.ConnectionError, ConnectionError, TimeoutError)
+    )
 
 
 def _words(error: Exception, uri: str, num_tries: int, waited_s: float) -> tuple[str, str]:
