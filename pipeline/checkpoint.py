@@ -110,7 +110,7 @@ def load(uri: str, *, config_hash: str | None) -> TrainState:
     try:
         numbers = json.loads(contents["state.json"])
         tensors: dict[str, torch.Tensor] = load_tensors(contents["state.safetensors"])
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise _broken(uri, f"it cannot be read ({error})") from error
     return TrainState(tensors, numbers)
 
@@ -179,7 +179,7 @@ def _read_record(uri: str) -> dict[str, Any]:
         )
     try:
         record = json.loads(storage.read_bytes(record_uri))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(uri, "commit.json is not JSON") from error
     if not isinstance(record, dict):
         raise _broken(uri, "commit.json is not an object")

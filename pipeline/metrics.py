@@ -120,7 +120,7 @@ def _lines(uri: str) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
     for i, raw in raws:
         try:
             row = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             if i != raws[-1][0]:
                 raise _line_error("the line is torn", f"{uri}, line {i}") from None
             row = None

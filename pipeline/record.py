@@ -202,7 +202,7 @@ def read_json(uri: str) -> dict[str, Any]:
         raise DataError("The record is missing", where=uri, todo="check the run's name and root")
     try:
         content = json.loads(storage.read_bytes(uri))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"The record is not JSON ({error})", where=uri, todo="restore it") from None
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise DataError(

@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.command_line import Command
 from pipeline.config import Config
 from pipeline.config.file import changed_keys, config_hash, load_config, parse_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,11 @@ def _existing(command: Command) -> RunFolder:
     base = load_config(command.config_file, command.overrides if command.config_file else ())
     uri = existing_run(command.resume, base.run.root)
     file = storage.join(uri, "config.yaml")
-    text = storage.read_bytes(file).decode()
+    try:
+        text = storage.read_bytes(file).decode()
+    except UnicodeDecodeError as error:
+        todo = "restore it from a copy; the run cannot be gone on with"
+        raise ConfigError(f"it is not UTF-8 text ({error})", where=file, todo=todo) from None
     config = parse_config(text, origin=file)
     wanted = base
     if command.config_file is None:
@@ -143,5 +147,10 @@ def _data_uri(run_uri: str) -> str:
     file = storage.join(run_uri, "run.json")
     if not storage.exists(file):
         return ""
-    data = json.loads(storage.read_bytes(file)).get("data") or {}
-    return str(data.get("uri", ""))
+    try:
+        record = json.loads(storage.read_bytes(file))
+        data = record["data"]
+        return "" if data is None else str(data["uri"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        todo = "restore it from a copy; the run cannot be gone on with"
+        raise DataError(f"The record is broken ({error!r})", where=file, todo=todo) from None
