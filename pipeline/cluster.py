@@ -218,6 +218,18 @@ def check_placement(cluster: Cluster, *resources: str | None) -> None:
             )
 
 
+def in_words(error: BaseException) -> ClusterError | None:
+    """What Ray says about itself, told as ours; None for anything else."""
+    if type(error).__name__ != "ExecutionTimeoutError":
+        return None
+    return ClusterError(
+        f"Ray Data found no free CPU or GPU for its tasks: {str(error).splitlines()[0]}",
+        where="the cluster",
+        todo="wait until other work has ended or add nodes, then go on with --resume; for tasks "
+        "that are slow by nature raise RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S",
+    )
+
+
 def _check_answers(address: str) -> None:
     """Raise OSError when nothing listens there: Ray itself would go on trying for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")

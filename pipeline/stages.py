@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
-from pipeline.cluster import Cluster, connected, grown
+from pipeline.cluster import Cluster, connected, grown, in_words
 from pipeline.command_line import Command
 from pipeline.config import Config
 from pipeline.config.file import config_hash, dump_config, load_config
@@ -300,7 +300,7 @@ class Session:
             yield
         except BaseException as error:
             root = root_cause(error)
-            shown = root if isinstance(root, PipelineError) else error
+            shown = root if isinstance(root, PipelineError) else in_words(root) or error
             if self._record is not None and self._record.status == "running":
                 self._record.fail(shown)
             if shown is error:
