@@ -5,14 +5,20 @@ No Ray is started; that of a sweep joins the cluster at RAY_ADDRESS to time a fe
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+from pipeline.cluster import usable_cpus
 from pipeline.command_line import Command
 from pipeline.config import Config
 from pipeline.config.file import changed_keys
 from pipeline.console import Console, duration
 from pipeline.errors import ConfigError
-from pipeline.ingest.stage import DryRun, dry_run
+from pipeline.ingest.plan import DryRun, dry_run
+from pipeline.ingest.sample import SIDES_PX, Sample
 from pipeline.run_folder import resolve
 from sdclr import EpochPlan
+
+_NUM_REJECTS = 10
 
 
 def preview(command: Command, console: Console) -> None:
@@ -37,9 +43,11 @@ def preview(command: Command, console: Console) -> None:
         ],
     )
     _show_classes(plan, console)
+    if plan.sample is not None:
+        _show_sample(plan.sample, plan.num_images, console)
     if command.stage == "tune":
         _show_sweep(config, plan, console)
-    else:
+    elif command.stage != "ingest":
         _show_training(config, plan, console)
 
 
@@ -78,6 +86,32 @@ def _show_classes(plan: DryRun, console: Console) -> None:
     ranked = sorted(zip(counts, plan.class_names, strict=True), reverse=True)
     shown = ranked if len(ranked) <= 12 else [*ranked[:6], *ranked[-6:]]
     console.line("images per class: " + ", ".join(f"{name} {count}" for count, name in shown))
+
+
+def _show_sample(sample: Sample, num_images: int, console: Console) -> None:
+    n = sample.num_images
+    counts = ", ".join(
+        f"{name} {count}"
+        for name, count in zip(_side_names(), sample.side_counts, strict=True)
+        if count
+    )
+    console.line(f"of {n} images drawn by seed, shorter side in px: {counts or 'none can be used'}")
+    for reject in sample.rejects[:_NUM_REJECTS]:
+        console.line(f"  would be rejected: {reject.id} ({reject.reason}: {reject.detail})")
+    if len(sample.rejects) > _NUM_REJECTS:
+        console.line(f"  and {len(sample.rejects) - _NUM_REJECTS} more of the {n}")
+    one_core_s = num_images * sample.s_per_image
+    console.line(
+        f"{sample.mean_stored_bytes / 1e3:.1f} kB an image as stored; at "
+        f"{1 / sample.s_per_image:.0f} images/s, measured in one process, "
+        f"{duration(one_core_s)} of one core, {duration(one_core_s / usable_cpus())} on this "
+        "machine, less on a cluster"
+    )
+
+
+def _side_names() -> list[str]:
+    inner = [f"{low}-{high - 1}" for low, high in pairwise(SIDES_PX)]
+    return [f"below {SIDES_PX[0]}", *inner, f"{SIDES_PX[-1]} and more"]
 
 
 def _show_training(config: Config, plan: DryRun, console: Console) -> None:

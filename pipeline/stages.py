@@ -115,7 +115,9 @@ class Session:
         self.console.stage("ingest", f"{self.config.data.source}: images to shards")
         with self._plain_errors():
             uri, manifest = ingest(
-                self.config, lambda done, total: self.console.progress("ingest", done, total)
+                self.config,
+                lambda done, total: self.console.progress("ingest", done, total),
+                lambda text: self.console.stage("ingest", text),
             )
         self._dataset = Dataset(uri, manifest)
         self.console.stage("ingest", _described(manifest))
@@ -126,7 +128,7 @@ class Session:
         """Ingest if asked to, check, and train; the run exists from here on."""
         from pipeline import feed
         from pipeline.dataset.manifest import read_manifest
-        from pipeline.ingest.stage import data_set_uri
+        from pipeline.ingest.plan import data_set_uri
         from pipeline.train import check, train, uses_gpu
 
         ingest_s = self.ingest() if ingest_first else None

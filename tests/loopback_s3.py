@@ -6,6 +6,8 @@ in order, before any other handling. `log` holds "METHOD /path" of every request
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import threading
 from collections import deque
 from collections.abc import MutableMapping
@@ -24,6 +26,7 @@ class LoopbackS3:
         self.buckets: dict[str, MutableMapping[str, bytes]] = {}
         self.faults: deque[int] = deque()
         self.log: list[str] = []
+        self.page_keys = 1000  # of one answer to a listing
         owner = self
 
         class Handler(_Handler):
@@ -100,6 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
                     bucket.pop(element.text or "", None)
             return self._answer(200, b"<DeleteResult/>")
         if self.command == "PUT":
+            digest = base64.b64encode(hashlib.md5(body).digest()).decode()
+            if self.headers.get("Content-MD5", digest) != digest:
+                return self._error(400, "BadDigest")
             bucket[key] = body
             return self._answer(200, ETag='"0"')
         if self.command == "DELETE":
@@ -113,14 +119,19 @@ class _Handler(BaseHTTPRequestHandler):
         if key not in bucket:
             return self._error(404)
         data, status, headers = bucket[key], 200, {}
+        etag = f'"{hashlib.md5(data).hexdigest()}"'
         if asked := self.headers.get("Range"):
+            if not data:
+                return self._error(416, "InvalidRange")
             first, _, last = asked.removeprefix("bytes=").partition("-")
             stop = min(int(last or len(data)) + 1, len(data))
             headers["Content_Range"] = f"bytes {first}-{stop - 1}/{len(data)}"
             data, status = data[int(first) : stop], 206
+        if self.headers.get("If-Match", etag) != etag:
+            return self._error(412, "PreconditionFailed")
         headers["Content_Length"] = str(len(data))
         headers["Last_Modified"] = "Thu, 01 Jan 2026 00:00:00 GMT"
-        self._answer(status, data, ETag='"0"', **headers)
+        self._answer(status, data, ETag=etag, **headers)
 
     def _listing(
         self, name: str, bucket: MutableMapping[str, bytes], query: dict[str, list[str]]
@@ -128,7 +139,12 @@ class _Handler(BaseHTTPRequestHandler):
         prefix = query.get("prefix", [""])[0]
         delimiter = query.get("delimiter", [""])[0]
         contents, folders = [], set()
-        for key in sorted(key for key in bucket if key.startswith(prefix)):
+        after = query.get("continuation-token", query.get("start-after", [""]))[0]
+        page_keys = min(int(query.get("max-keys", ["1000"])[0]), self.server_state.page_keys)
+        # Code points sort like UTF-8 bytes, which is the order of S3.
+        matching = sorted(key for key in bucket if key.startswith(prefix) and key > after)
+        page, cut = matching[:page_keys], len(matching) > page_keys
+        for key in page:
             rest = key.removeprefix(prefix)
             if delimiter and delimiter in rest:
                 folders.add(prefix + rest.split(delimiter)[0] + delimiter)
@@ -146,8 +162,10 @@ class _Handler(BaseHTTPRequestHandler):
         count = len(contents) + len(folders)
         body = (
             f"<ListBucketResult><Name>{name}</Name><Prefix>{escape(prefix)}</Prefix>"
-            f"<KeyCount>{count}</KeyCount><IsTruncated>false</IsTruncated>{''.join(rows)}"
-            "</ListBucketResult>"
+            f"<KeyCount>{count}</KeyCount><IsTruncated>{str(cut).lower()}</IsTruncated>"
+            + (f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if cut else "")
+            + "".join(rows)
+            + "</ListBucketResult>"
         )
         self._answer(200, body.encode(), Content_Type="application/xml")
 

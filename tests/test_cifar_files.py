@@ -16,15 +16,15 @@ import pytest
 from pipeline.config import Data
 from pipeline.errors import DataError
 from pipeline.ingest.cifar_files import CIFAR10_NAMES, CifarImages, Kind, read_cifar
-from pipeline.ingest.source_arrays import cifar_sets
-from pipeline.ingest.sources import ImageIndex, index_source
+from pipeline.ingest.source_arrays import cifar_index, cifar_sets
+from pipeline.ingest.sources import ImageIndex
 from tests.test_splits import write_list
 
 REPO = Path(__file__).resolve().parents[1]
 
 
 def rows_of(index: ImageIndex, name: str) -> list[int]:
-    return sorted(int(entry.id.split("/")[1]) for entry in index.sets[name])
+    return sorted(int(name.split("/")[1]) for name in index.ids_of(index.sets[name]))
 
 
 NUM_TRAIN, NUM_TEST = 50, 20
@@ -169,10 +169,10 @@ def test_cifar_sets_by_index_lists(tmp_path: Path, small: CifarImages) -> None:
     assert rows_of(index, "probe") == [row for row in range(50) if row not in (0, 10)]
     assert rows_of(index, "test") == list(range(20))
     assert index.fewshot == (("train/00005", "train/00004"), ("train/00006",))
-    for name, entries in index.sets.items():
-        for entry in entries:
-            row = int(entry.id.split("/")[1]) + (50 if name == "test" else 0)
-            assert entry.locator == row and entry.label == small.labels[row]
+    for name, rows in index.sets.items():
+        for row, image_id in zip(rows, index.ids_of(rows), strict=True):
+            assert row == int(image_id.split("/")[1]) + (50 if name == "test" else 0)
+    assert index.labels_N.tolist() == small.labels.tolist()
 
 
 @pytest.mark.promise("R24")
@@ -203,7 +203,7 @@ def test_the_published_split_of_the_real_cifar10(tmp_path: Path) -> None:
     unpack = [sys.executable, str(place.parent / "unpack.py"), str(tmp_path)]
     subprocess.run(unpack, check=True, capture_output=True, timeout=300)
     splits = place / "splits"
-    index = index_source(
+    index = cifar_index(
         Data(
             source="cifar10",
             path=str(tmp_path),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.dataset.image import ImageLimits
 from pipeline.dataset.manifest import canonical_hash, read_manifest, verify_shards
 from pipeline.dataset.shards import read_shard
 from pipeline.errors import ClusterError, DataError, StorageError
+from pipeline.ingest.parallel import RayTasks, ThreadTasks
+from pipeline.ingest.plan import chunks_of, cut, data_set_name, data_set_uri, dry_run, work_of
 from pipeline.ingest.sources import index_source
-from pipeline.ingest.stage import _chunks, _cut, _run, data_set_name, data_set_uri, dry_run, ingest
-from pipeline.ingest.task import Chunk, Outcome, Place, write_chunk
+from pipeline.ingest.stage import ingest
+from pipeline.ingest.task import run_chunk, write_chunk
 
 KIB = 1024
 
@@ -59,15 +61,15 @@ def photos(root: Path, source: Path, max_reject_frac: float = 0.0) -> Config:
 @pytest.mark.parametrize("shard_bytes", [1, 100, 1000, 10**9])
 def test_cuts_cover_all_rows_in_order_and_bound_the_size(shard_bytes: int) -> None:
     sizes = np.random.default_rng(0).integers(1, 300, 100)
-    ranges = _cut(sizes, shard_bytes)
+    ranges = cut(sizes, shard_bytes)
     assert [row for rows in ranges for row in rows] == list(range(100))
     totals = [int(sizes[rows.start : rows.stop].sum()) for rows in ranges]
     assert all(0 < total <= shard_bytes + 300 for total in totals)
-    assert len(_cut(sizes[:0], shard_bytes)) == 0
+    assert len(cut(sizes[:0], shard_bytes)) == 0
 
 
 def test_cuts_of_equal_rows_are_even() -> None:
-    lengths = [len(rows) for rows in _cut(np.full(1000, 100), 30_000)]
+    lengths = [len(rows) for rows in cut(np.full(1000, 100), 30_000)]
     assert len(lengths) == 4 and set(lengths) == {250}
 
 
@@ -96,21 +98,20 @@ def test_digits_become_a_data_set(tmp_path: Path, ray_cluster: None) -> None:
     uri, manifest = ingest(settings, lambda done, total: calls.append((done, total)))
     assert uri == data_set_uri(settings) and read_manifest(uri) == manifest
     verify_shards(uri, manifest)
-    index = index_source(settings.data)
+    index = index_source(settings.data, ThreadTasks())
     assert calls[0] == (0, calls[0][1]) and calls[-1] == (calls[0][1], calls[0][1])
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     assert index.pixels is not None
-    for name, entries in index.sets.items():
+    for name, rows in index.sets.items():
         info = manifest.sets[name]  # type: ignore[index]
         parts = [read_shard(uri, shard) for shard in info.shards]
-        assert [row for part in parts for row in part.ids] == [entry.id for entry in entries]
+        assert [row for part in parts for row in part.ids] == index.ids_of(rows)
         labels = np.concatenate([part.labels for part in parts])
-        assert labels.tolist() == [entry.label for entry in entries]
+        assert labels.tolist() == index.labels_N[rows].tolist()
         pixels = np.concatenate([part.raw_pixels(16, 16) for part in parts])
-        rows = [int(entry.locator) for entry in entries]
         np.testing.assert_array_equal(pixels, index.pixels[rows])
         assert list(info.class_counts or ()) == index.class_counts(name)
-        assert info.rows == len(entries)
+        assert info.rows == len(rows)
     assert len(manifest.sets["probe"].shards) > 10
     assert manifest.image.encoding == "raw" and manifest.image.height_px == 16
     assert manifest.rejects.total == 0 and "root" not in manifest.config["data"]
@@ -124,10 +125,10 @@ def test_twice_gives_the_same_bytes_whatever_the_parallelism(
     first_uri, first = ingest(config(tmp_path / "1"), quiet)
     second_uri, second = ingest(config(tmp_path / "2"), quiet)
     assert first.hash == second.hash and files(first_uri) == files(second_uri)
-    index = index_source(config(tmp_path).data)
-    alone = Place(str(tmp_path / "3"), None, ImageLimits())
-    for chunk in reversed(list(_chunks(index, 64 * KIB))):  # one by one, last first
-        write_chunk(chunk, place=alone, pixels=index.pixels)
+    settings = config(tmp_path / "3")
+    alone = work_of(settings, index_source(settings.data, ThreadTasks()))
+    for chunk in reversed(list(chunks_of(alone.index, 64 * KIB))):  # one by one, last first
+        write_chunk(chunk, alone)
     assert {**files(alone.data_uri), "manifest.json": b""} == {
         **files(first_uri),
         "manifest.json": b"",
@@ -233,7 +234,8 @@ def test_a_failed_write_in_a_task_arrives_as_it_was(ray_cluster: None) -> None:
 
 @pytest.mark.ray
 def test_a_bug_in_a_task_is_a_cluster_error(tmp_path: Path, ray_cluster: None) -> None:
-    chunk = Chunk("pretrain", 0, ["a"], [None], ["a"], [1])
-    place = Place(str(tmp_path), str(tmp_path), None)  # type: ignore[arg-type]
+    settings = config(tmp_path)
+    broken = replace(work_of(settings, index_source(settings.data, ThreadTasks())), index=None)
+    item = {"set_name": "pretrain", "number": 0, "start": 0, "stop": 1}
     with pytest.raises(ClusterError, match="AttributeError"):
-        list[Outcome](_run([chunk], place, None))
+        list(RayTasks("here").map(run_chunk, [item], broken))

@@ -2,75 +2,120 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from pipeline.dataset.image import ImageLimits
+from pipeline.dataset.image import ImageLimits, decode_rgb
 from pipeline.dataset.shards import read_shard
-from pipeline.ingest.sources import index_source
-from pipeline.ingest.stage import _chunks
-from pipeline.ingest.task import Chunk, Place, parse_outcome, run_chunk, write_chunk
+from pipeline.errors import StorageError
+from pipeline.ingest.listing import as_strings
+from pipeline.ingest.parallel import ThreadTasks
+from pipeline.ingest.plan import chunks_of, work_of
+from pipeline.ingest.sources import ImageIndex, index_source
+from pipeline.ingest.task import Chunk, Work, parse_outcome, run_chunk, write_chunk
 from tests.loopback_s3 import LoopbackS3
 from tests.test_ingest import config, make_photos
 
 KIB = 1024
 
 
-def photo_chunk(source: Path, names: list[str]) -> Chunk:
-    sizes = [(source / name).stat().st_size for name in names]
-    return Chunk("pretrain", 3, names, [None] * len(names), names, sizes)
+def photo_work(
+    out: Path, source: Path, names: list[str], sizes: list[int] | None = None, **options: Any
+) -> Work:
+    """These files, unlabelled, in this order."""
+    sizes = [(source / name).stat().st_size for name in names] if sizes is None else sizes
+    index = ImageIndex(
+        source={"kind": "folder"},
+        ids=as_strings(names),
+        num_bytes_N=np.array(sizes, np.int64),
+        labels_N=np.full(len(names), -1, np.int32),
+        sets={"pretrain": np.arange(len(names))},
+        class_names=None,
+        root=str(source),
+        may_be_missing=options.pop("may_be_missing", False),
+    )
+    return Work(str(out), index, ImageLimits(), **options)
 
 
 def test_a_chunk_leaves_bad_images_out_and_says_why(tmp_path: Path) -> None:
     source = make_photos(tmp_path / "in", 4, {"c0/a.jpg": b"text", "c1/b.jpg": b""})
     names = ["c0/a.jpg", "c0/000.png", "c1/b.jpg", "c1/001.png"]
-    place = Place(str(tmp_path / "out"), str(source), ImageLimits())
-    outcome = write_chunk(photo_chunk(source, names), place=place, pixels=None)
+    work = photo_work(tmp_path / "out", source, names)
+    outcome = write_chunk(Chunk("pretrain", 3, 0, 4), work)
     assert [(reject.id, reject.reason) for reject in outcome.rejects] == [
         ("c0/a.jpg", "not_an_image"),
         ("c1/b.jpg", "empty"),
     ]
+    assert outcome.kept.tolist() == [1, 3] and outcome.hashes.shape == (2, 2)
     assert outcome.shard is not None and outcome.shard.name == "shards/pretrain-00003.parquet"
-    rows = read_shard(place.data_uri, outcome.shard)
+    rows = read_shard(work.data_uri, outcome.shard)
     assert rows.ids == ("c0/000.png", "c1/001.png")
     assert rows.images[0] == (source / "c0/000.png").read_bytes()  # stored as they were
 
 
 def test_a_chunk_of_bad_images_writes_no_shard(tmp_path: Path) -> None:
     source = make_photos(tmp_path / "in", 1, {"c0/a.jpg": b"text"})
-    place = Place(str(tmp_path / "out"), str(source), ImageLimits())
-    outcome = write_chunk(photo_chunk(source, ["c0/a.jpg"]), place=place, pixels=None)
+    outcome = write_chunk(
+        Chunk("pretrain", 0, 0, 1), photo_work(tmp_path / "out", source, ["c0/a.jpg"])
+    )
     assert outcome.shard is None and not (tmp_path / "out").exists()
 
 
 def test_a_file_that_is_too_large_is_not_even_read(tmp_path: Path) -> None:
-    chunk = Chunk("pretrain", 0, ["x"], [None], ["no/such/file.png"], [10**12])
-    place = Place(str(tmp_path / "out"), str(tmp_path), ImageLimits())
-    outcome = write_chunk(chunk, place=place, pixels=None)
+    work = photo_work(tmp_path / "out", tmp_path, ["no/such/file.png"], [10**12])
+    outcome = write_chunk(Chunk("pretrain", 0, 0, 1), work)
     assert outcome.rejects[0].reason == "too_many_bytes"
 
 
-def test_an_image_that_vanished_fails_the_task_as_data(tmp_path: Path) -> None:
-    chunk = {"set_name": "pretrain", "number": 0, "ids": ["x"], "labels": [None]}
-    row = {"chunk": json.dumps({**chunk, "locators": ["x.png"], "sizes": [10]})}
-    place = Place(str(tmp_path / "out"), str(tmp_path), ImageLimits())
-    outcome = parse_outcome(run_chunk(row, place=place, pixels=None)["outcome"])
-    assert outcome.error is not None and outcome.error[0] == "StorageError"
-    assert outcome.error[2] == str(tmp_path / "x.png")
+def test_an_image_that_vanished_fails_unless_a_list_named_it(tmp_path: Path) -> None:
+    chunk = Chunk("pretrain", 0, 0, 1)
+    with pytest.raises(StorageError, match="no such file") as caught:
+        write_chunk(chunk, photo_work(tmp_path / "out", tmp_path, ["x.png"], [10]))
+    assert caught.value.where == str(tmp_path / "x.png")
+    listed = photo_work(tmp_path / "out", tmp_path, ["x.png"], [10], may_be_missing=True)
+    assert write_chunk(chunk, listed).rejects[0].reason == "missing"
+
+
+def test_large_photos_are_reduced_once_and_small_ones_kept(tmp_path: Path) -> None:
+    source = make_photos(tmp_path / "in", 1, {})  # 40 x 30
+    Image.new("RGB", (90, 60), (200, 100, 0)).save(source / "c0/large.png")
+    names = ["c0/000.png", "c0/large.png"]
+    work = photo_work(tmp_path / "out", source, names, resize_short_px=30)
+    outcome = write_chunk(Chunk("pretrain", 0, 0, 2), work)
+    assert outcome.shard is not None
+    kept, reduced = read_shard(work.data_uri, outcome.shard).images
+    assert kept == (source / "c0/000.png").read_bytes()
+    assert reduced[:3] == b"\xff\xd8\xff"
+    assert decode_rgb(reduced, ImageLimits()).shape == (30, 45, 3)
+
+
+def test_outcomes_come_back_as_they_were(tmp_path: Path) -> None:
+    source = make_photos(tmp_path / "in", 2, {"c0/a.jpg": b"text"})
+    work = photo_work(tmp_path / "out", source, ["c0/000.png", "c0/a.jpg", "c1/001.png"])
+    direct = write_chunk(Chunk("pretrain", 0, 0, 3), work)
+    item = {"set_name": "pretrain", "number": 0, "start": 0, "stop": 3}
+    packed = parse_outcome(run_chunk(item, work))
+    assert packed.shard == direct.shard and packed.rejects == direct.rejects
+    np.testing.assert_array_equal(packed.kept, direct.kept)
+    np.testing.assert_array_equal(packed.hashes, direct.hashes)
 
 
 def test_shards_on_s3(s3: LoopbackS3) -> None:
-    index = index_source(config(Path("unused")).data)
-    place = Place("s3://bucket/data/digits", None, ImageLimits())
-    chunk = next(iter(_chunks(index, 64 * KIB)))
-    outcome = write_chunk(chunk, place=place, pixels=index.pixels)
+    settings = config(Path("unused"))
+    work = work_of(settings, index_source(settings.data, ThreadTasks()))
+    work = replace(work, data_uri="s3://bucket/data/digits")
+    chunk = next(iter(chunks_of(work.index, 64 * KIB)))
+    outcome = write_chunk(chunk, work)
     assert list(s3.buckets["bucket"]) == ["data/digits/shards/pretrain-00000.parquet"]
     assert outcome.shard is not None
-    assert read_shard(place.data_uri, outcome.shard).ids == tuple(chunk.ids)
+    rows = work.index.sets["pretrain"][chunk.start : chunk.stop]
+    assert read_shard(work.data_uri, outcome.shard).ids == tuple(work.index.ids_of(rows))
 
 
 @pytest.mark.ray

@@ -50,7 +50,7 @@ def test_a_manifest_comes_back_and_has_the_promised_keys(tmp_path: Path) -> None
     content = json.loads((tmp_path / "manifest.json").read_text())
     assert set(content) == {
         *("schema_version", "name", "source", "image", "class_names", "sets"),
-        *("fewshot", "rejects", "config", "hash"),
+        *("fewshot", "rejects", "config", "hash", "duplicates"),
     }
     assert content["image"] == {"encoding": "raw", "height_px": 2, "width_px": 2, "channels": 3}
     assert set(content["sets"]["pretrain"]["shards"][0]) == {"name", "rows", "bytes", "sha256"}
@@ -110,6 +110,12 @@ def test_unfit_manifests_are_refused(
     with pytest.raises(DataError, match=message) as caught:
         read_manifest(str(tmp_path))
     assert caught.value.todo
+
+
+def test_manifests_of_before_duplicates_were_looked_for_are_read(tmp_path: Path) -> None:
+    write_manifest(str(tmp_path), some_manifest(tmp_path))
+    _edit(tmp_path, lambda content: content.pop("duplicates"))
+    assert read_manifest(str(tmp_path)).duplicates is None
 
 
 @pytest.mark.promise("R12", "S11")

@@ -12,11 +12,21 @@ from PIL import Image
 
 from pipeline.config import Data
 from pipeline.errors import ConfigError, DataError
-from pipeline.ingest.sources import ImageIndex, index_source
+from pipeline.ingest import sources
+from pipeline.ingest.parallel import ThreadTasks
+from pipeline.ingest.sources import ImageIndex
+
+
+def index_source(data: Data) -> ImageIndex:
+    return sources.index_source(data, ThreadTasks())
+
+
+def sets(index: ImageIndex) -> dict[str, list[str]]:
+    return {name: ids(index, name) for name in index.sets}
 
 
 def ids(index: ImageIndex, name: str) -> list[str]:
-    return [entry.id for entry in index.sets[name]]
+    return index.ids_of(index.sets[name])
 
 
 # --- digits ---
@@ -35,12 +45,12 @@ def test_digits_sets_and_pixels() -> None:
     assert index.pixels.dtype == np.uint8 and index.pixels.min() == 0 and index.pixels.max() == 255
     assert (index.pixels[:, ::2, ::2] == index.pixels[:, 1::2, 1::2]).all()
     assert index.source["kind"] == "digits" and index.class_names == tuple("0123456789")
-    assert all(entry.num_bytes == 768 for entry in index.sets["test"])
+    assert set(index.num_bytes_N.tolist()) == {768}
 
 
 def test_digits_are_the_same_every_time_and_the_seed_matters() -> None:
     first, again = index_source(Data()), index_source(Data())
-    assert first.sets == again.sets
+    assert sets(first) == sets(again)
     other = index_source(Data(split_seed=1))
     assert set(ids(first, "test")) != set(ids(other, "test"))
     assert ids(first, "pretrain") != sorted(ids(first, "pretrain"))  # rows are shuffled
@@ -103,9 +113,9 @@ def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
     index = index_source(folder_data(tmp_path))
     assert sorted(ids(index, "pretrain")) == sorted(names) and list(index.sets) == ["pretrain"]
     assert index.class_names is None and index.class_counts("pretrain") is None
-    entry = index.sets["pretrain"][0]
-    assert entry.label is None and entry.locator == entry.id
-    assert entry.num_bytes == (tmp_path / entry.id).stat().st_size
+    assert set(index.labels_N.tolist()) == {-1} and index.root == str(tmp_path)
+    sizes = [(tmp_path / name).stat().st_size for name in index.ids.to_pylist()]
+    assert index.num_bytes_N.tolist() == sizes
 
 
 def classes(*counts: int) -> list[str]:
@@ -120,9 +130,9 @@ def test_one_folder_per_class_is_labelled(tmp_path: Path) -> None:
     assert index.class_counts("probe") == [3, 7, 1]
     assert set(ids(index, "pretrain")) == set(ids(index, "probe"))
     assert not set(ids(index, "probe")) & set(ids(index, "test"))
-    for entry in index.sets["probe"]:
-        assert entry.id.startswith(f"c{entry.label}/")
-    assert index_source(folder_data(tmp_path, num_test_per_class=2)).sets == index.sets
+    for name, label in zip(index.ids.to_pylist(), index.labels_N, strict=True):
+        assert name.startswith(f"c{label}/")
+    assert sets(index_source(folder_data(tmp_path, num_test_per_class=2))) == sets(index)
     assert "test" not in index_source(folder_data(tmp_path)).sets
 
 

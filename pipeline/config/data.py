@@ -8,7 +8,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.config.types import GIB, KIB, MIB, Section, Text, Texts
 
-Source = Literal["digits", "cifar10", "cifar100", "folder"]
+Source = Literal["digits", "cifar10", "cifar100", "folder", "list", "parquet", "webdataset"]
+_NEEDS_PATH = ("folder", "list", "parquet", "webdataset")
 
 
 class Data(Section):
@@ -17,12 +18,15 @@ class Data(Section):
     source: Source = Field(
         default="digits",
         description="digits: scikit-learn's handwritten digits, upscaled to 16 px, no download; "
-        "folder: image files, flat (unlabelled) or one folder per class",
+        "folder: image files, flat (unlabelled) or one folder per class; list: a .csv, .tsv or "
+        ".txt file of path[,label]; parquet: tables with a column of image bytes; webdataset: "
+        "tar files",
     )
     download: bool = Field(default=False, description="fetch CIFAR when data.path lacks it")
     path: Text | None = Field(
         default=None,
-        description="where the source images are; needed by folder, and by CIFAR without download",
+        description="where the source images are, local or s3://; needed by all but digits and "
+        "CIFAR with download",
     )
     root: Text = Field(default="data", description="where shards go: local path or s3:// URI")
     imbalance_ratio: float | None = Field(
@@ -52,7 +56,18 @@ class Data(Section):
         description="labelled images set aside to tune on; null = none, or those of val_index",
     )
     labelled: bool | None = Field(
-        default=None, description="folder only: one folder per class? null = seen from the layout"
+        default=None, description="false = ignore labels; null = seen from the source's layout"
+    )
+    image_root: Text | None = Field(
+        default=None, description="list only: where its paths start; null = the list's own folder"
+    )
+    val_list: Text | None = Field(default=None, description="list only: validation images")
+    test_list: Text | None = Field(default=None, description="list only: test images")
+    image_column: Text = Field(
+        default="image", description="parquet only: column of image bytes, such as image.bytes"
+    )
+    label_column: Text | None = Field(
+        default=None, description="parquet only: column of class numbers or names"
     )
 
     @field_validator("path")
@@ -61,8 +76,8 @@ class Data(Section):
         source, download = info.data.get("source"), info.data.get("download")
         if source == "digits" and path is not None:
             raise ValueError("has no use with data.source = digits; set data.source as well")
-        if source == "folder" and path is None:
-            raise ValueError("is needed with data.source = folder")
+        if source in _NEEDS_PATH and path is None:
+            raise ValueError(f"is needed with data.source = {source}")
         if source in ("cifar10", "cifar100") and path is None and download is False:
             raise ValueError(f"is needed with data.source = {source}, or set data.download = true")
         return path
@@ -80,6 +95,15 @@ class Ingest(Section):
         default=64_000_000, ge=1, description="images of more pixels are rejected before decoding"
     )
     min_side_px: int = Field(default=8, ge=1, description="smaller images are rejected")
+    resize_short_px: int | None = Field(
+        default=None,
+        ge=8,
+        description="photos with a longer short side are reduced to it once and stored as JPEG; "
+        "null = the files' own bytes are stored",
+    )
+    drop_duplicates: bool = Field(
+        default=False, description="keep one of several images with the same bytes"
+    )
 
 
 class Feed(Section):

@@ -30,6 +30,7 @@ from PIL import Image
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 RejectReason = Literal[
+    "missing",  # a list names it, the storage does not have it
     "empty",  # zero bytes
     "too_many_bytes",
     "not_an_image",
@@ -164,6 +165,26 @@ def _on_canvas(
     canvas = np.zeros((3, canvas_px, canvas_px), np.uint8)
     canvas[:, :height_px, :width_px] = rgb.transpose(2, 0, 1)
     return canvas, (height_px, width_px)
+
+
+def resized_jpeg(rgb: Pixels, short_px: int) -> bytes | None:
+    """The image as JPEG of quality 95 with its short side reduced to `short_px`, aspect kept.
+
+    Bicubic with antialiasing. None when it is no larger: nothing is enlarged or encoded again.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        short_px: at least 1.
+    """
+    height_px, width_px = rgb.shape[:2]
+    scale = short_px / min(height_px, width_px)
+    if scale >= 1:
+        return None
+    size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
+    sink = BytesIO()
+    reduced = Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC)
+    reduced.save(sink, format="JPEG", quality=95)
+    return sink.getvalue()
 
 
 def png_bytes(rgb: Pixels) -> bytes:

@@ -54,8 +54,8 @@ class SetInfo:
 class ImageInfo:
     """How the `image` column is stored.
 
-    raw: uint8 RGB, row by row, height_px x width_px x channels. original: the file's own bytes,
-    of any size (height_px and width_px are None).
+    raw: uint8 RGB, row by row, height_px x width_px x channels. original: the file's own bytes, or
+    those of its reduced copy, of any size (height_px and width_px are None).
     """
 
     encoding: Literal["raw", "original"]
@@ -86,6 +86,26 @@ class Rejects:
 
 @with_config(_STRICT)
 @dataclass(frozen=True)
+class Duplicates:
+    """Images whose stored bytes another image of another name has as well.
+
+    Attributes:
+        num_groups: sets of images of the same bytes.
+        num_images: images beyond the first of each group.
+        num_across_sets: groups with images of test or val and of another set.
+        dropped: whether only the first of each group was kept.
+        examples: names of the first 100 groups, the winner first.
+    """
+
+    num_groups: Count
+    num_images: Count
+    num_across_sets: Count
+    dropped: bool
+    examples: tuple[tuple[str, ...], ...]
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
 class Manifest:
     """A whole data set; `sets` always holds "pretrain". Build it with `hash=""`, then `sealed`."""
 
@@ -99,6 +119,7 @@ class Manifest:
     config: dict[str, Any]
     hash: str
     schema_version: Literal[1] = 1
+    duplicates: Duplicates | None = None  # None: not looked for
 
     def shards(self) -> Iterator[ShardInfo]:
         """All shards of all sets."""

@@ -12,7 +12,8 @@ from pipeline import storage
 from pipeline.config.data import Data
 from pipeline.errors import DataError
 from pipeline.ingest import cifar_files, splits
-from pipeline.ingest.sources import Entry, ImageIndex
+from pipeline.ingest.listing import as_strings
+from pipeline.ingest.sources import ImageIndex
 from pipeline.ingest.splits import Indices
 
 _DIGITS_NUM_TEST_PER_CLASS = 40
@@ -147,15 +148,15 @@ def _array_index(
     seed: int,
     fewshot: tuple[tuple[str, ...], ...] = (),
 ) -> ImageIndex:
-    num_bytes = int(pixels[0].size)
-    entries = {}
-    for name, rows in sets.items():
-        ordered = splits.row_order(np.sort(rows), set_name=name, seed=seed)
-        entries[name] = tuple(
-            Entry(ids[row], int(labels[row]), int(row), num_bytes) for row in ordered
-        )
     return ImageIndex(
-        source=source, sets=entries, class_names=class_names, pixels=pixels, fewshot=fewshot
+        source=source,
+        ids=as_strings(list(ids)),
+        num_bytes_N=np.full(len(ids), pixels[0].size, np.int64),
+        labels_N=labels.astype(np.int32),
+        sets=splits.ordered(sets, seed=seed),
+        class_names=class_names,
+        pixels=pixels,
+        fewshot=fewshot,
     )
 
 

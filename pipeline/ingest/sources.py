@@ -1,93 +1,153 @@
 """Image sources: where the images are, which set each belongs to, and in what order.
 
-A source is turned into an ImageIndex once, in the driver; ingest then reads the images in
-parallel. Sets: `pretrain` (the long-tailed images that are learned from, labels unused), `probe`
-(labelled pool for the linear probe), `val`, `test`. `pretrain` may be a part of `probe`; the
-others share no image.
+A source is turned into an ImageIndex; ingest then reads the images in parallel. Sets: `pretrain`
+(the long-tailed images that are learned from, labels unused), `probe` (labelled pool for the
+linear probe), `val`, `test`. `pretrain` may be a part of `probe`; the others share no image.
+
+The index is columns, not objects: of millions of images the driver holds an id, a label, a size
+and a place each, about 70 bytes (`benchmarks/index.py`), and the tasks read the same columns from
+shared memory.
+
+Shapes: N images of the source, n of a set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.config.data import Data
 from pipeline.errors import ConfigError
+from pipeline.ingest.parallel import Tasks
+from pipeline.ingest.splits import Indices
+
+UNLABELLED = -1
 
 
-class Entry(NamedTuple):
-    """One image of a set.
+@dataclass(frozen=True)
+class Containers:
+    """Files that hold many images each: tables and archives.
 
     Attributes:
-        id: unique within the data set, the same in every set that has the image.
-        label: class index, None when unlabelled.
-        locator: row of ImageIndex.pixels, or name below ImageIndex.root.
-        num_bytes: size as stored, for cutting shards.
+        kind: how they are read.
+        names: of the files, relative to ImageIndex.root.
+        file_N: number of the file that holds the image.
+        place_N: row of the table, or first byte in the archive.
+        block_N: neighbours that are best read together have the same number.
+        image_column: of tables.
     """
 
-    id: str
-    label: int | None
-    locator: int | str
-    num_bytes: int
+    kind: Literal["parquet", "tar"]
+    names: tuple[str, ...]
+    file_N: npt.NDArray[np.int32]
+    place_N: npt.NDArray[np.int64]
+    block_N: npt.NDArray[np.int32]
+    image_column: str = ""
 
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """All images of a source.
+    """All images of a source; without `pixels` and `containers` every id is a file below `root`.
 
     Attributes:
         source: facts for the manifest, "kind" among them.
-        sets: entries by set, in the order in which shards will hold them.
+        ids: names of the N images, each once, the same in every set that has the image.
+        num_bytes_N: sizes as stored, for cutting shards; of some sources an estimate.
+        labels_N: class indices, -1 when unlabelled.
+        sets: rows 0..N-1 of each set, in the order in which shards will hold them.
         class_names: by class index, None when unlabelled.
         pixels: (N, H, W, 3) uint8 of sources that fit in memory, else None.
         root: URI below which the files lie, when `pixels` is None.
+        containers: where in these files the images are, if not a file each.
+        may_be_missing: whether a file that is not there is a reject and no failure.
         fewshot: published few-shot lists of ids within `probe`, one list a draw.
     """
 
     source: Mapping[str, Any]
-    sets: Mapping[str, tuple[Entry, ...]]
+    ids: pa.LargeStringArray
+    num_bytes_N: npt.NDArray[np.int64]
+    labels_N: npt.NDArray[np.int32]
+    sets: Mapping[str, Indices]
     class_names: tuple[str, ...] | None
     pixels: npt.NDArray[np.uint8] | None = None
     root: str | None = None
+    containers: Containers | None = None
+    may_be_missing: bool = False
     fewshot: tuple[tuple[str, ...], ...] = ()
+
+    def ids_of(self, rows: Indices) -> list[str]:
+        """Ids of some of the images, in the order given."""
+        return list(self.ids.take(pa.array(rows)).to_pylist())
 
     def class_counts(self, name: str) -> list[int] | None:
         """Images per class of one set, None when unlabelled."""
         if self.class_names is None:
             return None
-        labels = [entry.label for entry in self.sets[name] if entry.label is not None]
+        labels = self.labels_N[self.sets[name]]
         return [int(count) for count in np.bincount(labels, minlength=len(self.class_names))]
 
+    def num_used(self) -> int:
+        """Images that are in at least one set."""
+        used_N = np.zeros(len(self.ids), bool)
+        for rows in self.sets.values():
+            used_N[rows] = True
+        return int(used_N.sum())
 
-def index_source(data: Data) -> ImageIndex:
+
+def index_source(data: Data, tasks: Tasks) -> ImageIndex:
     """The index of the configured source; order and splits depend on the configuration only.
+
+    Args:
+        data: the section of the configuration.
+        tasks: what listing large places is shared out to.
 
     Raises:
         DataError: images or index files are missing, broken or do not fit each other.
         ConfigError: a key does not apply to this source.
         StorageError: the storage does not answer or denies access.
     """
-    # These import torch and scikit-learn.
-    from pipeline.ingest import source_arrays, source_folder
+    # Some of these import torch and scikit-learn.
+    from pipeline.ingest import (
+        source_arrays,
+        source_folder,
+        source_list,
+        source_parquet,
+        source_webdataset,
+    )
 
     _check_keys(data)
     if data.source == "digits":
         return source_arrays.digits_index(data)
     if data.source == "folder":
-        return source_folder.folder_index(data)
+        return source_folder.folder_index(data, tasks)
+    if data.source == "list":
+        return source_list.list_index(data)
+    if data.source == "parquet":
+        return source_parquet.parquet_index(data, tasks)
+    if data.source == "webdataset":
+        return source_webdataset.webdataset_index(data, tasks)
     return source_arrays.cifar_index(data)
 
 
+_INDEX_KEYS = ("pretrain_index", "probe_index", "val_index", "fewshot_index")
+_ONLY_FOR = {
+    **dict.fromkeys(_INDEX_KEYS, ("cifar10", "cifar100")),
+    **dict.fromkeys(("image_root", "val_list", "test_list"), ("list",)),
+    "label_column": ("parquet",),
+}
+
+
 def _check_keys(data: Data) -> None:
-    if data.source not in ("cifar10", "cifar100"):
-        for key in ("pretrain_index", "probe_index", "val_index", "fewshot_index"):
-            if getattr(data, key):
-                raise ConfigError(
-                    f"index lists do not apply to the source {data.source}",
-                    where=f"data.{key}",
-                    todo="remove the key; index lists are for cifar10 and cifar100",
-                )
+    for key, sources in _ONLY_FOR.items():
+        if data.source not in sources and getattr(data, key):
+            what = "index lists do not apply" if key in _INDEX_KEYS else "this key does not apply"
+            raise ConfigError(
+                f"{what} to the source {data.source}",
+                where=f"data.{key}",
+                todo=f"remove the key; it is for {' and '.join(sources)}",
+            )

@@ -4,21 +4,125 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config.data import Data
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 
 # Streams of split_seed used here; sdclr.longtail has its own.
 _STREAM_OF_SET = {"test": 101, "val": 103}
-_ROW_STREAM = 102
+_ROW_STREAM, _SHARD_STREAM = 102, 104
+_HELD_OUT: tuple[Literal["test", "val"], ...] = ("test", "val")
+
+
+def classes_of(
+    names: pa.LargeStringArray | None, num_images: int
+) -> tuple[tuple[str, ...] | None, npt.NDArray[np.int32]]:
+    """Class names, sorted, and the class index of each image; None and -1s without names.
+
+    Names that are all whole numbers are the indices themselves: class 7 is row 7 of every table.
+
+    Raises:
+        DataError: a number is negative or far beyond the number of images.
+    """
+    if names is None:
+        return None, np.full(num_images, -1, np.int32)
+    values = pc.unique(names).to_pylist()
+    if all(re.fullmatch(r"-?\d{1,9}", value) for value in values):
+        numbers = [int(value) for value in values]
+        if min(numbers) < 0 or max(numbers) >= max(num_images, 10) * 10:
+            raise DataError(
+                f"class numbers are {min(numbers)}..{max(numbers)} for {num_images} images",
+                where="labels of the source",
+                todo="number classes from 0 on, or give them names",
+            )
+        class_names = tuple(str(number) for number in range(max(numbers) + 1))
+        return class_names, pc.cast(names, pa.int32()).to_numpy(zero_copy_only=False)
+    class_names = tuple(sorted(values))
+    found = pc.index_in(names, pa.array(class_names, names.type))
+    return class_names, found.to_numpy(zero_copy_only=False).astype(np.int32)
+
+
+def sets_of(
+    labels_N: npt.NDArray[np.int32], class_names: Sequence[str] | None, data: Data
+) -> dict[str, Indices]:
+    """Sorted rows of the sets of a source that brings none of its own.
+
+    Labelled: test and val = `num_test_per_class` and `num_val_per_class` of every class when set;
+    probe = the rest; pretrain = the long tail of probe, or all of it when `imbalance_ratio` is
+    None. Unlabelled: pretrain is all.
+
+    Raises:
+        DataError: the classes are too small.
+        ConfigError: a test set is asked of images without labels.
+    """
+    pool = np.arange(len(labels_N))
+    if class_names is None:
+        for name in _HELD_OUT:
+            if getattr(data, f"num_{name}_per_class") is not None:
+                raise ConfigError(
+                    f"images without labels have no {name} set",
+                    where=f"data.num_{name}_per_class",
+                    todo="remove the key, or use a source with labels",
+                )
+        return {"pretrain": pool}
+    sets: dict[str, Indices] = {}
+    labels = labels_N.astype(np.int64)
+    for name in _HELD_OUT:
+        number = getattr(data, f"num_{name}_per_class")
+        if number is not None:
+            sets[name] = hold_out(
+                labels,
+                num_per_class=number,
+                class_names=class_names,
+                seed=data.split_seed,
+                set_name=name,
+                pool=pool,
+            )
+            pool = np.setdiff1d(pool, sets[name])
+    sets["probe"] = pool
+    sets["pretrain"] = long_tail(labels, pool, num_classes=len(class_names), data=data)
+    return sets
+
+
+def ordered(sets: Mapping[str, Indices], *, seed: int) -> dict[str, Indices]:
+    """Every set in its own seeded order."""
+    return {
+        name: row_order(np.sort(rows), set_name=name, seed=seed)
+        for name, rows in sorted(sets.items())
+    }
+
+
+def block_ordered(
+    sets: Mapping[str, Indices], block_N: npt.NDArray[np.int32], *, seed: int
+) -> dict[str, Indices]:
+    """Every set with its blocks in a seeded order, so that a block is read once.
+
+    The rows of a block stay together; `shard_order` mixes those of a shard.
+    """
+    result = {}
+    for name, rows in sorted(sets.items()):
+        blocks = np.unique(block_N[rows]).astype(np.int64)
+        rank = np.zeros(int(block_N.max()) + 1, np.int64)
+        rank[row_order(blocks, set_name=name, seed=seed)] = np.arange(len(blocks))
+        result[name] = rows[np.argsort(rank[block_N[rows]], kind="stable")]
+    return result
+
+
+def shard_order(rows: Indices, *, set_name: str, number: int, seed: int) -> Indices:
+    """A seeded permutation of the rows of one shard."""
+    entropy = [seed, _SHARD_STREAM, number, *set_name.encode()]
+    return np.random.default_rng(entropy).permutation(rows)
 
 
 def row_order(rows: Indices, *, set_name: str, seed: int) -> Indices:

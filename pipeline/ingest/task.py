@@ -5,131 +5,144 @@ Runs in Ray worker processes, many at a time; it imports neither torch nor the s
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import hashlib
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import ray
+import pyarrow as pa
 
-from pipeline import storage
-from pipeline.dataset.image import ImageLimits, RejectedImage, decode_rgb
+from pipeline.dataset.image import ImageLimits, RejectedImage, decode_rgb, resized_jpeg
 from pipeline.dataset.manifest import RejectExample, ShardInfo
-from pipeline.dataset.shards import write_shard
-from pipeline.errors import PipelineError
+from pipeline.dataset.shards import read_shard, write_shard
+from pipeline.ingest.parallel import Result
+from pipeline.ingest.reading import read_images
+from pipeline.ingest.sources import UNLABELLED, ImageIndex
+from pipeline.ingest.splits import Indices
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images of one shard-to-be: ids, labels and locators as in pipeline.ingest.sources.Entry."""
+    """Images of one shard-to-be: rows start..stop-1 of the order of a set, by the index."""
 
     set_name: str
     number: int
-    ids: Sequence[str]
-    labels: Sequence[int | None]
-    locators: Sequence[int | str]
-    sizes: Sequence[int]
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where images come from and where shards go; `root` is None when pixels are in memory."""
+class Work:
+    """What all tasks share.
+
+    Attributes:
+        data_uri: where shards go.
+        index: the images; its sets are in the order of the shards.
+        limits: what an image may be.
+        resize_short_px: see `ingest.resize_short_px`.
+    """
 
     data_uri: str
-    root: str | None
+    index: ImageIndex
     limits: ImageLimits
+    resize_short_px: int | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one chunk; `shard` is None when every image was rejected."""
+    """What became of the n images of one chunk; `shard` is None when every one was rejected.
 
-    set_name: str
-    number: int
-    num_images: int
-    shard: ShardInfo | None = None
-    labels: tuple[int, ...] = ()
-    rejects: tuple[RejectExample, ...] = ()
-    error: tuple[str, str, str, str] | None = field(default=None)
-
-
-def run_chunk(row: dict[str, Any], *, place: Place, pixels: Any) -> dict[str, Any]:
-    """Ray Data's view of `write_chunk`: one JSON text in, one out.
-
-    A PipelineError travels as part of the outcome, so that the driver can raise it as it is; any
-    other exception is a bug and fails the task.
-
-    Args:
-        row: {"chunk": JSON of a Chunk}.
-        place: see Place.
-        pixels: an object reference to the (N, H, W, 3) uint8 array, or the array, or None.
+    Attributes:
+        kept: positions within the chunk of the rows of the shard, in their order.
+        hashes: first 16 bytes of the SHA-256 of each stored image, (len(kept), 2) uint64.
+        rejects: the others.
     """
-    chunk = Chunk(**json.loads(row["chunk"]))
-    if isinstance(pixels, ray.ObjectRef):
-        pixels = ray.get(pixels)
-    try:
-        outcome = write_chunk(chunk, place=place, pixels=pixels)
-    except PipelineError as error:
-        told = (type(error).__name__, error.what, error.where, error.todo)
-        outcome = Outcome(chunk.set_name, chunk.number, len(chunk.ids), error=told)
-    return {"outcome": json.dumps(asdict(outcome))}
+
+    shard: ShardInfo | None
+    kept: Indices
+    hashes: np.ndarray[Any, np.dtype[np.uint64]]
+    rejects: tuple[RejectExample, ...] = ()
 
 
-def parse_outcome(text: str) -> Outcome:
-    """The outcome that `run_chunk` put into words."""
-    content = json.loads(text)
-    shard = content["shard"]
+def run_chunk(item: dict[str, Any], work: Work) -> Result:
+    """A job: `write_chunk` of the chunk that the item describes."""
+    outcome = write_chunk(Chunk(**item), work)
+    shard = None if outcome.shard is None else asdict(outcome.shard)
+    values = {"shard": shard, "rejects": [asdict(reject) for reject in outcome.rejects]}
+    columns = {"kept": outcome.kept, "high": outcome.hashes[:, 0], "low": outcome.hashes[:, 1]}
+    return Result(values, pa.table(columns))
+
+
+def parse_outcome(result: Result) -> Outcome:
+    """The outcome that `run_chunk` packed."""
+    assert result.table is not None
+    shard, table = result.values["shard"], result.table
     return Outcome(
-        set_name=content["set_name"],
-        number=content["number"],
-        num_images=content["num_images"],
         shard=None if shard is None else ShardInfo(**shard),
-        labels=tuple(content["labels"]),
-        rejects=tuple(RejectExample(**reject) for reject in content["rejects"]),
-        error=None if content["error"] is None else tuple(content["error"]),
+        kept=table["kept"].to_numpy(),
+        hashes=np.stack([table["high"].to_numpy(), table["low"].to_numpy()], axis=1),
+        rejects=tuple(RejectExample(**reject) for reject in result.values["rejects"]),
     )
 
 
-def write_chunk(chunk: Chunk, *, place: Place, pixels: np.ndarray[Any, Any] | None) -> Outcome:
+def write_chunk(chunk: Chunk, work: Work) -> Outcome:
     """Write the shard of one chunk; images that cannot be used are left out and reported.
 
     Raises:
         StorageError: an image cannot be read, or the shard cannot be written.
+        DataError: a table or an archive of the source is broken.
     """
-    ids, images, labels, rejects = [], [], [], []
-    rows = zip(chunk.ids, chunk.labels, chunk.locators, chunk.sizes, strict=True)
-    for name, label, locator, num_bytes in rows:
+    rows = work.index.sets[chunk.set_name][chunk.start : chunk.stop]
+    ids, images, rejects = work.index.ids_of(rows), {}, {}
+    for position, content in read_images(work.index, rows, max_bytes=work.limits.max_bytes):
         try:
-            if pixels is not None:
-                image = pixels[locator].tobytes()
-            else:
-                image = _read_checked(place, str(locator), num_bytes)
+            images[position] = _checked(content, work)
         except RejectedImage as reject:
-            rejects.append(RejectExample(name, reject.reason, reject.detail))
-            continue
-        ids.append(name)
-        images.append(image)
-        labels.append(label)
+            rejects[position] = RejectExample(ids[position], reject.reason, reject.detail)
+    kept = sorted(images)
     shard = None
-    if ids:
-        file = f"shards/{chunk.set_name}-{chunk.number:05d}.parquet"
-        shard = write_shard(place.data_uri, file, ids=ids, images=images, labels=labels)
+    if kept:
+        labels = work.index.labels_N[rows].tolist()
+        shard = write_shard(
+            work.data_uri,
+            f"shards/{chunk.set_name}-{chunk.number:05d}.parquet",
+            ids=[ids[position] for position in kept],
+            images=[images[position] for position in kept],
+            labels=[None if labels[p] == UNLABELLED else labels[p] for p in kept],
+        )
     return Outcome(
-        set_name=chunk.set_name,
-        number=chunk.number,
-        num_images=len(chunk.ids),
         shard=shard,
-        labels=tuple(label for label in labels if label is not None),
-        rejects=tuple(rejects),
+        kept=np.array(kept, np.int64),
+        hashes=_hashes([images[position] for position in kept]),
+        rejects=tuple(rejects[position] for position in sorted(rejects)),
     )
 
 
-def _read_checked(place: Place, name: str, num_bytes: int) -> bytes:
-    """The file's bytes, after one full decode has shown that they are an image within limits."""
-    assert place.root is not None
-    if num_bytes > place.limits.max_bytes:  # known from the listing: do not even fetch it
-        raise RejectedImage("too_many_bytes", f"{num_bytes} bytes, limit {place.limits.max_bytes}")
-    data = storage.read_bytes(storage.join(place.root, name))
-    decode_rgb(data, place.limits)
-    return data
+def _checked(content: bytes | RejectedImage, work: Work) -> bytes:
+    """What is stored of an image, after one full decode has shown that it is within limits."""
+    if isinstance(content, RejectedImage):
+        raise content
+    if work.index.pixels is not None:
+        return content
+    rgb = decode_rgb(content, work.limits)
+    if work.resize_short_px is None:
+        return content
+    return resized_jpeg(rgb, work.resize_short_px) or content
+
+
+def _hashes(images: list[bytes]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    digests = b"".join(hashlib.sha256(image).digest()[:16] for image in images)
+    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
+
+
+def drop_rows(item: dict[str, Any], data_uri: str) -> Result:
+    """A job: write a shard again without some of its rows; None when no row is left."""
+    info = ShardInfo(**item["shard"])
+    rows = read_shard(data_uri, info)
+    dropped = set(item["rows"])
+    kept = rows.take([row for row in range(len(rows)) if row not in dropped])
+    if not len(kept):
+        return Result(None)
+    labels = [None if label == UNLABELLED else int(label) for label in kept.labels]
+    shard = write_shard(data_uri, info.name, ids=kept.ids, images=kept.images, labels=labels)
+    return Result(asdict(shard))

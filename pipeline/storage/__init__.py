@@ -27,16 +27,20 @@ from typing import BinaryIO, Protocol, Self
 
 from pipeline.errors import DataError, StorageError
 from pipeline.storage.local import LocalAppender, LocalStore
+from pipeline.storage.retries import RETRIES
+from pipeline.storage.scan import ScanPage, ScanPart
 
 
 class Store(Protocol):
     """What a kind of storage offers; every method takes a whole URI."""
 
-    def read(self, uri: str) -> bytes: ...  # noqa: D102
+    def read(self, uri: str, max_bytes: int | None = None) -> bytes: ...  # noqa: D102
+    def read_range(self, uri: str, start: int, stop: int) -> bytes: ...  # noqa: D102
     def write(self, uri: str, data: bytes) -> None: ...  # noqa: D102
     def exists(self, uri: str) -> bool: ...  # noqa: D102
     def children(self, uri: str) -> dict[str, int | None]: ...  # noqa: D102
     def tree(self, uri: str) -> dict[str, int]: ...  # noqa: D102
+    def scan(self, uri: str, part: ScanPart, max_names: int) -> ScanPage: ...  # noqa: D102
     def delete_tree(self, uri: str) -> None: ...  # noqa: D102
     def size(self, uri: str) -> int: ...  # noqa: D102
     def open(self, uri: str) -> BinaryIO: ...  # noqa: D102
@@ -72,9 +76,32 @@ def absolute(uri: str) -> str:
     return str(Path(uri).expanduser().resolve())
 
 
-def read_bytes(uri: str) -> bytes:
-    """The whole object. Missing, unreadable or unreachable raises StorageError."""
-    return _store(uri).read(uri)
+def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
+    """The whole object. Missing, unreadable or unreachable raises StorageError.
+
+    With `max_bytes` no more than one byte beyond it is fetched: a longer answer says that the
+    object is too large, at a bounded price.
+    """
+    return _store(uri).read(uri, max_bytes)
+
+
+def read_range(uri: str, start: int, stop: int) -> bytes:
+    """Bytes start..stop-1 of an object, fewer where it ends before; 0 <= start < stop."""
+    return _store(uri).read_range(uri, start, stop)
+
+
+def is_missing(error: StorageError) -> bool:
+    """Whether a read failed because there is no such file or object (its bucket being there)."""
+    if error.where.startswith("s3://"):
+        from pipeline.storage import s3_errors
+
+        return s3_errors.is_missing(error)
+    return isinstance(error.__cause__, FileNotFoundError)
+
+
+def num_retries() -> int:
+    """Storage calls that this process tried again since it started."""
+    return sum(RETRIES.values())
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -107,6 +134,14 @@ def list_sizes(uri: str) -> dict[str, int]:
 def list_tree(uri: str) -> dict[str, int]:
     """Sizes in bytes of all objects below a folder by relative name, sorted by name."""
     return dict(sorted(_store(uri).tree(uri).items()))
+
+
+def scan(uri: str, part: ScanPart | None = None, *, max_names: int = 20_000) -> ScanPage:
+    """List one part of the objects below a folder; about `max_names` of them, the rest as parts.
+
+    Unlike `list_tree` this can be shared out: parts are disjoint and complete, in no set order.
+    """
+    return _store(uri).scan(uri, part or ScanPart(), max_names)
 
 
 def delete_tree(uri: str) -> None:

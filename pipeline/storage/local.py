@@ -14,6 +14,7 @@ from typing import BinaryIO
 from urllib.parse import unquote
 
 from pipeline.errors import StorageError
+from pipeline.storage.scan import ScanPage, ScanPart
 
 # A killed writer leaves its temporary file; the prefix keeps it out of every listing.
 _TEMPORARY = ".sdclr-tmp-"
@@ -58,10 +59,16 @@ def _words(error: OSError, action: str) -> tuple[str, str]:
 class LocalStore:
     """pipeline.storage.Store on the local file system."""
 
-    def read(self, uri: str) -> bytes:
-        """The whole file."""
-        with _told(uri, "read"):
-            return local_path(uri).read_bytes()
+    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
+        """The whole file, or its first max_bytes + 1 bytes."""
+        with _told(uri, "read"), open(local_path(uri), "rb") as file:
+            return file.read(-1 if max_bytes is None else max_bytes + 1)
+
+    def read_range(self, uri: str, start: int, stop: int) -> bytes:
+        """Bytes start..stop-1."""
+        with _told(uri, "read"), open(local_path(uri), "rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
 
     def write(self, uri: str, data: bytes) -> None:
         """Replace the file in one step: readers see the old bytes or the new ones, never a mix."""
@@ -125,6 +132,23 @@ class LocalStore:
                     if stat.S_ISREG(status.st_mode) and not name.startswith(_TEMPORARY):
                         found[path.relative_to(root).as_posix()] = status.st_size
         return found
+
+    def scan(self, uri: str, part: ScanPart, max_names: int) -> ScanPage:
+        """Regular files below `part.prefix`; subfolders not reached are left as parts."""
+        root, page, folders = local_path(uri), ScanPage([], [], []), [part.prefix]
+        with _told(uri, "list"):
+            while folders and len(page.names) < max_names:
+                folder = folders.pop()
+                with os.scandir(root / folder) as entries:
+                    for entry in entries:
+                        name = f"{folder}{entry.name}"
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(name + "/")
+                        elif entry.is_file() and not entry.name.startswith(_TEMPORARY):
+                            page.names.append(name)
+                            page.sizes.append(entry.stat().st_size)
+        page.rest.extend(ScanPart(folder) for folder in folders)
+        return page
 
     def delete_tree(self, uri: str) -> None:
         """Delete a file or a folder with all below it; a link is deleted, not followed."""

@@ -1,0 +1,160 @@
+"""What ingest is about to do, before any image is read: the data set's name, its shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.dataset.image import ImageLimits
+from pipeline.dataset.manifest import MANIFEST_NAME
+from pipeline.ingest import splits
+from pipeline.ingest.parallel import ThreadTasks
+from pipeline.ingest.sample import Sample, sample_images
+from pipeline.ingest.sources import ImageIndex, index_source
+from pipeline.ingest.task import Chunk, Work
+
+# Bytes of a row besides image and id: hash in hex, label, lengths.
+_ROW_OVERHEAD_BYTES = 80
+# Where the data set lies and how its source got there do not change what is in it.
+_NOT_CONTENT = {"root", "download"}
+
+
+@dataclass(frozen=True)
+class PlannedSet:
+    """What ingest would write for one set, before any image is rejected."""
+
+    rows: int
+    class_counts: list[int] | None
+    num_shards: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What ingest would do; `exists` = a complete data set of this configuration is there."""
+
+    data_uri: str
+    exists: bool
+    class_names: tuple[str, ...] | None
+    sets: dict[str, PlannedSet]
+    num_images: int
+    sample: Sample | None
+
+
+def data_set_name(config: Config) -> str:
+    """`<source>-<hash8>`: the hash covers all of `data` and `ingest` that decides the content."""
+    text = json.dumps(content_sections(config), sort_keys=True, separators=(",", ":"))
+    return f"{config.data.source}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def data_set_uri(config: Config) -> str:
+    """Where the data set of this configuration lies, or will lie."""
+    return storage.join(storage.absolute(config.data.root), data_set_name(config))
+
+
+def content_sections(config: Config) -> dict[str, Any]:
+    """The part of the configuration that decides what is in the data set."""
+    data = config.data.model_dump(mode="json")
+    kept = {key: value for key, value in data.items() if key not in _NOT_CONTENT}
+    return {"data": kept, "ingest": config.ingest.model_dump(mode="json")}
+
+
+def work_of(config: Config, index: ImageIndex) -> Work:
+    """What the tasks share: the index with its sets in the order of the shards, and the limits."""
+    root = None if index.root is None else storage.absolute(index.root)
+    index = replace(index, root=root)
+    if index.containers is not None:
+        index = replace(index, sets=_mixed_within_shards(config, index))
+    return Work(
+        data_uri=data_set_uri(config),
+        index=index,
+        limits=ImageLimits(
+            max_bytes=config.ingest.max_image_bytes,
+            max_pixels=config.ingest.max_image_pixels,
+            min_side_px=config.ingest.min_side_px,
+        ),
+        resize_short_px=config.ingest.resize_short_px,
+    )
+
+
+def chunks_of(index: ImageIndex, shard_bytes: int) -> Iterator[Chunk]:
+    """The shards-to-be of all sets."""
+    for set_name, rows in index.sets.items():
+        for number, part in enumerate(cut(row_sizes(index, rows), shard_bytes)):
+            yield Chunk(set_name, number, part.start, part.stop)
+
+
+def row_sizes(index: ImageIndex, rows: splits.Indices) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Bytes that each of some rows takes in a shard, about."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    id_bytes = pc.binary_length(index.ids.take(pa.array(rows))).to_numpy(zero_copy_only=False)
+    return np.asarray(index.num_bytes_N[rows] + id_bytes + _ROW_OVERHEAD_BYTES, np.int64)
+
+
+def cut(sizes: np.ndarray[Any, np.dtype[np.int64]], shard_bytes: int) -> list[range]:
+    """Row ranges of shards of about equal size, none larger than shard_bytes plus one row."""
+    if not len(sizes):
+        return []
+    before = np.cumsum(sizes) - sizes
+    num_shards = -(-int(sizes.sum()) // shard_bytes)
+    # Whole numbers of more than 64 bits would be needed to stay exact beyond some terabytes.
+    shard_of_row = (before * (num_shards / int(sizes.sum()))).astype(np.int64)
+    starts = np.flatnonzero(np.diff(shard_of_row, prepend=-1)).tolist()
+    return [range(*pair) for pair in zip(starts, [*starts[1:], len(sizes)], strict=True)]
+
+
+def dry_run(config: Config) -> DryRun:
+    """Counts, classes, estimates and a measured sample; writes nothing, starts no Ray.
+
+    Raises:
+        PipelineError: what ingest would fail with, as far as it can be known.
+    """
+    index = index_source(config.data, ThreadTasks())
+    work = work_of(config, index)
+    sample = None if index.pixels is not None else sample_images(work, config.data.split_seed)
+    planned = {}
+    for name, rows in index.sets.items():
+        num_bytes = int(row_sizes(index, rows).sum())
+        if sample is not None and config.ingest.resize_short_px is not None:
+            num_bytes = round(len(rows) * (sample.mean_stored_bytes + _ROW_OVERHEAD_BYTES))
+        planned[name] = PlannedSet(
+            rows=len(rows),
+            class_counts=index.class_counts(name),
+            num_shards=sum(1 for _ in cut(row_sizes(index, rows), config.ingest.shard_bytes)),
+            num_bytes=num_bytes,
+        )
+    there = storage.exists(storage.join(work.data_uri, MANIFEST_NAME))
+    return DryRun(
+        data_uri=work.data_uri,
+        exists=there,
+        class_names=index.class_names,
+        sets=planned,
+        num_images=sum(len(rows) for rows in index.sets.values()),
+        sample=sample,
+    )
+
+
+def _mixed_within_shards(config: Config, index: ImageIndex) -> dict[str, splits.Indices]:
+    """Rows of a container come in its order: within every shard they are permuted."""
+    sets = {}
+    for name, rows in index.sets.items():
+        parts = [
+            splits.shard_order(
+                rows[part.start : part.stop],
+                set_name=name,
+                number=number,
+                seed=config.data.split_seed,
+            )
+            for number, part in enumerate(cut(row_sizes(index, rows), config.ingest.shard_bytes))
+        ]
+        sets[name] = np.concatenate(parts)
+    return sets

@@ -1,0 +1,79 @@
+"""A seeded sample of a source, read and decoded for real: what a dry run can say before the work.
+
+Shapes: n images of the sample.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.dataset.image import RejectedImage, decode_rgb, resized_jpeg
+from pipeline.dataset.manifest import RejectExample
+from pipeline.ingest.reading import read_images
+from pipeline.ingest.task import Work
+
+_NUM_SAMPLED, _SAMPLE_STREAM, _BATCH = 256, 105, 16
+_MAX_S = 20.0
+SIDES_PX = (32, 64, 128, 256, 512, 1024, 2048)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What n images showed.
+
+    Attributes:
+        num_images: n, rejects included.
+        side_counts: accepted images by shorter side: below 32 px, 32..63, ..., 2048 and more.
+        rejects: of the sample.
+        mean_stored_bytes: of accepted images, as they would be stored.
+        s_per_image: to read, check and encode one image in one process.
+    """
+
+    num_images: int
+    side_counts: tuple[int, ...]
+    rejects: tuple[RejectExample, ...]
+    mean_stored_bytes: float
+    s_per_image: float
+
+
+def sample_images(work: Work, seed: int) -> Sample:
+    """Read up to 256 seeded images of the pre-training set, or as many as 20 s allow.
+
+    Raises:
+        StorageError: an image cannot be read.
+        DataError: a table or an archive is broken.
+    """
+    index = work.index
+    rows = index.sets["pretrain"]
+    chosen = np.random.default_rng([seed, _SAMPLE_STREAM]).permutation(rows)[:_NUM_SAMPLED]
+    began_s, num_done = time.monotonic(), 0
+    sides_px, sizes, rejects = [], [], []
+    while num_done < len(chosen) and time.monotonic() - began_s < _MAX_S:
+        part = chosen[num_done : num_done + _BATCH]
+        ids = index.ids_of(part)
+        for position, content in read_images(index, part, max_bytes=work.limits.max_bytes):
+            try:
+                if isinstance(content, RejectedImage):
+                    raise content
+                rgb = decode_rgb(content, work.limits)
+            except RejectedImage as reject:
+                rejects.append(RejectExample(ids[position], reject.reason, reject.detail))
+                continue
+            stored = content
+            if work.resize_short_px is not None:
+                stored = resized_jpeg(rgb, work.resize_short_px) or content
+            sides_px.append(min(rgb.shape[:2]))
+            sizes.append(len(stored))
+        num_done += len(part)
+    bins = np.searchsorted(SIDES_PX, sides_px, side="right")
+    counts = np.bincount(np.asarray(bins, np.int64), minlength=len(SIDES_PX) + 1)
+    return Sample(
+        num_images=num_done,
+        side_counts=tuple(int(count) for count in counts),
+        rejects=tuple(sorted(rejects, key=lambda reject: reject.id)),
+        mean_stored_bytes=float(np.mean(sizes)) if sizes else 0.0,
+        s_per_image=(time.monotonic() - began_s) / max(1, num_done),
+    )
