@@ -3,24 +3,29 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow reliability faults soak check bench docs lock clean
+.PHONY: demo test test-slow reliability faults soak check bench docs lock clean test-s3
 
 demo: $(VENV)/.run
 	$(BIN)/python pipeline/run.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not s3server"
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not s3server"
+
+# A real S3 server, killed in the middle of reads and writes. Needs Debian and, once, root.
+test-s3: $(VENV)/.dev
+	tests/ceph_rgw.sh install
+	$(BIN)/python -m pytest -m s3server
 
 # What the project promises, which tests hold it and how they went: docs/reliability.md.
 reliability: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "promise and not slow" --junitxml=build/promises/fast.xml
+	$(BIN)/python -m pytest -m "promise and not slow and not s3server" --junitxml=build/promises/fast.xml
 	$(BIN)/python -m tests.promises
 
 faults: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "promise and slow" --junitxml=build/promises/slow.xml
+	$(BIN)/python -m pytest -m "promise and slow and not s3server" --junitxml=build/promises/slow.xml
 	$(BIN)/python -m tests.promises
 
 test-browser: $(VENV)/.dev

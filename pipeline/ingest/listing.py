@@ -92,6 +92,14 @@ def as_strings(values: list[str]) -> pa.LargeStringArray:
     return pa.array(values, pa.large_string())
 
 
+def joined(folders: Any, names: pa.LargeStringArray) -> pa.LargeStringArray:
+    """FOLDER/NAME for each name, with a column of folders or one for all."""
+    text = pa.large_string()
+    if isinstance(folders, str):
+        folders = pa.scalar(folders, text)
+    return pc.binary_join_element_wise(folders, names, pa.scalar("/", text))
+
+
 def first_folder(names: pa.LargeStringArray) -> pa.LargeStringArray:
     """What precedes the first slash of each name; null where there is none."""
     position = pc.find_substring(names, "/")

@@ -35,7 +35,13 @@ Job: TypeAlias = Callable[[dict[str, Any], Any], Result]
 
 
 class Tasks(Protocol):
-    """Runs a job for every item; results as they come, with the number of their item."""
+    """Runs a job for every item; results as they come, with the number of their item.
+
+    `num_retries` counts the storage calls of the jobs that were tried again.
+    """
+
+    @property
+    def num_retries(self) -> int: ...  # noqa: D102
 
     def map(  # noqa: D102
         self, job: Job, items: Sequence[dict[str, Any]], shared: Any = None
@@ -47,6 +53,12 @@ class ThreadTasks:
 
     def __init__(self, num_threads: int = 16) -> None:
         self._num_threads = num_threads
+        self._retries_before = storage.num_retries()
+
+    @property
+    def num_retries(self) -> int:
+        """Calls of this process that were tried again since then."""
+        return storage.num_retries() - self._retries_before
 
     def map(
         self, job: Job, items: Sequence[dict[str, Any]], shared: Any = None

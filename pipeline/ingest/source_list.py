@@ -92,6 +92,8 @@ def read_list(uri: str, root: str, *, labelled: bool | None) -> _Lines:
         DataError: unreadable, empty, labels on some lines only, or a path that leads elsewhere.
     """
     content = storage.read_bytes(uri)
+    if not content.strip():
+        raise DataError("the list is empty", where=uri, todo="write one image a line")
     ending = uri.rpartition(".")[2].lower()
     try:
         if ending in ("csv", "tsv"):
@@ -103,8 +105,6 @@ def read_list(uri: str, root: str, *, labelled: bool | None) -> _Lines:
     except (ValueError, pa.ArrowException) as error:
         todo = "write one image a line: path, or path and label"
         raise DataError(f"the list cannot be read: {error!s:.200}", where=uri, todo=todo) from error
-    if not len(paths):
-        raise DataError("the list is empty", where=uri, todo="write one image a line")
     if labelled is False:
         labels = None
     elif labels is not None and (num_without := _num_empty(labels)):
@@ -152,8 +152,6 @@ def _text_columns(content: bytes) -> tuple[pa.LargeStringArray, pa.LargeStringAr
     )  # UnicodeDecodeError: a ValueError
     lines = pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(text, "\n")))
     lines = lines.filter(pc.greater(pc.binary_length(lines), 0))
-    if not len(lines):
-        return lines, None
     found = pc.extract_regex(lines, r"^(?P<path>.*\S)\s+(?P<label>\d+)$")
     whole = pc.is_null(found)
     paths = pc.if_else(whole, lines, pc.struct_field(found, "path"))

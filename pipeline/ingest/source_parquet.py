@@ -9,9 +9,11 @@ schema.
 from __future__ import annotations
 
 import base64
-import binascii
+import io
+import re
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +29,7 @@ from pipeline.ingest.sources import Containers, ImageIndex
 
 # A row group is decoded as one stretch of memory; a small file may claim any size.
 _MAX_GROUP_BYTES = 2 * 2**30
+_MAX_FOOTER_BYTES = 64 * 2**20
 
 
 def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
@@ -50,7 +53,7 @@ def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
             blocks.append(np.full(group_rows, num_blocks, np.int32))
             num_blocks, num_rows = num_blocks + 1, num_rows + group_rows
         rows = pa.array(np.arange(num_rows)).cast(pa.large_string())
-        ids.append(pc.binary_join_element_wise(pa.scalar(name, pa.large_string()), rows, "/"))
+        ids.append(listing.joined(name, rows))
         files.append(np.full(num_rows, number, np.int32))
         places.append(np.arange(num_rows, dtype=np.int64))
         if data.label_column is not None and data.labelled is not False:
@@ -101,54 +104,80 @@ def files_of(path: str, ending: str, tasks: Tasks) -> tuple[str, list[str]]:
 def look_at_table(item: dict[str, Any], shared: Any) -> Result:
     """A job: rows and image bytes of each row group; the labels as text, if there are any."""
     uri = storage.join(shared["root"], item["name"])
-    file = open_table(uri)
-    _check_column(file, shared["image"], uri, "data.image_column", _is_bytes)
-    groups = []
-    for number in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(number)
-        column = _column(file, shared["image"])
-        num_bytes = group.column(column).total_uncompressed_size
-        if num_bytes > _MAX_GROUP_BYTES:
-            raise DataError(
-                f"row group {number} claims {num_bytes} bytes of images, at most "
-                f"{_MAX_GROUP_BYTES} are read",
-                where=uri,
-                todo="write the table with smaller row groups",
-            )
-        groups.append((group.num_rows, num_bytes))
-    if shared["label"] is None:
-        return Result(groups)
-    _check_column(file, shared["label"], uri, "data.label_column", _is_label)
-    column = _flat(file.read(columns=[shared["label"]], use_threads=False), shared["label"])
+    with open_table(uri) as file:
+        _check_column(file, shared["image"], uri, "data.image_column", _is_bytes)
+        leaf, groups = _leaf(file, shared["image"]), []
+        for number in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(number)
+            num_bytes = group.column(leaf).total_uncompressed_size
+            if num_bytes > _MAX_GROUP_BYTES:
+                raise DataError(
+                    f"row group {number} claims {num_bytes} bytes of images, at most "
+                    f"{_MAX_GROUP_BYTES} are read",
+                    where=uri,
+                    todo="write the table with smaller row groups",
+                )
+            groups.append((group.num_rows, num_bytes))
+        if shared["label"] is None:
+            return Result(groups)
+        _check_column(file, shared["label"], uri, "data.label_column", _is_label)
+        column = _flat(file.read(columns=[shared["label"]], use_threads=False), shared["label"])
     if column.null_count:
         what = f"{column.null_count} rows of the label column are empty"
         raise DataError(what, where=uri, todo="fill them, or set data.labelled=false")
     return Result(groups, pa.table({"label": column.cast(pa.large_string())}))
 
 
-def open_table(uri: str) -> pq.ParquetFile:
+@contextmanager
+def open_table(uri: str) -> Iterator[pq.ParquetFile]:
     """The file, once its footer shows that no extension type is declared.
 
     Raises:
-        DataError: not a Parquet file, or one with an extension type.
+        DataError: not a Parquet file, one with an extension type, or one that proves broken.
     """
-    try:
-        source = storage.open_readable(uri)
-        metadata = pq.read_metadata(source)
-        declared = (metadata.metadata or {}).get(b"ARROW:schema", b"")
-        # The schema is a flat buffer in base64, whose strings are stored as they are.
-        if b"ARROW:extension:" in base64.b64decode(declared, validate=True):
-            raise DataError(
-                "the table declares an Arrow extension type, which may hold pickled objects",
-                where=uri,
-                todo="write the images as plain bytes (Arrow type binary)",
-            )
-        source.seek(0)
-        return pq.ParquetFile(source, metadata=metadata, pre_buffer=False)
-    except (pa.ArrowException, OSError, ValueError, binascii.Error) as error:
-        raise DataError(
-            f"the table cannot be read: {error!s:.200}", where=uri, todo="check or remove the file"
-        ) from error
+    with storage.open_readable(uri) as source:
+        try:
+            if _declares_extension(_footer(source)):
+                raise DataError(
+                    "the table declares an Arrow extension type, which may hold pickled objects",
+                    where=uri,
+                    todo="write the images as plain bytes (Arrow type binary)",
+                )
+            yield pq.ParquetFile(source, pre_buffer=False)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            todo = "check or remove the file"
+            what = f"the table cannot be read: {error!s:.200}"
+            raise DataError(what, where=uri, todo=todo) from error
+
+
+def _footer(source: BinaryIO) -> bytes:
+    """The metadata at the end of the file, which is left at its beginning again."""
+    size = source.seek(0, io.SEEK_END)
+    source.seek(max(0, size - 8))
+    tail = source.read(8)
+    num_bytes = int.from_bytes(tail[:4], "little")
+    if tail[4:] != b"PAR1" or num_bytes > min(size - 12, _MAX_FOOTER_BYTES):
+        raise ValueError("it is not a Parquet file")
+    source.seek(size - 8 - num_bytes)
+    footer = source.read(num_bytes)
+    source.seek(0)
+    return footer
+
+
+def _declares_extension(footer: bytes) -> bool:
+    """Whether the Arrow schema in the footer names an extension type.
+
+    It is a flat buffer in base64, whose strings are stored as they are. Bytes before it may look
+    like its beginning, so every run of base64 is decoded from each of four starts.
+    """
+    for run in re.findall(rb"[A-Za-z0-9+/]{24,}", footer):
+        for start in range(4):
+            text = run[start : start + (len(run) - start) // 4 * 4]
+            rest = run[start + len(text) :]
+            padded = text + (rest + b"=" * (4 - len(rest)) if len(rest) > 1 else b"")
+            if b"ARROW:extension:" in base64.b64decode(padded):
+                return True
+    return b"ARROW:extension:" in footer
 
 
 def read_rows(
@@ -158,9 +187,9 @@ def read_rows(
 
     Values are decoded one by one: a dictionary could blow up a batch beyond any size.
     """
-    file, first = open_table(uri), 0
     positions = {int(row): position for position, row in enumerate(rows)}
-    try:
+    with open_table(uri) as file:
+        first = 0
         for number in range(file.metadata.num_row_groups):
             num_rows = file.metadata.row_group(number).num_rows
             if any(first <= row < first + num_rows for row in positions):
@@ -169,19 +198,13 @@ def read_rows(
                 )
                 for row, batch in enumerate(batches, first):
                     if row in positions:
-                        value = _flat(pa.table(batch), image_column)[0].as_py()
+                        value = _flat(pa.Table.from_batches([batch]), image_column)[0].as_py()
                         yield positions[row], value or b""
             first += num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"the table cannot be read: {error!s:.200}", where=uri, todo="check or remove the file"
-        ) from error
 
 
 def _flat(table: pa.Table, name: str) -> Any:
     column = table[name.partition(".")[0]].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else column.type
     for field in name.split(".")[1:]:
         column = pc.struct_field(column, field)
     return column
@@ -210,7 +233,7 @@ def _has_fields(found: Any) -> bool:
     return isinstance(found, pa.Schema) or pa.types.is_struct(found)
 
 
-def _column(file: pq.ParquetFile, name: str) -> int:
+def _leaf(file: pq.ParquetFile, name: str) -> int:
     return next(i for i in range(len(file.schema)) if file.schema.column(i).path == name)
 
 

@@ -45,7 +45,7 @@ def webdataset_index(data: Data, tasks: Tasks) -> ImageIndex:
         what, todo = "the archives hold no images", "check data.path"
         raise DataError(what, where=root, todo=todo)
     prefixes = pa.array(names, pa.large_string()).take(pa.array(np.concatenate(files)))
-    ids = pc.binary_join_element_wise(prefixes, table["name"].combine_chunks(), "/")
+    ids = listing.joined(prefixes, table["name"].combine_chunks())
     class_names, labels_N = splits.classes_of(_labels(table, data.labelled, root), len(ids))
     num_bytes_N, place_N = table["size"].to_numpy(), table["start"].to_numpy()
     file_N = np.concatenate(files)

@@ -57,7 +57,11 @@ class _Ingested:
 
 
 def ingest(
-    config: Config, progress: Progress, note: Callable[[str], None] = lambda text: None
+    config: Config,
+    progress: Progress,
+    note: Callable[[str], None] = lambda text: None,
+    *,
+    tasks: Tasks | None = None,
 ) -> tuple[str, Manifest]:
     """Make the data set of this configuration, or find it made: its URI and manifest.
 
@@ -68,6 +72,7 @@ def ingest(
         config: sections `data` and `ingest` are used.
         progress: called with (images done, images in all) as shards are finished.
         note: called with what else a person should know, one line each.
+        tasks: what runs the work; None = Ray Data.
 
     Raises:
         DataError: the source is unfit, more images are rejected than `ingest.max_reject_frac`
@@ -80,7 +85,8 @@ def ingest(
         return uri, _reuse(config, uri)
     shards_uri = storage.join(uri, "shards")
     storage.delete_tree(shards_uri)
-    tasks = RayTasks(where=uri, data_resource=config.placement.data_resource)
+    if tasks is None:
+        tasks = RayTasks(where=uri, data_resource=config.placement.data_resource)
     index = index_source(config.data, tasks)
     work = work_of(config, index)
     made = _write_shards(config, work, tasks, progress)

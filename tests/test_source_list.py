@@ -1,0 +1,106 @@
+"""Lists of images: the formats in use, three sets, and lists that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ConfigError, DataError
+from tests.loopback_s3 import LoopbackS3
+from tests.sources import image_bytes, index_of, ingested, names_of, stored, write_files
+
+NAMES = ["n01/a b.png", "n01/c.png", "n02/d.png", "n02/é.png"]
+FILES = {name: image_bytes(number) for number, name in enumerate(NAMES)}
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("l.txt", "n01/a b.png 3\nn01/c.png 3\r\n\nn02/d.png\t0\nn02/é.png 0"),
+        ("l.csv", "n01/a b.png,3\nn01/c.png,3\nn02/d.png,0\nn02/é.png,0\n"),
+        ("l.csv", 'path,label\n"n01/a b.png",3\n./n01/c.png,3\nn02/d.png,0\nn02/é.png,0\n'),
+        ("l.tsv", "Path\tclass\nn01/a b.png\t3\nn01/c.png\t3\nn02/d.png\t0\nn02/é.png\t0\n"),
+    ],
+)
+def test_numbered_labels_in_every_format(tmp_path: Path, file: str, text: str) -> None:
+    write_files(tmp_path, {**FILES, file: text.encode()})
+    index = index_of("list", tmp_path / file)
+    assert index.ids.to_pylist() == NAMES and index.labels_N.tolist() == [3, 3, 0, 0]
+    assert index.class_names == ("0", "1", "2", "3") and set(index.sets) == {"pretrain", "probe"}
+    uri, manifest, _ = ingested("list", tmp_path / file, tmp_path / "out")
+    assert stored(uri, manifest) == FILES and manifest.sets["probe"].class_counts == (2, 0, 0, 2)
+
+
+@pytest.mark.parametrize("text", ["n01/a b.png\nn02/d.png\n", "n01/a b.png 1\nn02/d.png 0"])
+def test_unlabelled_lists(tmp_path: Path, text: str) -> None:
+    write_files(tmp_path, {**FILES, "l.txt": text.encode()})
+    index = index_of("list", tmp_path / "l.txt", labelled=False)
+    assert sorted(names_of(index)) == ["n01/a b.png", "n02/d.png"]
+    assert index.class_names is None and list(index.sets) == ["pretrain"]
+
+
+def test_three_lists_make_three_sets_with_one_set_of_classes(tmp_path: Path) -> None:
+    lists = {"l.csv": "n01/a b.png,cat\nn01/c.png,cat", "v.csv": "n02/d.png,dog"}
+    lists["t.csv"] = "n02/é.png,ant"
+    write_files(tmp_path, {**FILES, **{name: text.encode() for name, text in lists.items()}})
+    keys = {"val_list": str(tmp_path / "v.csv"), "test_list": str(tmp_path / "t.csv")}
+    index = index_of("list", tmp_path / "l.csv", **keys)
+    assert index.class_names == ("ant", "cat", "dog")
+    assert names_of(index, "val") == ["n02/d.png"] and names_of(index, "test") == ["n02/é.png"]
+    assert set(names_of(index, "pretrain")) == set(names_of(index, "probe")) == set(NAMES[:2])
+    with pytest.raises(ConfigError, match="given twice"):
+        index_of("list", tmp_path / "l.csv", **keys, num_test_per_class=1)
+    with pytest.raises(DataError, match="need labels"):
+        index_of("list", tmp_path / "l.csv", **keys, labelled=False)
+    with pytest.raises(DataError, match="listed more than once, first: n02/d.png"):
+        index_of("list", tmp_path / "l.csv", val_list=keys["val_list"], test_list=keys["val_list"])
+
+
+def test_whole_uris_below_the_root_on_s3(s3: LoopbackS3, tmp_path: Path) -> None:
+    bucket = s3.buckets["bucket"]
+    bucket.update({f"photos/{name}": content for name, content in FILES.items()})
+    lines = [f"s3://bucket/photos/{NAMES[0]}", NAMES[2], "gone.png"]
+    bucket["lists/l.csv"] = "\n".join(lines).encode()
+    keys: dict[str, Any] = {"image_root": "s3://bucket/photos", "ingest": {"max_reject_frac": 1.0}}
+    uri, manifest, _ = ingested("list", "s3://bucket/lists/l.csv", "s3://bucket/data", **keys)
+    assert stored(uri, manifest) == {NAMES[0]: FILES[NAMES[0]], NAMES[2]: FILES[NAMES[2]]}
+    assert manifest.rejects.by_reason == {"missing": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the list is empty"),
+        ("a.png,1\nb.png,\n", "1 of 2 lines have no label"),
+        ("a.png,1\nb.png\n", "cannot be read"),
+        ("a.png,1,2\n", "3 columns"),
+        ("../a.png,1\n", "lead outside data.image_root"),
+        ("x/../../a.png,1\n", "lead outside"),
+        ("/etc/passwd,1\n", "lead outside"),
+        ("s3://other/a.png,1\n", "lead outside"),
+        ("~/a.png,1\n", "lead outside"),
+        ("a.png,1\na.png,2\n", "1 images are listed more than once, first: a.png"),
+        ("a.png,-1\n", "class numbers are -1"),
+        ("a.png,900000000\n", "class numbers are 900000000..900000000 for 1 images"),
+        ("a.png,1\n", "none of 1 images of the list exists"),
+        ("\xff\xfe,1\n", "none of|cannot be read"),
+    ],
+)
+def test_lists_that_do_not_fit_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "l.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=message) as caught:
+        index_of("list", tmp_path / "l.csv")
+    assert caught.value.todo
+
+
+def test_other_endings_and_missing_labels_are_told(tmp_path: Path) -> None:
+    write_files(tmp_path, {**FILES, "l.json": b"[]", "l.txt": b"n01/c.png", "u.txt": b"\xff\n"})
+    for file, message in (("l.json", "ends neither"), ("u.txt", "cannot be read")):
+        with pytest.raises(DataError, match=message):
+            index_of("list", tmp_path / file)
+    with pytest.raises(DataError, match="has no labels"):
+        index_of("list", tmp_path / "l.txt", labelled=True)
+    with pytest.raises(ConfigError, match="data.val_list|does not apply"):
+        index_of("folder", tmp_path, val_list="x.txt")
