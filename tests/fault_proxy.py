@@ -18,9 +18,11 @@ import http.client
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Self, TypeAlias
 from urllib.parse import urlsplit
+
+from tests.loopback_s3 import QuietServer
 
 Fault: TypeAlias = int | str | Callable[[], object]
 _PIECE_BYTES = 64 * 1024
@@ -44,7 +46,7 @@ class FaultProxy:
         class Handler(_Handler):
             proxy = owner
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = QuietServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self.url = f"http://127.0.0.1:{self._server.server_port}"

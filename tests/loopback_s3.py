@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import sys
 import threading
 from collections import deque
 from collections.abc import MutableMapping
@@ -21,6 +22,14 @@ ACCESS_KEY, SECRET_KEY = "testkey", "testsecret"
 _CODES = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "SlowDown"}
 
 
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that go away, which is what the tests make them do."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 class LoopbackS3:
     def __init__(self, port: int = 0) -> None:
         self.buckets: dict[str, MutableMapping[str, bytes]] = {}
@@ -32,7 +41,7 @@ class LoopbackS3:
         class Handler(_Handler):
             server_state = owner
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server = QuietServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))

@@ -49,7 +49,13 @@ def is_passing(error: Exception) -> bool:
     if _response(error):
         status = http_status(error)
         return status >= 500 or status == 429 or error_code(error) in _PASSING_CODES
-    passing = (boto.HTTPClientError, ConnectionError, TimeoutError, aiohttp.ClientError)
+    passing = (
+        boto.HTTPClientError,
+        boto.ConnectionError,
+        ConnectionError,
+        TimeoutError,
+        aiohttp.ClientError,
+    )
     return isinstance(error, passing)
 
 

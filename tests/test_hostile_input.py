@@ -1,0 +1,80 @@
+"""Every hostile input has its documented outcome, and the page says the same."""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.ingest import source_parquet
+from tests.hostile_input import (
+    CONTAINERS,
+    EXECUTED,
+    IMAGES,
+    PAGE,
+    Payload,
+    outcomes,
+    page,
+)
+from tests.sources import ingested, write_files, write_table
+
+
+@pytest.fixture(scope="module")
+def found() -> tuple[dict[str, str], dict[str, str]]:
+    EXECUTED.clear()
+    return outcomes()
+
+
+@pytest.mark.promise("R26", "S3")
+@pytest.mark.parametrize("name", IMAGES)
+def test_images(found: tuple[dict[str, str], dict[str, str]], name: str) -> None:
+    assert found[0][name].startswith(IMAGES[name].outcome)
+
+
+@pytest.mark.promise("S2", "S3")
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_archives_and_tables(found: tuple[dict[str, str], dict[str, str]], name: str) -> None:
+    assert found[1][name].startswith(CONTAINERS[name].outcome)
+
+
+@pytest.mark.promise("S2")
+def test_no_payload_ran(found: tuple[dict[str, str], dict[str, str]]) -> None:
+    assert EXECUTED == []
+
+
+@pytest.mark.promise("S2", control=True)
+def test_control_the_payload_runs_when_it_is_loaded() -> None:
+    pickle.loads(pickle.dumps(Payload()))
+    assert EXECUTED.pop() == "payload ran"
+
+
+def test_the_page_is_what_the_tests_found(found: tuple[dict[str, str], dict[str, str]]) -> None:
+    assert PAGE.read_text() == page(*found), "run python -m tests.hostile_input"
+
+
+@pytest.mark.promise("R26")
+def test_above_the_allowed_share_the_stage_fails_with_the_names(tmp_path: Path) -> None:
+    write_files(tmp_path / "in", {name: case.make() for name, case in IMAGES.items()})
+    with pytest.raises(DataError, match="images are unfit") as caught:
+        ingested("folder", tmp_path / "in", tmp_path / "out")
+    assert "animated.png" in caught.value.what and caught.value.exit_code == 3
+
+
+@pytest.mark.promise("S3")
+def test_a_dictionary_that_repeats_an_image_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).bytes(1_000_000)
+    write_table(tmp_path / "t.parquet", [image] * 2000)  # 2 GB, were it written out
+    assert (tmp_path / "t.parquet").stat().st_size < 2_000_000
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tracemalloc.start()
+    rows = np.array([1999])
+    ((position, data),) = source_parquet.read_rows(str(tmp_path / "t.parquet"), "image", rows)
+    assert (position, data) == (0, image)
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 300_000
