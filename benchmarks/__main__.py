@@ -20,7 +20,8 @@ import benchmarks
 from benchmarks import table
 
 _NOT_BENCHMARKS = {
-    "__main__", "table", "timing", "published", "gpu", "health_correlation", "sweep_efficiency"
+    "__main__", "table", "timing", "published", "gpu", "health_correlation", "sweep_efficiency",
+    "s3_reads",
 }  # fmt: skip
 _LIMIT_S = 600
 
