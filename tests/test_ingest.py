@@ -16,11 +16,13 @@ from pipeline.config import Config
 from pipeline.dataset.manifest import canonical_hash, read_manifest, verify_shards
 from pipeline.dataset.shards import read_shard
 from pipeline.errors import ClusterError, DataError, StorageError
+from pipeline.ingest import listing
 from pipeline.ingest.parallel import RayTasks, ThreadTasks
 from pipeline.ingest.plan import chunks_of, cut, data_set_name, data_set_uri, dry_run, work_of
 from pipeline.ingest.sources import index_source
 from pipeline.ingest.stage import ingest
 from pipeline.ingest.task import run_chunk, write_chunk
+from tests import sources
 
 KIB = 1024
 
@@ -239,3 +241,29 @@ def test_a_bug_in_a_task_is_a_cluster_error(tmp_path: Path, ray_cluster: None) -
     item = {"set_name": "pretrain", "number": 0, "start": 0, "stop": 1}
     with pytest.raises(ClusterError, match="AttributeError"):
         list(RayTasks("here").map(run_chunk, [item], broken))
+
+
+@pytest.mark.ray
+@pytest.mark.promise("R27")
+def test_ray_tasks_and_threads_make_the_same_data_sets(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = {f"a/{n:02d}.png": sources.image_bytes(n % 25) for n in range(30)}
+    sources.write_files(tmp_path / "in", images)
+    (tmp_path / "l.csv").write_text("".join(f"{name},{name[3]}\n" for name in images))
+    sources.write_table(tmp_path / "tables" / "t.parquet", list(images.values()), row_group_size=7)
+    sources.write_tar(tmp_path / "tars" / "t.tar", dict(images))
+    monkeypatch.setattr(listing, "_NAMES_PER_TASK", 5)
+    for source, path, keys in (
+        ("folder", tmp_path / "in", {"labelled": False}),
+        ("list", tmp_path / "l.csv", {"image_root": str(tmp_path / "in")}),
+        ("parquet", tmp_path / "tables", {}),
+        ("webdataset", tmp_path / "tars", {"labelled": False}),
+    ):
+        dropped = {"ingest": {"drop_duplicates": True}}
+        config = sources.settings(source, path, tmp_path / "ray", **keys, **dropped)
+        uri, manifest = ingest(config, quiet)
+        other_uri, other, _ = sources.ingested(source, path, tmp_path / "t", **keys, **dropped)
+        assert manifest.hash == other.hash and files(uri) == files(other_uri)
+        assert manifest.sets["pretrain"].rows == 25
+        assert manifest.duplicates is not None and manifest.duplicates.num_images == 5

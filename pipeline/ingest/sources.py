@@ -5,8 +5,8 @@ A source is turned into an ImageIndex; ingest then reads the images in parallel.
 linear probe), `val`, `test`. `pretrain` may be a part of `probe`; the others share no image.
 
 The index is columns, not objects: of millions of images the driver holds an id, a label, a size
-and a place each: 46 bytes with names of 18 letters, 220 at the peak (`python -m benchmarks.index`, a
-million names), and 25 more for hashes. The tasks read the same columns from shared memory.
+and a place each: 46 bytes with names of 18 letters, 220 at the peak (`python -m benchmarks.index`,
+a million names), and 25 more for hashes. The tasks read the same columns from shared memory.
 
 Shapes: N images of the source, n of a set.
 """

@@ -1,0 +1,51 @@
+"""`ingest --dry-run`: what it shows of a source, measured on a seeded sample, and writes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.command_line import parse
+from pipeline.console import Console
+from pipeline.ingest.plan import dry_run
+from pipeline.ingest.sample import SIDES_PX
+from pipeline.preview import preview
+from tests.sources import image_bytes, settings, write_files
+
+SIZES = [(8, 9), (40, 33), (70, 64), (3000, 2048)]
+
+
+def photos(root: Path) -> Path:
+    files = {f"c{n % 2}/{n}.png": image_bytes(n, size, "JPEG") for n, size in enumerate(SIZES)}
+    return write_files(root, {**files, "c0/bad.jpg": b"text", "c1/none.jpg": b""})
+
+
+def test_the_sample_is_counted_and_measured(tmp_path: Path) -> None:
+    plan = dry_run(settings("folder", photos(tmp_path / "in"), tmp_path / "out"))
+    sample = plan.sample
+    assert sample is not None and sample.num_images == 6 and plan.num_images == 12
+    expected = {0: 1, SIDES_PX.index(32) + 1: 1, SIDES_PX.index(64) + 1: 1, len(SIDES_PX): 1}
+    assert dict(enumerate(sample.side_counts)) == {n: expected.get(n, 0) for n in range(8)}
+    assert [(r.id, r.reason) for r in sample.rejects] == [
+        ("c0/bad.jpg", "not_an_image"),
+        ("c1/none.jpg", "empty"),
+    ]
+    sizes = [len(image_bytes(n, size, "JPEG")) for n, size in enumerate(SIZES)]
+    assert sample.mean_stored_bytes == sum(sizes) / 4 and sample.s_per_image > 0
+    reduced = {"resize_short_px": 16}
+    small = dry_run(settings("folder", tmp_path / "in", tmp_path / "out", ingest=reduced))
+    assert small.sample is not None and small.sample.mean_stored_bytes < max(sizes) / 10
+    assert small.sets["pretrain"].num_bytes < plan.sets["pretrain"].num_bytes / 10
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_person_sees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data.source=folder", f"data.path={photos(tmp_path / 'in')}", "--dry-run"]
+    roots = [f"data.root={tmp_path / 'out'}", f"run.root={tmp_path / 'runs'}"]
+    preview(parse(["ingest", "data.imbalance_ratio=null", *words, *roots]), Console())
+    text = capsys.readouterr().out
+    assert "images per class: c1 3, c0 3" in text and "will be made" in text
+    assert "of 6 images drawn by seed, shorter side in px: below 32 1, 32-63 1, 64-127 1" in text
+    assert "would be rejected: c0/bad.jpg (not_an_image" in text and "of one core" in text
+    assert "train" not in text.split("images per class")[1] and not (tmp_path / "out").exists()
