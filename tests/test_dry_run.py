@@ -1,4 +1,4 @@
-"""`ingest --dry-run`: what it shows of a source, measured on a seeded sample, and writes nothing."""
+"""`ingest --dry-run`: what it shows of a source, measured on a seeded sample; nothing written."""
 
 from __future__ import annotations
 
