@@ -44,6 +44,7 @@ from pipeline.monitor import Monitor
 Progress = Callable[[int, int], None]
 
 _NUM_EXAMPLES = 100
+_MANY = 100_000  # listing takes a while: say when it is over
 
 
 @dataclass
@@ -89,6 +90,8 @@ def ingest(
         tasks = RayTasks(where=uri, data_resource=config.placement.data_resource)
     index = index_source(config.data, tasks)
     work = work_of(config, index)
+    if len(index.ids) >= _MANY:
+        note(f"{len(index.ids)} images are listed, reading them")
     made = _write_shards(config, work, tasks, progress)
     manifest = _manifest(config, work.index, made)
     monitor = Monitor(data=manifest.name)
