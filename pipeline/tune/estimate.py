@@ -16,7 +16,7 @@ import torch
 from pipeline.cluster import connected
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.ingest.stage import DryRun
+from pipeline.ingest.plan import DryRun
 from pipeline.models import new_network, training_recipe
 from pipeline.tune.placement import Placement, place_here, place_on
 from pipeline.tune.space import trial_config
