@@ -18,8 +18,10 @@ from dataclasses import dataclass
 FLOAT_BYTES, INDEX_BYTES = 4, 8
 # Beside the pixels, a row of a shard holds id, hash in hex, label and lengths.
 ROW_OVERHEAD_BYTES = 110
-# Measured by tests/test_scale.py against the real thing, on CPython 3.11.
-MANIFEST_BYTES_PER_SHARD, INDEX_BYTES_PER_IMAGE = 180, 270
+# Held by tests/test_scale.py to the real thing.
+MANIFEST_BYTES_PER_SHARD = 180
+# At the peak of planning, hashes included, with names of 18 letters: benchmarks/index.py.
+INDEX_BYTES_PER_IMAGE = 240
 OBJECTS_PER_LISTING = 1000
 
 

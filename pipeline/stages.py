@@ -14,7 +14,7 @@ from pipeline.command_line import Command
 from pipeline.config import Config
 from pipeline.config.file import config_hash, dump_config, load_config
 from pipeline.console import Console, duration
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import Manifest, described
 from pipeline.errors import PipelineError, root_cause
 from pipeline.record import RunRecord
 from pipeline.run_folder import RunFolder, resolve
@@ -120,7 +120,7 @@ class Session:
                 lambda text: self.console.stage("ingest", text),
             )
         self._dataset = Dataset(uri, manifest)
-        self.console.stage("ingest", _described(manifest))
+        self.console.stage("ingest", described(manifest))
         self.console.stage("ingest", f"data set: {uri}")
         return time.monotonic() - start_s
 
@@ -308,14 +308,3 @@ class Session:
             if shown is error:
                 raise
             raise shown from error
-
-
-def _described(manifest: Manifest) -> str:
-    parts = [f"{name} {info.rows}" for name, info in manifest.sets.items()]
-    counts = manifest.sets["pretrain"].class_counts
-    if counts:
-        present = sorted((c for c in counts if c), reverse=True)
-        parts.append(f"images per class {present[0]}..{present[-1]}")
-    if manifest.rejects.total:
-        parts.append(f"{manifest.rejects.total} rejected")
-    return ", ".join(parts)

@@ -190,6 +190,18 @@ def read_manifest(data_uri: str) -> Manifest:
     return manifest
 
 
+def described(manifest: Manifest) -> str:
+    """Sets, class counts and rejects in a few words, for the console."""
+    parts = [f"{name} {info.rows}" for name, info in manifest.sets.items()]
+    counts = manifest.sets["pretrain"].class_counts
+    if counts:
+        present = sorted((c for c in counts if c), reverse=True)
+        parts.append(f"images per class {present[0]}..{present[-1]}")
+    if manifest.rejects.total:
+        parts.append(f"{manifest.rejects.total} rejected")
+    return ", ".join(parts)
+
+
 def verify_shards(data_uri: str, manifest: Manifest) -> None:
     """Refuse a data set whose folder has missing, extra or short shards; reads no shard.
 
