@@ -28,6 +28,9 @@ faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "promise and slow and not s3server" --junitxml=build/promises/slow.xml
 	$(BIN)/python -m tests.promises
 
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.soak 30
+
 test-browser: $(VENV)/.dev
 	$(BIN)/python -m pytest -m browser
 

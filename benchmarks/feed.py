@@ -320,7 +320,7 @@ def decoded(decoder: Any, manifest: Manifest) -> Iterator[dict[str, NDArray[Any]
 
 def memory_rows(folder: Path) -> list[Row]:
     """The most that Ray's object store held while sets of growing size were streamed."""
-    bound, side_px, per_shard = 32 * 2**20, 128, 64
+    bound, side_px, per_shard = 48 * 2**20, 128, 64
     rows = []
     for factor in (2, 10, 20):
         num_images = factor * bound // (3 * side_px**2) // per_shard * per_shard
@@ -338,7 +338,7 @@ def memory_rows(folder: Path) -> list[Row]:
             most = max(most, object_store_bytes() - before)
             resident = max(resident, resident_bytes())
         size = sum(shard.bytes for shard in manifest.sets["pretrain"].shards)
-        name = f"set of {size / bound:.0f} x feed.max_memory_bytes (32 MiB)"
+        name = f"set of {size / bound:.0f} x feed.max_memory_bytes ({bound >> 20} MiB)"
         rows.append(
             Row(
                 name=f"{name}: object store at most",

@@ -20,7 +20,7 @@ _BOUNDS = (
 )  # fmt: skip
 # Likeness of names, 0..1. In another section only a slip of the finger counts as meant.
 _CLOSE, _CLOSE_ELSEWHERE = 0.6, 0.8
-_SHARED_WORD_BONUS = 0.3
+_SHARED_WORD_BONUS, _AS_CLOSE = 0.3, 0.1
 
 
 def _properties() -> dict[str, dict[str, dict[str, Any]]]:
@@ -131,7 +131,7 @@ def suggest_section(name: str, *, is_section: bool) -> str:
 
 
 def _near(name: str, names: list[str], least: float) -> list[str]:
-    """The closest name by letters, words (batch_size) or initials (learning_rate); or none."""
+    """The closest names by letters, words (batch_size) or initials (learning_rate); two at most."""
     words = name.split("_")
 
     def closeness(other: str) -> float:
@@ -141,8 +141,10 @@ def _near(name: str, names: list[str], least: float) -> list[str]:
         ratio = difflib.SequenceMatcher(None, name, other).ratio()
         return ratio + _SHARED_WORD_BONUS * bool(set(words) & set(others))
 
-    best = max(names, key=closeness, default=None)
-    return [best] if best is not None and closeness(best) >= least else []
+    best = max(map(closeness, names), default=0.0)
+    # `batch_size` is as near to one batch key as to another: both are told.
+    near = [name for name in names if closeness(name) >= max(least, best - _AS_CLOSE)]
+    return sorted(near, key=closeness, reverse=True)[:2]
 
 
 def _initials(words: list[str]) -> str:

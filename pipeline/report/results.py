@@ -19,7 +19,6 @@ from pipeline.report.charts import Bar
 from pipeline.report.dotplot import Points, Span
 from pipeline.report.svg import MAX_ROWS
 from pipeline.scores import ABSENT, percent, protocols_of, scores_of, scores_table
-from sdclr.ranking import wilson
 
 TITLES = {"sdclr": "SDCLR", "simclr": "SimCLR", "untrained": "untrained"}
 STYLES = {"sdclr": "c1", "simclr": "c2", "untrained": "c3"}
@@ -164,6 +163,8 @@ def _num_scored(evaluation: Record, manifest: Record | None) -> list[int]:
 
 
 def _interval(share: float | None, num: int) -> tuple[float, float] | None:
+    from sdclr.ranking import wilson  # brings torch, which a page of a record should not wait for
+
     found = wilson(math.nan if share is None else share, num)
     return (100 * found.low, 100 * found.high) if math.isfinite(found.low) else None
 
