@@ -37,7 +37,8 @@ presets:
         ("train.methods=[]", "train.methods: expected a list with at least one entry, "
          "each one of sdclr, simclr, got []"),
         ("train.epoch=3", "train.epoch: unknown key; did you mean train.epochs?"),
-        ("train.batch_size=3", "train.batch_size: unknown key; did you mean train.micro_batch or train.global_batch?"),
+        ("train.batch_size=3", "train.batch_size: unknown key; did you mean train.micro_batch or "
+         "train.global_batch?"),
         ("train.learning_rate=1", "train.learning_rate: unknown key; did you mean train.lr?"),
         ("train.wd=1", "train.wd: unknown key; did you mean train.weight_decay?"),
         ("train.prune_ratio=1", "train.prune_ratio: unknown key; did you mean sdclr.prune_ratio?"),
