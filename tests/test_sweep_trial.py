@@ -15,6 +15,7 @@ from pipeline.config import Config
 from pipeline.config.file import config_hash, load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.errors import ConfigError
+from pipeline.ingest.parallel import ThreadTasks
 from pipeline.ingest.sources import index_source
 from pipeline.record import RunRecord
 from pipeline.report.page import write_report
@@ -41,19 +42,19 @@ def config(*overrides: str) -> Config:
 
 def decoded(c: Config) -> tuple[Manifest, dict[str, DecodedSet]]:
     """The digits as a sweep holds them; no shards."""
-    index = index_source(c.data)
+    index = index_source(c.data, ThreadTasks())
     assert index.pixels is not None
     sets, infos = {}, {}
     for name in ("pretrain", "probe", "val"):
-        entries = index.sets[name]
-        pixels = index.pixels[[int(e.locator) for e in entries]].transpose(0, 3, 1, 2)
-        labels = np.array([e.label for e in entries])
-        sizes = np.full((len(entries), 2), 16)
-        ids = np.array([e.id for e in entries])
+        rows = index.sets[name]
+        pixels = index.pixels[rows].transpose(0, 3, 1, 2)
+        labels = index.labels_N[rows].astype(np.int64)
+        sizes = np.full((len(rows), 2), 16)
+        ids = np.array(index.ids_of(rows))
         sets[name] = DecodedSet(np.ascontiguousarray(pixels), sizes, labels, ids)
         sets[name].images_NCHW.flags.writeable = False  # as in the object store
         counts = index.class_counts(name)
-        infos[name] = SetInfo(len(entries), tuple(counts or ()), ())
+        infos[name] = SetInfo(len(rows), tuple(counts or ()), ())
     manifest = Manifest(
         "digits", {}, ImageInfo("raw", 16, 16), index.class_names, infos, (),  # type: ignore[arg-type]
         Rejects(0, {}, ()), {}, "",
