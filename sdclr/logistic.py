@@ -6,7 +6,12 @@ This is scikit-learn's `LogisticRegression(C=1 / (N * l2))`. It runs on the devi
 in float64 for float64 features and in float32 for all others, and needs no gradient mode:
 features made under `torch.inference_mode()` are fine.
 
-Shapes: N training images, M test images, D features, C classes, E = D + 1.
+L-BFGS needs few iterations where the curvature is alike in all directions. That of W is at most
+E[x x^T] + l2 times a factor between 0 and 1/4 for each class, so the search runs on weights
+scaled by its diagonal, and features on their principal axes (`principal_axes`) make the diagonal
+all there is. Neither changes the objective.
+
+Shapes: N training images, M test images, D features, R = min(N, D) axes, C classes, E = D + 1.
 """
 
 from __future__ import annotations
@@ -48,13 +53,14 @@ def fit_logistic(
 ) -> LinearProbe:
     """Minimise the module's objective by L-BFGS with a strong-Wolfe line search.
 
-    Ends when the largest absolute entry of the gradient is at most `grad_tolerance`, when the
-    loss or the step no longer changes at working precision (both count as converged), or after
-    `max_iter` iterations. With l2 > 0 the objective is strictly convex in W, so the start only
-    affects the time. A class without training samples is legal and is hardly ever predicted.
+    Ends when the largest absolute entry of the gradient by the scaled weights is at most
+    `grad_tolerance`, when the loss or the step no longer changes at working precision (both count
+    as converged), or after `max_iter` iterations. With l2 > 0 the objective is strictly convex in
+    W, so the start only affects the time. A class without training samples is legal and is hardly
+    ever predicted.
 
     Args:
-        features_ND: N >= 1 rows, best standardised.
+        features_ND: N >= 1 rows, best standardised and on their principal axes.
         labels_N: classes 0..num_classes-1.
         num_classes: C.
         l2: penalty of the mean loss, > 0.
@@ -73,13 +79,19 @@ def fit_logistic(
         raise ValueError(f"l2 must be positive and finite, got {l2}")
     num_rows, num_features = features_ND.shape
     rows_N = torch.arange(num_rows, device=features_ND.device)
-    # Column D of the parameter is the bias.
-    theta_CE = features_ND.new_zeros(num_classes, num_features + 1)
+    features_DN = features_ND.T
+    # p (1 - p) at the start, where all classes are equally likely.
+    curvature = (num_classes - 1) / num_classes**2 or 1.0
+    curvature_E = features_ND.new_full((num_features + 1,), curvature)  # entry D is the bias
+    curvature_E[:-1] *= features_ND.square().mean(dim=0)
+    curvature_E[:-1] += l2
+    scale_E = curvature_E.rsqrt()
+    scaled_CE = features_ND.new_zeros(num_classes, num_features + 1)
     if init is not None:
-        theta_CE.copy_(torch.cat([init.weight_CD, init.bias_C[:, None]], dim=1))
-    theta_CE.requires_grad_()
+        scaled_CE.copy_(torch.cat([init.weight_CD, init.bias_C[:, None]], dim=1) / scale_E)
+    scaled_CE.requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [theta_CE],
+        [scaled_CE],
         max_iter=max_iter,
         max_eval=25 * max_iter,
         tolerance_grad=grad_tolerance,
@@ -88,25 +100,41 @@ def fit_logistic(
     )
 
     # The gradient is written out: cheaper than autograd, and legal on inference-mode features. The
-    # loss is summed in float64, or its rounding would stop the line search early.
+    # loss is summed in float64, or its rounding would stop the line search early. Classes come
+    # first, so that the softmax goes over long rows.
     @torch.no_grad()
     def closure() -> Tensor:
+        theta_CE = scaled_CE * scale_E
         weight_CD, bias_C = theta_CE[:, :-1], theta_CE[:, -1]
-        log_p_NC = F.log_softmax(features_ND @ weight_CD.T + bias_C, dim=1)
-        loss = -log_p_NC[rows_N, labels_N].double().mean()
+        log_p_CN = F.log_softmax(torch.addmm(bias_C[:, None], weight_CD, features_DN), dim=0)
+        loss = -log_p_CN[labels_N, rows_N].double().mean()
         loss += 0.5 * l2 * weight_CD.double().square().sum()
-        residual_NC = log_p_NC.exp()
-        residual_NC[rows_N, labels_N] -= 1
-        residual_NC /= num_rows
-        theta_CE.grad = torch.cat(
-            [residual_NC.T @ features_ND + l2 * weight_CD, residual_NC.sum(dim=0)[:, None]], dim=1
-        )
+        residual_CN = log_p_CN.exp_()
+        residual_CN[labels_N, rows_N] -= 1
+        residual_CN /= num_rows
+        by_weight_CD = torch.addmm(weight_CD, residual_CN, features_ND, beta=l2)
+        by_bias_C1 = residual_CN.sum(dim=1, keepdim=True)
+        scaled_CE.grad = torch.cat([by_weight_CD, by_bias_C1], dim=1) * scale_E
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    num_iter = int(optimizer.state[theta_CE]["n_iter"])
-    theta_CE = theta_CE.detach()
+    num_iter = int(optimizer.state[scaled_CE]["n_iter"])
+    theta_CE = scaled_CE.detach() * scale_E
     return LinearProbe(theta_CE[:, :-1].clone(), theta_CE[:, -1].clone(), num_iter < max_iter)
+
+
+def principal_axes(features_ND: Tensor) -> Tensor:
+    """Orthonormal directions (D, R) of the features' second moments, ascending.
+
+    With N < D they span the rows, and the weights of a fit with l2 > 0 lie in that span: the
+    objective on `features_ND @ axes_DR` has the same minimum, and the same predictions.
+    """
+    wide_ND = features_ND.double()
+    if len(wide_ND) < wide_ND.shape[1]:
+        axes_DR = torch.linalg.svd(wide_ND, full_matrices=False).Vh.flip(0).T
+    else:
+        axes_DR = torch.linalg.eigh(wide_ND.T @ wide_ND).eigenvectors
+    return axes_DR.to(features_ND.dtype)
 
 
 def as_float(features: Tensor) -> Tensor:

@@ -63,66 +63,65 @@ def prunable_weights(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def magnitude_threshold(weights: Sequence[Tensor], prune_ratio: float) -> Any:
-    """The smallest |w| that is kept, a scalar on the device of the weights.
+def _largest(weights: Sequence[Tensor], prune_ratio: float) -> list[Tensor]:
+    """Masks of the weights whose magnitudes reach the threshold of the module's definition.
 
-    Selection instead of a sort: a sample brackets the threshold, one pass counts what lies below
-    the bracket and collects the few magnitudes inside it, and only those are sorted. The result is
-    exact; should the sample mislead, everything is sorted.
+    Selection instead of a sort: a sample brackets the threshold, and one pass keeps what lies above
+    the bracket and collects the few weights inside it, of which the largest are kept as well. The
+    result is exact; should the sample mislead, everything is sorted.
     """
     arrays = _Arrays(weights[0])
+    masks = [torch.empty_like(weight, dtype=torch.bool) for weight in weights]
     parts = [part for weight in weights for part in arrays.parts(weight)]
-    num = sum(len(part) for part in parts)
+    mask_parts = [part for mask in masks for part in arrays.parts(mask)]
+    num = sum(weight.numel() for weight in weights)
     rank = min(math.ceil(prune_ratio * num), num - 1)
     stride = max(1, num // _NUM_SAMPLED)
-    sample = arrays.sorted([abs(part[::stride]) for part in parts])
+    sample = arrays.sorted([abs(part.reshape(-1)[::stride]) for part in parts])
     place, share = rank * len(sample) // num, rank / num
     slack = 1 + math.ceil(_SLACK_STD * math.sqrt(len(sample) * share * (1 - share)))
     low, high = sample[max(0, place - slack)], sample[min(len(sample) - 1, place + slack)]
-    num_below, inside = num, []
-    for part in parts:
+    num_above, inside = 0, []
+    for part, mask in zip(parts, mask_parts, strict=True):
         magnitudes = abs(part)
-        not_below = magnitudes >= low
-        num_below -= arrays.xp.count_nonzero(not_below)
-        inside.append(magnitudes[not_below & (magnitudes <= high)])
-    place, candidates = rank - int(num_below), arrays.sorted(inside)
+        arrays.xp.greater(magnitudes, high, out=mask)
+        num_above += arrays.xp.count_nonzero(mask)
+        where = arrays.nonzero((magnitudes >= low) ^ mask)
+        inside.append((where, magnitudes[where]))
+    candidates = arrays.sorted([magnitudes for _, magnitudes in inside])
+    place = rank - (num - len(candidates) - int(num_above))
     if 0 <= place < len(candidates):
-        return candidates[place]
-    return arrays.sorted([abs(part) for part in parts])[rank]
+        for mask, (where, magnitudes) in zip(mask_parts, inside, strict=True):
+            mask[where] = magnitudes >= candidates[place]
+    else:
+        threshold = arrays.sorted([abs(part.reshape(-1)) for part in parts])[rank]
+        for part, mask in zip(parts, mask_parts, strict=True):
+            arrays.xp.greater_equal(abs(part), threshold, out=mask)
+    return masks
 
 
 class _Arrays:
-    """Weights as NumPy arrays on a CPU, where its comparisons take a seventh of torch's time."""
+    """Tensors as NumPy arrays on a CPU, where its comparisons take a seventh of torch's time."""
 
     def __init__(self, like: Tensor) -> None:
         is_numpy = like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64)
         self.xp: Any = np if is_numpy else torch
 
-    def whole(self, weight: Tensor) -> Any:
-        """The weight, without a copy."""
-        return weight.detach().numpy() if self.xp is np else weight.detach()
-
-    def parts(self, weight: Tensor) -> list[Any]:
-        """Flat and in no special order; on a CPU in parts that stay in cache."""
+    def parts(self, tensor: Tensor) -> list[Any]:
+        """All of a tensor in its own memory; on a CPU flat, in no special order, cut to caches."""
         if self.xp is torch:
-            return [weight.detach().flatten()]
-        flat = self.whole(weight).ravel(order="K")
+            return [tensor.detach()]
+        flat = tensor.detach().numpy().ravel(order="K")
         return [flat[i : i + _PART] for i in range(0, len(flat), _PART)]
+
+    def nonzero(self, mask: Any) -> Any:
+        """Where a mask is true, as an index."""
+        return mask.nonzero() if self.xp is np else mask.nonzero(as_tuple=True)
 
     def sorted(self, arrays: list[Any]) -> Any:
         """All numbers in one array, ascending, NaN last."""
         together = self.xp.concatenate(arrays)
         return np.sort(together) if self.xp is np else together.sort().values
-
-    def at_least(self, weight: Tensor, threshold: Any) -> Tensor:
-        """Boolean, where |w| >= threshold."""
-        if self.xp is torch:
-            return torch.ge(weight.detach().abs(), threshold)
-        mask = torch.empty_like(weight, dtype=torch.bool)
-        flat = mask.numpy().ravel(order="K")
-        for i, part in enumerate(self.parts(weight)):
-            np.greater_equal(abs(part), threshold, out=flat[i * _PART : (i + 1) * _PART])
-        return mask
 
 
 @torch.no_grad()
@@ -148,9 +147,8 @@ def magnitude_masks(
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     groups = [free] if rule.scope == "global" else [[name] for name in free]
     for group in filter(None, groups):
-        threshold = magnitude_threshold([weights[name] for name in group], magnitude_ratio)
-        for name in group:
-            masks[name] = _Arrays(weights[name]).at_least(weights[name], threshold)
+        kept = _largest([weights[name] for name in group], magnitude_ratio)
+        masks |= zip(group, kept, strict=True)
         if rule.random_ratio > 0:
             if generator is None:
                 raise ValueError("random_ratio > 0 needs a generator")

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
-from sdclr.logistic import LinearProbe, fit_logistic
+from sdclr.logistic import LinearProbe, fit_logistic, principal_axes
 
 
 def blobs(
@@ -142,3 +142,59 @@ def test_logits_are_written_out() -> None:
 def test_bad_input_is_refused(rows, labels, l2, match) -> None:
     with pytest.raises(ValueError, match=match):
         fit_logistic(rows, labels, num_classes=2, l2=l2)
+
+
+# --- principal axes
+
+
+def ill_conditioned(num_rows: int, num_features: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Features whose variances along some oblique directions go from 1 to 1e-4."""
+    rows, labels = blobs(num_rows, 5, num_features, seed=seed)
+    scales = torch.logspace(0, -2, num_features, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(7)
+    turn = torch.linalg.qr(
+        torch.randn(num_features, num_features, generator=generator, dtype=torch.float64)
+    ).Q
+    return rows.double() * scales @ turn, labels
+
+
+def test_axes_are_orthonormal_ascend_and_diagonalise_the_second_moments() -> None:
+    rows, _ = ill_conditioned(300, 12, seed=0)
+    axes = principal_axes(rows)
+    moments = axes.T @ rows.T @ rows @ axes
+    torch.testing.assert_close(axes.T @ axes, torch.eye(12, dtype=torch.float64))
+    torch.testing.assert_close(moments, moments.diag().diag(), atol=1e-9, rtol=0)
+    assert bool((moments.diag().diff() >= 0).all())
+    plain = rows.T @ rows  # control: the features' own axes do not
+    assert float((plain - plain.diag().diag()).abs().max()) > 1
+
+
+def test_axes_of_few_rows_span_them() -> None:
+    rows, _ = ill_conditioned(8, 12, seed=0)
+    axes = principal_axes(rows)
+    assert axes.shape == (12, 8)
+    torch.testing.assert_close(rows @ axes @ axes.T, rows)
+    assert not torch.allclose(rows @ axes[:, 1:] @ axes[:, 1:].T, rows)  # control
+
+
+@pytest.mark.parametrize("num_rows", [300, 8])
+def test_a_fit_on_the_axes_has_the_same_logits(num_rows: int) -> None:
+    train, labels = ill_conditioned(num_rows, 12, seed=0)
+    test, _ = ill_conditioned(50, 12, seed=1)
+    plain = fit_logistic(train, labels, num_classes=5, l2=1e-3, grad_tolerance=1e-9).logits(test)
+
+    def logits_on(axes: Tensor) -> Tensor:
+        probe = fit_logistic(train @ axes, labels, num_classes=5, l2=1e-3, grad_tolerance=1e-9)
+        return probe.logits(test @ axes)
+
+    axes = principal_axes(train)
+    torch.testing.assert_close(logits_on(axes), plain, atol=1e-5, rtol=0)
+    assert float((logits_on(2 * axes) - plain).abs().max()) > 1e-2  # control: not orthonormal
+
+
+def test_a_fit_on_the_axes_needs_fewer_iterations() -> None:
+    train, labels = ill_conditioned(300, 12, seed=0)
+    axes = principal_axes(train)
+    enough = {"num_classes": 5, "l2": 1e-5, "max_iter": 40}
+    assert fit_logistic(train @ axes, labels, **enough).converged
+    assert not fit_logistic(train, labels, **enough).converged
