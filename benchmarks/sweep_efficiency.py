@@ -31,6 +31,7 @@ from optuna.trial import TrialState
 
 from pipeline.config import Config
 from pipeline.config.file import load_config
+from pipeline.ingest.parallel import ThreadTasks
 from pipeline.ingest.sources import index_source
 from pipeline.models import new_network
 from pipeline.tune.search import NumberedSampler, asha
@@ -72,14 +73,14 @@ class Digits:
     """Images, labels and few-shot draws; the test part is not read."""
 
     def __init__(self, config: Config) -> None:
-        index = index_source(config.data)
+        index = index_source(config.data, ThreadTasks())
         assert index.pixels is not None
-        pixels_NCHW = torch.from_numpy(np.ascontiguousarray(index.pixels.transpose(0, 3, 1, 2)))
+        pixels_NHWC, labels_N = index.pixels, index.labels_N
 
         def of(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-            rows = np.array([entry.locator for entry in index.sets[name]])
-            labels = np.array([entry.label for entry in index.sets[name]])
-            return pixels_NCHW[rows], torch.from_numpy(labels)
+            rows = index.sets[name]
+            pixels_NCHW = np.ascontiguousarray(pixels_NHWC[rows].transpose(0, 3, 1, 2))
+            return torch.from_numpy(pixels_NCHW), torch.from_numpy(labels_N[rows].astype(np.int64))
 
         self.pretrain = ImageSet(of("pretrain")[0])
         (self.probe, self.probe_labels), (self.val, self.val_labels) = of("probe"), of("val")

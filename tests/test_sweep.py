@@ -15,6 +15,11 @@ from typing import Any
 import pytest
 
 from pipeline.config.file import load_config
+from pipeline.errors import ClusterError
+from pipeline.tune.placement import place
+from pipeline.tune.runner import run_trials
+from pipeline.tune.trial import SweepJob
+from pipeline.tune.trials import Trials
 from tests.conftest import REPO
 
 pytestmark = pytest.mark.ray
@@ -75,6 +80,7 @@ def the_sweep(folder: Path) -> Path:
     return found
 
 
+@pytest.mark.promise("R20")
 def test_a_killed_driver_loses_nothing_and_repeats_nothing(
     ray_cluster: None, tmp_path: Path
 ) -> None:
@@ -112,6 +118,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.promise("R20")
 def test_a_killed_trial_goes_on_and_ends_like_the_others(ray_cluster: None, tmp_path: Path) -> None:
     words = ("train.methods=[sdclr]", "tune.early_stopping=false", "tune.trials=2",
              "tune.retrain_seeds=0", "train.epochs=30")  # fmt: skip
@@ -171,3 +178,36 @@ def test_two_workers_in_a_trial_and_two_objectives_without_labels(
     assert [t["status"] for t in found["trials"]] == ["complete"] * 2
     assert found["pareto"] and all(t["epochs"] == 2 for t in found["trials"])
     assert (the_sweep(tmp_path) / "pareto" / f"{found['pareto'][0]}.yaml").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_that_finds_no_room_says_so_instead_of_waiting(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    import ray
+
+    @ray.remote(num_cpus=4)
+    class Other:
+        """Work of somebody else, on all CPUs."""
+
+        def here(self) -> bool:
+            return True
+
+    base = load_config(None, ["tune.placement_timeout_s=4"])
+    placement = place(base, num_cpus=4, num_gpus=0)
+    job = SweepJob(base.model_dump_json(), str(tmp_path), str(tmp_path / "none"), None, 0.0)
+    trials, refreshed = Trials(str(tmp_path)), []
+    settings: dict[str, Any] = {"job": job, "base": base, "trials": trials, "sets": {}}
+    settings |= {"placement": placement, "num_trials": 1, "refresh": lambda: refreshed.append(1)}
+    settings |= {"points": [{"label": "one", "method": "simclr", "number": 0, "seed": 1}]}
+    other = Other.remote()
+    assert ray.get(other.here.remote())
+    with pytest.raises(ClusterError, match="no trial could be placed for .*0 and 0 are free"):
+        run_trials(**settings)
+    assert refreshed and not trials.all("confirm")
+    ray.kill(other)
+    end_s = time.monotonic() + 120  # the trial that was given up begins now, and finds no data
+    while not (found := trials.all("confirm")) or found[0].status == "running":
+        assert time.monotonic() < end_s
+        time.sleep(0.2)
+    assert found[0].status == "failed" and found[0].error is not None

@@ -14,6 +14,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from ray.tune.search.optuna import OptunaSearch
 
 from pipeline.config import Config
 from pipeline.config.file import config_hash, load_config
@@ -170,6 +171,25 @@ def test_a_number_without_a_record_is_filled_before_new_ones() -> None:
     assert asked([first, *points])["number"] == 2
 
 
+@pytest.mark.promise("R20", control=True)
+def test_ray_tunes_own_search_would_repeat_finished_trials() -> None:
+    """What a new search of Ray's on the study of a killed sweep asks first: the known points."""
+    c = config()
+    (known,), searched = known_points(c, "sdclr"), parameters(c, "sdclr")
+    storage = optuna.storages.InMemoryStorage()
+    for _ in range(2):  # the sweep, and the sweep again
+        plain = OptunaSearch(
+            {p.key: p.distribution() for p in searched}, metric="fewshot", mode="max",
+            points_to_evaluate=[known], storage=storage, study_name="sdclr",
+        )  # fmt: skip
+        first = plain.suggest("first")
+        assert first == known
+        plain.on_trial_complete("first", {"fewshot": 0.5})
+    ours = asked([record(0, known)])
+    assert ours["number"] == 1 and ours["sdclr.prune_ratio"] != known["sdclr.prune_ratio"]
+
+
+@pytest.mark.promise("R20")
 @pytest.mark.parametrize("kind", ["tpe", "random"])
 def test_trial_n_is_the_same_in_every_invocation(kind: str) -> None:
     """An unbroken search and one that is rebuilt before every trial suggest the same points."""
@@ -225,6 +245,7 @@ def stopped_at(scheduler: Any, number: int, course: list[float]) -> int | None:
     return None
 
 
+@pytest.mark.promise("R20")
 def test_rungs_are_filled_from_the_records() -> None:
     """A scheduler made from records stops what the scheduler that saw the trials stops."""
     settings: dict[str, Any] = {"metric": "fewshot", "mode": "max", "max_epochs": EPOCHS}
@@ -361,8 +382,34 @@ def test_the_winner_and_the_configured_setting_get_the_same_fresh_seeds(tmp_path
     importance = found["methods"][0]["importance"]
     assert importance is not None and sum(importance.values()) == pytest.approx(1)
     json.dumps(found, allow_nan=False)
+    other = config("tune.retrain_seeds=3", "simclr.temperature=0.4")
+    longer = result.confirmations(other, trials)
+    assert {p["label"] for p in longer} - set(seeds) == {"published simclr"}
+    known = {(p["label"], p["seed"], p["number"]) for p in points if "best" in p["label"]}
+    assert known < {(p["label"], p["seed"], p["number"]) for p in longer}  # nothing is repeated
     with pytest.raises(TrainingError, match="no trial came to its end"):
         result.summary(c, Trials(str(tmp_path / "nothing")))
+
+
+def test_a_winner_that_a_longer_sweep_replaces_keeps_its_trainings(tmp_path: Path) -> None:
+    c = config("tune.retrain_seeds=2")
+    trials = sweep_of(tmp_path, c)
+    before = result.confirmations(c, trials)
+    for point in before:
+        params = {key: value for key, value in point.items() if "." in key}
+        done = record(point["number"], params, method=point["method"], role="confirm",
+                      label=point["label"], seed=point["seed"])  # fmt: skip
+        done.name = f"confirm-{point['number']:04d}"
+        trials.save(done)
+    trials.save(record(9, {"sdclr.prune_ratio": 0.8, "sdclr.temperature": 0.2}))  # at the top
+    after = result.confirmations(c, trials)
+    best = [p["number"] for p in after if p["label"] == "best sdclr"]
+    assert not set(best) & {p["number"] for p in before}
+    same = [p for p in after if p["label"] == "best simclr"]
+    assert all(p in before for p in same) and len(same) == 2
+    found = result.summary(c, trials)["confirmed"]
+    counts = {entry["label"]: entry["values"]["fewshot"]["n"] for entry in found}
+    assert counts == {"best sdclr": 0, "configured sdclr": 0, "best simclr": 2}
 
 
 def test_importance_names_the_parameter_that_matters(tmp_path: Path) -> None:
@@ -381,7 +428,8 @@ def test_the_live_table(tmp_path: Path) -> None:
     c = config("tune.trials=12")
     trials = sweep_of(tmp_path, c)
     trials.save(record(9, {"sdclr.prune_ratio": 0.6}, epochs=2, status="running"))
-    view = View(None, trials, c, "sdclr", concurrent=2)  # type: ignore[arg-type]
+    nowhere: Any = None
+    view = View(nowhere, trials, c, "sdclr", concurrent=2, planned=12)
     line = view.line()
     assert "9/12 trials done (3 pruned, 1 failed), 1 running, best fewshot" in line
     assert "left" in line

@@ -70,8 +70,8 @@ class Tune(Section):
     retrain_seeds: int = Field(
         default=3,
         ge=0,
-        description="fresh seeds with which the best setting, the configured one and the best of "
-        "the other methods are trained at the end",
+        description="fresh seeds with which the best setting, the configured one, the published "
+        "one and the best of the other methods are trained at the end",
     )
     trial_workers: int = Field(
         default=1,

@@ -66,29 +66,30 @@ def _confirmed(sweep: Record) -> Record:
     return {
         "headers": ["Setting", *(words(name) for name in names), "Seeds", "Parameters"],
         "rows": rows if shown else [],
-        "finding": _finding(sweep, names[0]) if shown else "",
+        "findings": _findings(sweep, names[0]) if shown else [],
     }
 
 
-def _finding(sweep: Record, name: str) -> str:
-    """Whether the best differs from the configured setting by more than its seeds do."""
-    by_label = {entry["label"]: entry["values"][name] for entry in sweep["confirmed"]}
-    first = sweep["confirmed"][0]
-    other = by_label.get(f"configured {first['method']}")
-    mine = first["values"][name]
-    if other is None:
-        return "The configured setting is the best one that was found."
-    if mine["std"] is None or other["std"] is None:
-        return "One seed says nothing about chance: raise tune.retrain_seeds."
+def _findings(sweep: Record, name: str) -> list[str]:
+    """Whether the best differs from each other setting by more than its seeds do."""
+    first, *others = sweep["confirmed"]
+    if not others:
+        return ["The configured setting is the best one that was found."]
     sign = 1.0 if sweep["objectives"][name] == "max" else -1.0
-    gain = sign * (mine["mean"] - other["mean"])
-    error = math.sqrt(mine["std"] ** 2 / mine["n"] + other["std"] ** 2 / other["n"])
-    verdict = "more" if gain > 2 * error else "no more"
-    return (
-        f"The best setting is {gain:+.4f} better than the configured one over {mine['n']} fresh "
-        f"seeds; twice the standard error of the difference is {2 * error:.4f}, so that is "
-        f"{verdict} than chance explains."
-    )
+    mine, found = first["values"][name], []
+    for entry in others:
+        other = entry["values"][name]
+        if mine["std"] is None or other["std"] is None:
+            return ["One seed says nothing about chance: raise tune.retrain_seeds."]
+        gain = sign * (mine["mean"] - other["mean"])
+        error = math.sqrt(mine["std"] ** 2 / mine["n"] + other["std"] ** 2 / other["n"])
+        verdict = "more" if gain > 2 * error else "no more"
+        found.append(
+            f"{first['label']} is {gain:+.4f} better than {entry['label']} over {mine['n']} fresh "
+            f"seeds; twice the standard error of the difference is {2 * error:.4f}, so that is "
+            f"{verdict} than chance explains."
+        )
+    return found
 
 
 def _spread(found: Record) -> str:

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.ingest.plan import DryRun
 from pipeline.models import new_network, training_recipe
 from pipeline.tune.placement import Placement, place_here, place_on
-from pipeline.tune.space import trial_config
+from pipeline.tune.space import configured_point, published_point, trial_config
 from pipeline.tune.stage import grace_epochs
 from sdclr import EpochPlan, ImageSet, Trainer
 
@@ -137,7 +137,9 @@ def of_seconds(
     measured_s = _images_measured(config, plan) * image_s
     epoch_s = epoch.num_steps * step_s + measured_s / t.measure_every_epochs
     num_trials = t.trials * len(config.train.methods)
-    num_retrained = t.retrain_seeds * (len(config.train.methods) + 1)
+    method = config.train.methods[0]
+    same = configured_point(config, method) == published_point(config, method)
+    num_retrained = t.retrain_seeds * (len(config.train.methods) + (1 if same else 2))
     early = t.early_stopping and not t.balance
 
     def hours(epochs_of_search: float) -> float:

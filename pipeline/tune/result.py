@@ -16,12 +16,18 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import TrainingError
 from pipeline.tune.objective import objectives
-from pipeline.tune.space import Params, configured_value, parameters
+from pipeline.tune.space import (
+    Params,
+    configured_point,
+    configured_value,
+    parameters,
+    published_point,
+)
 from pipeline.tune.study import importances
 from pipeline.tune.trials import TrialRecord, Trials
 
 SCHEMA_VERSION = 1
-CONFIGURED = "configured"
+CONFIGURED, PUBLISHED = "configured", "published"
 
 
 def best_of(config: Config, records: Sequence[TrialRecord]) -> TrialRecord | None:
@@ -62,21 +68,25 @@ def pareto_front(config: Config, records: Sequence[TrialRecord]) -> list[TrialRe
 def confirmations(config: Config, trials: Trials) -> list[dict[str, Any]]:
     """What is trained at the end: settings x fresh seeds; see `Plan.of`.
 
-    Settings: the best of each method, and the configured one of the winning method when it is
-    another one. Numbers depend on the setting and the seed, so that more seeds extend fewer.
+    Settings: the best of each method, and the configured and the published one of the winning
+    method when they are others. A setting and seed that have a record keep its number, so more
+    seeds extend fewer, and a winner that a longer sweep replaces stays what it is.
     """
-    settings = _settings(config, trials)
-    return [
-        {
-            "label": label,
-            "method": method,
-            "number": 1000 * place + k,
-            "seed": config.run.seed + 1 + k,
-            **params,
-        }
-        for k in range(config.tune.retrain_seeds)
-        for place, (label, method, params) in enumerate(settings)
-    ]
+    numbers = {_key(r.method, r.params, r.seed): r.number for r in trials.all("confirm")}
+    points = []
+    for k in range(config.tune.retrain_seeds):
+        for label, method, params in _settings(config, trials):
+            seed = config.run.seed + 1 + k
+            free = max(numbers.values(), default=-1) + 1
+            number = numbers.setdefault(_key(method, params, seed), free)
+            points.append(
+                {"label": label, "method": method, "number": number, "seed": seed, **params}
+            )
+    return points
+
+
+def _key(method: str, params: Params, seed: int) -> tuple[Any, ...]:
+    return (method, seed, *sorted(params.items()))
 
 
 def _settings(config: Config, trials: Trials) -> list[tuple[str, str, Params]]:
@@ -93,12 +103,13 @@ def _settings(config: Config, trials: Trials) -> list[tuple[str, str, Params]]:
         )
     first = best_of(config, list(winners.values()))
     assert first is not None
-    configured: Params = {
-        p.key: configured_value(config, p.key) for p in parameters(config, first.method)
-    }
     settings: list[tuple[str, str, Params]] = [(f"best {first.method}", first.method, first.params)]
-    if configured != first.params:
-        settings.append((f"{CONFIGURED} {first.method}", first.method, configured))
+    for word, params in (
+        (CONFIGURED, configured_point(config, first.method)),
+        (PUBLISHED, published_point(config, first.method)),
+    ):
+        if params not in [known for _, _, known in settings]:
+            settings.append((f"{word} {first.method}", first.method, params))
     for method, winner in winners.items():
         if method != first.method:
             settings.append((f"best {method}", method, winner.params))
@@ -183,7 +194,7 @@ def _confirmed(
     records = [
         r
         for r in trials.all("confirm")
-        if r.label == label and r.params == params and r.status == "complete"
+        if r.method == method and r.params == params and r.status == "complete"
     ]
     by_name = {}
     for name in names:

@@ -45,6 +45,7 @@ class Recorder(tune.Callback):
 
     def __init__(self, trials: Trials, base: Config) -> None:
         self.trials, self.base = trials, base
+        self.running: set[str] = set()
         self.changed_s = time.monotonic()
 
     def _record(self, trial: Any) -> TrialRecord:
@@ -61,7 +62,12 @@ class Recorder(tune.Callback):
         """A new record, or an unfinished one goes on."""
         record = self._record(trial)
         record.status, self.changed_s = "running", time.monotonic()
+        self.running.add(record.name)
         self.trials.save(record)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its process failed, and it waits for another one."""
+        self._ended(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -75,9 +81,14 @@ class Recorder(tune.Callback):
             record.seconds = float(result["row"]["seconds"])
         self.trials.save(record, lazily=True)
 
+    def _ended(self, trial: Any) -> TrialRecord:
+        record, self.changed_s = self._record(trial), time.monotonic()
+        self.running.discard(record.name)
+        return record
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It came to its end, or ASHA stopped it."""
-        record, self.changed_s = self._record(trial), time.monotonic()
+        record = self._ended(trial)
         if record.error is not None:
             record.status = "failed"
         else:
@@ -87,7 +98,7 @@ class Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process failed more often than it may."""
-        record, self.changed_s = self._record(trial), time.monotonic()
+        record = self._ended(trial)
         text = Path(trial.error_file).read_text("utf-8", "replace") if trial.error_file else ""
         last = (text.strip().splitlines() or ["its process ended"])[-1][:_ERROR_CHARS]
         where = self.trials.uri(record.name)
@@ -173,17 +184,21 @@ def _fit(tuner: Any, failure: list[BaseException]) -> None:
 
 
 def _check_placed(trials: Trials, recorder: Recorder, base: Config, placement: Placement) -> None:
-    """Give up when nothing has started or moved for long and the resources are not there."""
+    """Give up when nothing has moved for long and nothing runs, or what runs has lost its place."""
     waited_s = time.monotonic() - recorder.changed_s
     if waited_s < base.tune.placement_timeout_s:
         return
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    if there.get("CPU", 0) >= placement.cpus and there.get("GPU", 0) >= placement.gpus:
+    fits = there.get("CPU", 0) >= placement.cpus and there.get("GPU", 0) >= placement.gpus
+    if fits and recorder.running:
         return  # it is placed, and slow
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
     raise ClusterError(
         f"no trial could be placed for {waited_s:.0f} s: each needs {placement.cpus:g} CPU and "
-        f"{placement.gpus:g} GPU, the cluster now has {there.get('CPU', 0):g} and "
-        f"{there.get('GPU', 0):g}",
+        f"{placement.gpus:g} GPU, the cluster has {there.get('CPU', 0):g} and "
+        f"{there.get('GPU', 0):g}, of which {free.get('CPU', 0):g} and {free.get('GPU', 0):g} are "
+        "free",
         where=f"tune.placement_timeout_s={base.tune.placement_timeout_s:g}",
-        todo="bring the nodes back and run the same command again: finished trials are kept",
+        todo="free them or bring the nodes back, and run the same command again: finished trials "
+        "are kept",
     )

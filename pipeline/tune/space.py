@@ -91,18 +91,27 @@ def known_points(config: Config, method: str) -> list[Params]:
     Points outside the searched ranges are left out, and so are repetitions.
     """
     searched = parameters(config, method)
-    configured: Params = {p.key: configured_value(config, p.key) for p in searched}
+    points: list[Params] = []
+    for point in (configured_point(config, method), published_point(config, method)):
+        if point not in points and all(p.contains(point[p.key]) for p in searched):
+            points.append(point)
+    return points
+
+
+def configured_point(config: Config, method: str) -> Params:
+    """The searched keys as configured, inside their ranges or not."""
+    return {p.key: configured_value(config, p.key) for p in parameters(config, method)}
+
+
+def published_point(config: Config, method: str) -> Params:
+    """The searched keys as published for this stem; where nothing is published, as configured."""
     prune_ratio, temperature = _PUBLISHED[config.model.stem]
     published = {
         "sdclr.prune_ratio": prune_ratio,
         "sdclr.temperature": temperature,
         "simclr.temperature": _PUBLISHED_SIMCLR_TEMPERATURE,
     }
-    points: list[Params] = []
-    for point in (configured, {k: published.get(k, v) for k, v in configured.items()}):
-        if point not in points and all(p.contains(point[p.key]) for p in searched):
-            points.append(point)
-    return points
+    return {k: published.get(k, v) for k, v in configured_point(config, method).items()}
 
 
 def configured_value(config: Config, key: str) -> Any:

@@ -156,7 +156,7 @@ class Sweep:
             mode=list(names.values()) if len(names) > 1 else mode,
             max_epochs=config.train.epochs,
         )
-        view = View(self.console, self.trials, config, method, self.placement.concurrent)
+        view = self._view(method, planned=config.tune.trials)
         self._run(view, num_trials=num_left, search=search, scheduler=scheduler)
         study.publish(self.run_uri, self.trials, config)
         if all(r.status == "failed" for r in self.trials.all(method=method)):
@@ -169,10 +169,16 @@ class Sweep:
 
     def _confirm(self) -> None:
         """Train the best settings and the configured one with seeds that the search did not see."""
-        points = [p for p in result.confirmations(self.config, self.trials) if not self._done(p)]
+        wanted = result.confirmations(self.config, self.trials)
+        points = [p for p in wanted if not self._done(p)]
         if points:
-            view = View(self.console, self.trials, self.config, "", self.placement.concurrent)
-            self._run(view, num_trials=1, points=points)
+            self._run(self._view("", planned=len(wanted)), num_trials=1, points=points)
+
+    def _view(self, method: str, *, planned: int) -> View:
+        return View(
+            self.console, self.trials, self.config, method,
+            concurrent=self.placement.concurrent, planned=planned,
+        )  # fmt: skip
 
     def _done(self, point: dict[str, Any]) -> bool:
         record = self.trials.get(f"confirm-{point['number']:04d}")

@@ -27,13 +27,21 @@ class View:
         config: of the sweep.
         method: whose study is running; empty = the confirmations.
         concurrent: trials at the same time.
+        planned: how many there will be in all.
     """
 
     def __init__(
-        self, console: Console, trials: Trials, config: Config, method: str, concurrent: int
+        self,
+        console: Console,
+        trials: Trials,
+        config: Config,
+        method: str,
+        *,
+        concurrent: int,
+        planned: int,
     ) -> None:
         self._console, self._trials, self._config = console, trials, config
-        self._method, self._concurrent = method, concurrent
+        self._method, self._concurrent, self._planned = method, concurrent, planned
         self._line_s = self._table_s = time.monotonic()
 
     def _records(self) -> list[TrialRecord]:
@@ -64,7 +72,7 @@ class View:
         running = len(records) - len(done)
         counts = {s: sum(r.status == s for r in done) for s in ("pruned", "failed")}
         notes = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
-        planned = self._num_planned()
+        planned = max(self._planned, len(records))
         parts = [
             f"{self._method or 'fresh seeds'}: {len(done)}/{planned} trials done"
             + (f" ({notes})" if notes else ""),
@@ -78,13 +86,6 @@ class View:
         if left_s is not None:
             parts.append(f"about {duration(left_s)} left")
         return ", ".join(parts)
-
-    def _num_planned(self) -> int:
-        if self._method:
-            return self._config.tune.trials
-        return max(
-            len(self._records()), self._config.tune.retrain_seeds * len(self._config.train.methods)
-        )
 
     def _left_s(self, done: Sequence[TrialRecord], planned: int) -> float | None:
         if not done or len(done) >= planned:
