@@ -76,6 +76,8 @@ def _show_sweep(config: Config, plan: DryRun, console: Console) -> None:
     if placement.gpus:
         price = "" if cost.price_usd is None else f", {cost.price_usd:.2f} USD"
         console.stage("tune", f"at most {cost.gpu_hours:.1f} GPU hours{price}")
+    elif config.cost.price_per_gpu_hour_usd is not None:
+        console.stage("tune", "no price: trials would run on CPUs; RAY_ADDRESS names a cluster")
 
 
 def _show_classes(plan: DryRun, console: Console) -> None:

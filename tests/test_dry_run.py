@@ -11,6 +11,7 @@ from pipeline.console import Console
 from pipeline.ingest.plan import dry_run
 from pipeline.ingest.sample import SIDES_PX
 from pipeline.preview import preview
+from tests.conftest import REPO
 from tests.sources import image_bytes, settings, write_files
 
 SIZES = [(8, 9), (40, 33), (70, 64), (3000, 2048)]
@@ -49,3 +50,16 @@ def test_what_a_person_sees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "of 6 images drawn by seed, shorter side in px: below 32 1, 32-63 1, 64-127 1" in text
     assert "would be rejected: c0/bad.jpg (not_an_image" in text and "of one core" in text
     assert "train" not in text.split("images per class")[1] and not (tmp_path / "out").exists()
+
+
+def test_what_a_sweep_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(REPO / "tune_configs" / "sweep_demo.yaml")
+    words = ["train.device=cpu", "cost.price_per_gpu_hour_usd=2", f"run.root={tmp_path / 'runs'}"]
+    words += [f"data.root={tmp_path / 'data'}", "--dry-run"]
+    preview(parse(["tune", "--config", config, *words]), Console())
+    text = capsys.readouterr().out
+    assert "sdclr: sdclr.prune_ratio 0.3 to 0.98\n" in text
+    assert "simclr: simclr.temperature 0.05 to 1, by logarithm" in text
+    assert "20 trials of 45 epochs, then 9 trainings with fresh seeds" in text
+    assert "at most" in text and "with early stopping" in text and "no price" in text
+    assert not list(tmp_path.iterdir())

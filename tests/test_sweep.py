@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.config.file import load_config
 from pipeline.errors import ClusterError
+from pipeline.tune.images import DecodedSet
 from pipeline.tune.placement import place
 from pipeline.tune.runner import run_trials
 from pipeline.tune.trial import SweepJob
@@ -78,6 +80,32 @@ def finished(folder: Path) -> dict[str, dict[str, Any]]:
 def the_sweep(folder: Path) -> Path:
     (found,) = (folder / "runs").iterdir()
     return found
+
+
+def test_trials_read_the_images_where_the_object_store_has_them(ray_cluster: None) -> None:
+    import ray
+
+    @ray.remote
+    def mapped(sets: dict[str, Any]) -> tuple[str, bool]:
+        images_NCHW = ray.get(sets["pretrain"]).image_set().images_NCHW
+        plain = images_NCHW.clone()  # a copy of our own lies elsewhere
+        return mapping_at(images_NCHW.data_ptr()), "plasma" in mapping_at(plain.data_ptr())
+
+    pixels_NCHW = np.zeros((500, 3, 32, 32), np.uint8)
+    numbers = np.zeros((500, 2), np.int64)
+    ids_N = np.array([str(n) for n in range(500)])
+    stored = ray.put(DecodedSet(pixels_NCHW, numbers, numbers[:, 0], ids_N))
+    where, copied = ray.get(mapped.remote({"pretrain": stored}))
+    assert "plasma" in where and not copied
+
+
+def mapping_at(address: int) -> str:
+    """The line of /proc/self/maps that an address of this process belongs to."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        low, high = (int(part, 16) for part in line.split()[0].split("-"))
+        if low <= address < high:
+            return line
+    return ""
 
 
 @pytest.mark.promise("R20")
