@@ -35,7 +35,7 @@ def rows() -> list[Row]:
         root="/photos",
     )
     config = Config.model_validate({"data": {"source": "folder", "path": "/photos"}})
-    chunks = list(chunks_of(work_of(config, index).index, config.ingest.shard_bytes))
+    chunks = list(chunks_of(work_of(config, index), config.ingest.shard_bytes))
     held = index.ids.nbytes + labels_N.nbytes + index.num_bytes_N.nbytes
     held += sum(rows.nbytes for rows in index.sets.values())
     name = f"plan of {_NUM_IMAGES:,} images in {len(chunks):,} shards"

@@ -21,7 +21,9 @@ from pipeline.errors import ClusterError
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 # Read by Ray when it is imported or started. A value set by the user wins.
-_SETTINGS = {
+RAY_SETTINGS = {
+    # Ray deletes what is no longer used once a second; the feed may use its whole bound in less.
+    "RAY_free_objects_period_milliseconds": "50",
     # The new reader starts 32 processes for each epoch; shards are read by our own tasks anyway.
     "RAY_DATA_USE_DATASOURCE_V2": "0",
     # Workers that take every CPU would leave Ray Data none: fail in minutes, not in half an hour.
@@ -66,7 +68,7 @@ def connected() -> Iterator[Cluster]:
     Raises:
         ClusterError: the cluster at RAY_ADDRESS does not answer.
     """
-    for name, value in _SETTINGS.items():
+    for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     on_sigterm = signal.getsignal(signal.SIGTERM)

@@ -12,7 +12,11 @@ set -euo pipefail
 command=${1:?install, start, kill-gateway or stop}
 
 if [ "$command" = install ]; then
-  command -v radosgw ceph-mon ceph-osd ceph curl >/dev/null && exit 0
+  missing=no
+  for program in radosgw ceph-mon ceph-osd ceph curl; do
+    command -v $program >/dev/null || missing=yes
+  done
+  [ $missing = yes ] || exit 0
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -qq
   # Packages must not start services of their own.

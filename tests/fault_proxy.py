@@ -36,7 +36,7 @@ class FaultProxy:
     def __init__(self, upstream: str, method: str | None = None) -> None:
         self.faults: deque[Fault] = deque()
         self.method = method
-        self.num_requests = 0
+        self.requests: list[str] = []  # such as "GET /bucket/key"
         self.closing = threading.Event()
         parts = urlsplit(upstream)
         assert parts.hostname == "127.0.0.1" and parts.port is not None
@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _handle(self) -> None:
-        self.proxy.num_requests += 1
+        self.proxy.requests.append(f"{self.command} {self.path}")
         fault = self.proxy.fault_for(self.command)
         num_bytes = int(self.headers.get("Content-Length") or 0)
         if isinstance(fault, int):

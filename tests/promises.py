@@ -52,6 +52,7 @@ PROMISES = {
     "R26": "every kind of unfit image has a defined outcome, counted by reason",
     "R27": "ingest twice: identical shards; interrupted: it starts again and mixes nothing",
     "R28": "data that changed after ingest stops the run with its name",
+    "R29": "images of a streamed set never take more memory than feed.max_memory_bytes",
     "S1": "a hostile checkpoint is refused and runs nothing",
     "S2": "hostile shards and data files are refused and run nothing",
     "S3": "pixel bombs and names that lead outside are refused in bounded time and memory",

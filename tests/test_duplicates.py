@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset.manifest import read_manifest, verify_shards
+from pipeline.ingest.claim import Claim
 from pipeline.ingest.parallel import ThreadTasks
 from pipeline.ingest.plan import chunks_of, work_of
 from pipeline.ingest.sources import index_source
@@ -83,8 +84,9 @@ def test_a_shard_that_loses_all_its_rows_goes(tmp_path: Path) -> None:
     config = settings("folder", write_files(tmp_path / "in", files), tmp_path / "out",
                       ingest={"drop_duplicates": True})  # fmt: skip
     work = work_of(config, index_source(config.data, ThreadTasks()))
-    assert len(list(chunks_of(work.index, 64 * 1024))) > 1
-    made = _write_shards(config, work, ThreadTasks(), lambda done, total: None)
+    assert len(list(chunks_of(work, 64 * 1024))) > 1
+    with Claim(work.data_uri) as claim:
+        made = _write_shards(config, work, claim, ThreadTasks(), lambda done, total: None)
     (shard,) = made.shards.values()
     assert shard.rows == 1
     names = [path.name for path in (Path(work.data_uri) / "shards").iterdir()]

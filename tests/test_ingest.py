@@ -129,7 +129,7 @@ def test_twice_gives_the_same_bytes_whatever_the_parallelism(
     assert first.hash == second.hash and files(first_uri) == files(second_uri)
     settings = config(tmp_path / "3")
     alone = work_of(settings, index_source(settings.data, ThreadTasks()))
-    for chunk in reversed(list(chunks_of(alone.index, 64 * KIB))):  # one by one, last first
+    for chunk in reversed(list(chunks_of(alone, 64 * KIB))):  # one by one, last first
         write_chunk(chunk, alone)
     assert {**files(alone.data_uri), "manifest.json": b""} == {
         **files(first_uri),

@@ -19,7 +19,9 @@ from pipeline.ingest.parallel import ThreadTasks
 from pipeline.ingest.plan import chunks_of, work_of
 from pipeline.ingest.sources import ImageIndex, index_source
 from pipeline.ingest.task import Chunk, Work, parse_outcome, run_chunk, write_chunk
+from tests import sources
 from tests.loopback_s3 import LoopbackS3
+from tests.sources import image_bytes, write_files
 from tests.test_ingest import config, make_photos
 
 KIB = 1024
@@ -95,6 +97,25 @@ def test_large_photos_are_reduced_once_and_small_ones_kept(tmp_path: Path) -> No
     assert decode_rgb(reduced, ImageLimits()).shape == (30, 45, 3)
 
 
+def test_shards_of_reduced_photos_are_even(tmp_path: Path) -> None:
+    """Cut by the sizes that will be stored; as a control, by those of the originals."""
+    sides_px = np.random.default_rng(0).permutation(np.linspace(50, 500, 60).astype(int)).tolist()
+    names = [f"{number:02d}.jpg" for number in range(60)]
+    images = [image_bytes(n, (side, side), "JPEG") for n, side in enumerate(sides_px)]
+    write_files(tmp_path / "in", dict(zip(names, images, strict=True)))
+    keys = {"labelled": False, "ingest": {"resize_short_px": 48}}
+    settings = sources.settings("folder", tmp_path / "in", tmp_path / "out", **keys)
+    work = work_of(settings, index_source(settings.data, ThreadTasks()))
+
+    def stored_bytes(work: Work) -> list[int]:
+        outcomes = [write_chunk(chunk, work) for chunk in chunks_of(work, 64 * KIB)]
+        return [outcome.shard.bytes for outcome in outcomes if outcome.shard is not None]
+
+    even, uneven = stored_bytes(work), stored_bytes(replace(work, reduced_bytes=None))
+    assert 2 <= len(even) <= 5 and max(even) < 1.25 * min(even) and max(even) < 1.1 * 64 * KIB
+    assert len(uneven) > 20 and max(uneven) > 2 * min(uneven)
+
+
 def test_outcomes_come_back_as_they_were(tmp_path: Path) -> None:
     source = make_photos(tmp_path / "in", 2, {"c0/a.jpg": b"text"})
     work = photo_work(tmp_path / "out", source, ["c0/000.png", "c0/a.jpg", "c1/001.png"])
@@ -110,7 +131,7 @@ def test_shards_on_s3(s3: LoopbackS3) -> None:
     settings = config(Path("unused"))
     work = work_of(settings, index_source(settings.data, ThreadTasks()))
     work = replace(work, data_uri="s3://bucket/data/digits")
-    chunk = next(iter(chunks_of(work.index, 64 * KIB)))
+    chunk = next(iter(chunks_of(work, 64 * KIB)))
     outcome = write_chunk(chunk, work)
     assert list(s3.buckets["bucket"]) == ["data/digits/shards/pretrain-00000.parquet"]
     assert outcome.shard is not None

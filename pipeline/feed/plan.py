@@ -12,6 +12,8 @@ from sdclr import EpochPlan
 # A decode task makes about as much: long against the cost of a task, short against a step.
 _PART_BYTES = 16 * 2**20
 _FEWEST_PIECES, _MOST_PIECES = 2, 32
+# Batches that each rank keeps ready for use, copied out of the object store.
+BATCHES_READY = 2
 # Ray begins to move objects to disk when its store is four fifths full.
 _STORE_FRAC = 0.7
 
@@ -25,7 +27,8 @@ class StreamBudget:
         piece_steps: steps that are handed out together.
         part_rows: images that one task decodes, at most.
         pieces_ahead: pieces in flight, the one in use included.
-        bytes: images in flight at most, encoded and decoded, on all nodes together.
+        bytes: images in flight at most, encoded and decoded, on all nodes together: those of
+            tasks, in Ray's object store, and the batches that are ready for use.
     """
 
     window_shards: int
@@ -92,36 +95,51 @@ def is_cached(config: Config, manifest: Manifest) -> bool:
 def stream_budget(config: Config, manifest: Manifest, *, object_store_bytes: int) -> StreamBudget:
     """How the set is streamed; the order of its images depends on `window_shards` alone.
 
-    Encoded images of two windows are held (one in use, one being read), and pieces of decoded ones.
+    Encoded images of two windows are held (one in use, one being read), pieces of decoded ones,
+    and the batches that the ranks have ready.
 
     Raises:
-        ConfigError: feed.max_memory_bytes is too little for that.
+        ConfigError: feed.max_memory_bytes, or the object store, is too little for that.
     """
     plan, info = epoch_plan(config, manifest), manifest.sets["pretrain"]
     height_px, width_px = canvas_size(config, manifest)
     image_bytes = 3 * height_px * width_px
-    allowed = min(config.feed.max_memory_bytes, int(_STORE_FRAC * object_store_bytes))
     largest = sorted((shard.bytes for shard in info.shards), reverse=True)
     windows_bytes = 2 * sum(largest[: config.feed.window_shards])
     # A piece in flight is encoded at first and decoded at last.
     step_bytes = plan.global_batch * (image_bytes + -(-sum(largest) // info.rows))
+    # One more is being copied. A rank whose batches are not ready has left its pieces in the store.
+    ready_bytes = (BATCHES_READY + 1) * plan.global_batch * image_bytes
     # Other ranks may still be in the piece that rank 0 has left.
     behind = int(plan.num_ranks > 1)
     fewest = _FEWEST_PIECES + behind
-    least = windows_bytes + fewest * step_bytes
-    if least > allowed:
-        key = "feed.max_memory_bytes"
-        if allowed < config.feed.max_memory_bytes:
-            key = f"{_STORE_FRAC:.0%} of Ray's object store (--object-store-memory)"
-        raise ConfigError(
-            f"streaming takes at least {_size(least)}: two windows of {config.feed.window_shards} "
-            f"shards, {_size(windows_bytes)}, and {fewest} batches of decoded images, "
-            f"{_size(step_bytes)} each; {key} allows {_size(allowed)}",
-            where=key,
-            todo=f"set it to {least} or more, or lower feed.window_shards, feed.canvas_px or "
-            "train.global_batch",
-        )
-    share, free = plan.global_batch // plan.num_ranks, allowed - windows_bytes
+    least_stored = windows_bytes + fewest * step_bytes
+    in_store = int(_STORE_FRAC * object_store_bytes)
+    for key, least, allowed in (
+        (
+            "feed.max_memory_bytes",
+            least_stored + ready_bytes,
+            config.feed.max_memory_bytes,
+        ),
+        (
+            f"{_STORE_FRAC:.0%} of Ray's object store (--object-store-memory)",
+            least_stored,
+            in_store,
+        ),
+    ):
+        if least > allowed:
+            raise ConfigError(
+                f"streaming takes at least {_size(least)}: two windows of "
+                f"{config.feed.window_shards} shards, {_size(windows_bytes)}, {fewest} batches in "
+                f"Ray's object store, {_size(step_bytes)} each, and "
+                f"{_size(least - least_stored)} of batches ready for use; {key} allows "
+                f"{_size(allowed)}",
+                where=key,
+                todo=f"set it to {least} or more, or lower feed.window_shards, feed.canvas_px or "
+                "train.global_batch",
+            )
+    share = plan.global_batch // plan.num_ranks
+    free = min(config.feed.max_memory_bytes - ready_bytes, in_store) - windows_bytes
     part_rows = max(1, min(_PART_BYTES, free // (8 * plan.num_ranks)) // image_bytes)
     piece_steps = min(max(1, part_rows // share), free // (fewest * step_bytes), plan.num_steps)
     pieces = min(free // (piece_steps * step_bytes) - behind, _MOST_PIECES)
@@ -130,7 +148,7 @@ def stream_budget(config: Config, manifest: Manifest, *, object_store_bytes: int
         piece_steps=piece_steps,
         part_rows=min(part_rows, piece_steps * share),
         pieces_ahead=pieces,
-        bytes=windows_bytes + (pieces + behind) * piece_steps * step_bytes,
+        bytes=windows_bytes + (pieces + behind) * piece_steps * step_bytes + ready_bytes,
     )
 
 

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from pipeline.errors import ClusterError, PipelineError
+from pipeline.feed.plan import BATCHES_READY
 from pipeline.feed.schedule import EpochSchedule
 from pipeline.feed.tasks import StreamedSet, TaskStream, sample
 from sdclr import Batch, EpochPlan, ImageSet
 
-_BATCHES_READY = 2
 _COLUMNS = ("pixels", "size")
 _POLL_S, _STOP_S = 0.2, 5.0
 _DEADLINE_S = 1000.0
@@ -107,7 +107,7 @@ class _Walk:
         self.position = epoch, start_step
         self._start = epoch, start_step
         self._round = source.next_round()
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(_BATCHES_READY)
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(BATCHES_READY)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="feed")
         self._thread.start()

@@ -16,7 +16,7 @@ from pipeline.dataset.image import ImageLimits
 from pipeline.dataset.manifest import MANIFEST_NAME
 from pipeline.ingest import splits
 from pipeline.ingest.parallel import ThreadTasks
-from pipeline.ingest.sample import Sample, sample_images
+from pipeline.ingest.sample import Sample, mean_reduced_bytes, sample_images
 from pipeline.ingest.sources import ImageIndex, index_source
 from pipeline.ingest.task import Chunk, Work
 
@@ -69,12 +69,9 @@ def content_sections(config: Config) -> dict[str, Any]:
 def work_of(config: Config, index: ImageIndex) -> Work:
     """What the tasks share: the index with its sets in the order of the shards, and the limits."""
     root = None if index.root is None else storage.absolute(index.root)
-    index = replace(index, root=root)
-    if index.containers is not None:
-        index = replace(index, sets=_mixed_within_shards(config, index))
-    return Work(
+    work = Work(
         data_uri=data_set_uri(config),
-        index=index,
+        index=replace(index, root=root),
         limits=ImageLimits(
             max_bytes=config.ingest.max_image_bytes,
             max_pixels=config.ingest.max_image_pixels,
@@ -82,22 +79,30 @@ def work_of(config: Config, index: ImageIndex) -> Work:
         ),
         resize_short_px=config.ingest.resize_short_px,
     )
+    if work.resize_short_px is not None and index.pixels is None:
+        work = replace(work, reduced_bytes=mean_reduced_bytes(work, config.data.split_seed))
+    if index.containers is not None:
+        work = replace(work, index=replace(work.index, sets=_mixed_within_shards(config, work)))
+    return work
 
 
-def chunks_of(index: ImageIndex, shard_bytes: int) -> Iterator[Chunk]:
+def chunks_of(work: Work, shard_bytes: int) -> Iterator[Chunk]:
     """The shards-to-be of all sets."""
-    for set_name, rows in index.sets.items():
-        for number, part in enumerate(cut(row_sizes(index, rows), shard_bytes)):
+    for set_name, rows in work.index.sets.items():
+        for number, part in enumerate(cut(row_sizes(work, rows), shard_bytes)):
             yield Chunk(set_name, number, part.start, part.stop)
 
 
-def row_sizes(index: ImageIndex, rows: splits.Indices) -> np.ndarray[Any, np.dtype[np.int64]]:
+def row_sizes(work: Work, rows: splits.Indices) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Bytes that each of some rows takes in a shard, about."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    id_bytes = pc.binary_length(index.ids.take(pa.array(rows))).to_numpy(zero_copy_only=False)
-    return np.asarray(index.num_bytes_N[rows] + id_bytes + _ROW_OVERHEAD_BYTES, np.int64)
+    ids, image_bytes = work.index.ids, work.index.num_bytes_N[rows]
+    if work.reduced_bytes is not None:
+        image_bytes = np.minimum(image_bytes, work.reduced_bytes)
+    id_bytes = pc.binary_length(ids.take(pa.array(rows))).to_numpy(zero_copy_only=False)
+    return np.asarray(image_bytes + id_bytes + _ROW_OVERHEAD_BYTES, np.int64)
 
 
 def cut(sizes: np.ndarray[Any, np.dtype[np.int64]], shard_bytes: int) -> list[range]:
@@ -123,13 +128,14 @@ def dry_run(config: Config) -> DryRun:
     sample = None if index.pixels is not None else sample_images(work, config.data.split_seed)
     planned = {}
     for name, rows in index.sets.items():
-        num_bytes = int(row_sizes(index, rows).sum())
+        sizes = row_sizes(work, rows)
+        num_bytes = int(sizes.sum())
         if sample is not None and config.ingest.resize_short_px is not None:
             num_bytes = round(len(rows) * (sample.mean_stored_bytes + _ROW_OVERHEAD_BYTES))
         planned[name] = PlannedSet(
             rows=len(rows),
             class_counts=index.class_counts(name),
-            num_shards=sum(1 for _ in cut(row_sizes(index, rows), config.ingest.shard_bytes)),
+            num_shards=len(cut(sizes, config.ingest.shard_bytes)),
             num_bytes=num_bytes,
         )
     there = storage.exists(storage.join(work.data_uri, MANIFEST_NAME))
@@ -143,10 +149,10 @@ def dry_run(config: Config) -> DryRun:
     )
 
 
-def _mixed_within_shards(config: Config, index: ImageIndex) -> dict[str, splits.Indices]:
+def _mixed_within_shards(config: Config, work: Work) -> dict[str, splits.Indices]:
     """Rows of a container come in its order: within every shard they are permuted."""
     sets = {}
-    for name, rows in index.sets.items():
+    for name, rows in work.index.sets.items():
         parts = [
             splits.shard_order(
                 rows[part.start : part.stop],
@@ -154,7 +160,7 @@ def _mixed_within_shards(config: Config, index: ImageIndex) -> dict[str, splits.
                 number=number,
                 seed=config.data.split_seed,
             )
-            for number, part in enumerate(cut(row_sizes(index, rows), config.ingest.shard_bytes))
+            for number, part in enumerate(cut(row_sizes(work, rows), config.ingest.shard_bytes))
         ]
         sets[name] = np.concatenate(parts)
     return sets

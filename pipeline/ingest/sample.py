@@ -6,6 +6,7 @@ Shapes: n images of the sample.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipeline.ingest.reading import read_images
 from pipeline.ingest.task import Work
 
 _NUM_SAMPLED, _SAMPLE_STREAM, _BATCH = 256, 105, 16
+_NUM_REDUCED, _REDUCED_STREAM = 64, 106
 _MAX_S = 20.0
 SIDES_PX = (32, 64, 128, 256, 512, 1024, 2048)
 
@@ -77,3 +79,26 @@ def sample_images(work: Work, seed: int) -> Sample:
         mean_stored_bytes=float(np.mean(sizes)) if sizes else 0.0,
         s_per_image=(time.monotonic() - began_s) / max(1, num_done),
     )
+
+
+def mean_reduced_bytes(work: Work, seed: int) -> int | None:
+    """Mean size of the reduced ones among 64 seeded images of the pre-training set; None if none.
+
+    It decides where shards are cut, so it depends on the images and the seed alone: no time limit.
+
+    Raises:
+        StorageError: an image cannot be read.
+        DataError: a table or an archive is broken.
+    """
+    assert work.resize_short_px is not None
+    rows = work.index.sets["pretrain"]
+    chosen = np.random.default_rng([seed, _REDUCED_STREAM]).permutation(rows)[:_NUM_REDUCED]
+    sizes = []
+    for _, content in read_images(work.index, chosen, max_bytes=work.limits.max_bytes):
+        if isinstance(content, RejectedImage):
+            continue
+        with suppress(RejectedImage):
+            reduced = resized_jpeg(decode_rgb(content, work.limits), work.resize_short_px)
+            if reduced is not None:
+                sizes.append(len(reduced))
+    return round(sum(sizes) / len(sizes)) if sizes else None

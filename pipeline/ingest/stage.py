@@ -32,7 +32,8 @@ from pipeline.dataset.manifest import (
     verify_shards,
     write_manifest,
 )
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StorageError
+from pipeline.ingest.claim import Claim
 from pipeline.ingest.duplicates import find_duplicates, losers_by_shard
 from pipeline.ingest.parallel import RayTasks, Tasks
 from pipeline.ingest.plan import chunks_of, content_sections, data_set_name, data_set_uri, work_of
@@ -67,7 +68,8 @@ def ingest(
     """Make the data set of this configuration, or find it made: its URI and manifest.
 
     A complete data set is reused without looking at the source again: images that changed since
-    need a new folder or the deletion of the data set.
+    need a new folder or the deletion of the data set. Of two ingests at once, the one that started
+    last makes the data set.
 
     Args:
         config: sections `data` and `ingest` are used.
@@ -77,30 +79,52 @@ def ingest(
 
     Raises:
         DataError: the source is unfit, more images are rejected than `ingest.max_reject_frac`
-            allows, or another or a broken data set is in the same place.
+            allows, another or a broken data set is in the same place, or another ingest has begun
+            there since.
         StorageError: images cannot be read or shards cannot be written.
         ClusterError: Ray gave the tasks up.
     """
     uri = data_set_uri(config)
     if storage.exists(storage.join(uri, MANIFEST_NAME)):
         return uri, _reuse(config, uri)
-    shards_uri = storage.join(uri, "shards")
-    storage.delete_tree(shards_uri)
     if tasks is None:
         tasks = RayTasks(where=uri, data_resource=config.placement.data_resource)
+    with Claim(uri) as claim:
+        if storage.exists(storage.join(uri, MANIFEST_NAME)):  # by another ingest, just now
+            return uri, _reuse(config, uri)
+        return uri, _made(config, uri, claim, tasks, progress, note)
+
+
+def _made(
+    config: Config,
+    uri: str,
+    claim: Claim,
+    tasks: Tasks,
+    progress: Progress,
+    note: Callable[[str], None],
+) -> Manifest:
+    shards_uri = storage.join(uri, "shards")
+    storage.delete_tree(shards_uri)
     index = index_source(config.data, tasks)
     work = work_of(config, index)
     if len(index.ids) >= _MANY:
         note(f"{len(index.ids)} images are listed, reading them")
-    made = _write_shards(config, work, tasks, progress)
+    try:
+        made = _write_shards(config, work, claim, tasks, progress)
+    except StorageError:
+        claim.check()  # another ingest may have cleared the folder under this one
+        raise
     manifest = _manifest(config, work.index, made)
     monitor = Monitor(data=manifest.name)
     for reason, number in manifest.rejects.by_reason.items():
         monitor.add("sdclr_rejects", number, reason=reason)
     problem = _unfit(config, work.index, manifest)
+    claim.check()
     if problem is not None:
         storage.delete_tree(shards_uri)
         raise problem
+    # What an ended ingest still had under way may have come after the shards were cleared.
+    verify_shards(uri, manifest)
     write_manifest(uri, manifest)
     found = made.duplicates
     if found.num_groups:
@@ -109,7 +133,7 @@ def ingest(
         note(f"{found.num_images} images have the bytes of another one{across}: {what}")
     if tasks.num_retries:
         note(f"{tasks.num_retries} calls to the storage were tried again")
-    return uri, manifest
+    return manifest
 
 
 def _reuse(config: Config, uri: str) -> Manifest:
@@ -124,15 +148,18 @@ def _reuse(config: Config, uri: str) -> Manifest:
     return manifest
 
 
-def _write_shards(config: Config, work: Work, tasks: Tasks, progress: Progress) -> _Ingested:
+def _write_shards(
+    config: Config, work: Work, claim: Claim, tasks: Tasks, progress: Progress
+) -> _Ingested:
     index = work.index
-    chunks = list(chunks_of(index, config.ingest.shard_bytes))
+    chunks = list(chunks_of(work, config.ingest.shard_bytes))
     total, done = sum(chunk.stop - chunk.start for chunk in chunks), 0
     hashes_N2 = np.zeros((len(index.ids), 2), np.uint64)
     kept_N = np.zeros(len(index.ids), bool)
     made = _Ingested({}, {}, {}, Duplicates(0, 0, 0, False, ()))
     progress(0, total)
     for number, result in tasks.map(run_chunk, [asdict(chunk) for chunk in chunks], work):
+        claim.check()
         chunk, outcome = chunks[number], parse_outcome(result)
         rows = index.sets[chunk.set_name][chunk.start : chunk.stop][outcome.kept]
         hashes_N2[rows], kept_N[rows] = outcome.hashes, True

@@ -40,12 +40,14 @@ class Work:
         index: the images; its sets are in the order of the shards.
         limits: what an image may be.
         resize_short_px: see `ingest.resize_short_px`.
+        reduced_bytes: mean size of an image that was reduced to it, by a sample; None if none is.
     """
 
     data_uri: str
     index: ImageIndex
     limits: ImageLimits
     resize_short_px: int | None = None
+    reduced_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pipeline.storage.scan import ScanPage, ScanPart
 
 # A killed writer leaves its temporary file; the prefix keeps it out of every listing.
 _TEMPORARY = ".sdclr-tmp-"
+_DELETE_TRIES = 10
 
 
 def local_path(uri: str) -> Path:
@@ -154,10 +155,16 @@ class LocalStore:
         """Delete a file or a folder with all below it; a link is deleted, not followed."""
         path = local_path(uri)
         with _told(uri, "delete"):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            for tries_left in reversed(range(_DELETE_TRIES)):
+                try:
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink(missing_ok=True)
+                    return
+                except OSError as error:  # another process writes or deletes there as well
+                    if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or not tries_left:
+                        raise
 
     def size(self, uri: str) -> int:
         """Size of the file in bytes."""

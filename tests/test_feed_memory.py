@@ -1,0 +1,66 @@
+"""The streamed feed under a bound: 20 times as much passes through at a level below it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.feed_memory import Levels, object_store_bytes, stored_set
+from pipeline import feed
+from pipeline.config.file import load_config
+from pipeline.dataset.manifest import Manifest
+
+pytestmark = pytest.mark.ray
+BOUND_BYTES, FACTOR, SIDE_PX, BATCH = 4 * 2**20, 20, 96, 12
+BATCH_BYTES = BATCH * 3 * SIDE_PX**2
+
+
+@pytest.fixture(scope="module")
+def stored(ray_cluster: None) -> Iterator[tuple[str, Manifest]]:
+    with stored_set(FACTOR * BOUND_BYTES, side_px=SIDE_PX, per_shard=BATCH) as found:
+        yield found
+
+
+def feed_of(stored: tuple[str, Manifest], bound_bytes: int) -> feed.StreamFeed:
+    uri, manifest = stored
+    words = ["feed.cache=none", "feed.window_shards=2", f"train.global_batch={BATCH}",
+             f"feed.max_memory_bytes={bound_bytes}", "train.workers=1"]  # fmt: skip
+    config = load_config(None, words)
+    stream = replace(feed.streamed_set(config, manifest, uri), epochs=1)
+    assert stream.budget.bytes <= bound_bytes
+    plan = feed.epoch_plan(config, manifest)
+    return feed.StreamSource(stream, pin_memory=False).feed(plan, seed=0, rank=0)
+
+
+@pytest.mark.promise("R29")
+def test_a_set_of_twenty_times_the_bound_passes_below_it(stored: tuple[str, Manifest]) -> None:
+    streamed, before = feed_of(stored, BOUND_BYTES), object_store_bytes()
+    num_batches = 0
+    with Levels(object_store_bytes, 0.005) as levels:
+        for _ in streamed.batches(0):
+            num_batches += 1
+    used = [value - before for value in levels.values]
+    assert num_batches * BATCH_BYTES > 0.9 * FACTOR * BOUND_BYTES
+    assert BATCH_BYTES < max(used)  # it was looked at while it worked
+    # What is in the store, and the batches beside it.
+    assert max(used) + 3 * BATCH_BYTES <= BOUND_BYTES
+    # Flat: no higher in the last third than in the first.
+    third = len(used) // 3
+    assert max(used[-third:]) < 1.5 * max(used[:third])
+
+
+@pytest.mark.promise("R29", control=True)
+def test_control_with_another_bound_the_level_exceeds_it(stored: tuple[str, Manifest]) -> None:
+    """A consumer that stops is waited for at the bound; ten times the bound is far above it."""
+    for bound_bytes, exceeds in ((BOUND_BYTES, False), (10 * BOUND_BYTES, True)):
+        streamed, before = feed_of(stored, bound_bytes), object_store_bytes()
+        next(streamed.batches(0))
+        end_s, most = time.monotonic() + (20 if exceeds else 3), 0
+        while time.monotonic() < end_s and most <= BOUND_BYTES:
+            most = max(most, object_store_bytes() - before)
+            time.sleep(0.01)
+        streamed.close()
+        assert (most > BOUND_BYTES) == exceeds
