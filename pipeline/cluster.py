@@ -203,6 +203,11 @@ def grown(
     return cluster
 
 
+def now(cluster: Cluster) -> Cluster:
+    """The same cluster with the nodes that it has by now."""
+    return _describe(is_local=cluster.is_local)
+
+
 def check_placement(cluster: Cluster, *resources: str | None) -> None:
     """Refuse custom resources that no node has: what asks for them would wait for ever.
 
@@ -218,18 +223,6 @@ def check_placement(cluster: Cluster, *resources: str | None) -> None:
                 todo=f"start nodes with --resources='{{\"{resource}\": 1}}', set placement.wait_s "
                 "if an autoscaler adds them, or set the key to null",
             )
-
-
-def in_words(error: BaseException) -> ClusterError | None:
-    """What Ray says about itself, told as ours; None for anything else."""
-    if type(error).__name__ != "ExecutionTimeoutError":
-        return None
-    return ClusterError(
-        f"Ray Data found no free CPU or GPU for its tasks: {str(error).splitlines()[0]}",
-        where="the cluster",
-        todo="wait until other work has ended or add nodes, then go on with --resume; for tasks "
-        "that are slow by nature raise RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S",
-    )
 
 
 def _check_answers(address: str) -> None:

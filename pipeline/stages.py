@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
-from pipeline.cluster import Cluster, connected, grown, in_words
+from pipeline.cluster import Cluster, connected, grown, now
 from pipeline.command_line import Command
 from pipeline.config import Config
 from pipeline.config.file import config_hash, dump_config, load_config
 from pipeline.console import Console, duration
 from pipeline.dataset.manifest import Manifest, described
 from pipeline.errors import PipelineError, root_cause
+from pipeline.lost import again_when_lost, in_words
 from pipeline.record import RunRecord
 from pipeline.run_folder import RunFolder, resolve
 
@@ -203,7 +204,10 @@ class Session:
             common |= {"data_uri": uri, "manifest": read_manifest(uri)}
         self.console.stage("mine", f"{common['manifest'].name}, {self.config.mine.set} set")
         with self._plain_errors(), self.record.stage("mine"):
-            mining = mine(cluster=self.cluster, progress=self.console.progress, **common)
+            mining = again_when_lost(
+                lambda: mine(cluster=now(self.cluster), progress=self.console.progress, **common),
+                say=lambda text: self.console.stage("mine", text),
+            )
         show_mining(self.console, self.folder.uri, mining)
 
     def report(self) -> None:
@@ -302,7 +306,7 @@ class Session:
             yield
         except BaseException as error:
             root = root_cause(error)
-            shown = root if isinstance(root, PipelineError) else in_words(root) or error
+            shown = root if isinstance(root, PipelineError) else in_words(error) or error
             if self._record is not None and self._record.status == "running":
                 self._record.fail(shown)
             if shown is error:

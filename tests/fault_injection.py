@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -46,9 +47,11 @@ class Nodes:
 
     def train_workers(self) -> list[int]:
         """Process ids of the Ray Train workers on any node."""
-        parents = {*self.raylets(), _raylet(self._cluster.head_node)}
-        return [pid for pid, parent, title in _processes()
-                if parent in parents and "RayTrainWorker" in title]  # fmt: skip
+        return _train_workers({*self.raylets(), _raylet(self._cluster.head_node)})
+
+    def has_train_worker(self, raylet: int) -> bool:
+        """Whether a Ray Train worker runs on the node of a raylet."""
+        return bool(_train_workers({raylet}))
 
     def kill_raylet(self, pid: int) -> None:
         """Kill the raylet of a node, and start another node in its place."""
@@ -79,6 +82,11 @@ def nodes(num_nodes: int, **environment: str) -> Iterator[Nodes]:
 
 def _raylet(node: Any) -> int:
     return int(node.all_processes["raylet"][0].process.pid)
+
+
+def _train_workers(raylets: set[int]) -> list[int]:
+    return [pid for pid, parent, title in _processes()
+            if parent in raylets and "RayTrainWorker" in title]  # fmt: skip
 
 
 def _processes() -> Iterator[tuple[int, int, str]]:
@@ -152,12 +160,17 @@ def losses(run: str) -> list[tuple[str, int, float]]:
     return [(row["method"], row["step"], row["loss"]) for row in rows]
 
 
+def scores(run: str) -> dict[str, Any]:
+    """The run's evaluation, without the seconds that it took."""
+    found: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run, "evaluation.json")))
+    del found["timings_s"]
+    return found
+
+
 def final_state(run: str, method: str) -> TrainState:
     """The state of the last checkpoint: weights, momentum, both BatchNorm sets, masks, step."""
     folder = checkpoint.checkpoints_uri(run, method)
     step = max(int(name.removeprefix("step-")) for name in storage.list_names(folder))
     uri = checkpoint.checkpoint_uri(folder, step)
-    import json
-
     record = json.loads(storage.read_bytes(storage.join(uri, "commit.json")))
     return checkpoint.load(uri, config_hash=record["config_hash"])

@@ -1,10 +1,10 @@
-"""Runs on several nodes and S3, with workers, raylets and the S3 server killed at random moments.
+"""Runs on several nodes and S3, with workers, nodes and the S3 server killed at random moments.
 
     python -m tests.soak [MINUTES]
 
-The same training, first in peace, then again and again under faults until the minutes are over.
-Each must end with exactly the losses, the state and the scores of the first. What was killed, and
-what it cost, is printed and written to build/promises/soak.json.
+The same training, streamed from S3 every epoch, first in peace, then again and again under faults
+until the minutes are over. Each must end with exactly the losses, the state and the scores of the
+first. What was killed, and what it cost, is printed and written to build/promises/soak.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import storage
 from pipeline.metrics import read_metrics
 from tests.fault_injection import (
     QUICK_HEALTH_CHECKS,
@@ -37,13 +36,17 @@ from tests.fault_injection import (
     losses,
     nodes,
     only_run,
+    scores,
 )
 from tests.loopback_s3 import ACCESS_KEY, SECRET_KEY
 from tests.promises import RESULTS
 
 TRAINING = (
     "train.methods=[sdclr]",
-    "train.epochs=100",
+    "model.backbone=resnet8",
+    "feed.cache=none",  # every epoch is read from the S3 server again
+    "train.global_batch=32",
+    "train.epochs=100",  # of 12 steps
     "train.checkpoint_every_epochs=25",
     "train.checkpoint_every_s=2",
     "train.log_every_steps=1",
@@ -91,38 +94,47 @@ def soak(minutes: float, seed: int = 0) -> dict[str, Any]:
     place = {"AWS_ENDPOINT_URL": server.url, "AWS_DEFAULT_REGION": "us-east-1"}
     try:
         with nodes(3, **QUICK_HEALTH_CHECKS, **keys, **place, RAY_AUTH_MODE="disabled") as cluster:
-            began_s = time.monotonic()
-            first = _run(cluster, folder, "peace")
-            clean_s = time.monotonic() - began_s
-            _say(f"the run in peace took {clean_s:.0f} s")
-            counts: Counter[str] = Counter()
-            recoveries: dict[str, list[float]] = {}
-            rows, began_s = [], time.monotonic()
-            while time.monotonic() - began_s < 60 * minutes:
-                run_began_s = time.monotonic()
-                faults = _run_under_faults(cluster, server, folder, f"faults-{len(rows)}", rng)
-                killed = Counter(kind for kind, _ in faults)
-                wall_s = time.monotonic() - run_began_s
-                run = only_run(f"s3://bucket/faults-{len(rows)}")
-                _assert_equal(run, first)
-                counts += killed
-                for kind, seconds in _recoveries(run, faults):
-                    recoveries.setdefault(kind, []).append(round(seconds, 1))
-                rows.append({"wall_s": round(wall_s), "killed": dict(killed)})
-                _say(f"run {len(rows)}: {wall_s:.0f} s, {dict(killed)}, equal to the clean one")
-            return {
-                "minutes": round((time.monotonic() - began_s) / 60, 1),
-                "clean_s": round(clean_s),
-                "killed": dict(counts),
-                "runs": rows,
-                "recovery_s": recoveries,
-                "lost_s_per_fault": round(
-                    sum(r["wall_s"] - clean_s for r in rows) / max(1, counts.total()), 1
-                ),
-            }
+            result = _runs(cluster, server, folder, rng, 60 * minutes)
+    except BaseException:
+        _say(f"the drivers' logs and the bucket are kept in {folder}")
+        raise
     finally:
         server.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def _runs(
+    cluster: Nodes, server: Server, folder: Path, rng: random.Random, duration_s: float
+) -> dict[str, Any]:
+    began_s = time.monotonic()
+    first = _run(cluster, folder, "peace")
+    clean_s = time.monotonic() - began_s
+    _say(f"the run in peace took {clean_s:.0f} s")
+    killed: Counter[str] = Counter()
+    recoveries: dict[str, list[float]] = {}
+    runs: list[dict[str, Any]] = []
+    lost_s, began_s = 0.0, time.monotonic()
+    while time.monotonic() - began_s < duration_s:
+        run_began_s, name = time.monotonic(), f"faults-{len(runs)}"
+        faults = _run_under_faults(cluster, server, folder, name, rng, began_s + duration_s)
+        wall_s = time.monotonic() - run_began_s
+        run = only_run(f"s3://bucket/{name}")
+        _assert_equal(run, first)
+        for kind, seconds in _recoveries(run, faults):
+            recoveries.setdefault(kind, []).append(round(seconds, 1))
+        mine = Counter(kind for kind, _ in faults)
+        killed, lost_s = killed + mine, lost_s + wall_s - clean_s
+        runs.append({"wall_s": round(wall_s), "killed": dict(mine)})
+        _say(f"run {len(runs)}: {wall_s:.0f} s, {dict(mine)}, equal to the clean one")
+    return {
+        "minutes": round((time.monotonic() - began_s) / 60, 1),
+        "clean_s": round(clean_s),
+        "killed": dict(killed),
+        "runs": runs,
+        "recovery_s": recoveries,
+        "lost_s_per_fault": round(lost_s / max(1, killed.total()), 1),
+    }
 
 
 def _words(name: str) -> tuple[str, ...]:
@@ -136,24 +148,26 @@ def _run(cluster: Nodes, folder: Path, name: str) -> str:
 
 
 def _run_under_faults(
-    cluster: Nodes, server: Server, folder: Path, name: str, rng: random.Random
+    cluster: Nodes, server: Server, folder: Path, name: str, rng: random.Random, end_s: float
 ) -> list[tuple[str, float]]:
-    """Train once; what was killed and when, in seconds since the epoch."""
+    """Train once; what was killed before `end_s`, and when, in seconds since the epoch."""
     driver = Driver(folder / name, cluster.address, *_words(name))
     faults: list[tuple[str, float]] = []
     at_s = time.monotonic() + rng.uniform(LEAST_PAUSE_S, MOST_PAUSE_S)
     while driver.process.poll() is None:
         time.sleep(0.2)
-        if time.monotonic() < at_s:
+        if not at_s < time.monotonic() < end_s:
             continue
-        kind, now_s = rng.choice(["worker", "raylet", "server"]), time.time()
+        kind, now_s = rng.choice(["worker", "node", "S3 server"]), time.time()
         if kind == "worker":
             workers = cluster.train_workers()
             if not workers:
                 continue  # none is up: try again at once
             os.kill(rng.choice(workers), signal.SIGKILL)
         elif kind == "raylet":
-            cluster.kill_raylet(rng.choice(cluster.raylets()))
+            victim = rng.choice(cluster.raylets())
+            kind = "node of a worker" if cluster.has_train_worker(victim) else "other node"
+            cluster.kill_raylet(victim)
         else:
             server.kill()
             time.sleep(SERVER_DOWN_S)
@@ -180,10 +194,7 @@ def _assert_equal(run: str, first: str) -> None:
     mine, other = final_state(run, "sdclr"), final_state(first, "sdclr")
     assert mine.numbers == other.numbers
     assert all(torch.equal(t, other.tensors[n]) for n, t in mine.tensors.items())
-    scores = [
-        json.loads(storage.read_bytes(storage.join(r, "evaluation.json"))) for r in (run, first)
-    ]
-    np.testing.assert_equal(*scores)
+    np.testing.assert_equal(scores(run), scores(first))
 
 
 def _say(text: str) -> None:

@@ -115,6 +115,12 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
         checkpoint.load(storage.join(folder, "step-00000010"), config_hash="other")
 
 
+@pytest.mark.promise("R7", control=True)
+def test_without_the_hash_of_the_configuration_it_would_be_taken(tmp_path: Path) -> None:
+    uri = storage.join(saved(tmp_path, 10), "step-00000010")
+    assert same(checkpoint.load(uri, config_hash=None), some_state(10))
+
+
 def test_retention_keeps_the_newest_and_clears_leftovers(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1, 2, 3, 4)
     (tmp_path / "step-00000002" / "commit.json").unlink()

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.cluster import Cluster, check_placement, check_workers, in_words, on_nodes_with
+from pipeline.cluster import Cluster, check_placement, check_workers, on_nodes_with
 from pipeline.errors import ClusterError
 from tests.conftest import REPO
 
@@ -28,15 +28,6 @@ def test_workers_must_leave_a_cpu_for_the_data() -> None:
 def test_gpu_workers_need_a_gpu_each() -> None:
     with pytest.raises(ClusterError, match="1 training workers need a GPU each, the cluster has 0"):
         check_workers(SMALL, 1, use_gpu=True)
-
-
-@pytest.mark.promise("R15", "O2")
-def test_tasks_that_never_get_a_cpu_are_told_in_words() -> None:
-    from ray.data.exceptions import ExecutionTimeoutError
-
-    told = in_words(ExecutionTimeoutError("no progress for at least 300s\nOperators: ..."))
-    assert told is not None and told.exit_code == 5 and "300s" in told.what
-    assert in_words(ValueError("another")) is None
 
 
 @pytest.mark.promise("R15")

@@ -38,6 +38,16 @@ def test_off_a_terminal_one_line_per_interval_and_one_at_the_end() -> None:
     assert "left" not in lines[-1]
 
 
+@pytest.mark.promise("O3", control=True)
+def test_without_the_interval_every_call_would_be_a_line() -> None:
+    stream, clock = io.StringIO(), Clock()
+    shown = Console(stream, io.StringIO(), interval_s=0.0, clock=clock)
+    for done in range(131):
+        shown.progress("train", done, 130)
+        clock.now_s += 0.125
+    assert len(stream.getvalue().splitlines()) >= 130
+
+
 def test_the_interval_is_configurable() -> None:
     stream, clock = io.StringIO(), Clock()
     shown = Console(stream, io.StringIO(), interval_s=1.0, clock=clock)

@@ -34,6 +34,22 @@ def test_exit_codes_are_distinct() -> None:
     assert sorted(k.exit_code for k in kinds) == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.promise("O2", control=True)
+def test_an_exception_that_is_none_of_ours_is_called_a_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline import run
+
+    def broken(*_: object) -> int:
+        raise ZeroDivisionError("somewhere")
+
+    monkeypatch.setattr(run, "_run", broken)
+    monkeypatch.setattr(run.signal, "signal", lambda *_: None)  # the tests keep their own handlers
+    assert run.main(["train"]) == 1
+    said = capsys.readouterr().err
+    assert "error: this is a bug" in said and "ZeroDivisionError: somewhere" in said
+
+
 @pytest.mark.parametrize("name", ["cause", "_base_exc", "training_failed_error"])
 def test_the_root_is_found_below_any_wrapping(name: str) -> None:
     root = DataError("broken")

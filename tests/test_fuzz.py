@@ -70,6 +70,13 @@ def outcomes(file: Path, read: Callable[[], object], seed: int) -> tuple[int, in
     return refused, fine
 
 
+@pytest.mark.promise("S11", control=True)
+def test_a_plain_reader_lets_other_exceptions_through(tmp_path: Path) -> None:
+    file = Path(saved(tmp_path, 3)) / "step-00000003" / "state.json"
+    with pytest.raises((ValueError, RecursionError)):
+        outcomes(file, lambda: json.loads(file.read_bytes()), seed=1)
+
+
 @pytest.mark.promise("S11")
 @pytest.mark.parametrize("name", ["commit.json", "state.json", "state.safetensors"])
 def test_damaged_checkpoints(tmp_path: Path, name: str) -> None:

@@ -102,6 +102,7 @@ def test_a_redis_password_of_the_wrong_shape_is_caught() -> None:
     assert schemas.kuberay_errors(CRDS, changed(load(KUBERAY[1]), change))
 
 
+@pytest.mark.promise("S6")
 @pytest.mark.parametrize("name", KUBERAY)
 def test_kuberay_manifests_keep_the_rules(name: str) -> None:
     assert policy.kuberay_breaches(load(name)) == []
@@ -137,6 +138,7 @@ RULE_SLIPS = {
 }
 
 
+@pytest.mark.promise("S6", control=True)
 @pytest.mark.parametrize("name", KUBERAY)
 @pytest.mark.parametrize("slip", RULE_SLIPS)
 def test_slips_in_kuberay_manifests_break_a_rule(slip: str, name: str) -> None:
@@ -213,6 +215,7 @@ def node_errors(config: Document) -> list[str]:
     return schemas.ec2_errors(config) if aws else schemas.compute_errors(config)
 
 
+@pytest.mark.promise("S6")
 @pytest.mark.parametrize("name", LAUNCHER)
 def test_launcher_files_are_what_ray_up_and_the_cloud_accept(name: str) -> None:
     config = load(name)
@@ -277,6 +280,7 @@ LAUNCHER_RULE_SLIPS = {
 }
 
 
+@pytest.mark.promise("S6", control=True)
 @pytest.mark.parametrize("name", LAUNCHER)
 @pytest.mark.parametrize("slip", LAUNCHER_RULE_SLIPS)
 def test_slips_in_launcher_files_break_a_rule(slip: str, name: str) -> None:
@@ -300,12 +304,14 @@ CLOUD_RULE_SLIPS = {
 }  # fmt: skip
 
 
+@pytest.mark.promise("S6", control=True)
 @pytest.mark.parametrize("slip", CLOUD_RULE_SLIPS)
 def test_slips_in_node_types_break_a_rule(slip: str) -> None:
     name, change = CLOUD_RULE_SLIPS[slip]
     assert policy.launcher_breaches(changed(load(name), change))
 
 
+@pytest.mark.promise("S6")
 def test_the_compose_file_keeps_the_rules() -> None:
     assert policy.compose_breaches(load("compose.yaml")) == []
 
@@ -328,6 +334,7 @@ COMPOSE_SLIPS = {
 }
 
 
+@pytest.mark.promise("S6", control=True)
 @pytest.mark.parametrize("slip", COMPOSE_SLIPS)
 def test_slips_in_the_compose_file_break_a_rule(slip: str) -> None:
     assert policy.compose_breaches(changed(load("compose.yaml"), COMPOSE_SLIPS[slip]))
@@ -354,10 +361,12 @@ def test_compose_itself_accepts_the_file() -> None:
 DOCKERFILE = (INFRA / "Dockerfile").read_text()
 
 
+@pytest.mark.promise("S6")
 def test_the_dockerfile_keeps_the_rules() -> None:
     assert policy.dockerfile_breaches(DOCKERFILE) == []
 
 
+@pytest.mark.promise("S6", control=True)
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -406,6 +415,7 @@ def lock_errors(lock: str, requirements: str) -> list[str]:
     return found
 
 
+@pytest.mark.promise("S6")
 def test_the_lock_holds_every_requirement_by_hash() -> None:
     lock = (INFRA / "requirements.lock").read_text()
     requirements = (INFRA.parent / "requirements.txt").read_text()

@@ -227,6 +227,13 @@ def test_a_missing_key_is_refused(tmp_path: Path, key: str) -> None:
         read_metrics(str(tmp_path))
 
 
+@pytest.mark.promise("O1", control=True)
+def test_plain_json_takes_what_the_schema_refuses(tmp_path: Path) -> None:
+    write_rows(tmp_path, {**STEP, "loss": "4.2"}, {**STEP, "step": 1})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == ["4.2", STEP["loss"]]
+
+
 @pytest.mark.promise("O1")
 def test_steps_rise_per_method_and_seed(tmp_path: Path) -> None:
     write_rows(tmp_path, STEP, {**STEP, "seed": 1}, {**STEP, "method": "simclr"})

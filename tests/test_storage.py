@@ -137,7 +137,7 @@ def test_a_write_that_fails_midway_leaves_the_old_state(tmp_path: Path, old: byt
     assert old is None or target.read_bytes() == old
 
 
-@pytest.mark.promise("R10", control=True)
+@pytest.mark.promise("R10", "R14", control=True)
 def test_negative_control_a_naive_write_publishes_a_part(tmp_path: Path) -> None:
     target = tmp_path / "object"
     target.write_bytes(b"old")

@@ -18,7 +18,7 @@ from pipeline.config.file import load_config
 from pipeline.config.stages import Train
 from pipeline.console import Console
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.worker import is_due
+from pipeline.worker import MethodRun, is_due
 
 
 def console() -> tuple[Console, io.StringIO]:
@@ -80,6 +80,13 @@ def test_the_budget_for_the_controller_is_finite() -> None:
     outcomes = [controller_error() for _ in range(9)]
     error, _ = fit(outcomes, "train.max_controller_failures=2")
     assert isinstance(error, TrainingError) and "503" in error.what and len(outcomes) == 6
+
+
+@pytest.mark.promise("R18", control=True)
+def test_it_is_the_budget_that_ends_the_tries() -> None:
+    outcomes = [controller_error() for _ in range(9)]
+    fit(outcomes, "train.max_controller_failures=8")
+    assert outcomes == []
 
 
 @pytest.mark.promise("R18")
@@ -186,6 +193,15 @@ def test_the_workers_are_asked_to_save_and_the_interruption_goes_on(
     assert "sdclr is saved at step" in stream.getvalue()
 
 
+@pytest.mark.promise("R19", control=True)
+def test_no_step_is_called_saved_when_no_worker_answers(tmp_path: Path) -> None:
+    shown, stream = console()
+    train._save_before_the_end(load_config(None, ["train.stop_grace_s=0.3"]), str(tmp_path), shown)
+    assert (
+        "is saved at step" not in stream.getvalue() and "no checkpoint in time" in stream.getvalue()
+    )
+
+
 @pytest.mark.promise("R21")
 def test_reports_are_due_by_the_step_alone() -> None:
     settings = Train(epochs=7, checkpoint_every_epochs=3, keep_every_epochs=5)
@@ -193,3 +209,13 @@ def test_reports_are_due_by_the_step_alone() -> None:
     assert due == [12, 20, 24, 28]
     later = [s for s in range(13, 29) if is_due(s, steps_per_epoch=4, num_steps=28, train=settings)]
     assert later == due[1:]  # after a resume as without one
+
+
+@pytest.mark.promise("R21", control=True)
+def test_by_the_clock_ranks_would_report_at_different_steps() -> None:
+    """Which is why rank 0 alone saves by the clock, and nobody reports then."""
+    rank: Any = SimpleNamespace(config=load_config(None, ["train.checkpoint_every_s=60"]))
+    writers: list[Any] = [
+        SimpleNamespace(is_busy=False, saved_at_s=time.monotonic() - age_s) for age_s in (61, 59)
+    ]
+    assert [MethodRun._is_time(rank, writer) for writer in writers] == [True, False]

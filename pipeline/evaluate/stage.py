@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline import storage
-from pipeline.cluster import Cluster
+from pipeline.cluster import Cluster, now
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest
@@ -24,6 +24,7 @@ from pipeline.evaluate.score import score_entry, write_json
 from pipeline.evaluate.trained import TrainedProbes
 from pipeline.features import SetFeatures, extract, placement
 from pipeline.forgotten import forgotten_images
+from pipeline.lost import again_when_lost
 from sdclr.longtail import Groups, groups_by_tercile, groups_by_threshold
 
 SCHEMA_VERSION = 1
@@ -67,15 +68,18 @@ def evaluate(
     if not set_names:
         return None
     with clock("features"):
-        features = extract(
-            config,
-            config_json,
-            sources=[model.source for model in candidates.models],
-            data_uri=data_uri,
-            manifest=manifest,
-            set_names=set_names,
-            cluster=cluster,
-            progress=lambda done, total: console.progress("features", done, total),
+        features = again_when_lost(
+            lambda: extract(
+                config,
+                config_json,
+                sources=[model.source for model in candidates.models],
+                data_uri=data_uri,
+                manifest=manifest,
+                set_names=set_names,
+                cluster=now(cluster),
+                progress=lambda done, total: console.progress("features", done, total),
+            ),
+            say=lambda text: console.stage("evaluate", text),
         )
     counts = manifest.sets["pretrain"].class_counts
     groups = _groups(config, counts) if counts is not None else None
