@@ -17,7 +17,8 @@ test-slow: $(VENV)/.dev
 # A real S3 server, killed in the middle of reads and writes. Needs Debian and, once, root.
 test-s3: $(VENV)/.dev
 	tests/ceph_rgw.sh install
-	$(BIN)/python -m pytest -m s3server
+	$(BIN)/python -m pytest -m s3server --junitxml=build/promises/s3.xml
+	$(BIN)/python -m tests.promises
 
 # What the project promises, which tests hold it and how they went: docs/reliability.md.
 reliability: $(VENV)/.dev

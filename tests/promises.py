@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs" / "reliability.md", ROOT / "build" / "promises"
 _START, _END = "<!-- table: written by make reliability -->", "<!-- end of the table -->"
+_WORDS = ("failed", "not run", "skipped", "passed")
 
 PROMISES = {
     "R1": "same configuration, seed and build: identical losses for 50 steps on a CPU",
@@ -93,42 +94,87 @@ def holders() -> Iterator[Holder]:
                     yield Holder(path.stem, node.name, ids, control)
 
 
-def results(folder: Path = RESULTS) -> dict[tuple[str, str], tuple[str, str]]:
-    """(file, test) -> what happened and on which day; the newest run of a test counts."""
-    counts: dict[tuple[str, str], dict[str, int]] = {}
-    days: dict[tuple[str, str], str] = {}
+@dataclass(frozen=True)
+class Result:
+    """How the cases of a test went, and on which day."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    day: str = ""
+
+    @property
+    def word(self) -> str:
+        """What counts for a promise: a test that was skipped holds nothing."""
+        if self.failed:
+            return "failed"
+        return "passed" if self.passed else "skipped" if self.skipped else "not run"
+
+
+def results(folder: Path = RESULTS) -> dict[tuple[str, str], Result]:
+    """(file, test) -> how it went; the newest run of a test counts."""
+    found: dict[tuple[str, str], Result] = {}
     files = sorted(folder.glob("*.xml"), key=lambda path: path.stat().st_mtime)
     for suite in (s for file in files for s in ElementTree.parse(file).iter("testsuite")):
-        fresh: set[tuple[str, str]] = set()
+        counts: dict[tuple[str, str], dict[str, int]] = {}
         for case in suite.iter("testcase"):
             file = case.attrib["classname"].rpartition(".")[2]
-            key = file, case.attrib["name"].partition("[")[0]
-            if key not in fresh:
-                fresh.add(key)
-                counts[key], days[key] = {}, suite.attrib["timestamp"][:10]
+            mine = counts.setdefault((file, case.attrib["name"].partition("[")[0]), {})
             tags = {child.tag for child in case}
             outcome = "failed" if tags & {"failure", "error"} else "passed"
             outcome = "skipped" if "skipped" in tags else outcome
-            counts[key][outcome] = counts[key].get(outcome, 0) + 1
-    told = {key: ", ".join(f"{n} {o}" for o, n in sorted(found.items()))
-            for key, found in counts.items()}  # fmt: skip
-    return {key: (told[key], days[key]) for key in counts}
+            mine[outcome] = mine.get(outcome, 0) + 1
+        day = suite.attrib["timestamp"][:10]
+        found |= {key: Result(day=day, **mine) for key, mine in counts.items()}
+    return found
+
+
+def told(outcomes: list[Result]) -> str:
+    """One cell: what failed or is missing first."""
+    cases = {word: sum(1 for r in outcomes if r.word == word) for word in _WORDS}
+    words = [f"**{n} {word}**" for word, n in cases.items() if n and word != "passed"]
+    days = [r.day for r in outcomes if r.word == "passed"]
+    if days:
+        words.append(f"{'all ' if not words else ''}{len(days)} passed, {min(days)}")
+    return ", ".join(words)
 
 
 def table() -> str:
-    """The table in Markdown: promise, tests, controls, last results."""
+    """The table in Markdown, what did not pass, and below it the tests of each promise."""
     found, marked = results(), list(holders())
-    rows = ["| | promise | held by | last result |", "|---|---|---|---|"]
+    rows = ["| | promise | tests | controls | last result |", "|---|---|---|---|---|"]
+    lists, wanting = [], []
     for promise, meaning in PROMISES.items():
-        mine = [h for h in marked if promise in h.promises]
-        mine.sort(key=lambda h: h.is_control)
-        tests = [f"{'*control:* ' if h.is_control else ''}`{h.file}::{h.name}`" for h in mine]
-        last = [": ".join(found.get((h.file, h.name), ("not run yet", ""))[::-1]).strip(": ")
-                for h in mine]  # fmt: skip
-        rows.append(f"| {promise} | {meaning} | {'<br>'.join(tests)} | {'<br>'.join(last)} |")
+        mine = sorted((h for h in marked if promise in h.promises), key=lambda h: h.is_control)
+        outcomes = [found.get((h.file, h.name), Result()) for h in mine]
+        controls = sum(h.is_control for h in mine)
+        counts = f"{len(mine) - controls} | {controls or ''}"
+        rows.append(f"| {promise} | {meaning} | {counts} | {told(outcomes)} |")
+        lists += ["", f"**{promise}** {meaning}", ""]
+        for holder, outcome in zip(mine, outcomes, strict=True):
+            name = f"`{holder.file}::{holder.name}`"
+            lists.append(f"- {'*control:* ' if holder.is_control else ''}{name}")
+            if outcome.word != "passed" and f"- {name}: {outcome.word}" not in wanting:
+                wanting.append(f"- {name}: {outcome.word}")
     command = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return "\n".join([*rows, "", f"Written at commit {done.stdout.strip()}."])
+    cases = [r for h in {(h.file, h.name) for h in marked} if (r := found.get(h)) is not None]
+    total = sum(r.passed for r in cases), sum(r.failed for r in cases)
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"{len({(h.file, h.name) for h in marked})} tests; in their last runs {total[0]} cases "
+            f"passed and {total[1]} failed. Written at commit {done.stdout.strip()}.",
+            "",
+            "### Not passed in the last run",
+            "",
+            *(wanting or ["Nothing."]),
+            "",
+            "### The tests of each promise",
+            *lists,
+        ]
+    )
 
 
 def main() -> None:

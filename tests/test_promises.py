@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.promises import PAGE, PROMISES, holders, results
+from tests.promises import PAGE, PROMISES, Result, holders, results, told
 
 # Promises whose danger is easy to show: without the mechanism, a test must fail.
 CONTROLLED = {
@@ -57,9 +57,17 @@ def test_results_are_read_from_junit_files_and_the_newest_counts(tmp_path: Path)
     new = [case.format(name="a", inside=""), case.format(name="c", inside="<skipped/>")]
     (tmp_path / "1.xml").write_text(suite.format(day=1, cases="".join(old) + old[1]))
     (tmp_path / "2.xml").write_text(suite.format(day=2, cases="".join(new)))
-    assert results(tmp_path) == {
-        ("test_x", "test_a"): ("1 passed", "2030-01-02"),
-        ("test_x", "test_b"): ("2 passed", "2030-01-01"),
-        ("test_x", "test_c"): ("1 skipped", "2030-01-02"),
+    found = results(tmp_path)
+    assert found == {
+        ("test_x", "test_a"): Result(passed=1, day="2030-01-02"),
+        ("test_x", "test_b"): Result(passed=2, day="2030-01-01"),
+        ("test_x", "test_c"): Result(skipped=1, day="2030-01-02"),
     }
     assert results(tmp_path / "none") == {}
+    assert told(list(found.values())) == "**1 skipped**, 2 passed, 2030-01-01"
+
+
+def test_the_table_shows_what_did_not_pass_first() -> None:
+    passed, failed = Result(passed=3, day="2030-01-02"), Result(passed=2, failed=1)
+    assert told([passed, passed]) == "all 2 passed, 2030-01-02"
+    assert told([passed, failed, Result()]) == "**1 failed**, **1 not run**, 1 passed, 2030-01-02"
