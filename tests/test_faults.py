@@ -87,10 +87,9 @@ def test_a_killed_worker(cluster: Nodes, unbroken: Path, tmp_path: Path, step: i
 @pytest.mark.promise("R17")
 def test_a_killed_node(cluster: Nodes, unbroken: Path, tmp_path: Path) -> None:
     driver = Driver(tmp_path, cluster.address, *TRAINING)
-    driver.wait_until(has_reached(str(tmp_path / "runs"), 50))
-    cluster.kill_raylet(cluster.raylets()[0])
-    driver.wait_until(has_reached(str(tmp_path / "runs"), 100))
-    cluster.kill_raylet(cluster.raylets()[0])
+    for step in (50, 100):
+        driver.wait_until(has_reached(str(tmp_path / "runs"), step))
+        cluster.kill_raylet(next(pid for pid in cluster.raylets() if cluster.has_train_worker(pid)))
     assert driver.wait() == 0, driver.output[-3000:]
     assert_equal(tmp_path, unbroken)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,15 @@ def extract(kind: type, lives: Path) -> list[int]:
     import ray
     from ray.data import ActorPoolStrategy
 
-    rows = ray.data.range(4).map_batches(
-        kind,
-        fn_constructor_args=(str(lives),),
-        compute=ActorPoolStrategy(size=1),
-        num_cpus=0.1,
-        max_restarts=0,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        rows = ray.data.range(4).map_batches(
+            kind,
+            fn_constructor_args=(str(lives),),
+            compute=ActorPoolStrategy(size=1),
+            num_cpus=0.1,
+            max_restarts=0,
+        )
     return sorted(row["id"] for row in rows.iter_rows())
 
 
