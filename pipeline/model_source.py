@@ -63,7 +63,7 @@ def load_model(config: Config, source: ModelSource, *, init_from: str | None) ->
 
 
 def given_source(config: Config, uri: str) -> tuple[ModelSource, dict[str, Any]]:
-    """The model at a URI that the user gave, and its step and num_steps if it says them.
+    """The model at a URI that the user gave, and its step and epochs if it says them.
 
     It is loaded once, so that what does not fit is told before any worker starts.
 

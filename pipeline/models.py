@@ -12,7 +12,17 @@ from pipeline import storage, weights
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import CheckpointError, ConfigError
-from sdclr import AugmentRecipe, Network, PruneRule, Recipe, SimCLR, TrainState, Twin, build_network
+from sdclr import (
+    AugmentRecipe,
+    LossMemory,
+    Network,
+    PruneRule,
+    Recipe,
+    SimCLR,
+    TrainState,
+    Twin,
+    build_network,
+)
 from sdclr.twin import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -94,6 +104,12 @@ def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
         micro_batch=t.micro_batch,
         compile=t.compile,
     )
+
+
+def loss_memory(config: Config, num_images: int) -> LossMemory | None:
+    """What keeps the losses of the pre-training images, if the configuration asks for it."""
+    momentum = config.train.loss_memory
+    return None if momentum is None else LossMemory(num_images, momentum=momentum)
 
 
 def architecture(config: Config, method: str) -> dict[str, Any]:

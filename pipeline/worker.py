@@ -133,6 +133,7 @@ class MethodRun:
             models.training_recipe(config, manifest, method),
             steps_per_epoch=self.plan.num_steps,
             device=device,
+            memory=models.loss_memory(config, self.plan.num_images),
         )
 
     def train(self, images: feed.Source, stop: StopWatch | None) -> None:
@@ -288,6 +289,7 @@ class MethodRun:
             "stem": self.config.model.stem,
             "method": self.method,
             "step": self.trainer.step,
+            "epochs": self.config.train.epochs,
             "config_hash": self.job.config_hash,
             "data_hash": self.manifest.hash,
         }

@@ -2,7 +2,8 @@
 
 from sdclr.augment import AugmentRecipe, ViewParams, apply_view, centre_view, sample_view
 from sdclr.imageset import Batch, Feed, Images, ImageSet, SetFeed
-from sdclr.loss import nt_xent
+from sdclr.loss import image_losses, nt_xent
+from sdclr.loss_memory import LossMemory
 from sdclr.order import EpochPlan, epoch_order, epoch_windows
 from sdclr.prune import PruneRule, StarvedLayerError, magnitude_masks
 from sdclr.recipe import Recipe, cifar_recipe
@@ -18,6 +19,7 @@ __all__ = [
     "Feed",
     "ImageSet",
     "Images",
+    "LossMemory",
     "Network",
     "NonFiniteError",
     "PruneRule",
@@ -38,6 +40,7 @@ __all__ = [
     "cifar_recipe",
     "epoch_order",
     "epoch_windows",
+    "image_losses",
     "learning_rate",
     "magnitude_masks",
     "nt_xent",

@@ -38,27 +38,44 @@ def nt_xent(u_BD: Tensor, v_BD: Tensor, *, temperature: float) -> Tensor:
     Raises:
         ValueError: the shapes differ, or the temperature is not positive.
     """
+    with torch.autocast(u_BD.device.type, enabled=False):
+        logits, partner = _logits(u_BD, v_BD, temperature)
+        # Cross-entropy, not exp/sum/log: the same value, but finite at temperature 0.005.
+        return F.cross_entropy(logits, partner)
+
+
+@torch.no_grad()
+def image_losses(u_BD: Tensor, v_BD: Tensor, *, temperature: float) -> Tensor:
+    """The loss of each of this rank's images (B,), without gradient: the mean of its two rows.
+
+    Their mean is `nt_xent`, whose arguments it takes.
+    """
+    with torch.autocast(u_BD.device.type, enabled=False):
+        logits, partner = _logits(u_BD, v_BD, temperature)
+        return F.cross_entropy(logits, partner, reduction="none").view(2, -1).mean(dim=0)
+
+
+def _logits(u_BD: Tensor, v_BD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Similarities of this rank's 2B rows to the 2N rows of all, and the column of each partner."""
     if u_BD.shape != v_BD.shape or u_BD.ndim != 2:
         raise ValueError(
             f"two (B, D) tensors expected, got {tuple(u_BD.shape)}, {tuple(v_BD.shape)}"
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
-    with torch.autocast(u_BD.device.type, enabled=False):
-        u_BD, v_BD = _unit(u_BD), _unit(v_BD)
-        z_rows = torch.cat([u_BD, v_BD])  # (2B, D)
-        # Side by side, both views travel in one collective.
-        pairs = collective.gather_rows(torch.cat([u_BD, v_BD], dim=1))  # (N, 2D)
-        z_columns = torch.cat(pairs.chunk(2, dim=1))  # (2N, D)
-        logits = z_rows @ z_columns.T / temperature  # (2B, 2N)
+    u_BD, v_BD = _unit(u_BD), _unit(v_BD)
+    z_rows = torch.cat([u_BD, v_BD])  # (2B, D)
+    # Side by side, both views travel in one collective.
+    pairs = collective.gather_rows(torch.cat([u_BD, v_BD], dim=1))  # (N, 2D)
+    z_columns = torch.cat(pairs.chunk(2, dim=1))  # (2N, D)
+    logits = z_rows @ z_columns.T / temperature  # (2B, 2N)
 
-        num_local, num_all = len(u_BD), len(z_columns) // 2
-        local = torch.arange(num_local, device=logits.device) + collective.rank() * num_local
-        this = torch.cat([local, local + num_all])
-        partner = torch.cat([local + num_all, local])
-        logits[torch.arange(2 * num_local, device=logits.device), this] = -torch.inf
-        # Cross-entropy, not exp/sum/log: the same value, but finite at temperature 0.005.
-        return F.cross_entropy(logits, partner)
+    num_local, num_all = len(u_BD), len(z_columns) // 2
+    local = torch.arange(num_local, device=logits.device) + collective.rank() * num_local
+    this = torch.cat([local, local + num_all])
+    partner = torch.cat([local + num_all, local])
+    logits[torch.arange(2 * num_local, device=logits.device), this] = -torch.inf
+    return logits, partner
 
 
 def _unit(rows_BD: Tensor) -> Tensor:

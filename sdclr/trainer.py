@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +25,8 @@ from sdclr.augment import apply_view, sample_view
 from sdclr.batchnorm import synchronise
 from sdclr.gradcache import chunked_backward
 from sdclr.imageset import Batch, Feed
-from sdclr.loss import nt_xent
+from sdclr.loss import image_losses, nt_xent
+from sdclr.loss_memory import LossMemory
 from sdclr.recipe import Recipe
 from sdclr.schedule import learning_rate, warmup_steps
 from sdclr.seeds import torch_generator
@@ -78,6 +78,7 @@ class Trainer:
         recipe: how.
         steps_per_epoch: of the feed that `run` gets.
         device: where to train.
+        memory: keeps a running mean of every image's loss, and is part of the state; or None.
 
     Raises:
         ValueError: SDCLR without a prune rule, or an empty run.
@@ -90,7 +91,10 @@ class Trainer:
         *,
         steps_per_epoch: int,
         device: str | torch.device = "cpu",
+        memory: LossMemory | None = None,
     ) -> None:
+        self.memory = memory
+        self._losses_B: Tensor | None = None
         self.recipe, self.steps_per_epoch = recipe, steps_per_epoch
         self.num_steps = recipe.epochs * steps_per_epoch
         if self.num_steps < 1:
@@ -204,6 +208,8 @@ class Trainer:
             group["lr"] = lr
         self.optimizer.step()
         self.step += 1
+        if self.memory is not None and self._losses_B is not None:
+            self.memory.update(batch.rows_B, self._losses_B)
         return StepReport(
             epoch=epoch,
             step=self.step,
@@ -218,7 +224,6 @@ class Trainer:
 
     def _backward(self, view1_BCHW: Tensor, view2_BCHW: Tensor) -> Tensor:
         """Put the gradient of the step where the optimizer looks for it; returns the loss."""
-        loss_of = partial(nt_xent, temperature=self.recipe.temperature)
         micro_batch = self.recipe.micro_batch
         if micro_batch is not None and micro_batch < len(view1_BCHW):
             return chunked_backward(
@@ -227,11 +232,16 @@ class Trainer:
                 view2_BCHW,
                 micro_batch=micro_batch,
                 embed=self._embed,
-                loss=loss_of,
+                loss=self._loss,
             )
-        loss: Tensor = loss_of(*self._embed(self._forward, view1_BCHW, view2_BCHW))
+        loss = self._loss(*self._embed(self._forward, view1_BCHW, view2_BCHW))
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def _loss(self, f1_BD: Tensor, f2_BD: Tensor) -> Tensor:
+        if self.memory is not None:
+            self._losses_B = image_losses(f1_BD, f2_BD, temperature=self.recipe.temperature)
+        return nt_xent(f1_BD, f2_BD, temperature=self.recipe.temperature)
 
     def _embed(
         self, model: nn.Module, view1_BCHW: Tensor, view2_BCHW: Tensor

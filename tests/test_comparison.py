@@ -36,6 +36,20 @@ def test_the_std_of_the_published_table_is_that_of_the_splits_and_not_of_its_col
     assert np.std([86.44, 81.84, 76.23]) > np.std(published)
 
 
+@pytest.mark.parametrize(
+    ("columns", "told"), [((78.18, 76.23, 71.37), 75.6), ((86.44, 81.84, 76.23), 82.0)]
+)
+def test_all_of_the_published_table_is_the_mean_over_classes_and_not_over_groups(
+    columns: tuple[float, ...], told: float
+) -> None:
+    # CIFAR-10-LT has 4, 3 and 3 classes in its groups; SimCLR's row, and SDCLR's.
+    groups = Groups(many=(0, 1, 2, 3), medium=(4, 5, 6), few=(7, 8, 9))
+    found = group_scores(np.repeat(columns, (4, 3, 3)).tolist(), groups)
+    assert astuple(found)[:3] == pytest.approx(columns)
+    assert found.all == pytest.approx(told, abs=0.05)
+    assert np.mean(columns) != pytest.approx(told, abs=0.3)
+
+
 def test_paired_differences_equal_scipys_paired_t() -> None:
     generator = np.random.default_rng(0)
     hard = generator.normal(60, 10, size=(6, 1))  # how hard a split is, for both methods

@@ -26,6 +26,7 @@ from sdclr import Network, TrainState
 from sdclr.export import FeatureModel, check_images, exported_program, largest_difference
 from tests.conftest import REPO
 from tests.test_models import manifest
+from tests.test_readme import blocks
 
 SCORE = {
     "protocol": "knn-k20", "n": 1, "many": 0.9, "medium": 0.8, "few": 0.7, "std": 0.08, "all": 0.8,
@@ -72,15 +73,18 @@ def test_the_program_is_the_network_with_its_normalisation_for_any_batch(tmp_pat
         assert largest_difference(program(normal), expected) > 1e-3
 
 
-def test_the_program_runs_in_a_process_without_this_project(tmp_path: Path) -> None:
+def test_the_readmes_three_lines_run_in_a_process_without_this_project(tmp_path: Path) -> None:
+    (lines,) = (code for code in blocks("python") if "torch.export" in code)
+    assert sum(bool(line) for line in lines.splitlines()) == 3
+    assert "sdclr" not in lines and "pipeline" not in lines
     network, images = trained_network(), check_images(16)
     export_network(network, FACTS, str(tmp_path), formats=("torch-export",))
     torch.save(images, tmp_path / "images.pt")
     code = (
         "import sys, torch\n"
         "images = torch.load('images.pt', weights_only=True)\n"
-        "program = torch.export.load('features.pt2').module()\n"
-        "torch.save(program(images).detach(), 'features.pt')\n"
+        f"{lines}"
+        "torch.save(features.detach(), 'features.pt')\n"
         "sys.exit('sdclr' in sys.modules or 'pipeline' in sys.modules)"
     )
     subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True)

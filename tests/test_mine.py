@@ -17,7 +17,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.mine.extractor import RarityExtractor, reference_sample
 from pipeline.mine.findings import findings
 from pipeline.mine.stage import mine
-from sdclr import Trainer, capture
+from sdclr import LossMemory, Trainer, capture
 from sdclr.longtail import Groups
 
 GROUPS = Groups(many=(0,), medium=(1,), few=(2,))
@@ -66,11 +66,23 @@ def data_set(folder: Path, num_shards: int = 2) -> Manifest:
     )
 
 
-def trained_run(folder: Path, manifest: Manifest) -> str:
+def some_losses() -> torch.Tensor:
+    """Losses of 60 images, the last one of which no step has seen."""
+    sums_2N = torch.stack([torch.randperm(60).float() + 1, torch.full((60,), 2.0)])
+    sums_2N[:, 59] = 0
+    return sums_2N
+
+
+def trained_run(folder: Path, manifest: Manifest, losses_2N: torch.Tensor | None = None) -> str:
+    memory = None
+    if losses_2N is not None:
+        memory = LossMemory(60, momentum=0.5)
+        memory.sums_2N.copy_(losses_2N)
     trainer = Trainer(
         models.new_network(CONFIG, "sdclr"),
         models.training_recipe(CONFIG, manifest, "sdclr"),
         steps_per_epoch=3,
+        memory=memory,
     )
     place = checkpoint.checkpoints_uri(str(folder), "sdclr")
     return checkpoint.save(place, capture(trainer), config_hash=config_hash(CONFIG))
@@ -146,9 +158,9 @@ def test_a_ratio_that_starves_a_layer_is_refused_by_name(tmp_path: Path) -> None
     assert "0.99999" in caught.value.where
 
 
-def mined(tmp_path: Path, config: object = CONFIG, num_shards: int = 2) -> dict:  # type: ignore[type-arg]
-    manifest = data_set(tmp_path, num_shards)
-    trained_run(tmp_path / "run", manifest)
+def mined(tmp_path: Path, config: object = CONFIG, losses_2N: torch.Tensor | None = None) -> dict:  # type: ignore[type-arg]
+    manifest = data_set(tmp_path)
+    trained_run(tmp_path / "run", manifest, losses_2N)
     return mine(
         config,  # type: ignore[arg-type]
         config_json=config.model_dump_json(),  # type: ignore[attr-defined]
@@ -177,11 +189,35 @@ def test_the_whole_stage_ranks_every_image_once(ray_cluster: None, tmp_path: Pat
     names = {(entry["model"], entry["score"]) for entry in content["findings"]["scores"]}
     assert {("trained", "both"), ("untrained", "knn_distance")} <= names
     assert len(content["map"]["maps"][0]["x"]) == 60
-    other = mined(tmp_path / "other", num_shards=2)
+    assert "training_loss" not in table
+    other = mined(tmp_path / "other")
     assert [i["id"] for i in other["rarest"]] == [i["id"] for i in content["rarest"]]
-    by_distance = load_config(None, [*WORDS, "mine.score=knn_distance"])
-    ranked = mined(tmp_path / "third", by_distance)
-    assert [i["id"] for i in ranked["rarest"]] != [i["id"] for i in content["rarest"]]
+
+
+@pytest.mark.ray
+def test_the_loss_in_training_ranks_where_the_run_kept_it(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    losses = some_losses()
+    content = mined(tmp_path, load_config(None, [*WORDS, "mine.score=training_loss"]), losses)
+    table = pq.read_table(tmp_path / "run" / "mining" / "scores-00000.parquet").to_pydict()
+    expected = (losses[0, :59] / 2).sort(descending=True)
+    assert table["training_loss"] == [*expected.values.tolist(), None]
+    assert table["id"] == [f"image-{row:02d}" for row in [*expected.indices.tolist(), 59]]
+    scored = {(entry["model"], entry["score"]) for entry in content["findings"]["scores"]}
+    assert ("trained", "training_loss") in scored and ("untrained", "training_loss") not in scored
+
+
+def test_losses_that_were_not_kept_are_told_before_anything_starts(tmp_path: Path) -> None:
+    by_loss = load_config(None, [*WORDS, "mine.score=training_loss"])
+    with pytest.raises(ConfigError, match="the run kept no loss of each image") as caught:
+        mined(tmp_path, by_loss)
+    assert "train.loss_memory" in caught.value.todo
+    elsewhere = load_config(None, [*WORDS, "mine.score=training_loss", f"mine.data={tmp_path}"])
+    with pytest.raises(ConfigError, match="only images that the run was trained on"):
+        mined(tmp_path / "other", elsewhere, some_losses())
 
 
 def test_what_cannot_be_mined_is_told_before_anything_starts(tmp_path: Path) -> None:

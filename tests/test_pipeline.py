@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torchvision.models.resnet import BasicBlock
 
+from pipeline import checkpoint
 from pipeline.metrics import read_metrics
 from sdclr.backbone import build_backbone
 from tests.conftest import REPO
@@ -29,6 +30,7 @@ TINY = (
     "train.epochs=4",
     "train.checkpoint_every_epochs=1",
     "train.log_every_steps=1",
+    "train.loss_memory=0.5",
     "health.every_epochs=2",
     "evaluate.fewshot_draws=2",
     "evaluate.cv_folds=2",
@@ -61,6 +63,11 @@ def only_run(folder: Path) -> Path:
 def digest(run_folder: Path, method: str) -> str:
     file = run_folder / "models" / method / "backbone.safetensors"
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def remembered(run_folder: Path, method: str) -> torch.Tensor:
+    uri = checkpoint.committed(checkpoint.checkpoints_uri(str(run_folder), method))[-1]
+    return checkpoint.load(uri, config_hash=None).tensors["loss_memory"]
 
 
 def steps(run_folder: Path) -> list[tuple[str, int, float]]:
@@ -271,6 +278,8 @@ def test_killed_in_training_and_resumed_equals_the_unbroken_run(
     assert measures(broken) == measures(whole)
     for method in ("sdclr", "simclr"):
         assert digest(broken, method) == digest(whole, method)
+        losses_2N = remembered(whole, method)
+        assert torch.equal(remembered(broken, method), losses_2N) and losses_2N.count_nonzero() > 0
     scores = [json.loads((f / "evaluation.json").read_text()) for f in (broken, whole)]
     for evaluation in scores:
         del evaluation["timings_s"]

@@ -18,7 +18,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_library_example_runs_as_written() -> None:
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     # The same lines on fewer and smaller images: a ResNet-18 takes minutes at 32 px on a CPU.
     small = code.replace("(512, 3, 32, 32)", "(16, 3, 32, 32)").replace(
         "global_batch=128", "global_batch=8"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import pickle
 from pathlib import Path
@@ -16,10 +18,13 @@ from torch import Tensor
 from pipeline import checkpoint, models, weights
 from pipeline.config.file import load_config
 from pipeline.errors import CheckpointError, StorageError
+from pipeline.evaluate.candidates import find_candidates
 from pipeline.model_source import ModelSource, given_source, load_model
+from pipeline.scores import scores_csv
 from sdclr import TrainState, Twin
 from sdclr.backbone import build_backbone
 from sdclr.timm_names import to_timm
+from tests.test_export import SCORE
 
 CONFIG = load_config(None, [])
 RESNET18 = load_config(None, ["model.backbone=resnet18", "model.stem=imagenet"])
@@ -61,6 +66,24 @@ def test_torchvisions_own_state_dict_is_scored_as_it_is(tmp_path: Path) -> None:
         expected = theirs.eval()((x - network.mean) / network.std)
         torch.testing.assert_close(network.features(x), expected)
     assert facts == {} and source.name == "checkpoint"
+
+
+def test_how_long_foreign_weights_were_trained_is_unknown_and_ours_say_it(tmp_path: Path) -> None:
+    foreign, ours = (str(tmp_path / name) for name in ("w.pth", "w.safetensors"))
+    torch.save(resnet8().state_dict(), foreign)
+    models.export_backbone(ours, resnet8(), {"epochs": 7, "step": 21})
+    for file, length, words in ((foreign, (None, None), "unknown"), (ours, (7, 21), "7")):
+        config = load_config(None, [f"evaluate.checkpoint={file}"])
+        found = find_candidates(config, "", "")
+        given, untrained = found.final
+        assert (given.epochs, given.step) == length and untrained.epochs == 0
+        assert found.notes == [f"checkpoint: {file}, epochs trained: {words}"]
+        evaluation = {
+            "seed": 0,
+            "models": [{"name": "checkpoint", "scores": [SCORE], **vars(given)}],
+        }
+        (row,) = csv.DictReader(io.StringIO(scores_csv(evaluation)))
+        assert row["epochs"] == (words if words != "unknown" else "")
 
 
 def test_timms_names_are_understood(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ class Mine(Section):
     set: Literal["pretrain", "probe", "val", "test"] = Field(
         default="pretrain", description="which of its sets is scored"
     )
-    score: Literal["disagreement", "knn_distance", "both"] = Field(
+    score: Literal["disagreement", "knn_distance", "both", "training_loss"] = Field(
         default="both",
-        description="what ranks: change under pruning, distance to the nearest images, or the mean "
-        "of the two ranks",
+        description="what ranks: change under pruning, distance to the nearest images, the mean of "
+        "the two ranks, or the loss in training (train.loss_memory)",
     )
     prune_ratios: Annotated[tuple[Ratio, ...], Choices] = Field(
         default=(0.5, 0.7, 0.9), description="disagreement is averaged over these"

@@ -91,6 +91,13 @@ class Train(Section):
     init_from: Text | None = Field(
         default=None, description="URI of a backbone.safetensors that a new run starts from"
     )
+    loss_memory: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="momentum of a running mean of every image's loss over the epochs, which mine "
+        "can rank by, such as 0.97; null = not kept",
+    )
     log_every_steps: int = Field(default=10, ge=1, description="steps between lines of metrics")
 
     @field_validator("global_batch")

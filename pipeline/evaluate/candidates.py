@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline import checkpoint, storage
 from pipeline.config import Config
@@ -16,13 +17,13 @@ class Candidate:
 
     Args:
         source: where it comes from.
-        step, epochs: how long it was trained; 0 when that is not known.
+        step, epochs: how long it was trained; None when the weights do not say.
         older_than: name of the model that this one became later; empty for the final ones.
     """
 
     source: ModelSource
-    step: int = 0
-    epochs: int = 0
+    step: int | None = 0
+    epochs: int | None = 0
     older_than: str = ""
 
     @property
@@ -53,15 +54,20 @@ def find_candidates(config: Config, run_uri: str, config_hash: str) -> Candidate
     found = Candidates()
     if config.evaluate.checkpoint is not None:
         source, facts = given_source(config, config.evaluate.checkpoint)
-        found.models.append(
-            Candidate(source, int(facts.get("step") or 0), int(facts.get("epochs") or 0))
-        )
-        found.notes.append(f"checkpoint: {source.uri}")
+        given = Candidate(source, _count(facts, "step"), _count(facts, "epochs"))
+        found.models.append(given)
+        epochs = "unknown" if given.epochs is None else given.epochs
+        found.notes.append(f"checkpoint: {source.uri}, epochs trained: {epochs}")
     else:
         for method in config.train.methods:
             _add_method(found, config, run_uri, config_hash, method)
     found.models.append(Candidate(ModelSource(UNTRAINED)))
     return found
+
+
+def _count(facts: dict[str, Any], key: str) -> int | None:
+    value = facts.get(key)
+    return value if isinstance(value, int) and value >= 0 else None
 
 
 def _add_method(

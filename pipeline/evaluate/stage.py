@@ -221,5 +221,5 @@ def _curve(candidates: Candidates, scores: Scores) -> list[dict[str, Any]]:
         for model in candidates.models
         if method in (model.name, model.older_than)
     ]
-    ordered = sorted(points, key=lambda point: (list(methods).index(point[0]), point[1].step))
+    ordered = sorted(points, key=lambda point: (list(methods).index(point[0]), point[1].step or 0))
     return [_entry(model, scores, method) for method, model in ordered]

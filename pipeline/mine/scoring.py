@@ -37,6 +37,8 @@ class ScoredSet:
         disagreement: model -> (N, R) float32.
         knn_distance: model -> (N,) float32.
         blocks: for each block its rows, and model -> reference to its features (n, F).
+        training_loss_N: float32, the running mean of each image's loss in training, nan for one
+            that was never used; None where the run kept none, or another set is scored.
     """
 
     ids: list[str]
@@ -44,6 +46,7 @@ class ScoredSet:
     disagreement: dict[str, NDArray[np.float32]]
     knn_distance: dict[str, NDArray[np.float32]]
     blocks: list[tuple[NDArray[np.int64], dict[str, Any]]]
+    training_loss_N: NDArray[np.float32] | None = None
 
     def features(self, model: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Features (len(rows), F) of some images, in the order of `rows`."""

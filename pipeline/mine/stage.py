@@ -33,7 +33,9 @@ from pipeline.mine.findings import findings
 from pipeline.mine.map import feature_map
 from pipeline.mine.scoring import Progress, ScoredSet, score_set
 from sdclr.longtail import Groups, groups_by_tercile, groups_by_threshold
+from sdclr.loss_memory import means_of
 from sdclr.rarity import k_center_greedy, rank_share
+from sdclr.state import LOSS_MEMORY
 
 SCHEMA_VERSION = 1
 _NUM_SHOWN = 48
@@ -57,7 +59,8 @@ def mine(
 
     Raises:
         CheckpointError: the run has no finished checkpoint.
-        ConfigError: the data set lacks the set `mine.set`, or a prune ratio starves a layer.
+        ConfigError: the data set lacks the set `mine.set`, a prune ratio starves a layer, or the
+            score is the training loss, which the run did not keep for these images.
         DataError: the set has fewer than 2 images.
     """
     if config.mine.set not in manifest.sets:
@@ -71,6 +74,7 @@ def mine(
         raise DataError("a ranking needs 2 images or more", where=data_uri, todo="add images")
     method = "sdclr" if "sdclr" in config.train.methods else config.train.methods[0]
     found = _newest(run_uri, method, config_hash)
+    training_loss_N = _training_loss(config, found)
     labelled = manifest.class_names is not None and info.class_counts is not None
     scored = score_set(
         config,
@@ -84,6 +88,7 @@ def mine(
         cluster=cluster,
         progress=progress,
     )
+    scored.training_loss_N = training_loss_N
     scores = {
         (model, name): values
         for model in scored.disagreement
@@ -118,11 +123,15 @@ def mine(
 
 
 def signals(scored: ScoredSet, model: str) -> dict[str, NDArray[np.float64]]:
-    """Every score (N,) that can rank; `both` is the mean of the ranks of the two."""
+    """Every score (N,) that can rank, -inf for unknown; `both` is the mean of two ranks."""
     disagreement_N = scored.disagreement[model].astype(np.float64).mean(axis=1)
     distance_N = scored.knn_distance[model].astype(np.float64)
     both_N = (rank_share(disagreement_N) + rank_share(distance_N)) / 2
-    return {"disagreement": disagreement_N, "knn_distance": distance_N, "both": both_N}
+    found = {"disagreement": disagreement_N, "knn_distance": distance_N, "both": both_N}
+    if model == TRAINED and scored.training_loss_N is not None:
+        loss_N = scored.training_loss_N.astype(np.float64)
+        found["training_loss"] = np.where(np.isnan(loss_N), -np.inf, loss_N)
+    return found
 
 
 def annotation_batch(config: Config, scored: ScoredSet, order_N: NDArray[np.int64]) -> list[int]:
@@ -189,6 +198,9 @@ def _write_scores(
         part = {name: values[start : start + _ROWS_PER_FILE] for name, values in columns.items()}
         arrays = {name: pa.array(values) for name, values in part.items()}
         arrays["label"] = pa.array(part["label"], mask=part["label"] < 0)
+        if "training_loss" in part:
+            loss = part["training_loss"]
+            arrays["training_loss"] = pa.array(loss, mask=~np.isfinite(loss))
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(arrays), sink)
         uri = storage.join(folder, f"scores-{number:05d}.parquet")
@@ -252,6 +264,28 @@ def _newest(run_uri: str, method: str, config_hash: str) -> Found:
             todo=f"train it first: python pipeline/run.py train --resume {run_uri}",
         )
     return found
+
+
+def _training_loss(config: Config, found: Found) -> NDArray[np.float32] | None:
+    """The loss of each image in training, of the run's own pre-training set only."""
+    own = config.mine.data is None and config.mine.set == "pretrain"
+    sums_2N = found.state.tensors.get(LOSS_MEMORY) if found.state and own else None
+    if sums_2N is not None:
+        means: NDArray[np.float32] = means_of(sums_2N).numpy()
+        return means
+    if config.mine.score != "training_loss":
+        return None
+    if not own:
+        raise ConfigError(
+            "only images that the run was trained on have a loss",
+            where="mine.score=training_loss",
+            todo="use another score, or leave out mine.data and mine.set",
+        )
+    raise ConfigError(
+        "the run kept no loss of each image",
+        where="mine.score=training_loss",
+        todo="use another score, or train a run with train.loss_memory=0.97",
+    )
 
 
 def _without_nan(value: Any) -> Any:

@@ -85,6 +85,7 @@ def summary_section(record: Record | None, command: str) -> Record:
     by = {
         "disagreement": "how much of their embedding pruning changes",
         "knn_distance": "how far they lie from their nearest neighbours",
+        "training_loss": "their mean loss in training",
         "both": "how much pruning changes them and how far they lie from their nearest neighbours",
     }[record["score"]]
     ratios = ", ".join(f"{100 * ratio:g}" for ratio in record["prune_ratios"])

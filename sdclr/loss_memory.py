@@ -1,0 +1,57 @@
+"""How hard every image has been for the network: a running mean of its own loss.
+
+What a network learns late keeps a high loss over the epochs, and rare images are learnt late: the
+memorisation signal of boosted contrastive learning (Zhou et al. 2022).
+
+    mean_i = sum over t of m^(T - t) L_i(t) / sum over t of m^(T - t)
+
+where t counts the steps that saw image i, the T-th being the last. There is no start value that
+would have to fade: with m = 1 it would be the plain mean.
+
+Shapes: N images in the set, B images of this rank in one step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sdclr import collective
+
+
+class LossMemory:
+    """Running means for N images, equal on all ranks.
+
+    Args:
+        num_images: N.
+        momentum: m, in [0, 1); 0 keeps the last loss alone.
+
+    Raises:
+        ValueError: a momentum outside that range.
+    """
+
+    def __init__(self, num_images: int, *, momentum: float) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        self.momentum = momentum
+        # Numerator and denominator of the mean, on the CPU.
+        self.sums_2N = torch.zeros(2, num_images)
+
+    def update(self, rows_B: Tensor, losses_B: Tensor) -> None:
+        """Take in one step; every rank calls it with its own images, an image at most once."""
+        # Row numbers are exact in float64, so both travel in one collective.
+        both_2B = torch.stack([rows_B.to(losses_B.device).double(), losses_B.double()])
+        rows_N, losses_N = collective.stack_over_ranks(both_2B).cpu().transpose(0, 1).flatten(1)
+        seen = rows_N.long()
+        new_2B = torch.stack([losses_N.float(), torch.ones(len(seen))])
+        self.sums_2N[:, seen] = self.momentum * self.sums_2N[:, seen] + new_2B
+
+    def means(self) -> Tensor:
+        """The running mean of each image (N,) float32; nan for one that no step has seen."""
+        return means_of(self.sums_2N)
+
+
+def means_of(sums_2N: Tensor) -> Tensor:
+    """`LossMemory.means` from what a state keeps of it."""
+    means_N: Tensor = sums_2N[0] / sums_2N[1]
+    return means_N
