@@ -33,7 +33,7 @@ from pipeline import feed
 from pipeline.dataset.decoding import shard_items
 from pipeline.dataset.image import ImageLimits, decode_canvas
 from pipeline.dataset.manifest import ImageInfo, Manifest
-from pipeline.dataset.shards import read_shard
+from pipeline.dataset.shards import read_table
 from sdclr import EpochPlan
 
 REPEATS = 3
@@ -171,7 +171,7 @@ def small_rows(folder: Path) -> list[Row]:
 
     def loop() -> None:
         for shard in manifests["disk"].sets["pretrain"].shards:
-            decoder.pixels(read_shard(places["disk"], shard))
+            decoder.pixels(read_table(places["disk"], shard))
 
     found = contest(
         "32 px",

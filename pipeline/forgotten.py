@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config import Config
 from pipeline.dataset.image import png_bytes
 from pipeline.dataset.manifest import Manifest, SetName
-from pipeline.dataset.shards import read_shard
+from pipeline.dataset.shards import read_table
 from pipeline.features import SetFeatures
 from pipeline.feed import decoder
 from sdclr.longtail import Groups
@@ -79,7 +79,7 @@ def pictures(
     for info in manifest.sets[set_name].shards:
         wanted = sorted(row for row in rows if first_row <= row < first_row + info.rows)
         if wanted:
-            shard = read_shard(data_uri, info).take([row - first_row for row in wanted])
+            shard = read_table(data_uri, info).take([row - first_row for row in wanted])
             pixels, sizes = reader.pixels(shard)
             for row, image, (height_px, width_px) in zip(wanted, pixels, sizes, strict=True):
                 rgb = image[:, :height_px, :width_px].transpose(1, 2, 0)

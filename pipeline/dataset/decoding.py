@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.dataset.image import ImageLimits, RejectedImage, decode_canvas
 from pipeline.dataset.manifest import ImageInfo, Manifest, ShardInfo
-from pipeline.dataset.shards import ShardRows, read_shard
+from pipeline.dataset.shards import image_bytes, labels, raw_pixels, read_table
 from pipeline.errors import DataError
 
 
@@ -46,58 +47,84 @@ class ShardDecoder:
         (name,), (set_name,), (first,) = batch["name"], batch["set"], batch["first_row"]
         (rows,), (num_bytes,), (sha256,) = batch["rows"], batch["bytes"], batch["sha256"]
         info = ShardInfo(str(name), int(rows), int(num_bytes), str(sha256))
-        shard = read_shard(self.data_uri, info, name_sample=True)
+        shard = read_table(self.data_uri, info, name_sample=True)
         pixels, sizes = self.pixels(shard)
         return {
-            "set": np.array([str(set_name)] * len(shard)),
-            "row": np.arange(len(shard), dtype=np.int64) + int(first),
-            "id": np.array(shard.ids),
-            "label": shard.labels,
+            "set": np.array([str(set_name)] * len(pixels)),
+            "row": np.arange(len(pixels), dtype=np.int64) + int(first),
+            "id": np.array(shard["id"].to_pylist()),
+            "label": labels(shard),
             "pixels": pixels,
             "size": sizes,
         }
 
-    def pixels(self, shard: ShardRows) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def pixels(self, shard: pa.Table) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Canvases (n, 3, H, W) uint8 of a shard, and the sizes (n, 2) of the images on them."""
+        pixels, sizes = self.canvases(len(shard))
+        self.decode(shard, np.arange(len(shard)), pixels, sizes)
+        return pixels, sizes
+
+    def canvases(self, num_images: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Room for n images and their sizes: (n, 3, H, W) uint8 and (n, 2) int64."""
         if self.image.height_px is not None and self.image.width_px is not None:
-            size = (self.image.height_px, self.image.width_px)
-            pixels_nHWC = shard.raw_pixels(*size)
-            pixels_nCHW = np.ascontiguousarray(pixels_nHWC.transpose(0, 3, 1, 2))
-            return pixels_nCHW, np.tile(np.array(size, np.int64), (len(shard), 1))
-        if self.canvas_px is None:
+            height_px, width_px = self.image.height_px, self.image.width_px
+        elif self.canvas_px is not None:
+            height_px = width_px = self.canvas_px
+        else:
             raise DataError(
                 "images of different sizes need a canvas",
                 where=self.data_uri,
                 todo="set feed.canvas_px, for example feed.canvas_px=256",
             )
-        canvases, sizes = [], []
-        for sample_id, data in zip(shard.ids, shard.images, strict=True):
+        shape = (num_images, 3, height_px, width_px)
+        return np.empty(shape, np.uint8), np.empty((num_images, 2), np.int64)
+
+    def decode(
+        self,
+        shard: pa.Table,
+        places: NDArray[np.int64],
+        pixels_nCHW: NDArray[np.uint8],
+        sizes_n2: NDArray[np.int64],
+    ) -> None:
+        """Decode the columns id and image to the places of the canvases that they belong to.
+
+        Raises:
+            DataError: naming the sample.
+        """
+        ids, images = (shard[name].combine_chunks() for name in ("id", "image"))
+        height_px, width_px = pixels_nCHW.shape[2:]
+        if self.image.encoding == "raw":
+            pixels_nHWC = raw_pixels(ids, images, height_px, width_px)
+            pixels_nCHW[places] = pixels_nHWC.transpose(0, 3, 1, 2)
+            sizes_n2[places] = height_px, width_px
+            return
+        for row, (place, data) in enumerate(zip(places, image_bytes(images), strict=True)):
+            canvas = pixels_nCHW[place]
             try:
-                canvas, size = decode_canvas(data, self.limits, self.canvas_px)
+                _, sizes_n2[place] = decode_canvas(bytes(data), self.limits, width_px, canvas)
             except RejectedImage as error:
                 raise DataError(
-                    f"the image of sample {sample_id} passed ingest and cannot be decoded now: "
+                    f"the image of sample {ids[row]} passed ingest and cannot be decoded now: "
                     f"{error.reason}, {error.detail}",
                     where=self.data_uri,
                     todo="ingest the data set again with the limits of this configuration",
                 ) from error
-            canvases.append(canvas)
-            sizes.append(size)
-        return np.stack(canvases), np.array(sizes, np.int64)
 
 
 def read_parts(
     data_uri: str, shard: ShardInfo, parts: list[NDArray[np.int64]]
-) -> ShardRows | list[ShardRows]:
+) -> pa.Table | list[pa.Table]:
     """Rows of one shard for several readers, as stored and checked; alone if for one reader.
+
+    Tables, not lists of bytes: another process reads them where they lie.
 
     Args:
         data_uri: the data set.
         shard: what the manifest says of it.
         parts: for each reader, the rows within the shard.
     """
-    rows = read_shard(data_uri, shard, name_sample=True)
-    found = [rows.take(part.tolist()) for part in parts]
+    table = read_table(data_uri, shard, name_sample=True).select(["id", "image"])
+    found = [table.take(pa.array(part)).combine_chunks() for part in parts]
     return found[0] if len(found) == 1 else found
 
 
@@ -105,7 +132,7 @@ def decode_part(
     decoder: ShardDecoder,
     rows_n: NDArray[np.int64],
     places: list[NDArray[np.int64]],
-    *stored: ShardRows,
+    *stored: pa.Table,
 ) -> tuple[dict[str, NDArray[Any]], None]:
     """Decode what several shards hold of one part of the order.
 
@@ -113,19 +140,16 @@ def decode_part(
         decoder: of the data set.
         rows_n: the row in the set of each image, in order.
         places: for each of `stored`, where in the order its images belong.
-        stored: images of each shard.
+        stored: ids and images of each shard.
 
     Returns:
         pixels (n, 3, H, W) uint8, size (n, 2) int64, row (n,); and None, by which a process that
         needs none of these sees that all went well.
     """
-    out: dict[str, NDArray[Any]] = {"row": rows_n, "size": np.empty((len(rows_n), 2), np.int64)}
-    for place, images in zip(places, stored, strict=True):
-        pixels, out["size"][place] = decoder.pixels(images)
-        if "pixels" not in out:
-            out["pixels"] = np.empty((len(rows_n), *pixels.shape[1:]), np.uint8)
-        out["pixels"][place] = pixels
-    return out, None
+    pixels, sizes = decoder.canvases(len(rows_n))
+    for place, table in zip(places, stored, strict=True):
+        decoder.decode(table, place, pixels, sizes)
+    return {"row": rows_n, "size": sizes, "pixels": pixels}, None
 
 
 def shard_items(manifest: Manifest, set_names: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -91,18 +91,18 @@ def decode_rgb(data: bytes, limits: ImageLimits) -> Pixels:
 
 
 def decode_canvas(
-    data: bytes, limits: ImageLimits, canvas_px: int
+    data: bytes, limits: ImageLimits, canvas_px: int, out: Pixels | None = None
 ) -> tuple[Pixels, tuple[int, int]]:
     """`fit_canvas` of `decode_rgb`, faster: a JPEG far larger than the canvas is decoded smaller.
 
     The decoder leaves out frequencies (1/2, 1/4 or 1/8 of the size) as long as at least twice the
-    size on the canvas is left for the antialiased resize.
+    size on the canvas is left for the antialiased resize. `out`: a canvas to write to.
 
     Raises:
         RejectedImage: as `decode_rgb`.
     """
     image, size = _decode(data, limits, at_least_px=2 * canvas_px)
-    return _on_canvas(image, size, canvas_px)
+    return _on_canvas(image, size, canvas_px, out)
 
 
 def _decode(
@@ -154,16 +154,17 @@ def fit_canvas(rgb: Pixels, canvas_px: int) -> tuple[Pixels, tuple[int, int]]:
 
 
 def _on_canvas(
-    image: Image.Image, size: tuple[int, int], canvas_px: int
+    image: Image.Image, size: tuple[int, int], canvas_px: int, out: Pixels | None = None
 ) -> tuple[Pixels, tuple[int, int]]:
     height_px, width_px = size
     if max(size) > canvas_px:
         scale = canvas_px / max(size)
         height_px, width_px = max(1, round(height_px * scale)), max(1, round(width_px * scale))
         image = image.resize((width_px, height_px), Image.Resampling.BICUBIC)
-    rgb = np.asarray(image)
-    canvas = np.zeros((3, canvas_px, canvas_px), np.uint8)
-    canvas[:, :height_px, :width_px] = rgb.transpose(2, 0, 1)
+    canvas = np.empty((3, canvas_px, canvas_px), np.uint8) if out is None else out
+    canvas[:, :height_px, :width_px] = np.asarray(image).transpose(2, 0, 1)
+    canvas[:, :height_px, width_px:] = 0
+    canvas[:, height_px:] = 0
     return canvas, (height_px, width_px)
 
 

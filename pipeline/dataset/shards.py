@@ -8,7 +8,7 @@ exactly: id string, image binary, label int32 (null = unlabelled), sha256 string
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,13 +55,9 @@ class ShardRows:
 
     def raw_pixels(self, height_px: int, width_px: int) -> npt.NDArray[np.uint8]:
         """Images of the encoding "raw" as one array (N, H, W, 3); another size is a DataError."""
-        num_bytes = height_px * width_px * 3
-        for name, image in zip(self.ids, self.images, strict=True):
-            if len(image) != num_bytes:
-                what = f"the image has {len(image)} bytes, {height_px} x {width_px} x 3 expected"
-                raise DataError(what, where=f"sample {name}", todo=_AGAIN)
-        flat = np.frombuffer(bytearray().join(self.images), np.uint8)
-        return flat.reshape(len(self), height_px, width_px, 3)
+        return raw_pixels(
+            pa.array(self.ids), pa.array(self.images, pa.binary()), height_px, width_px
+        )
 
 
 def write_shard(
@@ -102,6 +98,21 @@ def write_shard(
 
 
 def read_shard(data_uri: str, info: ShardInfo, *, name_sample: bool = False) -> ShardRows:
+    """The rows of `read_table`."""
+    table = read_table(data_uri, info, name_sample=name_sample)
+    return ShardRows(
+        ids=tuple(table["id"].to_pylist()),
+        images=tuple(table["image"].to_pylist()),
+        labels=labels(table),
+    )
+
+
+def labels(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Class index of each row, -1 for unlabelled."""
+    return np.asarray(table["label"].fill_null(UNLABELLED).to_numpy(), np.int64)
+
+
+def read_table(data_uri: str, info: ShardInfo, *, name_sample: bool = False) -> pa.Table:
     """Read one shard and check it: hash of the file, schema, rows, hash of every image.
 
     Args:
@@ -127,14 +138,11 @@ def read_shard(data_uri: str, info: ShardInfo, *, name_sample: bool = False) -> 
     if table.num_rows != info.rows:
         what = f"the shard has {table.num_rows} rows, the manifest says {info.rows}"
         raise DataError(what, where=uri, todo=_AGAIN)
-    ids = tuple(table["id"].to_pylist())
-    images = tuple(table["image"].to_pylist())
-    sample = _wrong_sample(ids, images, table["sha256"].to_pylist())
+    sample = _wrong_sample(table)
     if sample is not None:
         what = f"the image of sample {sample} does not have its recorded hash"
         raise DataError(what, where=uri, todo=_AGAIN)
-    labels = table["label"].fill_null(UNLABELLED).to_numpy().astype(np.int64)
-    return ShardRows(ids=ids, images=images, labels=labels)
+    return table
 
 
 def read_hashes(data_uri: str, info: ShardInfo) -> tuple[list[str], list[str]]:
@@ -171,11 +179,41 @@ def read_hashes(data_uri: str, info: ShardInfo) -> tuple[list[str], list[str]]:
     return ids, digests
 
 
-def _wrong_sample(ids: Sequence[str], images: Sequence[bytes], hashes: Sequence[str]) -> str | None:
+def raw_pixels(
+    ids: pa.Array, images: pa.Array, height_px: int, width_px: int
+) -> npt.NDArray[np.uint8]:
+    """Images of the encoding "raw" as one array (N, H, W, 3), where they lie.
+
+    Raises:
+        DataError: an image of another size.
+    """
+    num_bytes = height_px * width_px * 3
+    _, ends, data = images.buffers()
+    stops = np.frombuffer(ends, np.int32)[images.offset : images.offset + len(images) + 1]
+    wrong = np.flatnonzero(np.diff(stops) != num_bytes)
+    if len(wrong):
+        found = int(stops[wrong[0] + 1] - stops[wrong[0]])
+        what = f"the image has {found} bytes, {height_px} x {width_px} x 3 expected"
+        raise DataError(what, where=f"sample {ids[wrong[0]]}", todo=_AGAIN)
+    flat = np.frombuffer(data, np.uint8, int(stops[-1] - stops[0]), int(stops[0]))
+    return flat.reshape(len(images), height_px, width_px, 3)
+
+
+def image_bytes(images: pa.Array) -> Iterator[memoryview]:
+    """The bytes of each image of a column, where they lie."""
+    _, ends, data = images.buffers()
+    stops = np.frombuffer(ends, np.int32)[images.offset : images.offset + len(images) + 1].tolist()
+    view = memoryview(data if data is not None else b"")
+    for start, stop in zip(stops, stops[1:], strict=False):
+        yield view[start:stop]
+
+
+def _wrong_sample(table: pa.Table) -> str | None:
     """The first sample whose image does not have its hash."""
-    for name, image, expected in zip(ids, images, hashes, strict=True):
+    images = image_bytes(table["image"].combine_chunks())
+    for row, (image, expected) in enumerate(zip(images, table["sha256"].to_pylist(), strict=True)):
         if hashlib.sha256(image).hexdigest() != expected:
-            return name
+            return str(table["id"][row])
     return None
 
 
@@ -185,10 +223,9 @@ def changed_sample(data: bytes) -> str | None:
     Arrow may crash on such a file: see `pipeline.dataset.damage`.
     """
     try:
-        table = _parse(data, "")
+        return _wrong_sample(_parse(data, ""))
     except DataError:
         return None
-    return _wrong_sample(*(table[name].to_pylist() for name in ("id", "image", "sha256")))
 
 
 def _parse(data: bytes, uri: str) -> pa.Table:
