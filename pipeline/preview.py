@@ -16,9 +16,10 @@ from pipeline.errors import ConfigError
 from pipeline.ingest.plan import DryRun, dry_run
 from pipeline.ingest.sample import SIDES_PX, Sample
 from pipeline.run_folder import resolve
-from sdclr import EpochPlan
 
 _NUM_REJECTS = 10
+# No cluster is asked, so the feed is held to its own key only.
+_UNKNOWN_BYTES = 2**62
 
 
 def preview(command: Command, console: Console) -> None:
@@ -117,21 +118,11 @@ def _side_names() -> list[str]:
 
 
 def _show_training(config: Config, plan: DryRun, console: Console) -> None:
-    from pipeline.errors import DataError
+    from pipeline import feed
+    from pipeline.train import check_data
 
-    try:
-        epoch = EpochPlan(
-            num_images=plan.sets["pretrain"].rows,
-            global_batch=config.train.global_batch,
-            drop_last=config.train.drop_last,
-            num_ranks=config.train.workers,
-        )
-    except ValueError as error:
-        raise DataError(
-            f"too few images for a batch: {error}",
-            where=plan.data_uri,
-            todo="lower train.global_batch, or add images",
-        ) from error
+    check_data(config, plan.manifest, object_store_bytes=_UNKNOWN_BYTES)
+    epoch = feed.epoch_plan(config, plan.manifest)
     steps = epoch.num_steps * config.train.epochs
     for method in config.train.methods:
         console.stage(
@@ -141,6 +132,7 @@ def _show_training(config: Config, plan: DryRun, console: Console) -> None:
             f"{config.train.workers} workers",
         )
         _show_scale(config, method, plan, console)
+    console.stage("train", feed.described(config, plan.manifest))
     console.stage("evaluate", ", ".join(config.evaluate.protocols))
 
 
@@ -165,9 +157,8 @@ def _show_scale(config: Config, method: str, plan: DryRun, console: Console) -> 
         num_workers=config.train.workers,
         workers_per_node=1,
     )
-    decoded = f"{si(work.decoded_bytes, 'B')} of decoded images, " if work.canvas_px else ""
     console.line(
-        f"  {decoded}per step {si(work.gathered_bytes, 'B')} of embeddings gathered and "
+        f"  per step {si(work.gathered_bytes, 'B')} of embeddings gathered and "
         f"{si(work.node_bytes_per_step, 'B')} sent by each worker"
     )
     console.line(

@@ -34,13 +34,22 @@ def check(config: Config, manifest: Manifest, cluster: Cluster) -> None:
     Raises:
         PipelineError: too few images, too many workers, sizes that are missing or do not fit.
     """
-    feed.epoch_plan(config, manifest)
-    models.resize_px(config, manifest)
+    check_data(config, manifest, object_store_bytes=smallest_object_store_bytes())
     models.new_network(config, config.train.methods[0], init_from=models.init_uri(config))
-    check_split(config, manifest)
-    feed.check_fits(config, manifest, object_store_bytes=smallest_object_store_bytes())
     check_placement(cluster, config.placement.train_resource, config.placement.data_resource)
     check_workers(cluster, config.train.workers, use_gpu=uses_gpu(config, cluster))
+
+
+def check_data(config: Config, manifest: Manifest, *, object_store_bytes: int) -> None:
+    """The part of `check` that asks nothing of a cluster.
+
+    Raises:
+        PipelineError: as `check`.
+    """
+    feed.epoch_plan(config, manifest)
+    models.resize_px(config, manifest)
+    check_split(config, manifest)
+    feed.check_fits(config, manifest, object_store_bytes=object_store_bytes)
 
 
 def check_split(config: Config, manifest: Manifest) -> None:

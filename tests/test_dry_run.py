@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.command_line import parse
 from pipeline.console import Console
+from pipeline.errors import PipelineError
 from pipeline.ingest.plan import dry_run
 from pipeline.ingest.sample import SIDES_PX
 from pipeline.preview import preview
@@ -63,3 +64,50 @@ def test_what_a_sweep_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "20 trials of 45 epochs, then 9 trainings with fresh seeds" in text
     assert "at most" in text and "with early stopping" in text and "no price" in text
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["feed.canvas_px=16"], "images of different sizes need a size of views"),
+        (["augment.crop_px=16"], "images of different sizes need a canvas"),
+        (
+            ["augment.crop_px=16", "feed.canvas_px=16", "train.global_batch=16"],
+            "too few images for a batch",
+        ),
+        (
+            ["augment.crop_px=16", "feed.canvas_px=512", "feed.cache=none"]
+            + ["feed.max_memory_bytes=1048576"],
+            "streaming takes at least",
+        ),
+        (
+            ["augment.crop_px=16", "feed.canvas_px=16", "evaluate.split=val"],
+            "the data set has no val set",
+        ),
+    ],
+)
+def test_what_training_would_refuse_is_refused(tmp_path: Path, words: list[str], what: str) -> None:
+    with pytest.raises(PipelineError, match=what):
+        preview(parse(training(tmp_path, *words)), Console())
+
+
+def test_a_training_that_would_start_is_shown_with_its_feed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preview(parse(training(tmp_path, "augment.crop_px=16", "feed.canvas_px=16")), Console())
+    text = capsys.readouterr().out
+    assert "the decoded set, 0.0 MiB, is kept in memory" in text
+    assert "2 epochs of 2 steps = 4 steps of 4 images on 2 workers" in text
+
+
+def training(root: Path, *words: str) -> list[str]:
+    """A dry run of a training on 8 photos."""
+    fixed = [
+        "data.source=folder", f"data.path={root / 'in'}", "data.imbalance_ratio=null",
+        "data.num_test_per_class=1", f"data.root={root / 'out'}", f"run.root={root / 'runs'}",
+        "train.epochs=2", "train.methods=[sdclr]",
+    ]  # fmt: skip
+    files = {f"c{n % 2}/{n}.jpg": image_bytes(n, (40, 33), "JPEG") for n in range(12)}
+    write_files(root / "in", files)
+    batch = [] if any("global_batch" in word for word in words) else ["train.global_batch=4"]
+    return ["train", "--dry-run", *fixed, *batch, *words]

@@ -479,7 +479,8 @@ def test_the_estimate_adds_up() -> None:
     c = config("tune.trials=10", "tune.retrain_seeds=2", "tune.objective=view_retrieval",
                "tune.probe_images=50", "cost.price_per_gpu_hour_usd=2.0", "tune.grace_epochs=1",
                "train.warmup_epochs=0")  # fmt: skip
-    plan = DryRun("", True, None, {"pretrain": PlannedSet(391, None, 1, 1)}, 391, None)
+    sets, nothing = {"pretrain": PlannedSet(391, None, 1, 1)}, None
+    plan = DryRun("", True, None, sets, 391, nothing, nothing)  # type: ignore[arg-type]
     on_gpu = Placement({}, cpus=1, gpus=1, gpus_per_worker=1, concurrent=4)
     found = of_seconds(c, plan, on_gpu, 0.5, 0.01)
     epoch_s = 3 * 0.5 + 100 * 0.01  # three steps of 128, and two views of 50 images

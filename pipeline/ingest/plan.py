@@ -13,7 +13,15 @@ import numpy as np
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.dataset.image import ImageLimits
-from pipeline.dataset.manifest import MANIFEST_NAME
+from pipeline.dataset.manifest import (
+    MANIFEST_NAME,
+    SET_NAMES,
+    ImageInfo,
+    Manifest,
+    Rejects,
+    SetInfo,
+    ShardInfo,
+)
 from pipeline.ingest import splits
 from pipeline.ingest.parallel import ThreadTasks
 from pipeline.ingest.sample import Sample, mean_reduced_bytes, sample_images
@@ -38,7 +46,17 @@ class PlannedSet:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What ingest would do; `exists` = a complete data set of this configuration is there."""
+    """What ingest would do.
+
+    Args:
+        data_uri: where.
+        exists: a complete data set of this configuration is there.
+        class_names: None when there are no labels.
+        sets: by name.
+        num_images: of all sets.
+        sample: what reading some images showed; None for images that are at hand as pixels.
+        manifest: as it would be written, but for hashes, rejects and exact sizes.
+    """
 
     data_uri: str
     exists: bool
@@ -46,6 +64,7 @@ class DryRun:
     sets: dict[str, PlannedSet]
     num_images: int
     sample: Sample | None
+    manifest: Manifest
 
 
 def data_set_name(config: Config) -> str:
@@ -126,17 +145,20 @@ def dry_run(config: Config) -> DryRun:
     index = index_source(config.data, ThreadTasks())
     work = work_of(config, index)
     sample = None if index.pixels is not None else sample_images(work, config.data.split_seed)
-    planned = {}
+    planned, infos = {}, {}
     for name, rows in index.sets.items():
-        sizes = row_sizes(work, rows)
+        sizes, counts = row_sizes(work, rows), index.class_counts(name)
         num_bytes = int(sizes.sum())
         if sample is not None and config.ingest.resize_short_px is not None:
             num_bytes = round(len(rows) * (sample.mean_stored_bytes + _ROW_OVERHEAD_BYTES))
+        share = num_bytes / max(1, int(sizes.sum()))
+        shards = tuple(
+            ShardInfo("", len(part), round(share * int(sizes[part.start : part.stop].sum())), "")
+            for part in cut(sizes, config.ingest.shard_bytes)
+        )
+        infos[name] = SetInfo(len(rows), None if counts is None else tuple(counts), shards)
         planned[name] = PlannedSet(
-            rows=len(rows),
-            class_counts=index.class_counts(name),
-            num_shards=len(cut(sizes, config.ingest.shard_bytes)),
-            num_bytes=num_bytes,
+            rows=len(rows), class_counts=counts, num_shards=len(shards), num_bytes=num_bytes
         )
     there = storage.exists(storage.join(work.data_uri, MANIFEST_NAME))
     return DryRun(
@@ -146,7 +168,25 @@ def dry_run(config: Config) -> DryRun:
         sets=planned,
         num_images=sum(len(rows) for rows in index.sets.values()),
         sample=sample,
+        manifest=Manifest(
+            name=data_set_name(config),
+            source=dict(index.source),
+            image=image_info(index),
+            class_names=index.class_names,
+            sets={name: infos[name] for name in SET_NAMES if name in infos},
+            fewshot=index.fewshot,
+            rejects=Rejects(total=0, by_reason={}, examples=()),
+            config=content_sections(config),
+            hash="",
+        ),
     )
+
+
+def image_info(index: ImageIndex) -> ImageInfo:
+    """How the images of a source are stored."""
+    if index.pixels is None:
+        return ImageInfo("original", None, None)
+    return ImageInfo("raw", index.pixels.shape[1], index.pixels.shape[2])
 
 
 def _mixed_within_shards(config: Config, work: Work) -> dict[str, splits.Indices]:

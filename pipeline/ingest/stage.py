@@ -20,7 +20,6 @@ from pipeline.dataset.manifest import (
     MANIFEST_NAME,
     SET_NAMES,
     Duplicates,
-    ImageInfo,
     Manifest,
     RejectExample,
     Rejects,
@@ -36,7 +35,14 @@ from pipeline.errors import DataError, StorageError
 from pipeline.ingest.claim import Claim
 from pipeline.ingest.duplicates import find_duplicates, losers_by_shard
 from pipeline.ingest.parallel import RayTasks, Tasks
-from pipeline.ingest.plan import chunks_of, content_sections, data_set_name, data_set_uri, work_of
+from pipeline.ingest.plan import (
+    chunks_of,
+    content_sections,
+    data_set_name,
+    data_set_uri,
+    image_info,
+    work_of,
+)
 from pipeline.ingest.sources import ImageIndex, index_source
 from pipeline.ingest.splits import Indices
 from pipeline.ingest.task import Chunk, Work, drop_rows, parse_outcome, run_chunk
@@ -210,14 +216,11 @@ def _manifest(config: Config, index: ImageIndex, made: _Ingested) -> Manifest:
         sets[name] = SetInfo(rows=num_rows, class_counts=counts, shards=shards)
     ordered = [made.rejects[name] for name in sorted(made.rejects)]
     reasons = Counter(reject.reason for reject in ordered)
-    pixels = index.pixels
     return sealed(
         Manifest(
             name=data_set_name(config),
             source=dict(index.source),
-            image=ImageInfo("original", None, None)
-            if pixels is None
-            else ImageInfo("raw", pixels.shape[1], pixels.shape[2]),
+            image=image_info(index),
             class_names=index.class_names,
             sets=sets,
             fewshot=index.fewshot,
