@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 IMAGE = re.compile(r"\S+@sha256:[0-9a-f]{64}")
+GPU = "nvidia.com/gpu"
 _SECRET_NAME = re.compile(r"(secret|token|password|access_key)", re.IGNORECASE)
 
 
@@ -56,6 +58,25 @@ CLUSTER_RULES: dict[str, Rule] = {
     "some workers are on spot": lambda c: "spot" in map(_market, c["workerGroupSpecs"]),
     "workers cannot call the API server": lambda c: all(
         _pod(g).get("automountServiceAccountToken") is False for g in c["workerGroupSpecs"]
+    ),
+    "every group is on demand or on spot": lambda c: all(
+        _market(g) in ("on-demand", "spot") for g in (c["headGroupSpec"], *c["workerGroupSpecs"])
+    ),
+    "Ray knows the GPUs of a pod": lambda c: all(
+        g["rayStartParams"].get("num-gpus")
+        == _pod(g)["containers"][0]["resources"]["limits"].get(GPU)
+        for g in c["workerGroupSpecs"]
+    ),
+    "workers say which work they are for": lambda c: all(
+        set(json.loads(json.loads(g["rayStartParams"].get("resources", '"{}"'))))
+        & {"train", "data"}
+        for g in c["workerGroupSpecs"]
+    ),
+    "Prometheus is known by the name of its namespace": lambda c: all(
+        source["namespaceSelector"]["matchLabels"].keys() == {"kubernetes.io/metadata.name"}
+        for side in ("head", "worker")
+        for rule in c.get("networkPolicy", {}).get(side, {}).get("ingressRules", ())
+        for source in rule["from"]
     ),
     "replicas are within their limits": lambda c: all(
         g.get("minReplicas", 0) <= g["replicas"] <= g.get("maxReplicas", 0)
@@ -119,8 +140,16 @@ def _broken(rules: dict[str, Rule], node: dict[str, Any], where: str) -> list[st
 def kuberay_breaches(document: dict[str, Any]) -> list[str]:
     """Of a RayJob or RayCluster."""
     found = _broken(CLUSTER_RULES, cluster_spec(document), "cluster")
+    if not document["metadata"].get("name"):
+        found.append("it has no name")
     if document["kind"] == "RayJob":
         found += _broken(JOB_RULES, document["spec"], "job")
+    found += [
+        f"{path}: no such resource: {name}"
+        for path, kinds in walk(document)
+        if path.endswith((".requests", ".limits")) and isinstance(kinds, dict)
+        for name in kinds.keys() - {"cpu", "memory", GPU}
+    ]
     for path, pod in _pods(document):
         found += _broken(POD_RULES, pod, path)
         for container in pod["containers"]:
@@ -139,6 +168,13 @@ def text_breaches(document: Any) -> list[str]:
         if re.search(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b|://[^/\s:]+:[^/\s@]+@", node):
             found.append(f"{path}: holds a credential")
     return found
+
+
+PROVIDER_KEYS = {
+    # Stopped instances of spot cannot be started again.
+    "aws": ("region", "availability_zone", "cache_stopped_nodes"),
+    "gcp": ("region", "availability_zone", "project_id"),
+}
 
 
 def launcher_breaches(config: dict[str, Any]) -> list[str]:
@@ -161,13 +197,26 @@ def launcher_breaches(config: dict[str, Any]) -> list[str]:
     if any(config[f"{kind}setup_commands"] for kind in ("", "head_", "worker_")):
         found.append("something is installed when a node starts")
     types = config["available_node_types"]
+    provider = config["provider"]
+    found += [
+        f"{provider['type']} needs {key}"
+        for key in PROVIDER_KEYS[provider["type"]]
+        if key not in provider
+    ]
+    if types[config["head_node_type"]]["resources"].get("CPU") != 0:
+        found.append("work would run on the head")
+    found += [
+        f"{name}: no such resource: {resource}"
+        for name, kind in types.items()
+        for resource in kind["resources"].keys() - {"CPU", "GPU", "train", "data"}
+    ]
     found += [
         f"{name}: no limit of nodes"
         for name, kind in types.items()
         if name != config["head_node_type"] and "max_workers" not in kind
     ]
-    provider = config["provider"]["type"]
-    return found + (_ec2_breaches(config) if provider == "aws" else _compute_breaches(config))
+    is_aws = provider["type"] == "aws"
+    return found + (_ec2_breaches(config) if is_aws else _compute_breaches(config))
 
 
 def _ec2_breaches(config: dict[str, Any]) -> list[str]:
@@ -185,7 +234,7 @@ def _ec2_breaches(config: dict[str, Any]) -> list[str]:
         if is_spot != ("GPU" in kind["resources"]):
             found.append(f"{name}: spot is for GPU workers")
     for rule in config["provider"].get("security_group", {}).get("IpPermissions", [{}]):
-        if (rule.get("FromPort"), rule.get("ToPort")) != (22, 22):
+        if [rule.get(key) for key in ("IpProtocol", "FromPort", "ToPort")] != ["tcp", 22, 22]:
             found.append("a port besides ssh is open")
         for range_ in rule.get("IpRanges", [{"CidrIp": "0.0.0.0/0"}]):
             if ipaddress.ip_network(range_["CidrIp"]).prefixlen < 16:
@@ -205,7 +254,29 @@ def _compute_breaches(config: dict[str, Any]) -> list[str]:
     return found
 
 
+# Of the Compose specification, what is used here.
+SERVICE_KEYS = {
+    "image", "build", "command", "environment", "restart", "cap_drop", "security_opt", "shm_size",
+    "mem_limit", "cpus", "networks", "ports", "volumes", "depends_on",
+}  # fmt: skip
+_RAY_VARIABLES = {
+    "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION",
+}  # fmt: skip
+# Services find each other by name; each with the variables that it cannot do without.
+SERVICES = {
+    "head": _RAY_VARIABLES,
+    "worker": _RAY_VARIABLES,
+    "s3": {"ROOT_ACCESS_KEY", "ROOT_SECRET_KEY"},
+    "prometheus": set(),
+    "grafana": {
+        "GF_SECURITY_ADMIN_PASSWORD", "GF_ANALYTICS_REPORTING_ENABLED", "GF_USERS_ALLOW_SIGN_UP",
+    },
+}  # fmt: skip
 SERVICE_RULES: dict[str, Rule] = {
+    "every key is one of Compose": lambda s: (
+        s.keys() <= SERVICE_KEYS and s.get("build", {}).keys() <= {"context", "dockerfile"}
+    ),
     "the image is pinned": lambda s: "build" in s or IMAGE.fullmatch(s["image"]),
     "ports are for this machine only": lambda s: all(
         str(port).startswith("127.0.0.1:") for port in s.get("ports", ())
@@ -229,8 +300,25 @@ SERVICE_RULES: dict[str, Rule] = {
 def compose_breaches(config: dict[str, Any]) -> list[str]:
     """Of a compose file."""
     found = text_breaches(config)
-    for name, service in config["services"].items():
+    top = {key for key in config if not key.startswith("x-")}
+    if top != {"services", "networks", "volumes"}:
+        found.append(f"the file has {sorted(top)}")
+    services = config.get("services", {})
+    if services.keys() != SERVICES.keys():
+        found.append(f"the services are {sorted(services)}")
+    for name, needed in SERVICES.items():
+        missing = needed - services.get(name, {}).get("environment", {}).keys()
+        if missing:
+            found.append(f"{name}: without {sorted(missing)}")
+    for name, service in services.items():
         found += _broken(SERVICE_RULES, service, name)
+        if not set(service.get("networks", ())) <= config.get("networks", {}).keys():
+            found.append(f"{name}: no such network")
+        if not set(service.get("depends_on", ())) <= services.keys():
+            found.append(f"{name}: no such service")
+        named = {v.partition(":")[0] for v in service.get("volumes", ()) if v[0] not in "./"}
+        if not named <= config.get("volumes", {}).keys():
+            found.append(f"{name}: no such volume")
     return found
 
 

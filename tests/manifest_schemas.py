@@ -72,13 +72,19 @@ def launcher_errors(config: dict[str, Any]) -> list[str]:
     return []
 
 
-def ec2_errors(config: dict[str, Any]) -> list[str]:
-    """Node types that are no valid call of RunInstances, by botocore's own model of EC2."""
+@functools.cache
+def _run_instances_shape() -> Any:
     import botocore.session
-    from botocore.validate import ParamValidator
 
     model = botocore.session.get_session().get_service_model("ec2")
-    shape = model.operation_model("RunInstances").input_shape
+    return model.operation_model("RunInstances").input_shape
+
+
+def ec2_errors(config: dict[str, Any]) -> list[str]:
+    """Node types that are no valid call of RunInstances, by botocore's own model of EC2."""
+    from botocore.validate import ParamValidator
+
+    shape = _run_instances_shape()
     found = []
     for name, node_type in config["available_node_types"].items():
         call = node_type["node_config"] | {"MinCount": 1, "MaxCount": 1}

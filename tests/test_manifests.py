@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import shutil
 import subprocess
@@ -358,6 +359,44 @@ def test_compose_itself_accepts_the_file() -> None:
     assert without.returncode != 0 and "set a" in without.stderr
 
 
+def findings(name: str, document: Document) -> list[str]:
+    """Everything that any check says of a file; a check that breaks on it has found something."""
+    if name in KUBERAY:
+        assert CRDS is not None
+        checks = [functools.partial(schemas.kuberay_errors, CRDS), policy.kuberay_breaches]
+    elif name in LAUNCHER:
+        checks = [schemas.launcher_errors, node_errors, policy.launcher_breaches]
+    else:
+        checks = [policy.compose_breaches]
+    try:
+        return [finding for check in checks for finding in check(document)]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        return [repr(error)]
+
+
+# Names of our own, and templates of YAML, which are copied to where they are used.
+FREE = re.compile(r"\.(x-.*|available_node_types\.(gpu-spot|data))")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [*(pytest.param(name, marks=needs_crds) for name in KUBERAY), *LAUNCHER, "compose.yaml"],
+)
+def test_every_misspelt_key_is_caught(name: str) -> None:
+    document: Document = yaml.safe_load(_dump(load(name)))
+    assert findings(name, document) == []
+    passed = []
+    for path, node in list(policy.walk(document)):
+        for key in list(node) if isinstance(node, dict) else ():
+            if not FREE.fullmatch(f"{path}.{key}"):
+                node[f"{key}x"] = node.pop(key)
+                if not findings(name, document):
+                    passed.append(f"{path}.{key}")
+                node[key] = node.pop(f"{key}x")
+    assert passed == []
+
+
 DOCKERFILE = (INFRA / "Dockerfile").read_text()
 
 
@@ -387,6 +426,11 @@ def test_slips_in_the_dockerfile_break_a_rule(old: str, new: str) -> None:
     slipped, count = re.subn(old, new, DOCKERFILE, count=1)
     assert count == 1
     assert policy.dockerfile_breaches(slipped)
+
+
+def test_a_stopped_job_has_time_for_the_last_checkpoint_of_a_run() -> None:
+    (wait_s,) = re.findall(r"\bRAY_JOB_STOP_WAIT_TIME_S=(\d+)$", DOCKERFILE, re.MULTILINE)
+    assert int(wait_s) >= 2 * load_config(None, ()).train.stop_grace_s
 
 
 def test_what_the_dockerfile_copies_exists_and_is_let_through() -> None:
