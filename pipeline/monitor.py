@@ -59,6 +59,8 @@ TABLE = (
     Metric("sdclr_checkpoints_refused", "counter", _METHOD, "broken checkpoints passed over"),
     Metric("sdclr_retries", "counter", ("run", "action"), "repeated requests to storage"),
     Metric("sdclr_rejects", "counter", ("data", "reason"), "images rejected at ingest"),
+    Metric("sdclr_trials", "gauge", (*_METHOD, "status"), "trials of a sweep, by status"),
+    Metric("sdclr_best_trial", "gauge", (*_METHOD, "objective"), "objective of the best trial"),
     Metric("sdclr_stops", "counter", ("run", "reason"), "runs that ended with an error"),
 )
 METRICS = {metric.name: metric for metric in TABLE}

@@ -10,9 +10,10 @@ import os
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ray
 from ray import tune
@@ -20,9 +21,12 @@ from ray.tune.search import Searcher
 
 from pipeline.config import Config
 from pipeline.errors import ClusterError, PipelineError, root_cause
+from pipeline.monitor import Monitor, run_name
+from pipeline.tune.objective import objectives
 from pipeline.tune.placement import Placement
+from pipeline.tune.result import best_of
 from pipeline.tune.trial import Plan, SweepJob, run_trial
-from pipeline.tune.trials import TrialRecord, Trials
+from pipeline.tune.trials import Status, TrialRecord, Trials
 
 _SETTINGS = {
     # A trial that cannot go on reports why instead of a measure.
@@ -47,6 +51,7 @@ class Recorder(tune.Callback):
         self.trials, self.base = trials, base
         self.running: set[str] = set()
         self.changed_s = time.monotonic()
+        self._monitor = Monitor(run=run_name(trials.run_uri))
 
     def _record(self, trial: Any) -> TrialRecord:
         plan = Plan.of(trial.config, self.base)
@@ -63,7 +68,7 @@ class Recorder(tune.Callback):
         record = self._record(trial)
         record.status, self.changed_s = "running", time.monotonic()
         self.running.add(record.name)
-        self.trials.save(record)
+        self._save(record)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process failed, and it waits for another one."""
@@ -79,7 +84,7 @@ class Recorder(tune.Callback):
         elif result.get("row"):
             record.add(dict(result["row"]))
             record.seconds = float(result["row"]["seconds"])
-        self.trials.save(record, lazily=True)
+        self._save(record, lazily=True)
 
     def _ended(self, trial: Any) -> TrialRecord:
         record, self.changed_s = self._record(trial), time.monotonic()
@@ -94,7 +99,7 @@ class Recorder(tune.Callback):
         else:
             whole = record.epochs >= self.base.train.epochs
             record.status = "complete" if whole else "pruned"
-        self.trials.save(record)
+        self._save(record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process failed more often than it may."""
@@ -104,7 +109,20 @@ class Recorder(tune.Callback):
         where = self.trials.uri(record.name)
         record.error = {"what": last, "where": where, "todo": "see the logs of its worker in Ray"}
         record.status = "failed"
-        self.trials.save(record)
+        self._save(record)
+
+    def _save(self, record: TrialRecord, *, lazily: bool = False) -> None:
+        self.trials.save(record, lazily=lazily)
+        searched = self.trials.all(method=record.method)
+        counts = Counter(r.status for r in searched)
+        for status in get_args(Status):
+            self._monitor.set("sdclr_trials", counts[status], method=record.method, status=status)
+        objective = next(iter(objectives(self.base)))
+        best = best_of(self.base, searched)
+        value = None if best is None else best.last(objective)
+        if value is not None:
+            tags = {"method": record.method, "objective": objective}
+            self._monitor.set("sdclr_best_trial", value, **tags)
 
 
 def run_trials(
