@@ -1,19 +1,30 @@
 """What the documents tell people to type, typed; what is made of the code, as the code is now.
 
-A block of commands says behind ```sh how it is held: `run` is run, `dry-run` and `parsed` are read
-as the program would read them (`dry-run` is run as well), `run-promtool` needs that program,
-`installs` is what continuous integration does, `cluster` needs a cluster or a cloud.
+A block of commands says behind ```sh how it is held:
+
+    run           run as written
+    dry-run       the same, with --dry-run in it
+    on-a-run      run on a short run of the demo, whose folder stands for RUN (slow)
+    parsed        every key and flag in it exists; it needs data, weights or packages of the reader
+    run-promtool  run where that program is
+    installs      what continuous integration does
+    cluster       needs a cluster or a cloud; keys and flags of run.py in it exist
 """
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
+import io
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +34,18 @@ from PIL import Image
 
 from pipeline.command_line import parse
 from pipeline.config.file import load_config
+from pipeline.run import main
 from tests.conftest import REPO
+from tests.loopback_s3 import ACCESS_KEY, SECRET_KEY, LoopbackS3
 
 DOCS = sorted((REPO / "docs").glob("*.md"))
-# These pages mark their blocks; the others are held to what they say about run.py.
-MARKED = {"quickstart", "own_data", "jobs", "kuberay", "cloud", "monitoring", "scale"}
-HELD = {"run", "dry-run", "parsed", "run-promtool", "installs", "cluster"}
+HELD = {"run", "dry-run", "on-a-run", "parsed", "run-promtool", "installs", "cluster"}
 RUN = "python pipeline/run.py"
+# Keys that make the demo short; given to every stage, so that each finds what the one before left.
+SHORT = (
+    "train.epochs=2", "train.checkpoint_every_epochs=1", "train.methods=[sdclr]",
+    "evaluate.protocols=[knn-k20]",
+)  # fmt: skip
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -68,12 +84,54 @@ def words_of(command: str) -> list[str]:
     return shlex.split(command.partition(RUN)[2].replace("...", "x").replace("WORDS", ""))
 
 
-def test_every_block_of_commands_says_how_it_is_held() -> None:
-    for path in DOCS:
-        if path.stem in MARKED:
-            for info, content in blocks(path.read_text()):
-                language, _, mark = info.partition(" ")
-                assert language == "sh" and mark in HELD, f"{path.name}: {content}"
+def unheld(text: str) -> list[str]:
+    """Blocks that do not say how they are held, or hide a command."""
+    found = []
+    for info, content in blocks(text):
+        language, _, mark = info.partition(" ")
+        hides = info == "text" and re.search(r"^(python|ray|make|kubectl) ", content, re.MULTILINE)
+        if hides or not (info in ("text", "python") or (language == "sh" and mark in HELD)):
+            found.append(content)
+    return found
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_every_block_says_how_it_is_held(path: Path) -> None:
+    assert unheld(path.read_text()) == []
+
+
+@pytest.mark.parametrize("info", ["", "sh", "sh later", "bash run", "text"])
+def test_a_command_that_nothing_holds_is_found(info: str) -> None:
+    assert unheld(f"A page.\n\n```{info}\npython pipeline/run.py\n```\n")
+    assert not unheld("```sh run\npython pipeline/run.py\n```\n")
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_commands_in_the_text_exist(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for command in re.findall(r"`((?:python|make) [^`]+)`", text):
+        words = command.split()
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (REPO / "Makefile").read_text(), re.M), command
+        elif words[1] == "-m":
+            assert words[2].isupper() or "NAME" in words[2] or find_spec(words[2]), command
+        else:
+            assert (REPO / words[1]).is_file(), command
+
+
+def python_blocks() -> list[str]:
+    found = [blocks(path.read_text()) for path in DOCS]
+    return [content for page in found for info, content in page if info == "python"]
+
+
+@pytest.mark.parametrize("code", python_blocks())
+def test_what_examples_in_python_import_exists(code: str) -> None:
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module or "")
+            assert all(hasattr(module, alias.name) for alias in node.names), node.module
+        elif isinstance(node, ast.Import):
+            assert all(find_spec(alias.name) for alias in node.names)
 
 
 @pytest.mark.parametrize("command", all_uses_of_the_program())
@@ -90,30 +148,100 @@ def test_every_key_and_flag_in_a_command_exists(command: str) -> None:
 
 
 @pytest.fixture(scope="module")
+def bucket() -> Iterator[dict[str, str]]:
+    """The environment of an S3 server with `my-bucket`, and images in it."""
+    with LoopbackS3() as server:
+        images = {f"images/{i}.png": noise(i) for i in range(150)}
+        server.buckets["my-bucket"] = dict(images)
+        yield {
+            "AWS_ENDPOINT_URL": server.url,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+def noise(seed: int) -> bytes:
+    """A PNG of 64 px."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with a folder of photos in it."""
+    """A checkout with a folder of photos in it, and a flat one."""
     place = tmp_path_factory.mktemp("reader")
     for name in ("pipeline", "sdclr", "tune_configs", "infra", "docs"):
         (place / name).symlink_to(REPO / name)
-    rng = np.random.default_rng(0)
-    for name in ("common", "rare"):
-        (place / "photos" / name).mkdir(parents=True)
-        for i in range(200 if name == "common" else 20):
-            pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(place / "photos" / name / f"{i}.png")
+    for name, number in (("photos/common", 200), ("photos/rare", 20), ("flat", 150)):
+        (place / name).mkdir(parents=True)
+        for i in range(number):
+            (place / name / f"{i}.png").write_bytes(noise(i))
     return place
 
 
-def typed(command: str, folder: Path) -> None:
-    words = shlex.split(command)
+def typed(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(command, comments=True)
     words[0] = sys.executable if words[0] == "python" else words[0]
-    result = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-2000:]
+    return result
 
 
-@pytest.mark.parametrize("command", marked("run", "dry-run"))
+@pytest.mark.parametrize("command", marked("run"))
 def test_commands_work_as_written(command: str, folder: Path) -> None:
     typed(command, folder)
+
+
+@pytest.mark.parametrize(
+    "words", [["data.source=folder", "data.path=absent"], ["train.lrr=1"], ["ingets"]]
+)
+def test_a_dry_run_that_would_fail_is_found(
+    words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main([*words, "--dry-run"]) != 0
+
+
+@pytest.mark.parametrize("command", marked("dry-run"))
+def test_dry_runs_work_as_written(
+    command: str, folder: Path, bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = shlex.split(command)
+    assert words[:2] == RUN.split() and "--dry-run" in words
+    for name, value in bucket.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(folder)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(words[2:]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+
+
+@pytest.fixture(scope="module")
+def short_run(folder: Path) -> dict[str, str]:
+    """RUN and DATA of the demo, made short: what stands for them in the pages."""
+    out = typed(shlex.join(["python", "pipeline/run.py", *SHORT]), folder).stdout
+    (run,) = re.findall(r"--resume (\S+)\)", out)
+    (data,) = re.findall(r"data set: (\S+)", out)
+    return {"RUN": run, "DATA": data}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("command", marked("on-a-run"))
+def test_commands_on_a_run_work(command: str, folder: Path, short_run: dict[str, str]) -> None:
+    words = shlex.split(command, comments=True)
+    if "--resume" not in words:
+        words += SHORT
+    elif "evaluate" in words:
+        words += SHORT[-1:]
+    for name, value in short_run.items():
+        words = [re.sub(rf"\b{name}\b", value, word) for word in words]
+    typed(shlex.join(words), folder)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is absent")
@@ -133,11 +261,8 @@ def test_links_and_files_exist(path: Path) -> None:
     text = path.read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (path.parent / target).exists(), target
-    if path.stem in MARKED:
-        for name in re.findall(
-            r"`((?:infra|tests|pipeline|tune_configs|sdclr)/[\w./-]+\.\w+)`", text
-        ):
-            assert (REPO / name).exists(), name
+    for name in re.findall(r"`((?:infra|tests|pipeline|tune_configs|sdclr)/[\w./-]+\.\w+)`", text):
+        assert (REPO / name).exists(), name
 
 
 def make() -> Any:
