@@ -23,6 +23,8 @@ MANIFEST_BYTES_PER_SHARD = 180
 # At the peak of planning, hashes included, with names of 18 letters: benchmarks/index.py.
 INDEX_BYTES_PER_IMAGE = 240
 OBJECTS_PER_LISTING = 1000
+# pipeline/feed/plan.py: shards of a window, pixels of a part; tests hold these to the real plan.
+WINDOW_SHARDS, PART_BYTES = 8, 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +82,33 @@ class Workload:
 
     @property
     def order_bytes(self) -> int:
-        """The permutation of an epoch, in every worker."""
+        """The permutation of an epoch, in every worker, when the set is kept."""
         return self.num_images * INDEX_BYTES
 
     @property
     def decoded_bytes(self) -> int:
         """All images as pixels: what a node holds when it keeps the whole set."""
         return self.num_images * 3 * self.canvas_px**2
+
+    @property
+    def stream_bytes(self) -> int:
+        """The least feed.max_memory_bytes with which the set can be streamed.
+
+        Two windows of shards, three steps both encoded and decoded in the object store (two when
+        there is one worker), and three steps of batches that the workers have ready.
+        """
+        windows = 2 * min(WINDOW_SHARDS, self.num_shards) * self.shard_bytes
+        canvas = 3 * self.canvas_px**2
+        in_store = (2 + (self.num_workers > 1)) * (canvas + self.image_bytes)
+        return windows + self.global_batch * (in_store + 3 * canvas)
+
+    @property
+    def parts_per_step(self) -> float:
+        """Decode tasks that the first worker hands out for each step of a streamed set."""
+        share = self.global_batch / self.num_workers
+        part_images = max(1, PART_BYTES // (3 * self.canvas_px**2))
+        piece_steps = max(1, int(part_images // share))
+        return self.num_workers * math.ceil(piece_steps * share / part_images) / piece_steps
 
     @property
     def gathered_bytes(self) -> int:
@@ -124,6 +146,7 @@ class Speeds:
     Args:
         images_per_s: of one GPU, both views, both branches, forward and backward.
         decoded_per_s: images that one CPU core checks and decodes.
+        part_s: CPU time of the first worker to hand out one decode task.
         node_bytes_per_s: of a node's network, one direction.
         store_bytes_per_s: of one stream to the object store.
         listing_s: one answer of the object store with 1000 names.
@@ -132,6 +155,7 @@ class Speeds:
 
     images_per_s: float
     decoded_per_s: float
+    part_s: float
     node_bytes_per_s: float
     store_bytes_per_s: float
     listing_s: float
@@ -166,10 +190,18 @@ class Estimate:
         return self.work.node_bytes_per_step / self.speeds.node_bytes_per_s
 
     @property
+    def hand_out_s(self) -> float:
+        """Time of the first worker to hand out the tasks of a step of a streamed set."""
+        return self.work.parts_per_step * self.speeds.part_s
+
+    @property
     def step_s(self) -> float:
-        """A step, with nothing hidden behind anything: an upper bound."""
+        """A step: GPU and network one after the other, or the handing out, which runs beside them.
+
+        Nothing else is hidden behind anything.
+        """
         images = self.work.global_batch / self.work.num_workers
-        return images / self.speeds.images_per_s + self.exchange_s
+        return max(images / self.speeds.images_per_s + self.exchange_s, self.hand_out_s)
 
     @property
     def checkpoint_s(self) -> float:
@@ -209,8 +241,8 @@ RESNET50 = Workload(
     checkpoints=100, num_workers=0, workers_per_node=8,
 )  # fmt: skip
 SPEEDS = Speeds(
-    images_per_s=700, decoded_per_s=850, node_bytes_per_s=12.5e9, store_bytes_per_s=100e6,
-    listing_s=0.2, price_per_gpu_hour=3.0,
+    images_per_s=700, decoded_per_s=850, part_s=0.98e-3, node_bytes_per_s=12.5e9,
+    store_bytes_per_s=100e6, listing_s=0.2, price_per_gpu_hour=3.0,
 )  # fmt: skip
 SIZES = (10**6, 10**8, 10**9)
 GPUS = (8, 64, 512)
@@ -236,10 +268,13 @@ def table(sizes: tuple[int, ...], gpus: tuple[int, ...], speeds: Speeds) -> Iter
         "list them": lambda e: si(e.list_s, "s"),
         "manifest": lambda e: si(e.work.manifest_bytes, "B"),
         "ingest: index in the driver": lambda e: si(e.work.ingest_index_bytes, "B"),
-        "order of an epoch, per worker": lambda e: si(e.work.order_bytes, "B"),
-        "decoded set, per node that keeps it": lambda e: si(e.work.decoded_bytes, "B"),
-        "read per node, streamed": lambda e: si(e.read_bytes_per_s, "B/s"),
-        "cores per node that decode": lambda e: str(e.decode_cores),
+        "kept: decoded set, per node": lambda e: si(e.work.decoded_bytes, "B"),
+        "kept: order of an epoch, per worker": lambda e: si(e.work.order_bytes, "B"),
+        "streamed: feed.max_memory_bytes at least": lambda e: si(e.work.stream_bytes, "B"),
+        "streamed: tasks handed out per step": lambda e: f"{e.work.parts_per_step:,.0f}",
+        "streamed: handing them out": lambda e: si(e.hand_out_s, "s"),
+        "streamed: read per node": lambda e: si(e.read_bytes_per_s, "B/s"),
+        "streamed: cores per node that decode": lambda e: str(e.decode_cores),
         "embeddings gathered per step": lambda e: si(e.work.gathered_bytes, "B"),
         "logits of a worker": lambda e: si(e.work.similarity_bytes, "B"),
         "sent per node and step": lambda e: si(e.work.node_bytes_per_step, "B"),

@@ -8,12 +8,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from pipeline import scale
 from pipeline.config.file import load_config
 from tests import manifest_policy as policy
 from tests import manifest_schemas as schemas
@@ -171,6 +173,11 @@ def test_the_entrypoint_of_the_rayjob_is_a_configuration_that_loads() -> None:
     config = load_config(None, words[2:])
     groups = {g["groupName"]: g for g in job["rayClusterSpec"]["workerGroupSpecs"]}
     assert config.train.workers <= groups["gpu-spot"]["maxReplicas"]
+    large = replace(
+        scale.RESNET50, num_images=10**6, num_workers=config.train.workers,
+        global_batch=config.train.global_batch, canvas_px=config.feed.canvas_px or 0,
+    )  # fmt: skip
+    assert large.stream_bytes <= config.feed.max_memory_bytes
     for group, resource in (
         ("gpu-spot", config.placement.train_resource), ("data", config.placement.data_resource),
     ):  # fmt: skip

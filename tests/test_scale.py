@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline import scale
+from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.dataset.manifest import (
     ImageInfo,
@@ -21,6 +22,9 @@ from pipeline.dataset.manifest import (
     sealed,
     write_manifest,
 )  # fmt: skip
+from pipeline.errors import ConfigError
+from pipeline.feed.plan import epoch_plan, stream_budget
+from pipeline.feed.schedule import EpochSchedule
 from pipeline.ingest.plan import cut
 from pipeline.models import state_bytes
 from pipeline.scale import RESNET50, SPEEDS, Estimate, Workload
@@ -107,6 +111,61 @@ def test_the_columns_of_an_image_leave_room_for_the_peak_of_planning() -> None:
 
 def test_an_order_takes_the_foretold_bytes() -> None:
     assert epoch_order(1000, seed=0, epoch=0).nbytes == 1000 * scale.INDEX_BYTES
+
+
+def streamed(work: Workload) -> tuple[Config, Manifest]:
+    """A configuration and a data set of this workload, as the feed sees them."""
+    words = (
+        "feed.cache=none", f"feed.canvas_px={work.canvas_px}", f"train.workers={work.num_workers}",
+        f"train.global_batch={work.global_batch}", f"feed.max_memory_bytes={10**12}",
+    )  # fmt: skip
+    rows = work.shard_bytes // work.image_bytes
+    shards = (ShardInfo("", rows, work.shard_bytes, ""),) * (work.num_images // rows)
+    info = SetInfo(rows=rows * len(shards), class_counts=None, shards=shards)
+    manifest = Manifest(
+        name="x", source={}, image=ImageInfo("original", None, None), class_names=None,
+        sets={"pretrain": info}, fewshot=(), rejects=Rejects(0, {}, ()), config={}, hash="",
+    )  # fmt: skip
+    return load_config(None, words), manifest
+
+
+@pytest.mark.parametrize("num_workers", [1, 8, 64])
+def test_a_stream_takes_the_foretold_memory(num_workers: int) -> None:
+    work = replace(WORK, num_workers=num_workers, global_batch=64 * num_workers)
+    config, manifest = streamed(work)
+
+    def fits(max_bytes: float) -> bool:
+        least = config.feed.model_copy(update={"max_memory_bytes": int(max_bytes)})
+        try:
+            stream_budget(
+                config.model_copy(update={"feed": least}), manifest, object_store_bytes=2**62
+            )
+        except ConfigError:
+            return False
+        return True
+
+    assert fits(1.01 * work.stream_bytes) and not fits(0.99 * work.stream_bytes)
+
+
+@pytest.mark.parametrize("share", [4, 64, 85, 300])
+def test_a_step_is_cut_into_the_foretold_tasks(share: int) -> None:
+    work = replace(WORK, num_workers=8, global_batch=8 * share)
+    config, manifest = streamed(work)
+    budget = stream_budget(config, manifest, object_store_bytes=2**62)
+    plan = epoch_plan(config, manifest)
+    schedule = EpochSchedule(plan, 0, budget.piece_steps, budget.part_rows)
+    piece = next(schedule.pieces())
+    parts = 8 * len(schedule.part_sizes(piece)) / (piece.stop - piece.start)
+    assert parts == pytest.approx(work.parts_per_step)
+
+
+def test_the_first_worker_bounds_a_stream_however_many_gpus_there_are() -> None:
+    def speed(num_workers: int, part_s: float) -> float:
+        work = replace(WORK, num_workers=num_workers, global_batch=64 * num_workers)
+        return work.global_batch / Estimate(work, replace(SPEEDS, part_s=part_s)).step_s
+
+    assert speed(2048, SPEEDS.part_s) == speed(512, SPEEDS.part_s)
+    assert speed(2048, 0) > 3 * speed(512, 0)
 
 
 def ring_all_gather(num_workers: int, chunk: int) -> int:
