@@ -86,10 +86,10 @@ class Session:
         if self._cluster is None:
             self.console.stage("ray", "connecting")
             self._cluster = self._stack.enter_context(connected())
-            if self.config.placement.wait_s and self.command.stage in ("all", "train"):
+            if self.config.placement.wait_s and self.command.stage in ("all", "train", "tune"):
                 self._cluster = grown(
                     self._cluster,
-                    self.config.train.workers,
+                    self._num_workers(),
                     use_gpu=self.config.train.device == "cuda",
                     resource=self.config.placement.train_resource,
                     wait_s=self.config.placement.wait_s,
@@ -99,6 +99,12 @@ class Session:
             dashboard = f", dashboard {c.dashboard_url}" if c.dashboard_url else ""
             self.console.stage("ray", f"{where}: {c.num_cpus} CPU, {c.num_gpus} GPU{dashboard}")
         return self._cluster
+
+    def _num_workers(self) -> int:
+        """Training workers at the same time."""
+        if self.command.stage == "tune":
+            return self.config.tune.trial_workers * (self.config.tune.concurrent or 1)
+        return self.config.train.workers
 
     @property
     def record(self) -> RunRecord:

@@ -450,6 +450,8 @@ def test_placement_follows_the_resources() -> None:
     nested = place(config("tune.trial_workers=2"), num_cpus=16, num_gpus=4)
     assert nested.concurrent == 2 and nested.gpus == 2 and nested.resources["CPU"] < 0.1
     assert place(config("train.device=cpu"), num_cpus=4, num_gpus=4).gpus == 0
+    marked = place(config("placement.train_resource=train"), num_cpus=2, num_gpus=0)
+    assert marked.resources["CPU"] == 1 and 0 < marked.resources["train"] < 0.01
 
 
 @pytest.mark.parametrize("override", ["tune.cpus_per_trial=8", "train.device=cuda"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.cluster import Cluster, usable_cpus
+from pipeline.cluster import Cluster, on_nodes_with, usable_cpus
 from pipeline.config import Config
 from pipeline.errors import ClusterError
 
@@ -66,6 +66,7 @@ def place(
         )
     concurrent = fits if t.concurrent is None else min(fits, t.concurrent)
     resources = {"CPU": cpus} | ({"GPU": gpus} if on_gpu else {})
+    resources |= on_nodes_with(config.placement.train_resource)
     if t.trial_workers > 1:
         resources = {"CPU": _DRIVER_CPUS}
     return Placement(resources, cpus, gpus, gpus_per_worker, concurrent)

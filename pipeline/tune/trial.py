@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from pipeline import storage
+from pipeline.cluster import on_nodes_with
 from pipeline.config import Config
 from pipeline.config.file import config_hash
 from pipeline.dataset.manifest import Manifest, read_manifest
@@ -223,6 +224,7 @@ def _in_ray_train(
 
     on_gpu = job.gpus_per_worker > 0
     resources = {"CPU": 1.0 if on_gpu else float(plan.config.tune.cpus_per_trial)}
+    resources |= on_nodes_with(plan.config.placement.train_resource)
     outcome: Any = TorchTrainer(
         _trial_worker,  # type: ignore[arg-type]
         train_loop_config={"given": given, "job": job, "sets": dict(sets)},
