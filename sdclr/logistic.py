@@ -131,7 +131,7 @@ def principal_axes(features_ND: Tensor) -> Tensor:
     """
     wide_ND = features_ND.double()
     if len(wide_ND) < wide_ND.shape[1]:
-        axes_DR = torch.linalg.svd(wide_ND, full_matrices=False).Vh.flip(0).T
+        axes_DR: Tensor = torch.linalg.svd(wide_ND, full_matrices=False).Vh.flip(0).T
     else:
         axes_DR = torch.linalg.eigh(wide_ND.T @ wide_ND).eigenvectors
     return axes_DR.to(features_ND.dtype)
