@@ -4,7 +4,7 @@ A block of commands says behind ```sh how it is held:
 
     run           run as written
     dry-run       the same, with --dry-run in it
-    on-a-run      run on a short run of the demo, whose folder stands for RUN (slow)
+    on-a-run      run on a short run of the demo: tests/test_docs_on_a_run.py
     parsed        every key and flag in it exists; it needs data, weights or packages of the reader
     run-promtool  run where that program is
     installs      what continuous integration does
@@ -41,11 +41,6 @@ from tests.loopback_s3 import ACCESS_KEY, SECRET_KEY, LoopbackS3
 DOCS = sorted((REPO / "docs").glob("*.md"))
 HELD = {"run", "dry-run", "on-a-run", "parsed", "run-promtool", "installs", "cluster"}
 RUN = "python pipeline/run.py"
-# Keys that make the demo short; given to every stage, so that each finds what the one before left.
-SHORT = (
-    "train.epochs=2", "train.checkpoint_every_epochs=1", "train.methods=[sdclr]",
-    "evaluate.protocols=[knn-k20]",
-)  # fmt: skip
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -219,29 +214,6 @@ def test_dry_runs_work_as_written(
         assert main(words[2:]) == 0
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
-
-
-@pytest.fixture(scope="module")
-def short_run(folder: Path) -> dict[str, str]:
-    """RUN and DATA of the demo, made short: what stands for them in the pages."""
-    out = typed(shlex.join(["python", "pipeline/run.py", *SHORT]), folder).stdout
-    (run,) = re.findall(r"--resume (\S+)\)", out)
-    (data,) = re.findall(r"data set: (\S+)", out)
-    return {"RUN": run, "DATA": data}
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.parametrize("command", marked("on-a-run"))
-def test_commands_on_a_run_work(command: str, folder: Path, short_run: dict[str, str]) -> None:
-    words = shlex.split(command, comments=True)
-    if "--resume" not in words:
-        words += SHORT
-    elif "evaluate" in words:
-        words += SHORT[-1:]
-    for name, value in short_run.items():
-        words = [re.sub(rf"\b{name}\b", value, word) for word in words]
-    typed(shlex.join(words), folder)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is absent")
