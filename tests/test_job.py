@@ -14,9 +14,11 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import REPO
@@ -183,6 +185,72 @@ def test_a_stopped_job_says_so_in_its_record_and_goes_on_from_its_checkpoint(
     assert (content["status"], content["error"]["exit_code"]) == ("failed", 143)
     commits = [k for k in bucket if "stopped" in k and k.endswith("commit.json")]
     assert commits, "the checkpoints of the run are gone"
+
+
+STOPPED = ("train", "run.name=saved", "train.epochs=3000", "train.methods=[sdclr]", *PLACES)
+ONLY_AT_STOPS = "train.checkpoint_every_epochs=3000"
+
+
+def test_a_stopped_job_saves_first_and_goes_on_from_there(
+    cluster: LoopbackRay, checkout: Path, s3_server: LoopbackS3
+) -> None:
+    bucket = s3_server.buckets["bucket"]
+    arrived_s = run_until_stopped(cluster, checkout, "first", *STOPPED, ONLY_AT_STOPS)
+    log = log_of(cluster, "first")
+    saved = re.search(r"^\[train\] sdclr is saved at step (\d+)$", log, re.MULTILINE)
+    assert saved, log
+    (record,) = (k for k in bucket if "/saved-" in k and k.endswith("run.json"))
+    content = json.loads(bucket[record])
+    assert (content["status"], content["error"]["exit_code"]) == ("failed", 143)
+    (commit,) = (k for k in bucket if "/saved-" in k and k.endswith("commit.json"))
+    assert f"{int(saved.group(1)):08d}" in commit
+    # One plain line for each interval: the log could be followed for a week.
+    assert min(np.diff(arrived_s)) > 4 and "\r" not in log
+    percent = [int(line.split()[1]) for line in progress_lines(log)]
+    assert percent == sorted(percent)
+
+    uri = f"s3://bucket/{record.rpartition('/')[0]}"
+    run_until_stopped(cluster, checkout, "second", "train", "--resume", uri)
+    rows = [json.loads(line) for line in bucket[f"{uri[12:]}/metrics.jsonl"].splitlines()]
+    steps = [row["step"] for row in rows if row["kind"] == "step"]
+    assert steps == sorted(set(steps)) and steps[-1] > int(saved.group(1))
+    assert all(b - a == steps[1] - steps[0] for a, b in pairwise(steps)), steps
+    assert len([k for k in bucket if "/saved-" in k and k.endswith("commit.json")]) == 2
+
+
+def run_until_stopped(
+    cluster: LoopbackRay, checkout: Path, name: str, *words: str
+) -> list[float]:  # fmt: skip
+    """Submit, stop after a few lines of progress; when each of them arrived, in seconds."""
+    # Time for the last checkpoint, as docs/jobs.md says; the head's own environment would do, too.
+    time_to_save = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+    options = ("--no-wait", "--submission-id", name, "--runtime-env-json", time_to_save)
+    result = submit(cluster, checkout, *words, options=options)
+    assert result.returncode == 0, result.stderr
+    arrived_s: list[float] = []
+
+    def has_come_far() -> bool:
+        log = log_of(cluster, name)
+        num_lines = len(progress_lines(log))
+        arrived_s.extend([time.monotonic()] * (num_lines - len(arrived_s)))
+        status = ask(cluster, f"/api/jobs/{name}")["status"]
+        assert status in ("PENDING", "RUNNING"), log
+        return num_lines >= 3
+
+    wait_for(has_come_far)
+    stop = ["ray", "job", "stop", "--address", cluster.dashboard_url, name]
+    subprocess.run(stop, env=cluster.environment(), check=True, capture_output=True, timeout=100)
+    assert ask(cluster, f"/api/jobs/{name}")["status"] == "STOPPED"
+    return arrived_s
+
+
+def log_of(cluster: LoopbackRay, name: str) -> str:
+    text: str = ask(cluster, f"/api/jobs/{name}/logs")["logs"]
+    return text
+
+
+def progress_lines(log: str) -> list[str]:
+    return re.findall(r"^train +\d+ % .*$", log, re.MULTILINE)
 
 
 def test_a_wrong_token_submits_nothing(cluster: LoopbackRay, checkout: Path) -> None:

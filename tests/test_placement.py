@@ -32,14 +32,23 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, str]]:
-    """The environment of a head without work, one node for data and two for training."""
+def ray_nodes() -> Iterator[LoopbackRay]:
+    """A head without work, one node for data and two for training."""
     with LoopbackRay(num_cpus=0) as ray_cluster:
         for kind in ("data", "train", "train"):
             ray_cluster.add_node(2, json.dumps({kind: 1}))
-        environment = ray_cluster.environment() | {"RAY_ADDRESS": ray_cluster.address}
-        wait_for_nodes(environment, 4)
-        yield environment
+        wait_for_nodes(environment_of(ray_cluster), 4)
+        yield ray_cluster
+
+
+@pytest.fixture
+def cluster(ray_nodes: LoopbackRay) -> dict[str, str]:
+    """The environment of a client."""
+    return environment_of(ray_nodes)
+
+
+def environment_of(ray_cluster: LoopbackRay) -> dict[str, str]:
+    return ray_cluster.environment() | {"RAY_ADDRESS": ray_cluster.address}
 
 
 def wait_for_nodes(environment: dict[str, str], num_nodes: int) -> None:
@@ -84,6 +93,37 @@ def test_data_tasks_and_training_workers_run_on_their_own_nodes(
     assert workers == ["train", "train"], found["actors"]
     extractors = {kind[n] for name, n in found["actors"] if "Extractor" in name}
     assert extractors == {"train"}, found["actors"]
+
+
+def test_trials_of_a_sweep_run_on_the_nodes_for_training(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    words = ("tune.objective=train_loss", "tune.search=[lr]", "tune.trials=2", "train.epochs=2")
+    words += ("tune.retrain_seeds=0", "train.methods=[sdclr]", "placement.train_resource=train")
+    result = run(cluster, tmp_path, "tune", *words)
+    assert result.returncode == 0, result.stderr
+    found = work(cluster)
+    nodes = {node for name, node in found["actors"] if name == "ImplicitFunc"}
+    assert nodes and all("train" in found["nodes"][node] for node in nodes), found
+
+
+def test_nodes_that_come_later_are_waited_for(
+    ray_nodes: LoopbackRay, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    words = ("train.epochs=1", "train.methods=[sdclr]", "train.workers=1", "run.root=runs")
+    words += ("evaluate.protocols=[knn-k20]", "placement.train_resource=late")
+    process = subprocess.Popen(
+        [sys.executable, str(REPO / "pipeline" / "run.py"), *words, "placement.wait_s=120"],
+        cwd=tmp_path, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert "connecting" in process.stdout.readline()
+        ray_nodes.add_node(2, json.dumps({"late": 1}))
+        out, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, out
 
 
 def test_a_resource_that_no_node_has_ends_with_exit_code_5_before_work_starts(

@@ -6,6 +6,7 @@ Needs the program `prometheus` (a package of that name in Debian); skipped where
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ pytestmark = [
 ]
 # Events that a healthy run of a minute does not have; a task raises them.
 RARE = """
+import os
 import ray
 from pipeline.monitor import Monitor
 
@@ -44,13 +46,16 @@ def raise_them():
         monitor.add(name)
     time.sleep(5)
 
-ray.init(address="auto", log_to_driver=False)
+path = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+ray.init(address="auto", log_to_driver=False, runtime_env=path)
 ray.get(raise_them.remote())
 """
 
 
 class Prometheus:
-    def __init__(self, targets: list[int], folder: Path) -> None:
+    """A server that scrapes these ports of 127.0.0.1 and listens on one of its own."""
+
+    def __init__(self, targets: list[int], folder: Path, port: int) -> None:
         scrape = {"job_name": "ray", "static_configs": [
             {"targets": [f"127.0.0.1:{port}" for port in targets]}
         ]}  # fmt: skip
@@ -61,7 +66,6 @@ class Prometheus:
             "scrape_configs": [scrape],
         }
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-        (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         command = [
             "prometheus", f"--config.file={folder / 'prometheus.yaml'}",
@@ -87,7 +91,7 @@ class Prometheus:
         return found
 
 
-Live = tuple[Prometheus, float, dict[str, subprocess.CompletedProcess[str]]]
+Live = tuple[Prometheus, float, dict[str, subprocess.CompletedProcess[str]], str]
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +105,11 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(photos / name / f"{i}.png")
     (photos / "rare" / "broken.png").write_bytes(b"no image")
+    (port,) = free_ports(1)
     with LoopbackS3() as s3:
         s3.buckets["bucket"] = {}
         nodes = {
+            "RAY_PROMETHEUS_HOST": f"http://127.0.0.1:{port}",
             "RAY_metrics_report_interval_ms": "1000",
             "AWS_ENDPOINT_URL": s3.url,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -111,56 +117,68 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         with LoopbackRay(num_cpus=4, environment=nodes) as cluster:
-            prometheus = Prometheus(cluster.metrics_ports, folder)
             start_s = time.time()
             environment = {**cluster.environment(), **nodes, "RAY_ADDRESS": cluster.address}
             environment["PYTHONPATH"] = str(REPO)
-            common = (
-                "data.source=folder", f"data.path={photos}", "data.imbalance_ratio=null",
-                "data.num_test_per_class=4", "data.root=s3://bucket/data",
-                "run.root=s3://bucket/runs", "ingest.max_reject_frac=0.5", "feed.canvas_px=16",
-                "train.methods=[sdclr]", "train.global_batch=16", "train.log_every_steps=1",
-            )  # fmt: skip
-
-            def run(*words: str) -> subprocess.CompletedProcess[str]:
-                command = [sys.executable, str(REPO / "pipeline" / "run.py"), *words, *common]
-                return subprocess.run(
-                    command, cwd=folder, env=environment, capture_output=True, text=True,
-                    timeout=300,
-                )  # fmt: skip
-
-            command = [sys.executable, "-c", RARE]
-            process = subprocess.Popen(command, env=environment, cwd=folder)
-            ends = {"ingest": run("ingest")}
-            # Workers, and only they, ask for things now and then: some of that is refused.
-            epochs = ("train.epochs=60", "train.checkpoint_every_epochs=2")
-            training = subprocess.Popen(
-                [sys.executable, str(REPO / "pipeline" / "run.py"), "train", *epochs, *common],
-                cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-            end_s = time.monotonic() + 240
-            while training.poll() is None and time.monotonic() < end_s:
-                if any(key.endswith("commit.json") for key in list(s3.buckets["bucket"])):
-                    s3.faults.extend([503] * 2)
-                    time.sleep(0.5)
-                time.sleep(0.5)
-            s3.faults.clear()
-            out, _ = training.communicate(timeout=60)
-            ends["train"] = subprocess.CompletedProcess([], training.returncode, out.decode(), "")
-            ends["diverged"] = run("train", "run.name=diverged", "train.epochs=5", "train.lr=1e30")
-            assert process.wait(60) == 0
-            time.sleep(8)
+            prometheus = Prometheus(cluster.metrics_ports, folder, port)
             try:
-                yield prometheus, start_s, ends
+                ends = do_everything(folder, environment, s3)
+                time.sleep(8)  # a few more scrapes
+                yield prometheus, start_s, ends, cluster.dashboard_url
             finally:
                 prometheus.stop()
 
 
-def test_the_runs_ended_as_they_should(live: Live) -> None:
-    _, _, ends = live
-    assert ends["ingest"].returncode == 0, ends["ingest"].stderr[-3000:]
-    assert ends["train"].returncode == 0, ends["train"].stdout[-3000:]
-    assert ends["diverged"].returncode == 6, ends["diverged"].stderr[-3000:]
+def do_everything(
+    folder: Path, environment: dict[str, str], s3: LoopbackS3
+) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Ingest, a training beside faults of the storage, one that diverges, a sweep."""
+    common = (
+        "data.source=folder", f"data.path={folder / 'photos'}", "data.imbalance_ratio=null",
+        "data.num_test_per_class=4", "data.root=s3://bucket/data", "run.root=s3://bucket/runs",
+        "ingest.max_reject_frac=0.5", "feed.canvas_px=16", "augment.crop_px=16",
+        "train.methods=[sdclr]", "train.global_batch=16", "train.log_every_steps=1",
+    )  # fmt: skip
+    program = [sys.executable, str(REPO / "pipeline" / "run.py")]
+    rare = subprocess.Popen([sys.executable, "-c", RARE], env=environment, cwd=folder)
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*program, *words, *common], cwd=folder, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def end_of(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+        out, _ = process.communicate(timeout=300)
+        return subprocess.CompletedProcess([], process.returncode, out, "")
+
+    ends = {"ingest": end_of(start("ingest"))}
+    # Workers, and only they, ask for things now and then: some of that is refused.
+    training = start("train", "train.epochs=60", "train.checkpoint_every_epochs=2")
+    end_s = time.monotonic() + 240
+    while training.poll() is None and time.monotonic() < end_s:
+        if any(key.endswith("commit.json") for key in list(s3.buckets["bucket"])):
+            s3.faults.extend([503] * 2)
+            time.sleep(0.5)
+        time.sleep(0.5)
+    s3.faults.clear()
+    ends["train"] = end_of(training)
+    diverging = ("run.name=diverged", "train.epochs=5", "train.lr=1e30")
+    ends["diverged"] = end_of(start("train", *diverging))
+    sweep = ("tune.objective=train_loss", "tune.search=[lr]", "tune.trials=2")
+    sweep += ("tune.retrain_seeds=0", "train.epochs=2", "run.name=sweep")
+    sweep += ("tune.early_stopping=false",)
+    ends["sweep"] = end_of(start("tune", *sweep))
+    assert rare.wait(60) == 0
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("name", "exit_code"), [("ingest", 0), ("train", 0), ("diverged", 6), ("sweep", 0)]
+)
+def test_the_runs_ended_as_they_should(live: Live, name: str, exit_code: int) -> None:
+    _, _, ends, _ = live
+    assert ends[name].returncode == exit_code, ends[name].stdout[-3000:]
 
 
 def dashboard_expressions() -> list[str]:
@@ -170,7 +188,7 @@ def dashboard_expressions() -> list[str]:
 
 @pytest.mark.parametrize("expression", dashboard_expressions())
 def test_every_query_of_the_dashboard_returns_data(live: Live, expression: str) -> None:
-    prometheus, start_s, _ = live
+    prometheus, start_s, *_ = live
     plain = expression.replace("$__rate_interval", "10s").replace("$run", ".*")
     series = prometheus.series(plain, start_s)
     assert series, plain
@@ -180,7 +198,7 @@ def test_every_query_of_the_dashboard_returns_data(live: Live, expression: str) 
 
 @pytest.mark.parametrize("metric", TABLE, ids=lambda metric: metric.name)
 def test_every_metric_arrives_with_its_tags(live: Live, metric: Any) -> None:
-    prometheus, start_s, _ = live
+    prometheus, start_s, *_ = live
     series = prometheus.series(metric.exported_name, start_s)
     assert series, metric.exported_name
     for one in series:
@@ -189,7 +207,7 @@ def test_every_metric_arrives_with_its_tags(live: Live, metric: Any) -> None:
 
 
 def test_the_numbers_are_those_of_the_run(live: Live) -> None:
-    prometheus, start_s, _ = live
+    prometheus, start_s, *_ = live
     (images,) = prometheus.series('max(ray_sdclr_images_total{run!~"diverged.*"})', start_s)
     (steps,) = prometheus.series('max(ray_sdclr_num_steps{run!~"diverged.*"})', start_s)
     num_steps = float(steps["values"][-1][1])
@@ -199,13 +217,36 @@ def test_the_numbers_are_those_of_the_run(live: Live) -> None:
     assert 0 < float(kept["values"][0][1]) < 1
 
 
+def test_the_best_trial_of_a_sweep_is_the_one_of_its_record(live: Live) -> None:
+    prometheus, start_s, ends, _ = live
+    (best,) = prometheus.series("ray_sdclr_best_trial", start_s)
+    assert best["metric"]["objective"] == "train_loss"
+    (shown,) = re.findall(r"best train_loss ([\d.]+)", ends["sweep"].stdout)[-1:]
+    assert float(best["values"][-1][1]) == pytest.approx(float(shown), abs=1e-4)
+    (done,) = prometheus.series('ray_sdclr_trials{status="complete"}', start_s)
+    assert float(done["values"][-1][1]) == 2
+
+
 def test_a_run_that_diverged_raises_the_alert(live: Live) -> None:
-    prometheus, start_s, _ = live
+    prometheus, start_s, *_ = live
     found = prometheus.series('ALERTS{alertname="SdclrNonFinite"}', start_s)
     assert found and found[0]["metric"]["run"].startswith("diverged")
 
 
+def test_the_dashboard_knows_the_runs_and_prometheus(live: Live) -> None:
+    *_, dashboard_url = live
+
+    def ask(path: str) -> Any:
+        with urllib.request.urlopen(dashboard_url + path, timeout=30) as answer:
+            return json.load(answer)
+
+    assert ask("/api/prometheus_health")["result"] is True
+    runs = ask("/api/train/v2/runs/v1")["train_runs"]
+    assert {run["name"].partition("-")[0] for run in runs} == {"demo", "diverged"}
+    assert {run["status"] for run in runs} == {"FINISHED"}  # a stop is told, not raised
+
+
 def test_series_are_few(live: Live) -> None:
-    prometheus, start_s, _ = live
+    prometheus, start_s, *_ = live
     series = prometheus.ask("series", **{"match[]": '{__name__=~"ray_sdclr_.*"}', "start": start_s})
     assert len(series) < 150, len(series)
