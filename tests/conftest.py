@@ -15,21 +15,37 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
 
 import pytest
 
+from tests.fault_proxy import FaultProxy
 from tests.loopback_s3 import ACCESS_KEY, SECRET_KEY, LoopbackS3
 
 REPO = Path(__file__).resolve().parents[1]
+S3_KEYS = {
+    "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+    "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def ray_s3() -> Iterator[FaultProxy]:
+    """The way of Ray's processes to an S3 server with a bucket "bucket"."""
+    with LoopbackS3() as server, FaultProxy(server.url) as proxy:
+        server.buckets["bucket"] = {}
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(ray_s3: FaultProxy) -> Iterator[None]:
     import ray
+
+    s3 = {"AWS_ENDPOINT_URL": ray_s3.url, **S3_KEYS}
 
     ray.init(
         num_cpus=4,
         object_store_memory=300 * 2**20,
         include_dashboard=False,
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(REPO)}},
+        runtime_env={"env_vars": {"PYTHONPATH": str(REPO), **s3}},
     )
     yield
     ray.shutdown()
@@ -43,9 +59,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackS3]:
     with LoopbackS3() as server:
         server.buckets["bucket"] = {}
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for name, value in S3_KEYS.items():
+            monkeypatch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
         yield server
         s3fs.S3FileSystem.clear_instance_cache()

@@ -70,6 +70,17 @@ def test_the_image_of_the_test_set_wins(tmp_path: Path) -> None:
     assert "1 groups across sets: dropped" in notes[0]
 
 
+@pytest.mark.promise("R24", control=True)
+def test_control_without_dropping_the_image_is_in_both_sets(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.png": SAME, "b.png": SAME, "c.png": image_bytes(1)})
+    (tmp_path / "main.csv").write_text("a.png,0\nc.png,0")
+    (tmp_path / "test.csv").write_text("b.png,0")
+    lists = {"test_list": str(tmp_path / "test.csv")}
+    uri, manifest, notes = ingested("list", tmp_path / "main.csv", tmp_path / "out", **lists)
+    assert SAME in stored(uri, manifest).values() and SAME in stored(uri, manifest, "test").values()
+    assert "1 groups across sets: kept" in notes[0]
+
+
 def test_dropping_gives_the_same_bytes_every_time(tmp_path: Path) -> None:
     source = photos(tmp_path / "in")
     hashes = {

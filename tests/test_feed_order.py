@@ -127,6 +127,14 @@ def test_tasks_make_the_batches_of_the_plan(
     assert followed(plan, start_step, piece_steps, part_rows) == expected
 
 
+@pytest.mark.promise("R3", control=True)
+def test_control_a_resume_at_another_step_gives_other_batches() -> None:
+    plan = EpochPlan(num_images=sum(SHARDS), global_batch=8, drop_last=True)
+    unbroken = followed(plan, 0, 2, 5)
+    assert followed(plan, 3, 2, 5) == unbroken[3:]
+    assert followed(plan, 2, 2, 5)[: len(unbroken) - 3] != unbroken[3:]
+
+
 def test_a_resume_reads_no_shard_that_has_nothing_left_to_give() -> None:
     """And decodes no image that was used: the slices hold what is left of the epoch, no more."""
     plan = EpochPlan(num_images=sum(SHARDS), global_batch=3, drop_last=True)

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import feed
+from pipeline import feed, storage
 from pipeline.config.file import load_config
 from pipeline.dataset.image import png_bytes
 from pipeline.dataset.manifest import ImageInfo, Manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.feed.plan import StreamBudget
 from sdclr import Batch, EpochPlan, ImageSet, epoch_windows
+from tests.conftest import S3_KEYS
+from tests.fault_proxy import FaultProxy
 from tests.test_feed import manifest_of, raw_images, stored
 
 pytestmark = pytest.mark.ray
@@ -46,7 +48,7 @@ def plan_of(num_ranks: int = 1, drop_last: bool = True) -> EpochPlan:
 
 
 def source_of(
-    folder: Path, manifest: Manifest, *, budget: StreamBudget = SMALL, mailbox: Any = None
+    folder: Path | str, manifest: Manifest, *, budget: StreamBudget = SMALL, mailbox: Any = None
 ) -> feed.StreamSource:
     words = ["feed.cache=none", f"train.epochs={EPOCHS}", f"train.global_batch={BATCH}"]
     config = load_config(None, words)
@@ -131,6 +133,49 @@ def test_a_resume_goes_on_with_the_next_batches(folder: Path, manifest: Manifest
     streamed = source_of(folder, manifest).feed(plan, seed=0, rank=0)
     next(streamed.batches(0))
     assert rows_of(streamed.batches(2)) == unbroken[2 * plan.num_steps :]
+
+
+@pytest.fixture
+def bucket(
+    folder: Path, ray_s3: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, FaultProxy]]:
+    """The same set on S3, and the way there."""
+    for name, value in {"AWS_ENDPOINT_URL": ray_s3.url, **S3_KEYS}.items():
+        monkeypatch.setenv(name, value)
+    for name in storage.list_tree(str(folder)):
+        data = storage.read_bytes(storage.join(str(folder), name))
+        storage.write_bytes(storage.join("s3://bucket/streamed", name), data)
+    ray_s3.method = "GET"
+    yield "s3://bucket/streamed", ray_s3
+    ray_s3.faults.clear()
+    ray_s3.method = None
+
+
+@pytest.mark.promise("R13")
+def test_batches_from_s3_are_those_from_disk_and_passing_faults_change_nothing(
+    folder: Path, bucket: tuple[str, FaultProxy], manifest: Manifest
+) -> None:
+    uri, proxy = bucket
+    plan = plan_of()
+    expected = list(epochs_of(source_of(folder, manifest), plan, 0))
+    proxy.faults.extend([503, "truncate", 500, "reset"])
+    found = list(epochs_of(source_of(uri, manifest), plan, 0))
+    assert not proxy.faults
+    assert len(found) == len(expected) == EPOCHS * plan.num_steps
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.rows_B, other.rows_B)
+        assert torch.equal(one.images_BCHW, other.images_BCHW)
+
+
+@pytest.mark.promise("R28")
+def test_wrong_bytes_from_s3_stop_by_name(
+    bucket: tuple[str, FaultProxy], manifest: Manifest
+) -> None:
+    uri, proxy = bucket
+    proxy.faults.append("flip")
+    with pytest.raises(DataError, match="hash differs") as caught:
+        list(epochs_of(source_of(uri, manifest), plan_of(), 0))
+    assert caught.value.where.startswith(uri)
 
 
 @pytest.mark.promise("R28")

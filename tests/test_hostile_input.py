@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import resource
+import tarfile
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.errors import DataError
 from pipeline.ingest import source_parquet
@@ -51,6 +54,29 @@ def test_no_payload_ran(found: tuple[dict[str, str], dict[str, str]]) -> None:
 def test_control_the_payload_runs_when_it_is_loaded() -> None:
     pickle.loads(pickle.dumps(Payload()))
     assert EXECUTED.pop() == "payload ran"
+
+
+@pytest.mark.promise("R26", control=True)
+@pytest.mark.parametrize("name", ["truncated.jpg", "truncated.png", "flipped.png"])
+def test_control_a_look_at_the_header_would_let_it_pass(name: str) -> None:
+    assert Image.open(io.BytesIO(IMAGES[name].make())).size == (300, 200)
+
+
+@pytest.mark.promise("S3", control=True)
+@pytest.mark.parametrize("name", ["parent.tar", "absolute.tar"])
+def test_control_a_plain_reader_follows_the_name_to_the_outside(name: str, tmp_path: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(CONTAINERS[name].make())) as archive:
+        outside = tmp_path / "a" / "b" / archive.getnames()[1]
+    assert not outside.resolve().is_relative_to(tmp_path / "a" / "b")
+
+
+@pytest.mark.promise("S3", control=True)
+def test_control_the_bomb_would_take_half_a_gigabyte() -> None:
+    bomb = IMAGES["bomb.png"].make()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+        image = Image.open(io.BytesIO(bomb))
+    assert len(bomb) == 68 and 3 * image.width * image.height > 500_000_000
 
 
 def test_the_page_is_what_the_tests_found(found: tuple[dict[str, str], dict[str, str]]) -> None:

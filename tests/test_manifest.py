@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow.dataset import dataset
 
 from pipeline.dataset.manifest import (
     ImageInfo,
@@ -139,6 +140,15 @@ def test_tampered_torn_and_missing_manifests(tmp_path: Path) -> None:
     file.write_bytes(good.replace(b"50.0", b"NaN"))
     with pytest.raises(DataError, match="strict JSON"):
         read_manifest(str(tmp_path))
+
+
+@pytest.mark.promise("R12", control=True)
+def test_control_a_plain_reader_takes_what_shards_there_are(tmp_path: Path) -> None:
+    manifest = some_manifest(tmp_path)
+    num_rows = dataset(tmp_path / "shards").count_rows()
+    assert num_rows == sum(shard.rows for shard in manifest.shards())
+    (tmp_path / next(manifest.shards()).name).unlink()
+    assert 0 < dataset(tmp_path / "shards").count_rows() < num_rows
 
 
 @pytest.mark.promise("R12")

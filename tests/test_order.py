@@ -42,6 +42,20 @@ def test_ranks_share_the_same_global_batches() -> None:
     assert one != global_batches(EpochPlan(num_images=64, global_batch=8, drop_last=True), order)
 
 
+@pytest.mark.promise("R6", control=True)
+def test_control_ranks_that_shuffle_their_own_part_make_other_batches() -> None:
+    """The usual way, a part of the set for each rank: the batches depend on the ranks."""
+    plan = EpochPlan(num_images=64, global_batch=16, drop_last=True)
+    one = global_batches(plan, epoch_order(64, seed=3, epoch=5))
+    halves = [32 * rank + epoch_order(32, seed=3, epoch=5) for rank in (0, 1)]
+    two = [
+        [row for half in halves for row in half[8 * step : 8 * step + 8].tolist()]
+        for step in range(plan.num_steps)
+    ]
+    assert sorted(sum(two, [])) == sorted(sum(one, []))
+    assert [sorted(batch) for batch in two] != [sorted(batch) for batch in one]
+
+
 @pytest.mark.promise("R25")
 def test_a_tail_is_shared_evenly_or_dropped() -> None:
     plan = EpochPlan(num_images=21, global_batch=8, drop_last=False, num_ranks=2)

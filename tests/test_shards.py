@@ -94,6 +94,15 @@ def test_every_flipped_byte_is_refused(tmp_path: Path) -> None:
         read_shard(str(tmp_path), info)
 
 
+@pytest.mark.promise("R11", "R28", control=True)
+def test_control_a_plain_reader_does_not_notice_a_changed_image(tmp_path: Path) -> None:
+    one_shard(tmp_path)
+    file = tmp_path / NAME
+    content = file.read_bytes()
+    file.write_bytes(content.replace(IMAGES[1], IMAGES[1][:-1] + b"x"))
+    assert pq.read_table(file)["image"].to_pylist()[1] == IMAGES[1][:-1] + b"x"
+
+
 @pytest.mark.promise("R28")
 def test_a_wrong_row_is_named_even_in_a_file_whose_hash_fits(tmp_path: Path) -> None:
     one_shard(tmp_path)

@@ -69,6 +69,17 @@ def test_lasting_faults_end_in_one_error_in_time(
     assert time.monotonic() - began_s < 30
 
 
+@pytest.mark.promise("R13", control=True)
+@pytest.mark.parametrize("fault", [500, "truncate"])
+def test_control_without_another_try_one_fault_is_an_error(
+    s3: LoopbackS3, proxy: FaultProxy, fault: Fault
+) -> None:
+    s3.buckets["bucket"]["x"] = DATA
+    proxy.faults.append(fault)
+    with pytest.raises(StorageError, match="tries in"):
+        ObjectStore(deadline_s=0.0).read(URI)
+
+
 @pytest.mark.promise("R13")
 def test_control_refusals_are_answered_at_once(s3: LoopbackS3, proxy: FaultProxy) -> None:
     proxy.faults.append(403)
