@@ -46,6 +46,10 @@ def test_one_window_for_all_is_the_order_of_a_set_in_memory() -> None:
     assert not np.array_equal(whole_order(SHARDS, len(SHARDS) - 1, 3, 2), expected)
 
 
+def shards_of(rows: NDArray[np.int64]) -> set[int]:
+    return set((np.searchsorted(STARTS, rows, side="right") - 1).tolist())
+
+
 def imbalance(order: NDArray[np.int64], labels: NDArray[np.int64], batch: int) -> float:
     """Mean over batches and classes of |share of the class in the batch - share in the set|."""
     share = np.bincount(labels) / len(labels)
@@ -135,21 +139,24 @@ def test_control_a_resume_at_another_step_gives_other_batches() -> None:
     assert followed(plan, 2, 2, 5)[: len(unbroken) - 3] != unbroken[3:]
 
 
-def test_a_resume_reads_no_shard_that_has_nothing_left_to_give() -> None:
+@pytest.mark.parametrize("window_shards", [1, 2, 3])
+def test_a_resume_reads_no_shard_that_has_nothing_left_to_give(window_shards: int) -> None:
     """And decodes no image that was used: the slices hold what is left of the epoch, no more."""
     plan = EpochPlan(num_images=sum(SHARDS), global_batch=3, drop_last=True)
-    order = whole_order(SHARDS, 2)
+    order = whole_order(SHARDS, window_shards)
     for start_step in range(plan.num_steps):
         schedule = EpochSchedule(plan, start_step, 2, 4)
         left = order[start_step * 3 : plan.num_steps * 3]
         read: Counter[int] = Counter()
         wanted: list[int] = []
         place = 0
-        for rows in epoch_windows(SHARDS, window_shards=2, seed=0, epoch=0):
+        for rows in epoch_windows(SHARDS, window_shards=window_shards, seed=0, epoch=0):
             slices = schedule.slices(rows, place, STARTS)
             read.update(slices.keys())
             wanted += [int(row) for part in slices.values() for s in part for row in s.rows]
             place += len(rows)
         assert sorted(wanted) == sorted(left.tolist())
-        assert set(read) == set((np.searchsorted(STARTS, left, side="right") - 1).tolist())
+        assert set(read) == shards_of(left)
         assert max(read.values()) == 1
+        # Read before the stop as well: shards of the one window that was in use.
+        assert len(set(read) & shards_of(order[: start_step * 3])) <= window_shards
