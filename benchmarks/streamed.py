@@ -18,6 +18,7 @@ from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.dataset.shards import write_shard
 
 CANVAS_PX, BATCH = 256, 128
+_SERVER = "s3"
 
 
 def write_set(data_uri: str, image: ImageInfo, images: list[bytes], per_shard: int) -> Manifest:
@@ -58,7 +59,7 @@ def s3_server() -> Iterator[None]:
 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs,), daemon=True)
+    process = context.Process(target=serve, args=(theirs,), daemon=True, name=_SERVER)
     process.start()
     os.environ["AWS_ENDPOINT_URL"] = ours.recv()
     os.environ |= {
@@ -98,6 +99,29 @@ def config_of(*words: str) -> Config:
     """The configuration of a streamed run on one worker."""
     fixed = ("feed.cache=none", f"feed.canvas_px={CANVAS_PX}", "train.workers=1")
     return load_config(None, [*fixed, f"train.global_batch={BATCH}", "train.epochs=1000", *words])
+
+
+class CpuClock:
+    """CPU seconds of this process and all below it but the S3 server."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def __call__(self) -> float:
+        """Seconds of user and system time until now; what a process had when it ended is kept."""
+        import psutil
+
+        mine = psutil.Process()
+        servers = {p.pid for p in multiprocessing.active_children() if p.name == _SERVER}
+        for process in [mine, *mine.children(recursive=True)]:
+            if process.pid in servers:
+                continue
+            try:
+                times = process.cpu_times()
+            except psutil.Error:
+                continue
+            self._seconds[process.pid] = times.user + times.system
+        return sum(self._seconds.values())
 
 
 class Streamed:
