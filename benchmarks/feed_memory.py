@@ -25,7 +25,7 @@ from pipeline.dataset.manifest import ImageInfo, Manifest
 from pipeline.feed.tasks import StreamedSet
 from sdclr import EpochPlan
 
-BOUND_BYTES, FACTOR, SIDE_PX, PER_SHARD, FIFTHS = 16 * 2**20, 20, 64, 128, 5
+BOUND_BYTES, FACTOR, SIDE_PX, PER_SHARD, FIFTHS = 16 * 2**20, 20, 64, 64, 5
 STEP_S, MIB = 0.02, 2**20
 
 

@@ -7,8 +7,6 @@ folders of the images. `make test-s3`; some minutes.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +14,13 @@ import pytest
 import s3fs
 
 from pipeline import storage
+from pipeline.cluster import connected
 from pipeline.config.file import load_config
 from pipeline.dataset.manifest import read_manifest
 from pipeline.ingest.plan import data_set_uri
 from pipeline.metrics import read_metrics
+from pipeline.run import main
 from tests.ceph import CephGateway
-from tests.conftest import REPO
 from tests.fault_proxy import FaultProxy
 
 pytestmark = [pytest.mark.s3server, pytest.mark.slow]
@@ -42,32 +41,29 @@ FIXED = ["model.backbone=resnet8", "train.epochs=1", "train.workers=2", "train.d
          "train.methods=[sdclr]", "train.log_every_steps=1", "feed.cache=none"]  # fmt: skip
 
 
-@pytest.fixture
-def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The way to the gateway: what is asked of it can be seen, and spoilt."""
-    with CephGateway() as gateway, FaultProxy(gateway.url) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testkey")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testsecret")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+@pytest.fixture(scope="module")
+def proxy() -> Iterator[FaultProxy]:
+    """The way of this process and of Ray's to the gateway: what is asked of it can be seen."""
+    with (
+        CephGateway() as gateway,
+        FaultProxy(gateway.url) as proxy,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "testkey")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testsecret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()
-        yield proxy
+        with connected():
+            yield proxy
         s3fs.S3FileSystem.clear_instance_cache()
-
-
-def stage(name: str, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(REPO / "pipeline" / "run.py"), name, *FIXED, *words],
-        capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
 
 
 def losses(root: str, *words: str) -> list[float]:
     """Train; the loss of every step."""
     runs = storage.join(root, "runs")
     before = set(storage.list_names(runs))
-    done = stage("train", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert main(["train", *FIXED, *words]) == 0
     (name,) = set(storage.list_names(runs)) - before
     rows = read_metrics(storage.join(runs, name), kind="step")
     return [float(row["loss"]) for row in rows]
@@ -94,8 +90,7 @@ def test_an_epoch_streamed_from_s3_equals_one_from_disk(
         words[kind] = [
             *keys, f"data.root={root}/data", f"run.root={root}/runs", f"data.path={places[kind]}",
         ]  # fmt: skip
-        done = stage("ingest", *words[kind])
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert main(["ingest", *FIXED, *words[kind]]) == 0
         manifest = read_manifest(data_set_uri(load_config(None, words[kind])))
         shards[kind] = manifest.sets["pretrain"].shards
         del proxy.requests[:]
