@@ -33,6 +33,7 @@ from benchmarks.streamed import (
     config_of,
     one_cpu,
     s3_server,
+    tasks_alone,
     write_set,
 )
 from benchmarks.table import Row, main
@@ -45,7 +46,7 @@ from pipeline.dataset.shards import read_table
 from sdclr import EpochPlan
 
 REPEATS = 3
-LOOP, LOADER = "bare loop", "DataLoader, 1 worker"
+LOOP, LOADER, TASKS = "bare loop", "DataLoader, 1 worker", "tasks of the feed without Ray, disk"
 NUM_PHOTOS, NUM_SMALL, SMALL_PX = 640, 51_200, 32
 
 
@@ -94,6 +95,8 @@ def contest(
     target: float,
 ) -> list[Row]:
     """images/s of every contestant, and the feed against the others."""
+    disk = streams["feed, disk"]
+    calls = calls | {TASKS: tasks_alone(disk.stream, disk.plan)}
     clock = CpuClock()
     spent = in_turns(calls, repeats=REPEATS, clock=clock)
     for name, stream in streams.items():
@@ -103,7 +106,7 @@ def contest(
         Row(name=f"{what}: {name}", values=[num_images / s for s in values], unit="images/s core")
         for name, values in spent.items()
     ]
-    for name in streams:
+    for name in (TASKS, *streams):
         for other in (LOOP, LOADER):
             is_target = other == LOOP and name == "feed, disk"
             rows.append(

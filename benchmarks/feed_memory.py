@@ -9,16 +9,18 @@ the same set is streamed without a bound. Images are raw, 64 px.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from benchmarks.streamed import config_of, one_cpu, write_set
+from benchmarks.streamed import config_of, one_cpu, processes, write_set
 from benchmarks.table import Row, main
 from pipeline import feed
 from pipeline.dataset.manifest import ImageInfo, Manifest
@@ -70,17 +72,15 @@ def object_store_bytes() -> int:
 
 def resident_bytes() -> int:
     """Of this process and Ray's workers, shared memory divided among its users."""
-    import psutil
-
-    mine = psutil.Process()
-    raylet = [p for p in mine.children(recursive=True) if p.name().startswith("ray::")]
     total = 0
-    for process in [mine, *raylet]:
+    for pid in processes():
         try:
-            total += process.memory_full_info().pss
-        except psutil.Error:
+            is_ours = pid == os.getpid() or b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text() if is_ours else ""
+        except OSError:  # it has ended
             continue
-    return total
+        total += sum(int(line.split()[1]) for line in rollup.splitlines() if line[:4] == "Pss:")
+    return total * 1024
 
 
 @contextmanager

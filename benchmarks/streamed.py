@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline import feed
 from pipeline.cluster import RAY_SETTINGS
 from pipeline.config import Config
 from pipeline.config.file import load_config
+from pipeline.dataset.decoding import decode_part, read_parts
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.dataset.shards import write_shard
+from pipeline.feed.schedule import EpochSchedule, Part, Slice
+from pipeline.feed.tasks import StreamedSet
+from sdclr import EpochPlan, epoch_windows
 
 CANVAS_PX, BATCH = 256, 128
 _SERVER = "s3"
@@ -109,19 +118,27 @@ class CpuClock:
 
     def __call__(self) -> float:
         """Seconds of user and system time until now; what a process had when it ended is kept."""
-        import psutil
-
-        mine = psutil.Process()
         servers = {p.pid for p in multiprocessing.active_children() if p.name == _SERVER}
-        for process in [mine, *mine.children(recursive=True)]:
-            if process.pid in servers:
-                continue
-            try:
-                times = process.cpu_times()
-            except psutil.Error:
-                continue
-            self._seconds[process.pid] = times.user + times.system
+        for pid, ticks in processes().items():
+            if pid not in servers:
+                self._seconds[pid] = ticks / os.sysconf("SC_CLK_TCK")
         return sum(self._seconds.values())
+
+
+def processes() -> dict[int, int]:
+    """This process and all below it, with the clock ticks of CPU time that each has had."""
+    parents, ticks = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        pid = int(path.parent.name)
+        parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+    found = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {pid: ticks[pid] for pid in found}
 
 
 class Streamed:
@@ -129,7 +146,9 @@ class Streamed:
 
     def __init__(self, data_uri: str, manifest: Manifest, config: Config) -> None:
         stream = feed.streamed_set(config, manifest, data_uri)
-        self.plan = feed.epoch_plan(config, manifest)
+        # As little ahead as keeps the decoding core busy: a long lead is more than an epoch here.
+        stream = replace(stream, budget=replace(stream.budget, pieces_ahead=2))
+        self.stream, self.plan = stream, feed.epoch_plan(config, manifest)
         source = feed.StreamSource(stream, pin_memory=False)
         self.feed = source.feed(self.plan, seed=config.run.seed, rank=0)
         self.epoch = 0
@@ -142,3 +161,38 @@ class Streamed:
             if number == 0:
                 self.first_batch_s.append(time.perf_counter() - start_s)
         self.epoch += 1
+
+
+def tasks_alone(stream: StreamedSet, plan: EpochPlan) -> Callable[[], None]:
+    """A call that does in this process what the tasks of an epoch do, and what lies between them.
+
+    What a task returns is pickled and copied, as into the object store, and read where it lies.
+    """
+
+    def call() -> None:
+        budget, uri = stream.budget, stream.decoder.data_uri
+        schedule = EpochSchedule(plan, 0, budget.piece_steps, budget.part_rows)
+        starts, place = np.cumsum([0, *stream.shard_rows[:-1]]), 0
+        windows = epoch_windows(
+            stream.shard_rows, window_shards=budget.window_shards, seed=0, epoch=0
+        )
+        stored: dict[Part, list[tuple[Slice, Any]]] = defaultdict(list)
+        for rows in windows:
+            for shard, slices in schedule.slices(rows, place, starts).items():
+                found = read_parts(uri, stream.shards[shard], [part.local_rows for part in slices])
+                for part, table in zip(slices, [found] if len(slices) == 1 else found, strict=True):
+                    stored[part.part].append((part, handed_on(table)))
+            place += len(rows)
+        for parts in stored.values():
+            rows_n = np.concatenate([part.rows for part, _ in parts])
+            places = [part.places for part, _ in parts]
+            handed_on(decode_part(stream.decoder, rows_n, places, *(table for _, table in parts)))
+
+    return call
+
+
+def handed_on(value: Any) -> Any:
+    """What another process gets of a value through shared memory: its buffers copied once."""
+    buffers: list[pickle.PickleBuffer] = []
+    content = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(content, buffers=[bytes(buffer.raw()) for buffer in buffers])
