@@ -86,6 +86,10 @@ def connected() -> Iterator[Cluster]:
                 _start_here(**quiet)
         except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
             raise _unreachable(error, address) from error
+        except Exception as error:  # of no type of its own: a node that was not up in time
+            if "timed out during startup" not in str(error):
+                raise
+            raise _unreachable(error, address) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, with exit code 15
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
@@ -246,6 +250,13 @@ def _unreachable(error: Exception, address: str | None) -> ClusterError:
             "wrong, or it is no Ray cluster of this version",
             where=where,
             todo=f"{set_token}, {unset}",
+        )
+    if not address:
+        return ClusterError(
+            f"Ray does not start on this machine: {error}",
+            where=where,
+            todo="run it again when the machine is less busy; Ray's own logs are in /tmp/ray, or "
+            "where RAY_TMPDIR says",
         )
     return ClusterError(
         f"the Ray cluster cannot be reached: {error}",
