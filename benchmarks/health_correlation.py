@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from pipeline.config import Config
 from pipeline.ingest.cifar_files import read_cifar
+from pipeline.tune.objective import with_rank_floor
 from sdclr import (
     EpochPlan,
     ImageSet,
@@ -42,6 +44,8 @@ from sdclr.seeds import numpy_generator
 PX, BATCH = 16, 128
 NUM_PRETRAIN, NUM_PROBE_PER_CLASS, NUM_TEST_PER_CLASS = 2000, 150, 100
 SHOTS, DRAWS = 10, 5
+UNTRAINED = -1  # number of the model that is scored as it was made
+RANKME_FLOOR = Config().tune.rankme_floor
 NUM_BOOTSTRAP, LEVEL = 2000, 95
 SCORES = ("linear", "fewshot", "few_linear")
 
@@ -136,7 +140,7 @@ def train(arguments: argparse.Namespace) -> None:
     plan = EpochPlan(num_images=len(data.pretrain), global_batch=BATCH, drop_last=True)
     out = Path(arguments.out)
     done = {row["number"] for row in read(out)}
-    for number in range(arguments.models):
+    for number in range(UNTRAINED, arguments.models):
         if number in done:
             continue
         start_s = time.process_time()
@@ -153,9 +157,10 @@ def train(arguments: argparse.Namespace) -> None:
             "head_depth": depth,
             "epochs": recipe.epochs,
         }
-        losses = [report.loss for report in trainer.run(data.pretrain.feed(plan, seed=number))]
-        row["train_loss"] = float(np.mean(losses[-plan.num_steps :]))
-        row["measures"] = data.checkup(trainer.model)  # type: ignore[arg-type]
+        if number != UNTRAINED:
+            losses = [report.loss for report in trainer.run(data.pretrain.feed(plan, seed=number))]
+            row["train_loss"] = float(np.mean(losses[-plan.num_steps :]))
+            row["measures"] = data.checkup(trainer.model)  # type: ignore[arg-type]
         row["accuracies"] = accuracies(trainer.model, data)
         row["cpu_s"] = time.process_time() - start_s
         with out.open("a") as file:
@@ -180,27 +185,39 @@ def correlation(x: Any, y: Any) -> tuple[float, float, float]:
     return float(spearmanr(x, y).statistic), float(low), float(high)
 
 
+def measured(row: dict[str, Any]) -> dict[str, float | None]:
+    """What a model can be ranked by without labels, by name."""
+    found = dict(row["measures"])
+    floored = with_rank_floor(found["view_retrieval"], found["rankme"], RANKME_FLOOR)
+    return {"tune.objective=view_retrieval": floored, **found, "train_loss": row["train_loss"]}
+
+
 def table(arguments: argparse.Namespace) -> None:
     """Print the table as Markdown."""
-    rows = read(Path(arguments.out))
-    names = [*rows[0]["measures"], "train_loss"]
+    found = {row["number"]: row for row in read(Path(arguments.out))}
+    untrained = found.pop(UNTRAINED)["accuracies"]
+    rows = list(found.values())
     print(f"{len(rows)} models; {LEVEL} % bootstrap intervals over models\n")
     print("| measure | n | " + " | ".join(SCORES) + " |")
     print("|---|---|" + "---|" * len(SCORES))
-    for name in names:
-        values = [row["train_loss"] if name == "train_loss" else row["measures"].get(name)
-                  for row in rows]  # fmt: skip
-        x = np.array([np.nan if v is None else v for v in values], float)
+    for name in measured(rows[0]):
+        x = np.array([np.nan if (v := measured(row)[name]) is None else v for row in rows])
         known = np.isfinite(x)
         cells = []
         for score in SCORES:
             y = np.array([row["accuracies"][score] for row in rows])
+            if len(np.unique(x[known])) == 1:
+                cells.append("the same for all")
+                continue
             rho, low, high = correlation(x[known], y[known])
             cells.append(f"{rho:+.2f} ({low:+.2f} to {high:+.2f})")
-        print(f"| {name} | {known.sum()} | " + " | ".join(cells) + " |")
+        print(f"| `{name}` | {known.sum()} | " + " | ".join(cells) + " |")
     for score in SCORES:
         values = np.array([row["accuracies"][score] for row in rows])
-        print(f"\n{score}: {100 * values.min():.1f} to {100 * values.max():.1f} %")
+        print(
+            f"\n{score}: {100 * values.min():.1f} to {100 * values.max():.1f} %, standard "
+            f"deviation {100 * values.std(ddof=1):.1f}; untrained {100 * untrained[score]:.1f} %"
+        )
 
 
 def main() -> None:

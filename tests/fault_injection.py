@@ -53,6 +53,11 @@ class Nodes:
         """Whether a Ray Train worker runs on the node of a raylet."""
         return bool(_train_workers({raylet}))
 
+    def raylets_with_trials(self) -> list[int]:
+        """Process ids of the raylets but the head's that have a trial of Ray Tune."""
+        parents = {parent for _, parent, title in _processes() if "ray::ImplicitFunc" in title}
+        return [raylet for raylet in self.raylets() if raylet in parents]
+
     def kill_raylet(self, pid: int) -> None:
         """Kill the raylet of a node, and start another node in its place."""
         (node,) = (n for n in self._nodes if _raylet(n) == pid)
