@@ -34,8 +34,13 @@ TINY = (
 )  # fmt: skip
 
 
+def tiny(*words: str) -> list[str]:
+    """The words of a tiny sweep; a key that is given again replaces the one of TINY."""
+    return list({word.partition("=")[0]: word for word in (*TINY, *words)}.values())
+
+
 def command(*words: str) -> list[str]:
-    return [sys.executable, str(REPO / "pipeline" / "run.py"), "tune", *TINY, *words]
+    return [sys.executable, str(REPO / "pipeline" / "run.py"), "tune", *tiny(*words)]
 
 
 def environment() -> dict[str, str]:

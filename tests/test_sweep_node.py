@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.fault_injection import QUICK_HEALTH_CHECKS, Driver, nodes
-from tests.test_sweep import TINY, records
+from tests.test_sweep import records, tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-WORDS = (*TINY, "train.methods=[sdclr]", "train.epochs=30", "tune.early_stopping=false",
-         "tune.trials=3", "tune.retrain_seeds=0", "train.device=cpu")  # fmt: skip
+WORDS = tiny("train.methods=[sdclr]", "train.epochs=30", "tune.early_stopping=false",
+             "tune.trials=3", "tune.retrain_seeds=0", "train.device=cpu")  # fmt: skip
 
 
 @pytest.mark.promise("R20")

@@ -436,6 +436,13 @@ def test_the_live_table(tmp_path: Path) -> None:
     headers, rows = view.table()
     assert headers == ["trial", "state", "epoch", "fewshot", "prune_ratio", "temperature"]
     assert rows[0][:3] == ["sdclr-0009", "running", "2/9"] and len(rows) == 6
+    for number, method in enumerate(("sdclr", "simclr")):
+        one = record(number, {f"{method}.temperature": 0.2}, method=method, role="confirm",
+                     label=f"best {method}")  # fmt: skip
+        one.name = f"confirm-{number:04d}"
+        trials.save(one)
+    headers, rows = View(nowhere, trials, c, "", concurrent=2, planned=2).table()
+    assert headers[4:] == ["sdclr.temperature", "simclr.temperature"]
 
 
 # --- placement

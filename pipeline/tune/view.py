@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.tune.objective import objectives
 from pipeline.tune.result import best_of
 from pipeline.tune.trials import FINISHED, TrialRecord, Trials
 
-_LINE_EVERY_S, _TABLE_EVERY_S = 5.0, 60.0
+_LINE_EVERY_S, _SAME_LINE_EVERY_S, _TABLE_EVERY_S = 5.0, 30.0, 60.0
 _NUM_BEST = 5
 
 
@@ -42,7 +43,8 @@ class View:
     ) -> None:
         self._console, self._trials, self._config = console, trials, config
         self._method, self._concurrent, self._planned = method, concurrent, planned
-        self._line_s = self._table_s = time.monotonic()
+        self._line_s = self._table_s = self._changed_s = time.monotonic()
+        self._line = ""
 
     def _records(self) -> list[TrialRecord]:
         if self._method:
@@ -55,7 +57,10 @@ class View:
         if now_s - self._line_s < _LINE_EVERY_S:
             return
         self._line_s = now_s
-        self._console.stage("tune", self.line())
+        line = self.line()
+        if line != self._line or now_s - self._changed_s >= _SAME_LINE_EVERY_S:
+            self._line, self._changed_s = line, now_s
+            self._console.stage("tune", line)
         if now_s - self._table_s >= _TABLE_EVERY_S:
             self._table_s = now_s
             self._console.table(*self.table())
@@ -105,7 +110,10 @@ class View:
         shown = [r for r in records if r.status == "running"]
         shown += done[:_NUM_BEST] if self._method else done
         keys = list(dict.fromkeys(key for r in shown for key in r.params))
-        headers = ["trial", "state", "epoch", *names, *(key.partition(".")[2] for key in keys)]
+        short = {key: key.partition(".")[2] for key in keys}
+        times = Counter(short.values())
+        titles = [name if times[name] == 1 else key for key, name in short.items()]
+        headers = ["trial", "state", "epoch", *names, *titles]
         rows = [
             [
                 f"{r.label} seed {r.seed}" if r.label else r.name,
