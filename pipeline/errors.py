@@ -86,6 +86,23 @@ class CheckpointError(PipelineError):
     exit_code = 7
 
 
+def told(error: Exception, *, where: str) -> dict[str, str]:
+    """An error of a training that no restart cures, as plain values for the driver.
+
+    Args:
+        error: one of this project, or of `sdclr`, which is then told as a `TrainingError`.
+        where: the run, for errors that name no place.
+    """
+    # A step that was not finite arrives as a TrainingError that says where its evidence is.
+    is_evidence = isinstance(error, TrainingError) and error.__cause__ is not None
+    reason = type(error.__cause__ if is_evidence else error).__name__
+    if not isinstance(error, PipelineError):
+        todo = "change the keys named above and start a new run; the last checkpoint is kept"
+        error = TrainingError(str(error), where=where, todo=todo)
+    parts = {"what": error.what, "where": error.where, "todo": error.todo}
+    return {"kind": type(error).__name__, "reason": reason, **parts}
+
+
 def root_cause(error: BaseException) -> BaseException:
     """The exception that Ray wrapped, at the end of all wrappings.
 

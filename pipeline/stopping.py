@@ -4,6 +4,7 @@
     RUN/stopped.json    written by the first worker, once a checkpoint is committed
 
 Storage is what both are sure to share: no process has to be found, and nothing else must be up.
+A cloud that takes a spot instance back says so beforehand too: `Notices` asks Ray Train about it.
 """
 
 from __future__ import annotations
@@ -86,6 +87,29 @@ class StopWatch:
         tb: TracebackType | None,
     ) -> None:
         self._closed.set()
+
+
+class Notices:
+    """Whether a node of the run is about to be taken away; every rank asks at the same steps.
+
+    Args:
+        every_steps: how often Ray Train is asked, which takes the time of a broadcast.
+    """
+
+    def __init__(self, every_steps: int) -> None:
+        self._every_steps = every_steps
+        self._known: Any = None
+
+    def is_new(self, step: int) -> bool:
+        """Whether there is a notice that was not there before."""
+        import ray.train
+
+        if step % self._every_steps:
+            return False
+        notice = ray.train.get_preemption_info()
+        is_new = notice is not None and notice != self._known
+        self._known = notice
+        return is_new
 
 
 def _poll_s(uri: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from contextlib import suppress
@@ -134,6 +135,8 @@ def _fit_again(
     """Train, and again when Ray Train's own controller failed: it does not restart itself."""
     from ray.train import ControllerError
 
+    # Ray Train's own barriers (reports, notices) wait for ever unless told otherwise.
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(config.train.collective_timeout_s)
     for failures in range(config.train.max_controller_failures + 1):
         outcome = _Outcome()
         trainer = _torch_trainer(config, job, datasets, use_gpu=use_gpu)

@@ -27,12 +27,13 @@ from pipeline.errors import (
     DataError,
     PipelineError,
     TrainingError,
+    told,
 )
 from pipeline.health_log import HealthLog
 from pipeline.method_log import MethodLog
 from pipeline.metrics import truncate_metrics
 from pipeline.monitor import Monitor, run_name
-from pipeline.stopping import StopWatch
+from pipeline.stopping import Notices, StopWatch
 from sdclr import (
     NonFiniteError,
     StarvedLayerError,
@@ -93,7 +94,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                 gc.collect()  # a model and its gradients refer to each other
     except (TrainingError, StarvedLayerError, ConfigError, DataError, CheckpointError) as error:
         # The same on every rank and on every try: tell the driver instead of restarting.
-        return {"error": _told(error, work.run_uri)}
+        return {"error": told(error, where=work.run_uri)}
     except Exception as error:
         # Ray Train restarts the workers, and in the end passes on the exception without its trace.
         error.add_note(f"on worker {rank}:\n{traceback.format_exc()}")
@@ -127,6 +128,7 @@ class MethodRun:
         self.method, self.rank = method, rank
         self.plan = feed.epoch_plan(config, manifest)
         self.folder = checkpoint.checkpoints_uri(job.run_uri, method)
+        self.notices = Notices(config.train.log_every_steps)
         network = models.new_network(config, method, init_from=job.init_from)
         self.trainer = Trainer(
             network,
@@ -152,13 +154,20 @@ class MethodRun:
                 log.append(health.row(epoch=0))
             for report in self.trainer.run(batches):
                 log.step(report)
+                row = None
                 if health is not None and health.is_due():
-                    log.append(health.row(epoch=report.epoch))
-                self._save(report, writer, stop)
+                    log.append(row := health.row(epoch=report.epoch))
+                self._save(report, writer, stop, row and row["measures"])
         if self.rank == 0:
             self._export()
 
-    def _save(self, report: StepReport, writer: CheckpointWriter, stop: StopWatch | None) -> None:
+    def _save(
+        self,
+        report: StepReport,
+        writer: CheckpointWriter,
+        stop: StopWatch | None,
+        measures: dict[str, float] | None,
+    ) -> None:
         due = is_due(
             report.step,
             steps_per_epoch=self.plan.num_steps,
@@ -166,9 +175,10 @@ class MethodRun:
             train=self.config.train,
         )
         asked = stop is not None and stop.is_asked
+        warned = self.notices.is_new(report.step)
         # Between the epochs' checkpoints rank 0 saves alone: it has all that there is.
-        if self.rank == 0 and (due or asked or self._is_time(writer)):
-            writer.save(capture(self.trainer))
+        if self.rank == 0 and (due or asked or warned or self._is_time(writer)):
+            writer.save(capture(self.trainer), measures)
         if stop is not None and asked:
             writer.wait()
             stop.answer(method=self.method, step=report.step)
@@ -192,6 +202,7 @@ class MethodRun:
             config_hash=self.job.config_hash,
             keep=t.keep_checkpoints,
             keep_every_steps=lasting,
+            keep_best=t.keep_best,
             deadline_s=t.checkpoint_timeout_s,
             before_commit=log.flush,
             monitor=Monitor(run=run_name(self.job.run_uri), method=self.method),
@@ -295,23 +306,3 @@ class MethodRun:
         }
         uri = storage.join(self.job.run_uri, "models", self.method, "backbone.safetensors")
         models.export_backbone(uri, self.trainer.network.backbone, facts)
-
-
-def _told(error: Exception, run_uri: str) -> dict[str, Any]:
-    # A step that was not finite arrives as a TrainingError that says where its evidence is.
-    reason = type(
-        error.__cause__ if isinstance(error.__cause__, NonFiniteError) else error
-    ).__name__
-    if not isinstance(error, PipelineError):
-        error = TrainingError(
-            str(error),
-            where=run_uri,
-            todo="change the keys named above and start a new run; the last checkpoint is kept",
-        )
-    return {
-        "kind": type(error).__name__,
-        "reason": reason,
-        "what": error.what,
-        "where": error.where,
-        "todo": error.todo,
-    }

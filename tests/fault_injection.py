@@ -66,6 +66,19 @@ class Nodes:
         self._cluster.remove_node(node, allow_graceful=False)
         self._nodes.append(self._cluster.add_node(**self._args))
 
+    def give_notice(self, pid: int, *, deadline_s: float) -> None:
+        """Tell Ray that the node of a raylet will be taken away, as a cloud tells of a spot one."""
+        from ray._raylet import GcsClient
+        from ray.core.generated import autoscaler_pb2
+
+        (node,) = (n for n in self._nodes if _raylet(n) == pid)
+        GcsClient(address=self.address).drain_node(
+            node.node_id,
+            autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+            "spot",
+            int((time.time() + deadline_s) * 1000),
+        )
+
     def close(self) -> None:
         """Stop all nodes."""
         self._cluster.shutdown()

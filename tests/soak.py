@@ -164,11 +164,12 @@ def _run_under_faults(
             if not workers:
                 continue  # none is up: try again at once
             os.kill(rng.choice(workers), signal.SIGKILL)
-        elif kind == "raylet":
+        elif kind == "node":
             victim = rng.choice(cluster.raylets())
             kind = "node of a worker" if cluster.has_train_worker(victim) else "other node"
             cluster.kill_raylet(victim)
         else:
+            assert kind == "S3 server"
             server.kill()
             time.sleep(SERVER_DOWN_S)
             server.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import threading
 import time
@@ -54,7 +55,7 @@ def fit(outcomes: list[Any], *overrides: str) -> tuple[Any, str]:
     config = load_config(None, overrides)
     job: Any = SimpleNamespace(run_uri="/nowhere/run")
     shown, stream = console()
-    with mock.patch.object(train, "_torch_trainer", trainer):
+    with mock.patch.object(train, "_torch_trainer", trainer), mock.patch.dict(os.environ):
         try:
             return train._fit_again(config, job, None, shown, use_gpu=False), stream.getvalue()
         except TrainingError as error:
@@ -130,6 +131,24 @@ def test_each_budget_reaches_ray_train() -> None:
     failures = settings["run_config"].failure_config
     assert failures.max_failures == 4 and failures.max_preemption_failures == 5
     assert failures.controller_failure_limit == 6 and settings["torch_config"].timeout_s == 7
+
+
+@pytest.mark.promise("R15")
+def test_the_barriers_of_ray_train_have_the_deadline_of_the_other_collectives() -> None:
+    seen: list[str] = []
+
+    class Fine:
+        @property
+        def return_value(self) -> dict[str, Any]:
+            seen.append(os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"])
+            return {"error": None}
+
+    fit([Fine()], "train.collective_timeout_s=7")
+    assert seen == ["7"]
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+
+    with mock.patch.dict(os.environ, RAY_TRAIN_COLLECTIVE_TIMEOUT_S="7"):
+        assert get_env_vars_to_propagate()["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] == "7"
 
 
 @pytest.mark.promise("R15")
