@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,8 +61,20 @@ def checkpoint_uri(folder_uri: str, step: int) -> str:
     return storage.join(folder_uri, f"step-{step:08d}")
 
 
-def save(folder_uri: str, state: TrainState, *, config_hash: str) -> str:
+def save(
+    folder_uri: str,
+    state: TrainState,
+    *,
+    config_hash: str,
+    measures: Mapping[str, float | None] | None = None,
+) -> str:
     """Write a checkpoint; it exists from the moment that its commit record does.
+
+    Args:
+        folder_uri: the checkpoints of one method of a run.
+        state: what is saved.
+        config_hash: ties it to the configuration.
+        measures: of the features at this step, by which `retain` finds the best one.
 
     Returns:
         Its URI. A checkpoint of the same step is replaced.
@@ -76,7 +90,13 @@ def save(folder_uri: str, state: TrainState, *, config_hash: str) -> str:
     for name, content in contents.items():
         storage.write_bytes(storage.join(uri, name), content)
         files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    record = {"format_version": FORMAT_VERSION, "config_hash": config_hash, "files": files}
+    record: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "config_hash": config_hash,
+        "files": files,
+    }
+    if measures is not None:
+        record["measures"] = {n: v for n, v in measures.items() if v is None or math.isfinite(v)}
     storage.write_bytes(storage.join(uri, "commit.json"), _json(record))
     return uri
 
@@ -138,24 +158,44 @@ def latest(folder_uri: str, *, config_hash: str) -> Found:
 
 
 def retain(
-    folder_uri: str, keep: int, *, newest_step: int, keep_every_steps: int | None = None
+    folder_uri: str,
+    keep: int,
+    *,
+    newest_step: int,
+    keep_every_steps: int | None = None,
+    keep_best: str | None = None,
 ) -> None:
     """Delete all but the `keep` newest checkpoints, and leftovers older than those.
 
-    Finished ones at multiples of `keep_every_steps` stay for good. Those after `newest_step` are
-    not counted: a run that fell back to an older checkpoint leaves broken ones ahead of it, which
-    it overwrites when it comes to them.
+    Finished ones at multiples of `keep_every_steps` stay for good, and so does the one whose
+    measure `keep_best` is highest. Those after `newest_step` are not counted: a run that fell back
+    to an older checkpoint leaves broken ones ahead of it, which it overwrites when it comes to
+    them.
     """
     finished, unfinished = _names(folder_uri)
     mine = [name for name in finished if _step(name) <= newest_step]
     if len(mine) <= keep:
         return
     lasting = {n for n in finished if keep_every_steps and _step(n) % keep_every_steps == 0}
+    if keep_best is not None:
+        lasting |= _best(folder_uri, mine, keep_best)
     for name in (*finished, *unfinished):
         if _step(name) < _step(mine[-keep]) and name not in lasting:
             # The record goes first: a half-deleted checkpoint must not look whole.
             storage.delete_tree(storage.join(folder_uri, name, "commit.json"))
             storage.delete_tree(storage.join(folder_uri, name))
+
+
+def _best(folder_uri: str, names: list[str], measure: str) -> set[str]:
+    """The one with the highest value, of equal ones the newest; none where it was not measured."""
+    values: dict[str, float] = {}
+    for name in names:
+        with suppress(CheckpointError):  # a broken one is not the best
+            measures = _read_record(storage.join(folder_uri, name)).get("measures")
+            value = measures.get(measure) if isinstance(measures, dict) else None
+            if isinstance(value, int | float) and math.isfinite(value):
+                values[name] = value
+    return {max(values, key=lambda name: (values[name], _step(name)))} if values else set()
 
 
 def _step(name: str) -> int:

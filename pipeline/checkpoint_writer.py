@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -27,6 +27,7 @@ class CheckpointWriter:
         config_hash: ties them to the configuration.
         keep: how many of the newest are kept.
         keep_every_steps: those at multiples of it are kept as well; None = none.
+        keep_best: the one whose measure of this name is highest is kept as well; None = none.
         deadline_s: how long any call may wait for the storage.
         before_commit: called in the writing thread first; what the checkpoint must not be ahead of.
         monitor: told how long each took, and of failures.
@@ -39,12 +40,13 @@ class CheckpointWriter:
         config_hash: str,
         keep: int,
         keep_every_steps: int | None = None,
+        keep_best: str | None = None,
         deadline_s: float,
         before_commit: Callable[[], None] = lambda: None,
         monitor: Monitor | None = None,
     ) -> None:
         self._folder_uri, self._config_hash = folder_uri, config_hash
-        self._keep, self._keep_every_steps = keep, keep_every_steps
+        self._keep, self._keep_every_steps, self._keep_best = keep, keep_every_steps, keep_best
         self._deadline_s, self._before_commit = deadline_s, before_commit
         self._monitor = monitor
         self._thread: threading.Thread | None = None
@@ -57,8 +59,8 @@ class CheckpointWriter:
         """Whether `save` would wait."""
         return self._thread is not None and self._thread.is_alive()
 
-    def save(self, state: TrainState) -> None:
-        """Begin to write a state, once the one before is written.
+    def save(self, state: TrainState, measures: Mapping[str, float | None] | None = None) -> None:
+        """Begin to write a state, once the one before is written; `measures` as `checkpoint.save`.
 
         Raises:
             StorageError: the one before failed, or is not written within the deadline.
@@ -66,7 +68,7 @@ class CheckpointWriter:
         self.wait()
         self._step, self.saved_at_s = int(state.numbers["step"]), time.monotonic()
         # A daemon: storage that hangs must not keep the process from ending.
-        self._thread = threading.Thread(target=self._write, args=(state,), daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(state, measures), daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -89,16 +91,19 @@ class CheckpointWriter:
         if failure is not None:
             raise failure
 
-    def _write(self, state: TrainState) -> None:
+    def _write(self, state: TrainState, measures: Mapping[str, float | None] | None) -> None:
         start_s = time.monotonic()
         try:
             self._before_commit()
-            checkpoint.save(self._folder_uri, state, config_hash=self._config_hash)
+            checkpoint.save(
+                self._folder_uri, state, config_hash=self._config_hash, measures=measures
+            )
             checkpoint.retain(
                 self._folder_uri,
                 self._keep,
                 newest_step=self._step,
                 keep_every_steps=self._keep_every_steps,
+                keep_best=self._keep_best,
             )
             if self._monitor is not None:
                 self._monitor.checkpoint(time.monotonic() - start_s)

@@ -144,6 +144,26 @@ def test_the_newest_and_every_nth_stay(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_best_stays_and_of_equal_ones_the_newest(tmp_path: Path) -> None:
+    values = {10: 0.2, 20: 0.7, 30: 0.7, 40: float("nan"), 50: 0.1, 60: None, 70: 0.3}
+    with writer(tmp_path, keep=2, keep_best="rankme") as one:
+        for step, value in values.items():
+            one.save(some_state(step), {"rankme": value, "other": float(step)})
+    assert storage.list_names(str(tmp_path)) == ["step-00000030", "step-00000060", "step-00000070"]
+    with writer(tmp_path, keep=2, keep_best="rankme") as one:  # a later life of the run
+        one.save(some_state(80), {"rankme": 0.9})
+        one.save(some_state(90))  # between two looks at the features
+        one.save(some_state(100))
+    assert storage.list_names(str(tmp_path)) == ["step-00000080", "step-00000090", "step-00000100"]
+
+
+def test_without_the_measure_only_the_newest_stay(tmp_path: Path) -> None:
+    with writer(tmp_path, keep=1, keep_best="rankme") as one:
+        for step in (10, 20):
+            one.save(some_state(step), {"other": 1.0})
+    assert storage.list_names(str(tmp_path)) == ["step-00000020"]
+
+
 @pytest.fixture
 def small_files() -> Iterator[None]:
     """No file may grow beyond 100 kB: to a writer, a disk that fills up."""

@@ -104,6 +104,24 @@ def test_hash_follows_every_key_but_name_and_place() -> None:
     assert len(config_hash(base)) == 64 and set(config_hash(base)) <= set("0123456789abcdef")
 
 
+@pytest.mark.promise("R7")
+def test_a_run_may_go_on_with_other_budgets_and_fewer_workers() -> None:
+    base = Config()
+    for word in ("train.workers=1", "train.max_failures=9", "train.keep_best=rankme",
+                 "placement.wait_s=60"):  # fmt: skip
+        other = with_overrides(word)
+        assert config_hash(other) == config_hash(base) and changed_keys(base, other) == []
+
+
+@pytest.mark.promise("R7")
+@pytest.mark.parametrize(
+    "word", ["train.sync_batchnorm=false", "train.drop_last=false", "train.micro_batch=32"]
+)
+def test_fewer_workers_are_refused_where_batches_would_be_others(word: str) -> None:
+    (change,) = changed_keys(with_overrides(word), with_overrides(word, "train.workers=1"))
+    assert change.startswith("train.workers: 2 -> 1 (")
+
+
 def test_hash_is_equal_in_another_process() -> None:
     code = "from pipeline.config.file import *; print(config_hash(load_config(None)))"
     assert fresh_python(code) == config_hash(Config())

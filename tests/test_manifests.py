@@ -422,7 +422,7 @@ def test_the_dockerfile_keeps_the_rules() -> None:
         (r"USER 1000", "USER ray"),
         (r"--require-hashes", ""),
         (r"--only-binary :all:", ""),
-        (r"(ENV .*)", r"\1 AWS_SECRET_ACCESS_KEY=x"),
+        (r"(ENV) ", r"\1 AWS_SECRET_ACCESS_KEY=x "),
         (r"(WORKDIR)", r"ARG TOKEN\n\1"),
         (r"COPY pipeline pipeline", "COPY . ."),
         (r"COPY pipeline", "ADD pipeline"),

@@ -36,8 +36,16 @@ _REASON_CHARS = 500
 # A run may be renamed and moved between its interruption and its resumption, and its models may be
 # used in other ways than at first.
 _PLACE = {"root", "name"}
+# Nor do budgets and deadlines, what is kept, and by how many the batches are shared change what is
+# trained: after a loss a run may go on with fewer workers.
+_OPERATION = {
+    "workers", "max_failures", "max_preemptions", "max_controller_failures",
+    "collective_timeout_s", "stall_timeout_s", "checkpoint_timeout_s", "stop_grace_s",
+    "checkpoint_every_s", "keep_checkpoints", "keep_every_epochs", "keep_best",
+}  # fmt: skip
 _NOT_HASHED: dict[str, Any] = {
-    "run": _PLACE, "evaluate": True, "export": True, "mine": True, "tune": True, "cost": True
+    "run": _PLACE, "train": _OPERATION, "placement": True,
+    "evaluate": True, "export": True, "mine": True, "tune": True, "cost": True,
 }  # fmt: skip
 # What may change between two invocations of one sweep: it can be made longer, and run elsewhere.
 _NOT_OF_SWEEP: dict[str, Any] = {
@@ -111,9 +119,25 @@ def dump_config(config: Config) -> str:
 
 
 def changed_keys(a: Config, b: Config, *, sweep: bool = False) -> list[str]:
-    """`train.lr: 0.5 -> 0.3` for every hashed key that differs; empty when the hashes are equal."""
+    """`train.lr: 0.5 -> 0.3` for every key that differs and changes what is trained.
+
+    Those are the hashed keys, and `train.workers` where a batch on fewer workers is another one.
+    """
     before, after = dict(_flat(a, sweep)), dict(_flat(b, sweep))
-    return [f"{k}: {before[k]} -> {after[k]}" for k in before if before[k] != after[k]]
+    changes = [f"{k}: {before[k]} -> {after[k]}" for k in before if before[k] != after[k]]
+    workers = a.train.workers, b.train.workers
+    if not sweep and workers[0] != workers[1] and _depends_on_workers(a):
+        changes.append(
+            f"train.workers: {workers[0]} -> {workers[1]} (it may change with "
+            "train.sync_batchnorm, train.drop_last, and without train.micro_batch)"
+        )
+    return changes
+
+
+def _depends_on_workers(config: Config) -> bool:
+    """Whether statistics of batches, or the last batch, depend on how many share them."""
+    t = config.train
+    return not t.sync_batchnorm or not t.drop_last or t.micro_batch is not None
 
 
 def _flat(config: Config, sweep: bool) -> Iterator[tuple[str, str]]:

@@ -72,6 +72,11 @@ class Train(Section):
     keep_every_epochs: int | None = Field(
         default=None, ge=1, description="those of every n-th epoch are kept as well"
     )
+    keep_best: Literal["view_retrieval", "balance_few", "rankme"] | None = Field(
+        default=None,
+        description="the one with the highest value of this measure of the features is kept as "
+        "well, of those at which health.every_epochs looked",
+    )
     stop_grace_s: float = Field(
         default=20.0, ge=0, description="for a last checkpoint after SIGTERM or Ctrl-C"
     )
