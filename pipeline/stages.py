@@ -255,7 +255,7 @@ class Session:
         uri = self.folder.uri
         self.console.line(f"done: {spent}")
         self.console.line(f"  record      {uri}")
-        for name in ("evaluation.json", "aggregate.json", "report.html"):
+        for name in ("evaluation.json", "aggregate.json", "report.html", "mining.html"):
             if storage.exists(storage.join(uri, name)):
                 self.console.line(f"  {name.partition('.')[0]:11s} {storage.join(uri, name)}")
         for method in self.config.train.methods:
