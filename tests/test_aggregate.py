@@ -106,6 +106,20 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     assert "evaluate --resume" in caught.value.todo
 
 
+def test_protocols_that_only_some_runs_have_are_told(tmp_path: Path) -> None:
+    one, two = (a_run(tmp_path, i, sdclr=0.5) for i in range(2))
+    assert aggregate([one, two])["notes"] == []
+    file = Path(two) / "evaluation.json"
+    content = json.loads(file.read_text())
+    for model in content["models"]:
+        model["scores"] = model["scores"][:1]
+        model["scores"][0]["protocol"] = "paper-linear"
+    file.write_text(json.dumps(content))
+    (note,) = aggregate([one, two])["notes"]
+    assert note.startswith("not all pairs of split and seed have cached-linear (1 of 2), ")
+    assert note.endswith(", paper-linear (1 of 2)")
+
+
 def test_other_keys_that_differ_are_told(tmp_path: Path) -> None:
     one, two = (a_run(tmp_path, i, sdclr=0.5) for i in range(2))
     changed = load_config(None, ["data.split_seed=1", "train.epochs=7", "run.seed=3"])

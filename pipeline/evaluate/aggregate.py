@@ -50,7 +50,7 @@ def aggregate(run_uris: Sequence[str]) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "runs": uris,
         "scored_on": evaluations[uris[0]]["scored_on"],
-        "notes": _notes(uris),
+        "notes": [*_notes(uris), *_partial(table)],
         "scores": [_mean_entry(*name, list(scores.values())) for name, scores in table.items()],
         "differences": _differences(table),
     }
@@ -105,6 +105,18 @@ def _table(evaluations: dict[str, dict[str, Any]]) -> Table:
                     *(math.nan if score[f] is None else float(score[f]) for f in FIELDS)
                 )
     return {name: table[name] for name in sorted(table, key=lambda name: _place(evaluations, name))}
+
+
+def _partial(table: Table) -> list[str]:
+    """A note for protocols that not every split and seed was scored by; their n is smaller."""
+    keys: dict[str, set[Key]] = {}
+    for (protocol, _), scores in table.items():
+        keys.setdefault(protocol, set()).update(scores)
+    num = len(set().union(*keys.values())) if keys else 0
+    partial = [
+        f"{name} ({len(found)} of {num})" for name, found in keys.items() if len(found) < num
+    ]
+    return [f"not all pairs of split and seed have {', '.join(partial)}"] if partial else []
 
 
 def _place(evaluations: dict[str, dict[str, Any]], name: tuple[str, str]) -> tuple[int, int]:
