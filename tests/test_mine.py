@@ -156,6 +156,10 @@ def test_a_ratio_that_starves_a_layer_is_refused_by_name(tmp_path: Path) -> None
     with pytest.raises(ConfigError) as caught:
         extractor(uri, config)
     assert "0.99999" in caught.value.where
+    # The stage says so by itself: of an actor that does not start Ray tells little.
+    with pytest.raises(ConfigError, match="pruning leaves no weight in") as caught:
+        mined(tmp_path / "stage", config)
+    assert "0.99999" in caught.value.where
 
 
 def mined(tmp_path: Path, config: object = CONFIG, losses_2N: torch.Tensor | None = None) -> dict:  # type: ignore[type-arg]

@@ -18,6 +18,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from sdclr import (
     PruneRule,
+    SimCLR,
     StarvedLayerError,
     Twin,
     ViewParams,
@@ -71,13 +72,13 @@ class RarityExtractor:
         self.device = torch.device(device)
         state = checkpoint.load(checkpoint_uri, config_hash=config_hash)
         trained = models.trained_model(self.config, method, state)
-        self.twins = {TRAINED: trained if isinstance(trained, Twin) else Twin(trained.network)}
+        self.twins = {TRAINED: as_twin(trained)}
         if with_untrained:
             fresh = models.new_network(self.config, method, init_from=init_from)
             self.twins[UNTRAINED] = Twin(fresh)
         for twin in self.twins.values():
             twin.to(self.device).eval()
-        self.masks = {name: self._masks(twin) for name, twin in self.twins.items()}
+        self.masks = {name: masks_by_ratio(self.config, twin) for name, twin in self.twins.items()}
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
@@ -141,22 +142,32 @@ class RarityExtractor:
             mask.copy_(masks[weight])
         return twin.pruned(view_BCHW)
 
-    def _masks(self, twin: Twin) -> list[dict[str, Tensor]]:
-        """The masks of every prune ratio, computed once."""
-        s = self.config.sdclr
-        found = []
-        for ratio in self.config.mine.prune_ratios:
-            rule = PruneRule(prune_ratio=ratio, scope=s.scope, exclude_stem=s.exclude_stem)
-            try:
-                twin.refresh_masks(rule)
-            except StarvedLayerError as error:
-                raise ConfigError(
-                    str(error),
-                    where=f"mine.prune_ratios, {ratio}",
-                    todo="leave this ratio out, or lower it",
-                ) from error
-            found.append({name: mask.clone() for name, mask in twin.mask_by_weight().items()})
-        return found
+
+def as_twin(model: Twin | SimCLR) -> Twin:
+    """A model with a pruned branch; a SimCLR network is pruned as it is."""
+    return model if isinstance(model, Twin) else Twin(model.network)
+
+
+def masks_by_ratio(config: Config, twin: Twin) -> list[dict[str, Tensor]]:
+    """The masks of every prune ratio.
+
+    Raises:
+        ConfigError: a ratio leaves a layer without weights.
+    """
+    s = config.sdclr
+    found = []
+    for ratio in config.mine.prune_ratios:
+        rule = PruneRule(prune_ratio=ratio, scope=s.scope, exclude_stem=s.exclude_stem)
+        try:
+            twin.refresh_masks(rule)
+        except StarvedLayerError as error:
+            raise ConfigError(
+                str(error),
+                where=f"mine.prune_ratios, {ratio}",
+                todo="leave this ratio out, or lower it",
+            ) from error
+        found.append({name: mask.clone() for name, mask in twin.mask_by_weight().items()})
+    return found
 
 
 def reference_sample(num_images: int, num_reference: int) -> NDArray[np.int64]:

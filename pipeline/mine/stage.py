@@ -21,17 +21,18 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from pipeline import storage
+from pipeline import models, storage
 from pipeline.checkpoint import Found, checkpoints_uri, latest
 from pipeline.cluster import Cluster
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.forgotten import pictures
-from pipeline.mine.extractor import TRAINED
+from pipeline.mine.extractor import TRAINED, as_twin, masks_by_ratio
 from pipeline.mine.findings import findings
 from pipeline.mine.map import feature_map
 from pipeline.mine.scoring import Progress, ScoredSet, score_set
+from sdclr import Twin
 from sdclr.longtail import Groups, groups_by_tercile, groups_by_threshold
 from sdclr.loss_memory import means_of
 from sdclr.rarity import k_center_greedy, rank_share
@@ -76,6 +77,7 @@ def mine(
     found = _newest(run_uri, method, config_hash)
     training_loss_N = _training_loss(config, found)
     labelled = manifest.class_names is not None and info.class_counts is not None
+    _check_ratios(config, method, found, with_untrained=labelled)
     scored = score_set(
         config,
         config_json,
@@ -264,6 +266,15 @@ def _newest(run_uri: str, method: str, config_hash: str) -> Found:
             todo=f"train it first: python pipeline/run.py train --resume {run_uri}",
         )
     return found
+
+
+def _check_ratios(config: Config, method: str, found: Found, *, with_untrained: bool) -> None:
+    """Refuse here what an actor could only refuse by not starting."""
+    assert found.state is not None
+    masks_by_ratio(config, as_twin(models.trained_model(config, method, found.state)))
+    if with_untrained:
+        start = models.init_uri(config)
+        masks_by_ratio(config, Twin(models.new_network(config, method, init_from=start)))
 
 
 def _training_loss(config: Config, found: Found) -> NDArray[np.float32] | None:
