@@ -49,14 +49,15 @@ def check_sets(config: Config, manifest: Manifest) -> None:
         raise DataError(
             "a set without class counts cannot be scored",
             where=f"data set {manifest.name}",
-            todo="ingest it again, one folder per class",
+            todo="delete the data set and ingest again, one folder per class",
         )
     unknown = [names[c] for c, (a, b) in enumerate(zip(learnt, scored, strict=True)) if b and not a]
     if unknown:
         raise DataError(
             f"{len(unknown)} classes of {scored_on} have no labelled image: {_listed(unknown)}",
             where=f"data set {manifest.name}, set probe",
-            todo=f"add labelled images of these classes, or leave them out of {scored_on}",
+            todo=f"add labelled images of these classes, or leave them out of {scored_on}; then "
+            "delete the data set and ingest again",
         )
 
 
@@ -77,7 +78,7 @@ def check_labels(manifest: Manifest, set_name: str, found: SetFeatures) -> None:
             raise DataError(
                 f"{int(wrong_N.sum())} of {len(labels_N)} images have {what}: {_listed(first)}",
                 where=where,
-                todo="ingest the data set again",
+                todo="delete the data set and ingest again",
             )
     counts = np.bincount(labels_N, minlength=len(names)).tolist()
     recorded = manifest.sets[set_name].class_counts  # type: ignore[index]
@@ -89,7 +90,7 @@ def check_labels(manifest: Manifest, set_name: str, found: SetFeatures) -> None:
             f"the labels do not match the manifest: class {names[label]!r} has {counts[label]} "
             f"images, {recorded[label]} are recorded",
             where=where,
-            todo="ingest the data set again",
+            todo="delete the data set and ingest again",
         )
 
 

@@ -76,11 +76,12 @@ def refuse(leaks: Sequence[dict[str, Any]], manifest: Manifest, *, max_frac: flo
     """
     grave = [leak for leak in leaks if leak["images"] > max_frac * leak["of"]]
     if grave:
+        largest = max(leak["images"] / leak["of"] for leak in grave)
         raise DataError(
             "images that are scored on are also learnt from:\n" + "\n".join(sentences(grave)),
             where=f"data set {manifest.name}",
-            todo="take them out of one of the sets and ingest again; evaluate.max_leak_frac="
-            f"{max(leak['images'] / leak['of'] for leak in grave):.4g} scores it as it is",
+            todo="take them out of one of the sets, delete the data set and ingest again; "
+            f"evaluate.max_leak_frac={largest:.4g} scores it as it is",
         )
 
 

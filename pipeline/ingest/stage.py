@@ -92,7 +92,9 @@ def ingest(
     """
     uri = data_set_uri(config)
     if storage.exists(storage.join(uri, MANIFEST_NAME)):
-        return uri, _reuse(config, uri)
+        manifest = _reuse(config, uri)
+        note("made before: the source is not read again; delete the folder to make it anew")
+        return uri, manifest
     if tasks is None:
         tasks = RayTasks(where=uri, data_resource=config.placement.data_resource)
     with Claim(uri) as claim:
