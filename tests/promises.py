@@ -118,6 +118,8 @@ def results(folder: Path = RESULTS) -> dict[tuple[str, str], Result]:
     for suite in (s for file in files for s in ElementTree.parse(file).iter("testsuite")):
         counts: dict[tuple[str, str], dict[str, int]] = {}
         for case in suite.iter("testcase"):
+            if "name" not in case.attrib:  # of a run that was interrupted
+                continue
             file = case.attrib["classname"].rpartition(".")[2]
             mine = counts.setdefault((file, case.attrib["name"].partition("[")[0]), {})
             tags = {child.tag for child in case}
