@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.startup import run_stage
 from benchmarks.table import Row, main
 
-_EPOCHS, _EVERY, _REPEATS = 30, 5, 2
+_EPOCHS, _EVERY, _REPEATS = 12, 2, 2
 _TARGETS = {"host": 0.97, "none": 0.9}  # feed.cache -> share of the bare loop
 _BARE = """
 import sys, time
