@@ -13,7 +13,8 @@ tries first.
 
 Measured: epochs spent until the search has a complete trial within one point of the best cell, as
 a fraction of the epochs of the whole grid. A search has as many trials as the grid has cells; one
-that never gets there counts as the whole grid, and how many got there is shown.
+that never gets there counts as the whole grid, and how many got there is shown. A training that
+prunes a whole layer away fails, and counts as an accuracy of 0.
 """
 
 from __future__ import annotations
@@ -38,7 +39,15 @@ from pipeline.ingest.sources import index_source
 from pipeline.models import new_network
 from pipeline.tune.search import NumberedSampler, asha
 from pipeline.tune.space import Parameter, trial_config
-from sdclr import EpochPlan, ImageSet, PruneRule, Recipe, Trainer, centre_view
+from sdclr import (
+    EpochPlan,
+    ImageSet,
+    PruneRule,
+    Recipe,
+    StarvedLayerError,
+    Trainer,
+    centre_view,
+)
 from sdclr.augment import AugmentRecipe
 from sdclr.longtail import fewshot_draws
 from sdclr.probe import linear_probe, per_class_accuracy
@@ -155,9 +164,13 @@ def train(arguments: argparse.Namespace) -> None:
             new_network(config, "sdclr"), recipe_of(config), steps_per_epoch=plan.num_steps
         )
         curve = []
-        for report in trainer.run(data.pretrain.feed(plan, seed=seed)):
-            if report.step in [rung * plan.num_steps for rung in RUNGS]:
-                curve.append(round(data.score(trainer.model), 4))
+        try:
+            for report in trainer.run(data.pretrain.feed(plan, seed=seed)):
+                if report.step in [rung * plan.num_steps for rung in RUNGS]:
+                    curve.append(round(data.score(trainer.model), 4))
+        except StarvedLayerError as error:  # the trial fails
+            print(seed, cell, error)
+            curve += [0.0] * (len(RUNGS) - len(curve))
         spent_s = time.process_time() - start_s
         row = {"seed": seed, "cell": cell, "curve": curve, "cpu_s": round(spent_s, 1)}
         with out.open("a") as file:

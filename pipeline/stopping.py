@@ -93,10 +93,11 @@ class Notices:
     """Whether a node of the run is about to be taken away; every rank asks at the same steps.
 
     Args:
-        every_steps: how often Ray Train is asked, which takes the time of a broadcast.
+        every_steps: how often Ray Train is asked, which takes the time of a broadcast; None =
+            never, since this is no run of Ray Train.
     """
 
-    def __init__(self, every_steps: int) -> None:
+    def __init__(self, every_steps: int | None) -> None:
         self._every_steps = every_steps
         self._known: Any = None
 
@@ -104,7 +105,7 @@ class Notices:
         """Whether there is a notice that was not there before."""
         import ray.train
 
-        if step % self._every_steps:
+        if self._every_steps is None or step % self._every_steps:
             return False
         notice = ray.train.get_preemption_info()
         is_new = notice is not None and notice != self._known

@@ -25,6 +25,7 @@ from pipeline.config import Config
 from pipeline.config.file import config_hash
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import CheckpointError, ConfigError, DataError, PipelineError, TrainingError
+from pipeline.stopping import Notices
 from pipeline.tune.images import DecodedSet
 from pipeline.tune.objective import Measure, measure_of, objectives
 from pipeline.tune.space import trial_config
@@ -117,6 +118,8 @@ class TrialRun(MethodRun):
         send: Callable[[Row | None], None],
     ) -> None:
         super().__init__(job, config, manifest, method, rank, device)
+        if config.tune.trial_workers == 1:
+            self.notices = Notices(None)  # it trains in the process that Ray Tune gave it
         self._measure, self._send = measure, send
         self._log_uri = storage.join(job.run_uri, "measures.jsonl")
         self._since_s, self._seconds_before = time.monotonic(), 0.0
