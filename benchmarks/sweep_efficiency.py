@@ -55,19 +55,22 @@ from sdclr.seeds import numpy_generator
 
 SIDE, PX, BATCH = 5, 16, 64
 EPOCHS, RUNGS = 18, (2, 6, 18)  # accuracy is measured where ASHA looks
-GRACE_EPOCHS, REDUCTION = 2, 3
+REDUCTION = 3
 SHOTS, DRAWS = 5, 8
 NUM_SEEDS, WITHIN = 20, 0.01
 SPACE = (
     Parameter("sdclr.prune_ratio", 0.3, 0.98),
     Parameter("sdclr.temperature", 0.05, 1.0, log=True),
 )
+# Name, sampler, and the first epoch at which ASHA may stop a trial.
 SEARCHES = (
-    ("grid in random order", "grid", False),
-    ("random", "random", False),
-    ("random + ASHA", "random", True),
-    ("TPE", "tpe", False),
-    ("TPE + ASHA", "tpe", True),
+    ("grid in random order", "grid", None),
+    ("random", "random", None),
+    ("random + ASHA from epoch 2", "random", 2),
+    ("random + ASHA from epoch 6", "random", 6),
+    ("TPE", "tpe", None),
+    ("TPE + ASHA from epoch 2", "tpe", 2),
+    ("TPE + ASHA from epoch 6", "tpe", 6),
 )
 Cell = tuple[int, int]
 Curves = dict[Cell, list[float]]  # accuracy at the RUNGS
@@ -187,7 +190,9 @@ def read(path: Path) -> dict[int, Curves]:
     return found
 
 
-def search(table: Curves, sampler: str, seed: int, *, stop_early: bool) -> tuple[int | None, int]:
+def search(
+    table: Curves, sampler: str, seed: int, *, grace_epochs: int | None
+) -> tuple[int | None, int]:
     """Epochs until a complete trial is within a point of the best cell (None: never), and in all.
 
     As many trials as the grid has cells, so that no search has the smaller budget of trials.
@@ -199,7 +204,7 @@ def search(table: Curves, sampler: str, seed: int, *, stop_early: bool) -> tuple
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=NumberedSampler(sampler, seed))
     scheduler = asha([], metric="value", mode="max", max_epochs=EPOCHS,
-                     grace_epochs=GRACE_EPOCHS, reduction_factor=REDUCTION)  # fmt: skip
+                     grace_epochs=grace_epochs or EPOCHS, reduction_factor=REDUCTION)  # fmt: skip
     (bracket,) = scheduler._brackets
     spent = 0
     for number in range(len(table)):
@@ -212,7 +217,7 @@ def search(table: Curves, sampler: str, seed: int, *, stop_early: bool) -> tuple
             spent += epoch - before
             trial.report(value, epoch)
             stub: Any = SimpleNamespace(trial_id=str(number))
-            if stop_early and epoch < EPOCHS and bracket.on_result(stub, epoch, value) == "STOP":
+            if epoch < EPOCHS and bracket.on_result(stub, epoch, value) == "STOP":
                 stopped = True
                 break
         if stopped:
@@ -245,8 +250,8 @@ def table(arguments: argparse.Namespace) -> None:
         )
         print("| search | reached | epochs, % of the grid: median (quartiles) | mean (95 %) |")
         print("|---|---|---|---|")
-        for label, sampler, stop_early in SEARCHES:
-            found = [search(curves, sampler, n, stop_early=stop_early) for n in range(NUM_SEEDS)]
+        for label, sampler, grace in SEARCHES:
+            found = [search(curves, sampler, n, grace_epochs=grace) for n in range(NUM_SEEDS)]
             print(_line(label, found, len(curves) * EPOCHS))
 
 
