@@ -10,7 +10,6 @@ from typing import Any
 
 from pipeline import checkpoint, models, storage, weights
 from pipeline.config import Config
-from pipeline.errors import CheckpointError
 from sdclr import SimCLR, TrainState, Twin
 
 UNTRAINED = "untrained"
@@ -72,13 +71,7 @@ def given_source(config: Config, uri: str) -> tuple[ModelSource, dict[str, Any]]
     """
     uri = storage.absolute(uri)
     source = ModelSource("checkpoint", uri)
-    if not weights.is_weights_file(uri) and not storage.exists(storage.join(uri, "commit.json")):
-        raise CheckpointError(
-            "there is no checkpoint here",
-            where=uri,
-            todo="give a folder that holds commit.json (RUN/models/METHOD/checkpoints/step-*), or "
-            f"a file of weights ({', '.join(weights.SUFFIXES)})",
-        )
+    weights.check_given(uri)
     load_model(config, source, init_from=None)
     if weights.is_weights_file(uri):
         return source, weights.read_facts(uri)

@@ -132,6 +132,10 @@ def _has_own_folder(command: Command, config: Config) -> bool:
 
 def _for_evaluation(config: Config) -> RunFolder:
     """A new folder, so that no run's own evaluation is overwritten."""
+    if config.evaluate.checkpoint is not None:
+        from pipeline import weights  # and with it torch
+
+        weights.check_given(storage.absolute(config.evaluate.checkpoint))
     root = storage.absolute(config.run.root)
     base = f"{config.run.name}-eval-{config_hash(config)[:8]}"
     names = set(storage.list_names(root))

@@ -36,6 +36,21 @@ def is_weights_file(uri: str) -> bool:
     return uri.lower().endswith(SUFFIXES)
 
 
+def check_given(uri: str) -> None:
+    """Refuse what is neither a file of weights nor the folder of a checkpoint; nothing is read.
+
+    Raises:
+        CheckpointError: it is not there, or is something else.
+    """
+    if not storage.exists(uri if is_weights_file(uri) else storage.join(uri, "commit.json")):
+        raise CheckpointError(
+            "there is no checkpoint here",
+            where=uri,
+            todo="give a folder that holds commit.json (RUN/models/METHOD/checkpoints/step-*), or "
+            f"a file of weights ({', '.join(SUFFIXES)})",
+        )
+
+
 def read_weights(uri: str) -> dict[str, Tensor]:
     """The tensors of a file under the names it gives them.
 

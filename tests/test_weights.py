@@ -16,10 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline import checkpoint, models, weights
+from pipeline.command_line import Command
 from pipeline.config.file import load_config
-from pipeline.errors import CheckpointError, StorageError
+from pipeline.errors import CheckpointError
 from pipeline.evaluate.candidates import find_candidates
 from pipeline.model_source import ModelSource, given_source, load_model
+from pipeline.run_folder import resolve
 from pipeline.scores import scores_csv
 from sdclr import TrainState, Twin
 from sdclr.backbone import build_backbone
@@ -169,7 +171,19 @@ def test_broken_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "d.pt")
     with pytest.raises(CheckpointError, match="holds no state dict"):
         given_source(CONFIG, str(tmp_path / "d.pt"))
-    with pytest.raises(StorageError):
-        given_source(CONFIG, str(tmp_path / "none.pt"))
+    for name in ("none.pt", "."):
+        with pytest.raises(CheckpointError, match="there is no checkpoint here"):
+            given_source(CONFIG, str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["absent.safetensors", "folder"])
+def test_a_checkpoint_that_is_not_there_is_told_before_anything_is_made(tmp_path, name) -> None:
+    def command(checkpoint: str) -> Command:
+        words = (f"evaluate.checkpoint={tmp_path / checkpoint}", f"run.root={tmp_path / 'runs'}")
+        return Command("evaluate", None, words, resume=None, dry_run=False)
+
     with pytest.raises(CheckpointError, match="there is no checkpoint here"):
-        given_source(CONFIG, str(tmp_path))
+        resolve(command(name))
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "present.pt").touch()  # control: what is there is looked at later
+    assert resolve(command("present.pt")).is_new
