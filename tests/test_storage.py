@@ -222,7 +222,7 @@ def test_lasting_faults_end_in_one_error_within_the_deadline(s3: LoopbackS3) -> 
         lambda: store.children("s3://bucket"),
         lambda: store.delete_tree("s3://bucket/x"),
     ):
-        with pytest.raises(StorageError, match="tries in"):
+        with pytest.raises(StorageError, match=r"tr(y|ies) in"):
             use()
     assert s3.buckets["bucket"] == {"x": b"old"}
 
@@ -281,7 +281,7 @@ def test_missing_credentials_name_the_variables(
 def test_an_endpoint_that_does_not_answer(s3: LoopbackS3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match=r"does not answer \([2-9] tries") as caught:
-        ObjectStore(deadline_s=1.0).read("s3://bucket/x")
+        ObjectStore(deadline_s=5.0).read("s3://bucket/x")
     assert "AWS_ENDPOINT_URL" in caught.value.todo
 
 

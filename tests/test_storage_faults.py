@@ -63,7 +63,7 @@ def test_lasting_faults_end_in_one_error_in_time(
     s3.buckets["bucket"]["x"] = DATA
     proxy.faults.extend([fault] * 100)
     began_s = time.monotonic()
-    with pytest.raises(StorageError, match="tries in") as caught:
+    with pytest.raises(StorageError, match=r"tr(y|ies) in") as caught:
         ObjectStore(deadline_s=1.0, read_timeout_s=0.3).read(URI)
     assert caught.value.where == URI and caught.value.todo
     assert time.monotonic() - began_s < 30
@@ -76,7 +76,7 @@ def test_control_without_another_try_one_fault_is_an_error(
 ) -> None:
     s3.buckets["bucket"]["x"] = DATA
     proxy.faults.append(fault)
-    with pytest.raises(StorageError, match="tries in"):
+    with pytest.raises(StorageError, match=r"\(1 try in"):
         ObjectStore(deadline_s=0.0).read(URI)
 
 
@@ -97,7 +97,7 @@ def test_a_try_ends_however_slowly_bytes_come(s3: LoopbackS3, proxy: FaultProxy)
     s3.buckets["bucket"]["x"] = DATA
     proxy.faults.extend(["stall"] * 100)
     store = ObjectStore(deadline_s=0.3, read_timeout_s=3600, try_s=0.5)
-    with pytest.raises(StorageError, match="tries in"):
+    with pytest.raises(StorageError, match=r"tr(y|ies) in"):
         store.read(URI)
 
 

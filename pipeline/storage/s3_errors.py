@@ -62,7 +62,7 @@ def is_passing(error: Exception) -> bool:
 def words(error: Exception, uri: str, num_tries: int, waited_s: float) -> tuple[str, str]:
     """What happened and what to do, for people."""
     bucket = uri.removeprefix("s3://").partition("/")[0]
-    tries = f"{num_tries} tries in {waited_s:.0f} s"
+    tries = f"{num_tries} {'try' if num_tries == 1 else 'tries'} in {waited_s:.0f} s"
     if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):
         return "there are no S3 credentials", _KEYS_TODO
     if isinstance(error, PermissionError):
