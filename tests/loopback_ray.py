@@ -88,10 +88,18 @@ class LoopbackRay:
         return self
 
     def add_node(self, num_cpus: int, resources: str = "{}") -> None:
-        """Start one more raylet; `resources` is JSON."""
+        """Start one more raylet and wait for it; `resources` is JSON.
+
+        Raylets that start at once in one folder take the same socket: one never comes up.
+        """
         self._start(
             f"--address={self.address}", f"--num-cpus={num_cpus}", f"--resources={resources}"
         )
+        log, end_s = self.folder / f"start-{len(self._nodes) - 1}.log", time.monotonic() + _START_S
+        while "Ray runtime started" not in log.read_text(errors="replace"):
+            if self._nodes[-1].poll() is not None or time.monotonic() > end_s:
+                raise RuntimeError(log.read_text(errors="replace")[-3000:])
+            time.sleep(0.2)
 
     def _start(self, *options: str) -> None:
         ports = dict(zip(_PORT_OPTIONS, free_ports(len(_PORT_OPTIONS)), strict=True))
