@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,17 @@ class Nodes:
         self._nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
         self._nodes.append(self._cluster.add_node(**self._args))
+
+    def kill_everything(self) -> None:
+        """Kill the head and all nodes with whatever runs on them, at once."""
+        nodes = [self._cluster.head_node, *self._nodes]
+        raylets = {_raylet(node) for node in nodes}
+        victims = [pid for pid, parent, _ in _processes() if parent in raylets]
+        for node in nodes:
+            victims += [info.process.pid for kind in node.all_processes.values() for info in kind]
+        for pid in victims:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def give_notice(self, pid: int, *, deadline_s: float) -> None:
         """Tell Ray that the node of a raylet will be taken away, as a cloud tells of a spot one."""

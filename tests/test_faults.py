@@ -141,6 +141,20 @@ def test_a_killed_driver(cluster: Nodes, unbroken: Path, tmp_path: Path, step: i
     assert_equal(tmp_path, unbroken)
 
 
+@pytest.mark.promise("R17")
+def test_a_whole_cluster_that_is_killed(cluster: Nodes, unbroken: Path, tmp_path: Path) -> None:
+    """Head, nodes, workers and driver at once; the run goes on on another cluster."""
+    with nodes(2, RAY_AUTH_MODE="disabled") as lost:
+        driver = Driver(tmp_path, lost.address, *TRAINING)
+        driver.wait_until(has_reached(str(tmp_path / "runs"), 90))
+        lost.kill_everything()
+        driver.process.kill()
+        driver.wait()
+    again = Driver(tmp_path, cluster.address, "--resume", run_of(tmp_path))
+    assert again.wait() == 0, again.output[-3000:]
+    assert_equal(tmp_path, unbroken)
+
+
 @pytest.mark.promise("R4", "R17")
 def test_a_run_goes_on_with_one_worker_of_two(
     cluster: Nodes, unbroken: Path, tmp_path: Path

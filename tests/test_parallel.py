@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.ingest.parallel import Result, ThreadTasks, _run, _unpacked
+from pipeline.ingest.parallel import Result, ThreadTasks, _unpacked, ingest_task
 from pipeline.ingest.plan import work_of
 from pipeline.ingest.sources import index_source
 from pipeline.ingest.task import parse_outcome, run_chunk
@@ -27,7 +27,7 @@ def job(item: dict[str, Any], shared: Any) -> Result:
 
 def through(item: dict[str, Any], shared: Any, function: Any = job) -> Result:
     row = {"number": 7, "item": json.dumps(item)}
-    packed = _run(row, job=function, shared=shared)
+    packed = ingest_task(row, job=function, shared=shared)
     assert packed["number"] == 7 and set(map(type, packed.values())) <= {int, str, bytes}
     return _unpacked(packed)
 

@@ -86,7 +86,7 @@ def test_data_tasks_and_training_workers_run_on_their_own_nodes(
         for node, resources in found["nodes"].items()
     }
     tasks = [(name, kind[node]) for name, node in found["tasks"]]
-    written = {place for name, place in tasks if "run_chunk" in name}
+    written = {place for name, place in tasks if "ingest_task" in name}
     decoded = {place for name, place in tasks if "ShardDecoder" in name}
     assert written == {"data"} and decoded == {"data"}, tasks
     workers = [kind[node] for name, node in found["actors"] if name == "RayTrainWorker"]
@@ -107,6 +107,17 @@ def test_trials_of_a_sweep_run_on_the_nodes_for_training(
     assert nodes and all("train" in found["nodes"][node] for node in nodes), found
 
 
+def test_a_resource_that_no_node_has_ends_with_exit_code_5_before_work_starts(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    names = ("placement.train_resource=trainer", "placement.wait_s=1")
+    result = run(cluster, tmp_path, "train.epochs=1", *names)
+    assert result.returncode == 5, result.stderr
+    assert "no node of the cluster has the resource 'trainer'; there are: data, train" in (
+        result.stderr
+    )
+
+
 def test_nodes_that_come_later_are_waited_for(
     ray_nodes: LoopbackRay, cluster: dict[str, str], tmp_path: Path
 ) -> None:
@@ -124,14 +135,3 @@ def test_nodes_that_come_later_are_waited_for(
     finally:
         process.kill()
     assert process.returncode == 0, out
-
-
-def test_a_resource_that_no_node_has_ends_with_exit_code_5_before_work_starts(
-    cluster: dict[str, str], tmp_path: Path
-) -> None:
-    names = ("placement.train_resource=trainer", "placement.wait_s=1")
-    result = run(cluster, tmp_path, "train.epochs=1", *names)
-    assert result.returncode == 5, result.stderr
-    assert "no node of the cluster has the resource 'trainer'; there are: data, train" in (
-        result.stderr
-    )

@@ -102,7 +102,7 @@ class RayTasks:
             ]
             source = ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
             done = source.map(
-                _run,  # type: ignore[arg-type]  # Ray's stub leaves no room for fn_kwargs
+                ingest_task,  # type: ignore[arg-type]  # Ray's stub leaves no room for fn_kwargs
                 fn_kwargs={"job": job, "shared": None if shared is None else ray.put(shared)},
                 resources=on_nodes_with(self._data_resource) or None,
             )
@@ -121,7 +121,8 @@ class RayTasks:
             context.enable_progress_bars = shown
 
 
-def _run(row: dict[str, Any], *, job: Job, shared: Any) -> dict[str, Any]:
+def ingest_task(row: dict[str, Any], *, job: Job, shared: Any) -> dict[str, Any]:
+    """One item done, as a row of plain values; Ray shows tasks by the name of this function."""
     import ray
 
     if isinstance(shared, ray.ObjectRef):
