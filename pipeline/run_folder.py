@@ -37,12 +37,31 @@ class RunFolder:
 
 
 def resolve(command: Command) -> RunFolder:
-    """The run of a command.
+    """The run of a command; weights that a new one names are loaded once, before any work.
 
     Raises:
         ConfigError: the configuration is wrong, the run to go on with does not exist or has another
             configuration, or there is no run to evaluate.
+        CheckpointError: those weights are not there, or do not fit.
     """
+    folder = _found(command)
+    if folder.is_new:
+        _check_weights(folder.config, command.stage)
+    return folder
+
+
+def _check_weights(config: Config, stage: str) -> None:
+    if stage == "evaluate" and config.evaluate.checkpoint is not None:
+        from pipeline.model_source import given_source  # and with it torch
+
+        given_source(config, config.evaluate.checkpoint)
+    elif stage in ("all", "train", "tune") and config.train.init_from is not None:
+        from pipeline import models
+
+        models.new_network(config, config.train.methods[0], init_from=models.init_uri(config))
+
+
+def _found(command: Command) -> RunFolder:
     if command.resume is not None:
         folder = _existing(command)
         return _for_evaluation(folder.config) if _has_own_folder(command, folder.config) else folder
@@ -132,10 +151,6 @@ def _has_own_folder(command: Command, config: Config) -> bool:
 
 def _for_evaluation(config: Config) -> RunFolder:
     """A new folder, so that no run's own evaluation is overwritten."""
-    if config.evaluate.checkpoint is not None:
-        from pipeline import weights  # and with it torch
-
-        weights.check_given(storage.absolute(config.evaluate.checkpoint))
     root = storage.absolute(config.run.root)
     base = f"{config.run.name}-eval-{config_hash(config)[:8]}"
     names = set(storage.list_names(root))

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline import checkpoint, models, weights
 from pipeline.command_line import Command
 from pipeline.config.file import load_config
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, StorageError
 from pipeline.evaluate.candidates import find_candidates
 from pipeline.model_source import ModelSource, given_source, load_model
 from pipeline.run_folder import resolve
@@ -176,14 +176,30 @@ def test_broken_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
             given_source(CONFIG, str(tmp_path / name))
 
 
-@pytest.mark.parametrize("name", ["absent.safetensors", "folder"])
-def test_a_checkpoint_that_is_not_there_is_told_before_anything_is_made(tmp_path, name) -> None:
-    def command(checkpoint: str) -> Command:
-        words = (f"evaluate.checkpoint={tmp_path / checkpoint}", f"run.root={tmp_path / 'runs'}")
-        return Command("evaluate", None, words, resume=None, dry_run=False)
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ("evaluate", "evaluate.checkpoint"),
+        ("all", "train.init_from"),
+        ("train", "train.init_from"),
+        ("tune", "train.init_from"),
+    ],
+)
+def test_weights_that_are_not_there_or_do_not_fit_are_told_before_anything_is_made(
+    tmp_path: Path, stage: str, key: str
+) -> None:
+    def resolved(name: str) -> bool:
+        words = (f"{key}={tmp_path / name}", f"run.root={tmp_path / 'runs'}")
+        return resolve(Command(stage, None, words, resume=None, dry_run=False)).is_new
 
-    with pytest.raises(CheckpointError, match="there is no checkpoint here"):
-        resolve(command(name))
+    save_file(resnet8().state_dict(), tmp_path / "fits.safetensors")
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "other.pt")
+    for name, words in (
+        ("absent.safetensors", "there is no checkpoint here|no such file"),
+        ("folder", "there is no checkpoint here|no such file"),
+        ("other.pt", "these weights do not fit"),
+    ):
+        with pytest.raises((CheckpointError, StorageError), match=words):
+            resolved(name)
     assert not (tmp_path / "runs").exists()
-    (tmp_path / "present.pt").touch()  # control: what is there is looked at later
-    assert resolve(command("present.pt")).is_new
+    assert resolved("fits.safetensors")
