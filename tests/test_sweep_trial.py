@@ -27,7 +27,7 @@ from pipeline.tune.trial import Plan, TrialRun
 from pipeline.worker import Job
 from sdclr import SimCLR, Twin
 from tests.test_report import HOSTILE, Page, assert_inert
-from tests.test_sweep_search import sweep_of
+from tests.trial_records import sweep_of
 
 SMALL = (
     "data.num_val_per_class=8", "data.num_max=60", "train.epochs=3", "train.global_batch=64",

@@ -1,0 +1,134 @@
+"""What a sweep searches, where its trials go and what they cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.config.file import config_hash, load_config
+from pipeline.errors import ClusterError, ConfigError
+from pipeline.ingest.plan import DryRun, PlannedSet
+from pipeline.tune.estimate import expected_epochs, of_seconds, probe_s
+from pipeline.tune.placement import Placement, place
+from pipeline.tune.space import (
+    Params,
+    best_config,
+    configured_value,
+    known_points,
+    parameters,
+    trial_config,
+)
+from pipeline.tune.stage import grace_epochs
+from tests.trial_records import EPOCHS, config
+
+
+def test_the_space_depends_on_the_method_and_the_stem() -> None:
+    both = ("prune_ratio", "temperature", "lr", "weight_decay", "head_depth")
+    c = config(f"tune.search=[{','.join(both)}]")
+    sdclr = [p.key for p in parameters(c, "sdclr")]
+    simclr = [p.key for p in parameters(c, "simclr")]
+    assert sdclr == ["sdclr.prune_ratio", "sdclr.temperature", "train.lr", "train.weight_decay",
+                     "sdclr.head_depth"]  # fmt: skip
+    assert simclr == ["simclr.temperature", "train.lr", "train.weight_decay", "simclr.head_depth"]
+    cifar, imagenet = (
+        parameters(config(f"model.stem={stem}"), "sdclr")[0] for stem in ("cifar", "imagenet")
+    )
+    assert (cifar.low, cifar.high) == (0.3, 0.98) and (imagenet.low, imagenet.high) == (0.1, 0.7)
+    with pytest.raises(ConfigError, match="range of prune ratios is empty"):
+        parameters(config("tune.prune_ratio_min=0.99"), "sdclr")
+
+
+def test_known_points_are_the_configured_and_the_published_ones() -> None:
+    assert known_points(config("sdclr.prune_ratio=0.5"), "sdclr") == [
+        {"sdclr.prune_ratio": 0.5, "sdclr.temperature": 0.2},
+        {"sdclr.prune_ratio": 0.9, "sdclr.temperature": 0.2},
+    ]
+    assert len(known_points(config(), "sdclr")) == 1  # both are the same
+    assert known_points(config(), "simclr") == [{"simclr.temperature": 0.2}]
+    outside = config("tune.prune_ratio_max=0.6", "sdclr.prune_ratio=0.5")
+    assert known_points(outside, "sdclr") == [{"sdclr.prune_ratio": 0.5, "sdclr.temperature": 0.2}]
+
+
+def test_a_trial_trains_one_method_with_its_values_and_the_best_config_is_complete() -> None:
+    c = config("sdclr.random_ratio=0.5", "tune.trial_workers=1", "train.workers=2")
+    params: Params = {"sdclr.prune_ratio": 0.4, "sdclr.temperature": 0.07}
+    trial = trial_config(c, "sdclr", params, seed=7)
+    assert trial.train.methods == ("sdclr",) and trial.train.workers == 1 and trial.run.seed == 7
+    assert trial.sdclr.prune_ratio == 0.4 and trial.sdclr.random_ratio == 0.4
+    best = best_config(c, "sdclr", params)
+    assert best.train.workers == 2 and best.sdclr.temperature == 0.07 and best.run.seed == 0
+    assert all(configured_value(best, key) == value for key, value in params.items())
+    with pytest.raises(ConfigError, match="trial's configuration is not valid"):
+        trial_config(config("tune.trial_workers=3"), "sdclr", params, seed=0)
+
+
+@pytest.mark.parametrize("search", ["[temperature]", "[prune_ratio, lr]"])
+def test_the_training_loss_is_refused_across_temperatures_and_ratios(search: str) -> None:
+    with pytest.raises(ConfigError, match="values of different functions"):
+        config(f"tune.search={search}", "tune.objective=train_loss")
+    allowed = config("tune.search=[lr, weight_decay]", "tune.objective=train_loss")
+    assert allowed.tune.objective == "train_loss"  # the same loss for all trials
+
+
+def test_the_hash_of_a_sweep_allows_more_trials_and_nothing_else() -> None:
+    first, longer, other = config(), config("tune.trials=99"), config("tune.sampler=random")
+    assert config_hash(first, sweep=True) == config_hash(longer, sweep=True)
+    assert config_hash(first, sweep=True) != config_hash(other, sweep=True)
+    assert config_hash(first) == config_hash(other)  # a training does not depend on the section
+
+
+def test_grace_is_longer_than_the_warm_up() -> None:
+    assert grace_epochs(load_config(None, ["train.epochs=200"])) == 22
+    assert grace_epochs(load_config(None, ["train.epochs=20"])) == 3
+    assert grace_epochs(config("tune.grace_epochs=1", "train.warmup_epochs=0")) == 1
+    with pytest.raises(ConfigError, match="warm-up of 2 epochs"):
+        grace_epochs(load_config(None, ["train.epochs=20", "tune.grace_epochs=2"]))
+
+
+def test_placement_follows_the_resources() -> None:
+    assert place(config(), num_cpus=2, num_gpus=0).concurrent == 2
+    assert place(config("tune.concurrent=1"), num_cpus=2, num_gpus=0).concurrent == 1
+    assert place(config("tune.cpus_per_trial=2"), num_cpus=5, num_gpus=0).concurrent == 2
+    half = place(config("tune.gpus_per_worker=0.5"), num_cpus=16, num_gpus=2)
+    assert half.concurrent == 4 and half.resources == {"CPU": 1.0, "GPU": 0.5}
+    nested = place(config("tune.trial_workers=2"), num_cpus=16, num_gpus=4)
+    assert nested.concurrent == 2 and nested.gpus == 2 and nested.resources["CPU"] < 0.1
+    assert place(config("train.device=cpu"), num_cpus=4, num_gpus=4).gpus == 0
+    marked = place(config("placement.train_resource=train"), num_cpus=2, num_gpus=0)
+    assert marked.resources["CPU"] == 1 and 0 < marked.resources["train"] < 0.01
+
+
+@pytest.mark.parametrize("override", ["tune.cpus_per_trial=8", "train.device=cuda"])
+def test_a_trial_that_does_not_fit_is_refused(override: str) -> None:
+    with pytest.raises(ClusterError, match="no trial can be placed"):
+        place(config(override), num_cpus=4, num_gpus=0)
+    with pytest.raises(ClusterError, match="on one node at most 2 CPU"):
+        place(config("tune.cpus_per_trial=3"), num_cpus=8, num_gpus=0, node_cpus=2)
+
+
+def test_expected_epochs_of_early_stopping() -> None:
+    assert expected_epochs(27, 27, 3) == 27  # never judged
+    assert expected_epochs(9, 1, 3) == pytest.approx(1 + 2 / 3 + 6 / 9)
+    rng, reached = np.random.default_rng(0), []
+    for _ in range(20_000):  # the same by chance: one in three passes each rung
+        epoch = 2
+        while epoch < 30 and rng.random() < 1 / 3:
+            epoch = min(30, 3 * epoch)
+        reached.append(epoch)
+    assert expected_epochs(30, 2, 3) == pytest.approx(np.mean(reached), rel=0.03)
+
+
+def test_the_estimate_adds_up() -> None:
+    c = config("tune.trials=10", "tune.retrain_seeds=2", "tune.objective=view_retrieval",
+               "tune.probe_images=50", "cost.price_per_gpu_hour_usd=2.0", "tune.grace_epochs=1",
+               "train.warmup_epochs=0")  # fmt: skip
+    sets, nothing = {"pretrain": PlannedSet(391, None, 1, 1)}, None
+    plan = DryRun("", True, None, sets, 391, nothing, nothing)  # type: ignore[arg-type]
+    on_gpu = Placement({}, cpus=1, gpus=1, gpus_per_worker=1, concurrent=4)
+    found = of_seconds(c, plan, on_gpu, 0.5, 0.01)
+    epoch_s = 3 * 0.5 + 100 * 0.01  # three steps of 128, and two views of 50 images
+    assert found.most_h == pytest.approx((20 + 6) * EPOCHS * epoch_s / 4 / 3600)
+    likely = (20 * expected_epochs(EPOCHS, 1, 3) + 6 * EPOCHS) * epoch_s / 4 / 3600
+    assert found.likely_h == pytest.approx(likely) and likely < found.most_h
+    assert found.price_usd == pytest.approx(2 * found.most_h * 4)
+    assert probe_s(config("train.global_batch=4"), 16, False)[0] > 0
