@@ -3,11 +3,12 @@
     python -m benchmarks.feed
 
 Photos are those of `SDCLR_PHOTOS`, a folder of folders of JPEG files, decoded onto a canvas
-of 256 px; CIFAR-size images are synthetic raw pixels, whose content makes no difference. images/s
-are of CPU time, of all processes that a contestant needs (Ray's own included, the S3 server, which
-is on loopback, not), so they are those of one core. Loop and loader take turns; the feed runs its
-epochs in one go after them, since it would read ahead while others have their turn, and its first
-epoch, which starts up, does not count.
+of 256 px, each of them NUM_COPIES times in the set, since an epoch of a second would mostly
+measure what starts with it; CIFAR-size images are synthetic raw pixels, whose content makes no
+difference. images/s are of CPU time, of all processes that a contestant needs (Ray's own included,
+the S3 server, which is on loopback, not), so they are those of one core. Loop and loader take
+turns; the feed runs its epochs in one go after them, since it would read ahead while others have
+their turn, and its first epoch, which starts up, does not count.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from sdclr import EpochPlan
 
 REPEATS = 3
 LOOP, LOADER, TASKS = "bare loop", "DataLoader, 1 worker", "tasks of the feed without Ray, disk"
-NUM_PHOTOS, NUM_SMALL, SMALL_PX = 640, 51_200, 32
+NUM_PHOTOS, NUM_COPIES, NUM_SMALL, SMALL_PX = 640, 8, 51_200, 32
 
 
 class Photos(Dataset[tuple[Tensor, Tensor]]):
@@ -129,17 +130,20 @@ def photo_rows(folder: Path) -> list[Row]:
     if len(files) < NUM_PHOTOS:
         note = f"SDCLR_PHOTOS names no folder of {NUM_PHOTOS} photos or more"
         return [Row(name="photos", values=(), unit="images/s", note=note)]
+    files *= NUM_COPIES
     images = [file.read_bytes() for file in files]
     tensors = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in images]
     info = ImageInfo("original", None, None)
     places = {"disk": str(folder / "photos"), "S3": "s3://bucket/photos"}
     streams = {
-        f"feed, {where}": Streamed(uri, write_set(uri, info, images, NUM_PHOTOS // 10), config_of())
+        f"feed, {where}": Streamed(
+            uri, write_set(uri, info, images, len(images) // 10), config_of()
+        )
         for where, uri in places.items()
     }
     return contest(
         "photos",
-        NUM_PHOTOS,
+        len(images),
         {
             "torchvision.io decode alone": lambda: [
                 decode_jpeg(data, ImageReadMode.RGB) for data in tensors
