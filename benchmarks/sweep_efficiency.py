@@ -66,11 +66,11 @@ SPACE = (
 SEARCHES = (
     ("grid in random order", "grid", None),
     ("random", "random", None),
-    ("random + ASHA from epoch 2", "random", 2),
-    ("random + ASHA from epoch 6", "random", 6),
+    ("random + ASHA from a ninth, epoch 2", "random", 2),
+    ("random + ASHA from a third, epoch 6", "random", 6),
     ("TPE", "tpe", None),
-    ("TPE + ASHA from epoch 2", "tpe", 2),
-    ("TPE + ASHA from epoch 6", "tpe", 6),
+    ("TPE + ASHA from a ninth, epoch 2", "tpe", 2),
+    ("TPE + ASHA from a third, epoch 6", "tpe", 6),
 )
 Cell = tuple[int, int]
 Curves = dict[Cell, list[float]]  # accuracy at the RUNGS

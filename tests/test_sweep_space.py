@@ -78,8 +78,8 @@ def test_the_hash_of_a_sweep_allows_more_trials_and_nothing_else() -> None:
 
 
 def test_grace_is_longer_than_the_warm_up() -> None:
-    assert grace_epochs(load_config(None, ["train.epochs=200"])) == 22
-    assert grace_epochs(load_config(None, ["train.epochs=20"])) == 3
+    assert grace_epochs(load_config(None, ["train.epochs=200"])) == 66
+    assert grace_epochs(load_config(None, ["train.epochs=20"])) == 6
     assert grace_epochs(config("tune.grace_epochs=1", "train.warmup_epochs=0")) == 1
     with pytest.raises(ConfigError, match="warm-up of 2 epochs"):
         grace_epochs(load_config(None, ["train.epochs=20", "tune.grace_epochs=2"]))

@@ -60,7 +60,7 @@ class Tune(Section):
     grace_epochs: int | None = Field(
         default=None,
         ge=1,
-        description="before any trial is stopped; more than the warm-up; null = a ninth of the "
+        description="before any trial is stopped; more than the warm-up; null = a third of the "
         "run, or the warm-up and one more",
     )
     reduction_factor: int = Field(

@@ -37,6 +37,9 @@ from sdclr.schedule import MAX_WARMUP_FRAC
 def grace_epochs(config: Config) -> int:
     """Epochs before ASHA may stop a trial: more than the warm-up lasts.
 
+    By default those of one round of elimination, a third: earlier measures stop the best settings
+    too (docs/sweeps.md).
+
     Raises:
         ConfigError: the configured number is not.
     """
@@ -45,7 +48,7 @@ def grace_epochs(config: Config) -> int:
     least = min(t.epochs, math.floor(warmup) + 1)
     wanted = config.tune.grace_epochs
     if wanted is None:
-        return max(least, t.epochs // config.tune.reduction_factor**2)
+        return max(least, t.epochs // config.tune.reduction_factor)
     if not least <= wanted <= t.epochs:
         raise ConfigError(
             f"a trial would be judged in its warm-up of {warmup:g} epochs, or after its "
