@@ -66,6 +66,12 @@ class Nodes:
         self._cluster.remove_node(node, allow_graceful=False)
         self._nodes.append(self._cluster.add_node(**self._args))
 
+    def silence_raylet(self, pid: int) -> None:
+        """Stop the raylet of a node and all below it: nothing ends, nothing answers."""
+        for victim in (pid, *(child for child, parent, _ in _processes() if parent == pid)):
+            with suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGSTOP)
+
     def kill_everything(self) -> None:
         """Kill the head and all nodes with whatever runs on them, at once."""
         nodes = [self._cluster.head_node, *self._nodes]

@@ -1,9 +1,10 @@
-"""Seconds from the kill of a worker or a node to the next new step, on nodes of this machine.
+"""Seconds from the loss of a worker or a node to the next new step, on nodes of this machine.
 
     python -m tests.recovery [ROUNDS] [RAY_setting=value ...]
 
 Settings are put into the environment of the head; without any, those of the fault tests are used.
-`default` stands for Ray's own. Printed, and written to build/promises/recovery.json.
+`default` stands for Ray's own. A silent node is one whose processes are stopped, not ended, so that
+only the head's health checks can tell. Printed, and written to build/promises/recovery.json.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ TRAINING = (
 
 def measure(rounds: int, settings: dict[str, str]) -> dict[str, list[float]]:
     """Seconds of each round by what was killed."""
-    found: dict[str, list[float]] = {"worker": [], "node": []}
+    found: dict[str, list[float]] = {"worker": [], "node": [], "silent node": []}
     folder = Path(tempfile.mkdtemp(prefix="recovery-"))
     with nodes(3, **settings, RAY_AUTH_MODE="disabled") as cluster:
         assert Driver(folder, cluster.address, "ingest", *TRAINING[1:]).wait() == 0
@@ -64,10 +65,16 @@ def _kill(cluster: Nodes, driver: Driver, root: str, kind: str) -> float:
     else:
         victim = next(pid for pid in cluster.raylets() if cluster.has_train_worker(pid))
         killed_s = time.time()
-        cluster.kill_raylet(victim)
+        if kind == "silent node":
+            cluster.silence_raylet(victim)
+        else:
+            cluster.kill_raylet(victim)
     # The line of a step that was over at the kill may come a moment later.
     driver.wait_until(lambda: _newest_s(root) > killed_s + 1)
-    return _newest_s(root) - killed_s
+    recovered_s = _newest_s(root)
+    if kind == "silent node":
+        cluster.kill_raylet(victim)  # and start another one in its place
+    return recovered_s - killed_s
 
 
 def _newest_s(root: str) -> float:
