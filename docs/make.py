@@ -22,6 +22,7 @@ from pipeline.config import Config
 from pipeline.config.help import SCHEMA, expected
 from pipeline.config.strict_yaml import write_value
 
+LINES = "<lines>"
 MARKER = "<!-- made by docs/make.py from here on -->\n"
 KINDS = {
     name: kind
@@ -61,47 +62,110 @@ def messages() -> list[Message]:
     """Every failure with its own words, from all calls of an error's class."""
     found = set()
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
-        tree = ast.parse(path.read_text())
-        # A text that is put together above the call, under a name of its own.
-        named = {
-            node.targets[0].id: node.value
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-        }
-        for node in ast.walk(tree):
+        source = Source(ast.parse(path.read_text()))
+        for node in ast.walk(source.tree):
             if isinstance(node, ast.Call):
-                found |= set(_messages(node, named))
-    return sorted(message for message in found if any(part.isalpha() for part in message.what))
+                found |= set(source.messages(node))
+    found |= set(_of_s3())
+    # What only joins lines of others, as that of wrong keys does, says nothing here.
+    told = (m for m in found if m.what != LINES and any(part.isalpha() for part in m.what))
+    return sorted(told)
 
 
-def _messages(call: ast.Call, named: dict[str, ast.expr]) -> Iterator[Message]:
-    name = ast.unparse(call.func).rpartition(".")[2]
-    keywords = {k.arg: k.value for k in call.keywords}
-    first = call.args[0] if call.args else keywords.get("what")
-    if name not in KINDS or first is None:
-        return
-    todo = keywords.get("todo", ast.Constant(""))
-    if isinstance(todo, ast.Name):
-        todo = named.get(todo.id, todo)
-    for what in _texts(first):
-        yield Message(KINDS[name].exit_code, name, what, next(_texts(todo), ""))
+def _of_s3() -> Iterator[Message]:
+    """What S3 answers: the pairs that `words` returns, in the sentence that they are put into."""
+    tree = ast.parse((ROOT / "pipeline" / "storage" / "s3_errors.py").read_text())
+    source = Source(tree)
+    (words,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "words")
+    for node in ast.walk(words):
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+            what, todo = node.value.elts
+            for text in source.texts(what):
+                told = next(source.texts(todo), "")
+                code = KINDS["StorageError"].exit_code
+                yield Message(code, "StorageError", f"could not <action>: {text}", told)
 
 
-def _texts(node: ast.expr) -> Iterator[str]:
-    """What an expression may say; nothing when it is not written where it is raised."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield node.value
-    elif isinstance(node, ast.JoinedStr):
-        yield "".join(
-            str(part.value) if isinstance(part, ast.Constant) else f"<{_name(part)}>"
-            for part in node.values
-        )
-    elif isinstance(node, ast.IfExp):
-        yield from _texts(node.body)
-        yield from _texts(node.orelse)
-    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        for left in _texts(node.left):
-            yield from (left + right for right in _texts(node.right) or ())
+class Source:
+    """A module, in which a text may stand above the call that needs it, or in the caller."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self.tree = tree
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        # Inner functions come after outer ones, so the innermost one stays.
+        self.function_of = {id(n): function for function in functions for n in ast.walk(function)}
+
+    def messages(self, call: ast.Call) -> Iterator[Message]:
+        """Those of the call of an error's class; nothing for other calls."""
+        name = ast.unparse(call.func).rpartition(".")[2]
+        keywords = {k.arg: k.value for k in call.keywords}
+        first = call.args[0] if call.args else keywords.get("what")
+        if name not in KINDS or first is None:
+            return
+        todo = keywords.get("todo", ast.Constant(""))
+        for what in self.texts(first):
+            yield Message(KINDS[name].exit_code, name, what, next(self.texts(todo), ""))
+
+    def texts(self, node: ast.expr) -> Iterator[str]:
+        """What an expression may say; nothing when it is not written in this module."""
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(map(self._part, node.values))
+        elif isinstance(node, ast.IfExp):
+            yield from self.texts(node.body)
+            yield from self.texts(node.orelse)
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            for left in self.texts(node.left):
+                yield from (left + right for right in self.texts(node.right) or ())
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".join"):
+            yield LINES
+        elif isinstance(node, ast.Subscript):
+            yield from self.texts(node.value)
+        elif isinstance(node, ast.Name):
+            for value in self._values(node):
+                yield from self.texts(value)
+
+    def _part(self, part: ast.expr) -> str:
+        """A part of an f-string: its text, a constant's, or a short name for what is filled in."""
+        if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name):
+            if part.value.id.isupper():
+                return next(self.texts(part.value), f"<{_name(part)}>")
+        return str(part.value) if isinstance(part, ast.Constant) else f"<{_name(part)}>"
+
+    def _values(self, name: ast.Name) -> Iterator[ast.expr]:
+        """What a name stands for: its newest assignments above, or what callers pass."""
+        function = self.function_of.get(id(name))
+        where: ast.Module | ast.FunctionDef = function or self.tree
+        above = {
+            node.lineno: node.value
+            for node in ast.walk(where)
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id == name.id
+            and node.lineno < name.lineno
+        }
+        used = [
+            node.lineno
+            for node in ast.walk(where)
+            if isinstance(node, ast.Raise) and node.lineno < name.lineno - 1
+        ]
+        since = max((line for line in used if line < max(above, default=0)), default=0)
+        if above:
+            yield from (value for line, value in above.items() if line > since)
+        elif function and name.id in (names := [a.arg for a in function.args.args]):
+            for node in ast.walk(self.tree):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == function.name:
+                    given = dict(zip(names, node.args, strict=False))
+                    given |= {k.arg: k.value for k in node.keywords if k.arg}
+                    if name.id in given:
+                        yield given[name.id]
+        elif function:
+            yield from (
+                node.value
+                for node in self.tree.body
+                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name.id
+            )
 
 
 def _name(part: ast.expr) -> str:

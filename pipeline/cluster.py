@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,21 +183,37 @@ def on_nodes_with(resource: str | None) -> dict[str, float]:
 
 
 def grown(
-    cluster: Cluster, num_workers: int, *, use_gpu: bool, resource: str | None, wait_s: float
+    cluster: Cluster,
+    num_workers: int,
+    *,
+    use_gpu: bool,
+    worker_resource: str | None,
+    resources: Sequence[str],
+    wait_s: float,
 ) -> Cluster:
     """The cluster once it can hold the workers, or as it is after `wait_s`.
 
     An autoscaler, if there is one, is asked for the nodes.
+
+    Args:
+        cluster: as it is.
+        num_workers: training workers at the same time; 0 where nothing is trained.
+        use_gpu: whether each needs a GPU; a CPU otherwise.
+        worker_resource: custom resource of the nodes of these workers.
+        resources: all custom resources that some node must have.
+        wait_s: how long to wait.
     """
     from ray.autoscaler.sdk import request_resources
 
     def fits(now: Cluster) -> bool:
         enough = now.num_gpus >= num_workers if use_gpu else now.num_cpus > num_workers
-        return enough and (resource is None or resource in now.custom_resources)
+        return enough and now.custom_resources.issuperset(resources)
 
     end_s = time.monotonic() + wait_s
-    bundle = {"GPU" if use_gpu else "CPU": 1, **on_nodes_with(resource)}
-    request_resources(bundles=[bundle] * num_workers)
+    worker = {"GPU" if use_gpu else "CPU": 1, **on_nodes_with(worker_resource)}
+    others = [r for r in resources if r != worker_resource or num_workers == 0]
+    bundles = [worker] * num_workers + [{"CPU": 1, **on_nodes_with(r)} for r in others]
+    request_resources(bundles=bundles)
     try:
         while not fits(cluster) and time.monotonic() < end_s:
             time.sleep(min(_GROW_POLL_S, wait_s))

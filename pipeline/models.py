@@ -136,6 +136,17 @@ def new_network(config: Config, method: str, *, init_from: str | None = None) ->
     return network
 
 
+def advice(config: Config) -> str | None:
+    """What the configuration may not have meant: the views of grey digits, of other images."""
+    a = config.augment
+    if config.data.source == "digits" or any((a.hflip_prob, a.saturation, a.hue, a.gray_prob)):
+        return None
+    return (
+        "the views neither mirror nor change colours: augment.* as for the demo's grey digits; "
+        "tune_configs/photos.yaml has the published ones for photographs"
+    )
+
+
 def state_bytes(config: Config, method: str) -> tuple[int, int]:
     """Size of the weights, whose gradients are exchanged, and of a checkpoint."""
     network = new_network(config, method)

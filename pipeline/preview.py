@@ -118,7 +118,7 @@ def _side_names() -> list[str]:
 
 
 def _show_training(config: Config, plan: DryRun, console: Console) -> None:
-    from pipeline import feed
+    from pipeline import feed, models
     from pipeline.train import check_data
 
     check_data(config, plan.manifest, object_store_bytes=_UNKNOWN_BYTES)
@@ -133,7 +133,11 @@ def _show_training(config: Config, plan: DryRun, console: Console) -> None:
         )
         _show_scale(config, method, plan, console)
     console.stage("train", feed.described(config, plan.manifest))
-    console.stage("evaluate", ", ".join(config.evaluate.protocols))
+    if said := models.advice(config):
+        console.stage("train", said)
+    unlabelled = plan.sets["pretrain"].class_counts is None
+    scores = "nothing, without labels" if unlabelled else ", ".join(config.evaluate.protocols)
+    console.stage("evaluate", scores)
 
 
 def _show_scale(config: Config, method: str, plan: DryRun, console: Console) -> None:

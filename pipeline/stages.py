@@ -9,18 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
-from pipeline.cluster import Cluster, connected, grown, now
+from pipeline.cluster import Cluster, check_placement, connected, grown, now
 from pipeline.command_line import Command
 from pipeline.config import Config
 from pipeline.config.file import config_hash, dump_config, load_config
-from pipeline.console import Console, duration
+from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest, described
-from pipeline.errors import PipelineError, root_cause
+from pipeline.errors import DataError, PipelineError, root_cause
 from pipeline.lost import again_when_lost, in_words
 from pipeline.record import RunRecord
+from pipeline.results import show_results
 from pipeline.run_folder import RunFolder, resolve
 
-_PROGRAM = "python pipeline/run.py"
+# Which nodes a stage needs, by the keys of `placement`.
+_ON_TRAIN_NODES = ("all", "train", "tune", "evaluate", "mine")
+_ON_DATA_NODES = ("ingest", *_ON_TRAIN_NODES)
 
 
 @dataclass
@@ -86,25 +89,37 @@ class Session:
         if self._cluster is None:
             self.console.stage("ray", "connecting")
             self._cluster = self._stack.enter_context(connected())
-            if self.config.placement.wait_s and self.command.stage in ("all", "train", "tune"):
+            resources = self._resources()
+            if self.config.placement.wait_s:
                 self._cluster = grown(
                     self._cluster,
                     self._num_workers(),
                     use_gpu=self.config.train.device == "cuda",
-                    resource=self.config.placement.train_resource,
+                    worker_resource=self.config.placement.train_resource,
+                    resources=resources,
                     wait_s=self.config.placement.wait_s,
                 )
+            check_placement(self._cluster, *resources)
             c = self._cluster
             where = "this machine" if c.is_local else c.address
             dashboard = f", dashboard {c.dashboard_url}" if c.dashboard_url else ""
             self.console.stage("ray", f"{where}: {c.num_cpus} CPU, {c.num_gpus} GPU{dashboard}")
         return self._cluster
 
+    def _resources(self) -> list[str]:
+        """Custom resources of the nodes that the stage needs."""
+        placement, stage = self.config.placement, self.command.stage
+        names = [
+            placement.train_resource if stage in _ON_TRAIN_NODES else None,
+            placement.data_resource if stage in _ON_DATA_NODES else None,
+        ]
+        return [name for name in names if name is not None]
+
     def _num_workers(self) -> int:
         """Training workers at the same time."""
         if self.command.stage == "tune":
             return self.config.tune.trial_workers * (self.config.tune.concurrent or 1)
-        return self.config.train.workers
+        return self.config.train.workers if self.command.stage in ("all", "train") else 0
 
     @property
     def record(self) -> RunRecord:
@@ -133,7 +148,7 @@ class Session:
 
     def pretrain(self, *, ingest_first: bool) -> None:
         """Ingest if asked to, check, and train; the run exists from here on."""
-        from pipeline import feed
+        from pipeline import feed, models
         from pipeline.dataset.manifest import read_manifest
         from pipeline.ingest.plan import data_set_uri
         from pipeline.train import check, train, uses_gpu
@@ -153,6 +168,8 @@ class Session:
         workers = f"{self.config.train.workers} {device} workers"
         self.console.stage("train", f"{methods}, {self.config.train.epochs} epochs, {workers}")
         self.console.stage("train", feed.described(self.config, dataset.manifest))
+        if said := models.advice(self.config):
+            self.console.stage("train", said)
         with self._plain_errors(), self.record.stage("train"):
             gpu = train(cluster=self.cluster, console=self.console, **self._common())
         if gpu is not None:
@@ -250,36 +267,18 @@ class Session:
         """Mark the run complete and say where everything is and what to type next."""
         if self.record.status == "running":
             self.record.complete()
-        timings = self.record.content["timings_s"]
-        spent = ", ".join(f"{name} {duration(s)}" for name, s in timings.items())
-        uri = self.folder.uri
-        self.console.line(f"done: {spent}")
-        self.console.line(f"  record      {uri}")
-        for name in ("evaluation.json", "aggregate.json", "report.html", "mining.html"):
-            if storage.exists(storage.join(uri, name)):
-                self.console.line(f"  {name.partition('.')[0]:11s} {storage.join(uri, name)}")
-        for method in self.config.train.methods:
-            models = storage.join(uri, "models", method)
-            if not storage.exists(models):  # an evaluation without a training
-                continue
-            self.console.line(f"  checkpoint  {storage.join(models, 'checkpoints')}")
-            self.console.line(f"  backbone    {storage.join(models, 'backbone.safetensors')}")
-        self.console.line("next:")
-        self.console.line(f"  another seed   {self._again()}")
-        self.console.line(
-            f"  your images    {_PROGRAM} data.source=folder data.path=FOLDER feed.canvas_px=64 "
-            "augment.crop_px=32"
+        show_results(
+            self.console, self.folder, self.record.content["timings_s"], again=self._again()
         )
-        self.console.line(f"  all keys       {_PROGRAM} --help-keys")
 
     def _again(self) -> str:
-        """The command that repeats this run with the next seed."""
+        """The words of this run with the next seed."""
         kept = [word for word in self.command.overrides if not word.startswith("run.seed=")]
         if self.command.resume is not None:
             kept = [f"--config {storage.join(self.folder.uri, 'config.yaml')}"]
         elif self.command.config_file is not None:
             kept = [f"--config {self.command.config_file}", *kept]
-        return " ".join([_PROGRAM, *kept, f"run.seed={self.config.run.seed + 1}"])
+        return " ".join([*kept, f"run.seed={self.config.run.seed + 1}"])
 
     def _common(self) -> dict[str, Any]:
         dataset = self._dataset or self._recorded_dataset()
@@ -297,7 +296,7 @@ class Session:
 
         data = self.record.content["data"]
         if data is None:
-            raise PipelineError(
+            raise DataError(
                 "the run has no data set yet",
                 where=self.folder.uri,
                 todo=f"train it first: python pipeline/run.py train --resume {self.folder.uri}",

@@ -12,7 +12,6 @@ from typing import Any
 from pipeline import errors, feed, health_log, metrics, models, stopping, storage
 from pipeline.cluster import (
     Cluster,
-    check_placement,
     check_workers,
     on_nodes_with,
     smallest_object_store_bytes,
@@ -37,7 +36,6 @@ def check(config: Config, manifest: Manifest, cluster: Cluster) -> None:
     """
     check_data(config, manifest, object_store_bytes=smallest_object_store_bytes())
     models.new_network(config, config.train.methods[0], init_from=models.init_uri(config))
-    check_placement(cluster, config.placement.train_resource, config.placement.data_resource)
     check_workers(cluster, config.train.workers, use_gpu=uses_gpu(config, cluster))
 
 

@@ -37,6 +37,7 @@ LAYERS = (
     {"record", "models", "feed", "checkpoint_writer", "method_log"},
     {"model_source"},
     {"run_folder", "health_log", "features"},
+    {"results"},
     {"worker"},
     {"forgotten", "model_card"},
     STAGES,

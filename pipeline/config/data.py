@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -29,8 +29,10 @@ class Data(Section):
         "CIFAR with download",
     )
     root: Text = Field(default="data", description="where shards go: local path or s3:// URI")
-    imbalance_ratio: float | None = Field(
-        default=50.0, ge=1, description="most over least frequent class; null = counts as they are"
+    imbalance_ratio: Annotated[float, Field(ge=1)] | Literal["auto"] | None = Field(
+        default="auto",
+        description="most over least frequent class of the long tail that is drawn; null = none is "
+        "drawn, counts stay as they are; auto = 50 for digits, null for all else",
     )
     num_max: int | None = Field(
         default=None, ge=1, description="images of the most frequent class; null = all there are"
@@ -69,6 +71,13 @@ class Data(Section):
     label_column: Text | None = Field(
         default=None, description="parquet only: column of class numbers or names"
     )
+
+    @property
+    def drawn_imbalance(self) -> float | None:
+        """`imbalance_ratio` with `auto` resolved."""
+        if self.imbalance_ratio != "auto":
+            return self.imbalance_ratio
+        return 50.0 if self.source == "digits" else None
 
     @field_validator("path")
     @classmethod

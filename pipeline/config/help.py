@@ -53,6 +53,8 @@ def _words(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         options = " or ".join(_words(option) for option in schema["anyOf"])
         return options.replace("true or false or", "true, false or")
+    if "const" in schema:
+        return str(schema["const"])
     if "enum" in schema:
         return "one of " + ", ".join(str(choice) for choice in schema["enum"])
     kind = schema["type"]
@@ -71,7 +73,7 @@ def mismatch(section: str, key: str, value: object, *, item: bool = False) -> st
     schema = SCHEMA[section][key]
     schema = schema["items"] if item else schema
     options = schema.get("anyOf", [schema])
-    kinds = {option.get("type") for option in options}
+    kinds = {option.get("type") for option in options if "const" not in option}
     if isinstance(value, float) and not math.isfinite(value):
         return f"{text}; it must be finite"
     if isinstance(value, float) and "integer" in kinds and value.is_integer():

@@ -145,7 +145,8 @@ class Layers:
         return config
 
     def _translate(self, entry: Any) -> None:
-        section, key, *index = entry["loc"]
+        section, key, *rest = entry["loc"]
+        index = [part for part in rest if isinstance(part, int)]  # else: a branch of a choice
         if entry["type"] == "too_short" and entry["input"]:
             return  # refused entries do not count; they have problems of their own
         if entry["type"] == "value_error":
@@ -153,7 +154,9 @@ class Layers:
         else:
             text = mismatch(section, key, entry["input"], item=bool(index))
         name = key + "".join(f"[{number}]" for number in index)
-        self.refuse((section, name), text, self.origins.get(f"{section}.{key}", "default value"))
+        if not any(problem.name == f"{section}.{name}" for problem in self.problems):
+            origin = self.origins.get(f"{section}.{key}", "default value")
+            self.refuse((section, name), text, origin)
 
 
 def config_error(problems: Sequence[Problem]) -> ConfigError:

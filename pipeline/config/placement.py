@@ -30,5 +30,7 @@ class Placement(Section):
         json_schema_extra=_WORDS,
     )
     wait_s: float = Field(
-        default=0.0, ge=0, description="time that an autoscaler has to add nodes for the workers"
+        default=0.0,
+        ge=0,
+        description="time that an autoscaler has to add the nodes that a stage needs",
     )

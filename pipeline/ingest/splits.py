@@ -59,8 +59,8 @@ def sets_of(
     """Sorted rows of the sets of a source that brings none of its own.
 
     Labelled: test and val = `num_test_per_class` and `num_val_per_class` of every class when set;
-    probe = the rest; pretrain = the long tail of probe, or all of it when `imbalance_ratio` is
-    None. Unlabelled: pretrain is all.
+    probe = the rest; pretrain = the long tail of probe, or all of it when none is asked for.
+    Unlabelled: pretrain is all.
 
     Raises:
         DataError: the classes are too small.
@@ -164,7 +164,7 @@ def hold_out(
 def long_tail(labels: Indices, pool: Indices, *, num_classes: int, data: Data) -> Indices:
     """Sorted indices of the long-tailed subset of `pool` that the data section asks for.
 
-    `pool` is sorted. All of it when `imbalance_ratio` is None. Without `num_max` the head gets as
+    `pool` is sorted. All of it when no imbalance is drawn. Without `num_max` the head gets as
     many images as the classes allow at their ranks.
 
     Raises:
@@ -172,7 +172,7 @@ def long_tail(labels: Indices, pool: Indices, *, num_classes: int, data: Data) -
     """
     from sdclr import longtail  # imports torch, which the processes that decode must not
 
-    ratio = data.imbalance_ratio
+    ratio = data.drawn_imbalance
     if ratio is None:
         return pool
     profile = {"exponential": longtail.exponential_counts, "pareto": longtail.pareto_counts}
