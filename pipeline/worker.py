@@ -9,10 +9,10 @@ from __future__ import annotations
 import gc
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +29,7 @@ from pipeline.errors import (
     TrainingError,
     told,
 )
+from pipeline.first_rank import on_first_rank
 from pipeline.health_log import HealthLog
 from pipeline.method_log import MethodLog
 from pipeline.metrics import truncate_metrics
@@ -46,6 +47,8 @@ from sdclr import (
     restore,
 )
 from sdclr.replay import capture_step
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -142,12 +145,7 @@ class MethodRun:
         """From the newest good checkpoint, or from the start, to the end."""
         refused = self._restore()
         batches = images.feed(self.plan, seed=self.config.run.seed, rank=self.rank)
-        health = None
-        if self.rank == 0:
-            some = feed.at_hand(images, self.config.health.num_images)
-            health = HealthLog(
-                self.config, self.method, self.trainer, some, run_uri=self.job.run_uri
-            )
+        health = self._on_first_rank(lambda: self._health(images))
         with self._log() as log, self._writer(log) as writer, self._evidence():
             log.fallback(refused)
             if health is not None and self.trainer.step == 0:
@@ -160,6 +158,10 @@ class MethodRun:
                 self._save(report, writer, stop, row and row["measures"])
         if self.rank == 0:
             self._export()
+
+    def _health(self, images: feed.Source) -> HealthLog:
+        some = feed.at_hand(images, self.config.health.num_images)
+        return HealthLog(self.config, self.method, self.trainer, some, run_uri=self.job.run_uri)
 
     def _save(
         self,
@@ -214,23 +216,15 @@ class MethodRun:
         Each rank looking for itself could find another one, when storage answers one and not the
         other: they would train different steps and hang.
         """
-        found, error = checkpoint.Found(), None
-        if self.rank == 0:
-            try:
-                found = self._choose()
-            except PipelineError as caught:
-                error = caught
-        mine = -2 if error else int(found.state.numbers["step"]) if found.state else -1
-        step = int(self._all_ranks(mine)[0])
-        if step == -2:
-            raise error or CheckpointError("rank 0 cannot restore a checkpoint", where=self.folder)
+        found = self._on_first_rank(self._choose) or checkpoint.Found()
+        step = int(self._all_ranks(int(found.state.numbers["step"]) if found.state else -1)[0])
+        error = None
         if step >= 0:
             error = self._load(checkpoint.checkpoint_uri(self.folder, step), found.state)
         if not self._all_ranks(error is None).all():
             raise error or CheckpointError("another rank cannot restore", where=self.folder)
-        if self.rank == 0:
-            # A start from nothing writes the line of step 0 again.
-            truncate_metrics(self.job.run_uri, self.method, step)
+        # A start from nothing writes the line of step 0 again.
+        self._on_first_rank(lambda: truncate_metrics(self.job.run_uri, self.method, step))
         return found.refused
 
     def _choose(self) -> checkpoint.Found:
@@ -253,6 +247,11 @@ class MethodRun:
         except PipelineError as error:
             return error
         return None
+
+    def _on_first_rank(self, work: Callable[[], T]) -> T | None:
+        return on_first_rank(
+            work, rank=self.rank, device=self.trainer.device, where=self.job.run_uri
+        )
 
     def _all_ranks(self, value: int) -> torch.Tensor:
         return collective.stack_over_ranks(torch.tensor(value, device=self.trainer.device))

@@ -32,6 +32,7 @@ LAYERS = (
         "stopping",
         "weights",
         "mailbox",
+        "first_rank",
         "lost",
     },
     {"record", "models", "feed", "checkpoint_writer", "method_log"},

@@ -239,6 +239,24 @@ def test_a_worker_that_dies_again_and_again_uses_up_a_finite_budget(
     assert again.wait() == 0, again.output[-3000:]
 
 
+@pytest.mark.promise("R15", "R28")
+def test_a_shard_that_only_the_first_rank_reads_is_named_at_once(
+    cluster: Nodes, tmp_path: Path
+) -> None:
+    """The others do not wait for a rank that has given up before its first step."""
+    words = [*TRAINING, "feed.cache=none"]
+    assert Driver(tmp_path, cluster.address, "ingest", *words).wait() == 0
+    (shard,) = (tmp_path / "data").glob("*/shards/pretrain-*.parquet")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    began_s = time.monotonic()
+    driver = Driver(tmp_path, cluster.address, "train", *words)
+    assert driver.wait() == 3, driver.output[-3000:]
+    assert shard.name in driver.output and "hash differs" in driver.output
+    assert time.monotonic() - began_s < 120
+
+
 @pytest.mark.promise("R15")
 def test_a_worker_that_hangs_is_given_up_and_replaced(
     cluster: Nodes, unbroken: Path, tmp_path: Path

@@ -13,6 +13,7 @@ from pipeline.feed.cache import SharedImages, decoder
 from pipeline.feed.plan import decoded_bytes, is_cached, stream_budget
 from pipeline.feed.stream import StreamSource
 from pipeline.feed.tasks import StreamedSet
+from pipeline.first_rank import on_first_rank
 from pipeline.mailbox import Mailbox
 from sdclr import Images, ImageSet
 
@@ -32,15 +33,17 @@ def open_source(config: Config, manifest: Manifest, data_uri: str, device: torch
     from ray.train.collective import broadcast_from_rank_zero
 
     if not is_cached(config, manifest):
-        mailbox = None
-        if config.train.workers > 1:
-            is_first = ray.train.get_context().get_world_rank() == 0
-            mailbox = broadcast_from_rank_zero(new_mailbox() if is_first else None)
-        return StreamSource(
-            streamed_set(config, manifest, data_uri),
-            mailbox=mailbox,
-            pin_memory=device.type == "cuda",
-        )
+        # Nodes come and go: a rank that looked for itself could cut the stream in other pieces.
+        several = config.train.workers > 1
+        made = on_first_rank(
+            lambda: (streamed_set(config, manifest, data_uri), new_mailbox() if several else None),
+            rank=ray.train.get_context().get_world_rank(), device=device, where=data_uri,
+        )  # fmt: skip
+        if several:
+            made = broadcast_from_rank_zero(made)
+        assert made is not None  # rank 0's, on every rank
+        stream, mailbox = made
+        return StreamSource(stream, mailbox=mailbox, pin_memory=device.type == "cuda")
     shard = ray.train.get_dataset_shard("pretrain")
     images = SharedImages(shard.iter_batches(batch_size=None, batch_format="numpy"), manifest)
     return images.to(device) if _on_device(config, manifest, device) else images

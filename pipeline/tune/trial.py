@@ -126,7 +126,7 @@ class TrialRun(MethodRun):
 
     def _restore(self) -> list[str]:
         refused = super()._restore()
-        rows = self._past_rows() if self.rank == 0 else []
+        rows = self._on_first_rank(self._past_rows) or []
         num_rows = int(self._all_ranks(len(rows))[0])
         for number in range(num_rows):
             self._send(rows[number] if self.rank == 0 else None)
