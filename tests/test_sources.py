@@ -196,6 +196,19 @@ def test_unfit_folders_are_refused_in_words(tmp_path: Path) -> None:
         index_source(folder_data(tmp_path / "flat"))
 
 
+def test_a_linked_class_folder_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    make_folder(tmp_path / "in", [*classes(2, 2), ".git/x.png"])
+    make_folder(tmp_path / "elsewhere", ["a.png"])
+    (tmp_path / "in" / "c1" / "linked.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "in" / ".hidden").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / ".git" / "more").symlink_to(tmp_path / "elsewhere")
+    assert len(index_source(folder_data(tmp_path / "in")).ids) == 5  # a linked file is a file
+    (tmp_path / "in" / "c2").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="a linked folder is not entered") as caught:
+        index_source(folder_data(tmp_path / "in"))
+    assert caught.value.where == str(tmp_path / "in" / "c2") and "data.source" in caught.value.todo
+
+
 def test_a_folder_on_s3(s3: Any) -> None:
     s3.buckets["bucket"] = {f"photos/{name}": b"." for name in ("a.png", "x/b.jpg", "n.txt")}
     data = Data(source="folder", path="s3://bucket/photos", labelled=False)

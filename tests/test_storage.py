@@ -182,6 +182,14 @@ def test_local_failures_have_words(tmp_path: Path) -> None:
     assert caught.value.todo
 
 
+def test_a_link_to_nowhere_is_not_listed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"four")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    assert storage.list_names(str(tmp_path)) == ["file"]
+    assert storage.list_sizes(str(tmp_path)) == storage.list_tree(str(tmp_path)) == {"file": 4}
+    assert storage.scan(str(tmp_path)).names == ["file"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.promise("R14")
 def test_permission_denied_is_told(tmp_path: Path) -> None:

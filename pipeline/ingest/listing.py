@@ -27,7 +27,7 @@ def list_files(
     the first 20,000 files; what is beyond goes to the tasks, in rounds, as it is found.
 
     Raises:
-        DataError: there is no such file, or a name is not plain text.
+        DataError: there is no such file, a name is not plain text, or a folder is only linked.
         StorageError: the storage does not answer or denies access.
     """
     root = storage.absolute(root)
@@ -62,15 +62,26 @@ def list_part(item: dict[str, Any], shared: Any) -> Result:
 
 
 def _kept(page: ScanPage, endings: tuple[str, ...], root: str) -> pa.Table:
+    for link in page.links:
+        if not _is_hidden(link):  # left out in silence, a class would be missing
+            raise DataError(
+                "a linked folder is not entered",
+                where=storage.join(root, link),
+                todo="put the folder itself there, or name the images in a list (data.source=list)",
+            )
     names, sizes = [], []
     for name, size in zip(page.names, page.sizes, strict=True):
-        if name.lower().endswith(endings) and not f"/{name}".count("/."):
+        if name.lower().endswith(endings) and not _is_hidden(name):
             check_plain(name, root)
             names.append(name)
             sizes.append(size)
     return pa.table(
         {"name": pa.array(names, pa.large_string()), "size": pa.array(sizes, pa.int64())}
     )
+
+
+def _is_hidden(name: str) -> bool:
+    return "/." in f"/{name}"
 
 
 def check_plain(name: str, where: str) -> None:

@@ -109,7 +109,9 @@ class LocalStore:
             with entries:
                 for entry in entries:
                     if not entry.name.startswith(_TEMPORARY):
-                        found[entry.name] = None if entry.is_dir() else entry.stat().st_size
+                        # A link to nowhere, or a file that was deleted meanwhile.
+                        with contextlib.suppress(FileNotFoundError):
+                            found[entry.name] = None if entry.is_dir() else entry.stat().st_size
         return found
 
     def tree(self, uri: str) -> dict[str, int]:
@@ -135,7 +137,10 @@ class LocalStore:
         return found
 
     def scan(self, uri: str, part: ScanPart, max_names: int) -> ScanPage:
-        """Regular files below `part.prefix`; subfolders not reached are left as parts."""
+        """Regular files below `part.prefix`; subfolders not reached are left as parts.
+
+        Linked folders are named, not entered: they may lead outside, or round and round.
+        """
         root, page, folders = local_path(uri), ScanPage([], [], []), [part.prefix]
         with _told(uri, "list"):
             while folders and len(page.names) < max_names:
@@ -145,9 +150,12 @@ class LocalStore:
                         name = f"{folder}{entry.name}"
                         if entry.is_dir(follow_symlinks=False):
                             folders.append(name + "/")
+                        elif entry.is_dir():
+                            page.links.append(name)
                         elif entry.is_file() and not entry.name.startswith(_TEMPORARY):
-                            page.names.append(name)
-                            page.sizes.append(entry.stat().st_size)
+                            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                                page.sizes.append(entry.stat().st_size)
+                                page.names.append(name)
         page.rest.extend(ScanPart(folder) for folder in folders)
         return page
 

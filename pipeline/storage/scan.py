@@ -7,7 +7,7 @@ are cut by the next character, wherever the keys differ, so a flat prefix is sha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,12 @@ class ScanPart:
 
 @dataclass(frozen=True)
 class ScanPage:
-    """Names relative to the place, sizes in bytes, and the parts that are still to be listed."""
+    """Names relative to the place, sizes in bytes, and the parts that are still to be listed.
+
+    `links` are linked folders of a local place; nothing below them is listed.
+    """
 
     names: list[str]
     sizes: list[int]
     rest: list[ScanPart]
+    links: list[str] = field(default_factory=list)
