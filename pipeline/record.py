@@ -106,9 +106,13 @@ class RunRecord:
 
     def resume(self, argv: Sequence[str] | None = None) -> None:
         """Set the status back to `running`, forget the error, note the time and the command."""
+        self._content.update(status=RUNNING, error=None)
+        self.note(argv)
+
+    def note(self, argv: Sequence[str] | None = None) -> None:
+        """Note the time and the command of a stage that leaves the status as it is."""
         note = {"utc": _now(), "command": provenance.command_line(argv)}
         self._content.setdefault("resumes", []).append(note)
-        self._content.update(status=RUNNING, error=None)
         self._save()
 
     def set_data(self, *, uri: str, manifest_hash: str, name: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline import storage
 from pipeline.command_line import Command
@@ -27,6 +28,7 @@ class RunFolder:
         config: as resolved.
         is_new: whether nothing is there yet.
         data_uri: the data set that an existing run names; empty if none.
+        manifest_hash: of its manifest; None if none.
     """
 
     uri: str
@@ -34,6 +36,7 @@ class RunFolder:
     config: Config
     is_new: bool
     data_uri: str = ""
+    manifest_hash: str | None = None
 
 
 def resolve(command: Command) -> RunFolder:
@@ -85,7 +88,7 @@ def _found(command: Command) -> RunFolder:
             )
         name = _numbered(base, number - 1)
         uri = storage.join(root, name)
-        return RunFolder(uri, name, config, is_new=False, data_uri=_data_uri(uri))
+        return RunFolder(uri, name, config, is_new=False, **_data_of(uri))
     name = _numbered(base, number)
     return RunFolder(storage.join(root, name), name, config, is_new=True)
 
@@ -112,7 +115,7 @@ def _sweep(root: str, config: Config) -> RunFolder:
     name = f"{config.run.name}-sweep-{config_hash(config, sweep=True)[:8]}"
     uri = storage.join(root, name)
     is_new = not storage.exists(storage.join(uri, "run.json"))
-    return RunFolder(uri, name, config, is_new=is_new, data_uri="" if is_new else _data_uri(uri))
+    return RunFolder(uri, name, config, is_new=is_new, **({} if is_new else _data_of(uri)))
 
 
 def _existing(command: Command) -> RunFolder:
@@ -140,7 +143,7 @@ def _existing(command: Command) -> RunFolder:
     name = uri.rstrip("/").rpartition("/")[2]
     # Keys that are not hashed may differ: the run's models are then used in another way.
     config = wanted.model_copy(update={"run": config.run})
-    return RunFolder(uri, name, config, is_new=False, data_uri=_data_uri(uri))
+    return RunFolder(uri, name, config, is_new=False, **_data_of(uri))
 
 
 def _has_own_folder(command: Command, config: Config) -> bool:
@@ -162,14 +165,16 @@ def _numbered(base: str, number: int) -> str:
     return base if number == 1 else f"{base}-{number}"
 
 
-def _data_uri(run_uri: str) -> str:
+def _data_of(run_uri: str) -> dict[str, Any]:
+    """The data set that a run names, as `RunFolder` has it; empty if it names none."""
     file = storage.join(run_uri, "run.json")
     if not storage.exists(file):
-        return ""
+        return {}
     try:
-        record = json.loads(storage.read_bytes(file))
-        data = record["data"]
-        return "" if data is None else str(data["uri"])
+        data = json.loads(storage.read_bytes(file))["data"]
+        if data is None:
+            return {}
+        return {"data_uri": str(data["uri"]), "manifest_hash": str(data["manifest_hash"])}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         todo = "restore it from a copy; the run cannot be gone on with"
         raise DataError(f"The record is broken ({error!r})", where=file, todo=todo) from None

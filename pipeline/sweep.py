@@ -10,7 +10,7 @@ from pipeline.config.file import config_hash, dump_config
 from pipeline.console import Console
 from pipeline.record import RunRecord
 from pipeline.run_folder import resolve
-from pipeline.stages import Session
+from pipeline.stages import Stages
 from pipeline.tune.stage import Sweep
 from pipeline.tune.view import show_result
 
@@ -26,18 +26,17 @@ def run_sweep(command: Command, console: Console) -> None:
         SweepSession(command, folder, console, stack).tune()
 
 
-class SweepSession(Session):
+class SweepSession(Stages):
     """One invocation of a sweep."""
 
     def tune(self) -> None:
         """Ingest, search, report, and show what was found."""
         ingest_s = self.ingest()
-        dataset = self._dataset
-        assert dataset is not None
+        dataset = self.dataset
         self.open_record()
         self.record_data()
         self.record.add_timing("ingest", ingest_s)
-        with self._plain_errors(), self.record.stage("tune"):
+        with self.plain_errors(), self.record.stage("tune"):
             found = Sweep(
                 self.config,
                 self.folder.uri,

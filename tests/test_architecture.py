@@ -44,6 +44,7 @@ LAYERS = (
     STAGES,
     {"tune"},
     {"preview"},
+    {"session"},
     {"stages"},
     {"sweep"},
     {"run"},

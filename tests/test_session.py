@@ -1,0 +1,102 @@
+"""What an invocation may do to the record of a run that exists already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.command_line import Command
+from pipeline.config import Config
+from pipeline.config.file import config_hash, dump_config
+from pipeline.console import Console
+from pipeline.dataset.manifest import sealed, write_manifest
+from pipeline.errors import DataError, PipelineError, TrainingError
+from pipeline.record import RunRecord
+from pipeline.run_folder import resolve
+from pipeline.stages import Stages
+from tests.test_manifest import some_manifest
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    """A run whose training failed, on a small data set."""
+    data, uri = tmp_path / "data", tmp_path / "runs" / "demo-1"
+    manifest = some_manifest(data)
+    write_manifest(str(data), manifest)
+    uri.mkdir(parents=True)
+    (uri / "config.yaml").write_text(dump_config(Config()))
+    record = RunRecord.create(
+        str(uri), name="demo-1", config_hash=config_hash(Config()), seed=0, argv=["run.py"]
+    )
+    record.set_data(uri=str(data), manifest_hash=manifest.hash, name=manifest.name)
+    record.fail(TrainingError("the loss is nan", where="step 3", todo="lower train.lr"))
+    return str(uri)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as found:
+        yield found
+
+
+def session(stage: str, run: str, stack: ExitStack, *words: str) -> Stages:
+    command = Command(stage, None, words, resume=run, dry_run=False)
+    return Stages(command, resolve(command), Console(), stack)
+
+
+def status(run: str) -> tuple[str, bool]:
+    content = RunRecord.open(run).content
+    return content["status"], content["error"] is not None
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "export", "mine", "report"])
+def test_looking_at_a_failed_run_does_not_make_it_complete(
+    stage: str, run: str, stack: ExitStack
+) -> None:
+    one = session(stage, run, stack)
+    one.open_record()
+    assert len(one.record.content["resumes"]) == 1
+    one.finish()
+    assert status(run) == ("failed", True)
+
+
+def test_going_on_with_it_does(run: str, stack: ExitStack) -> None:
+    one = session("train", run, stack)
+    one.open_record()
+    assert status(run) == ("running", False)
+    one.finish()
+    assert status(run) == ("complete", False)
+
+
+def test_a_stage_that_fails_leaves_the_runs_own_end(
+    run: str, stack: ExitStack, tmp_path: Path
+) -> None:
+    one = session("mine", run, stack, f"mine.data={tmp_path / 'typo'}")
+    one.open_record()
+    with pytest.raises(PipelineError):
+        one.mine()
+    assert status(run) == ("failed", True)
+    assert RunRecord.open(run).content["error"]["what"] == "the loss is nan"
+
+
+@pytest.mark.promise("R28")
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+def test_a_run_does_not_go_on_with_other_images(
+    stage: str, run: str, stack: ExitStack, tmp_path: Path
+) -> None:
+    one = session(stage, run, stack)
+    one.open_record()
+    assert one.dataset.uri == str(tmp_path / "data")
+    other = sealed(replace(one.dataset.manifest, name="digits-76543210", hash=""))
+    with pytest.raises(DataError, match="not the one that the run was begun with") as caught:
+        one.use_dataset(one.dataset.uri, other)
+    assert "start a new run" in caught.value.todo
+    write_manifest(str(tmp_path / "data"), other)
+    two = session(stage, run, stack)
+    two.open_record()
+    with pytest.raises(DataError, match="not the one"):
+        assert two.dataset
