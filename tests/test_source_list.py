@@ -69,6 +69,17 @@ def test_whole_uris_below_the_root_on_s3(s3: LoopbackS3, tmp_path: Path) -> None
     assert manifest.rejects.by_reason == {"missing": 1}
 
 
+def test_names_with_percent_signs_below_a_file_uri(tmp_path: Path) -> None:
+    place, name = write_files(tmp_path / "in", {"a%20b.png": FILES[NAMES[0]]}), "a%20b.png"
+    for lines in (name, (place / name).as_uri()):
+        (place / "l.txt").write_text(lines)
+        uri, manifest, _ = ingested("list", (place / "l.txt").as_uri(), tmp_path / "data")
+        assert stored(uri, manifest) == {name: FILES[NAMES[0]]}
+        (tmp_path / "data").rename(tmp_path / f"data-{len(lines)}")
+    uri, manifest, _ = ingested("folder", place.as_uri(), (tmp_path / "data").as_uri())
+    assert stored(uri, manifest) == {name: FILES[NAMES[0]]}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

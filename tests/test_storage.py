@@ -80,6 +80,15 @@ def test_join_and_unknown_schemes() -> None:
         storage.read_bytes("gs://bucket/key")
 
 
+def test_names_with_percent_signs_stay_as_they_are(root: str) -> None:
+    for place in (root, storage.absolute(root)):
+        storage.write_bytes(storage.join(place, "x%20y", "a%25.jpg"), b"four")
+        (name,) = storage.list_tree(place)
+        assert name == "x%20y/a%25.jpg" and storage.list_names(place) == ["x%20y"]
+        assert storage.size_bytes(storage.join(place, name)) == 4
+    assert storage.absolute("file:///a%20place/x%2520y") == "/a place/x%20y"
+
+
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "/etc/passwd", "../x", "a/../../x", "a/./b", "a//b", "a/", "~/x", "s3://b/k"]

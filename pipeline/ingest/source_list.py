@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -166,6 +167,8 @@ def _num_empty(labels: pa.LargeStringArray) -> int:
 def _relative(paths: pa.LargeStringArray, root: str, uri: str) -> pa.LargeStringArray:
     prefix = root.rstrip("/") + "/"
     cut = pc.utf8_slice_codeunits(paths, len(prefix))
+    if root.startswith("file://"):  # a whole URI is quoted, the name of a file is not
+        cut = pa.array([unquote(name) for name in cut.to_pylist()], pa.large_string())
     paths = pc.if_else(pc.starts_with(paths, prefix), cut, paths)
     paths = pc.replace_substring_regex(paths, r"^(\./)+", "")
     # `..`, absolute and empty parts, other schemes, backslashes, control characters.

@@ -21,12 +21,12 @@ import posixpath
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
+from urllib.parse import quote
 
 from pipeline.errors import DataError, StorageError
-from pipeline.storage.local import LocalAppender, LocalStore
+from pipeline.storage.local import LocalAppender, LocalStore, local_path
 from pipeline.storage.retries import RETRIES
 from pipeline.storage.scan import ScanPage, ScanPart
 
@@ -62,18 +62,23 @@ def _store(uri: str) -> Store:
 
 
 def join(root: str, *parts: str) -> str:
-    """`root` with `parts` appended, one slash between; an empty part is skipped."""
+    """`root` with `parts` appended, one slash between; an empty part is skipped.
+
+    Parts are plain names: below file:// they are quoted, so that `a%20b` stays what it is.
+    """
     kept = [part.strip("/") for part in parts if part.strip("/")]
     if not kept:
         return root
+    if root.startswith("file://"):
+        kept = [quote(part) for part in kept]
     return "/".join([root.rstrip("/"), *kept])
 
 
 def absolute(uri: str) -> str:
-    """A local path made absolute, so that it means the same in every process; others as is."""
-    if "://" in uri:
+    """A local path or file:// URI as an absolute path, the same in every process; others as is."""
+    if "://" in uri and not uri.startswith("file://"):
         return uri
-    return str(Path(uri).expanduser().resolve())
+    return str(local_path(uri).resolve())
 
 
 def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
