@@ -34,6 +34,12 @@ class Dataset:
     manifest: Manifest
 
 
+def local_roots(config: Config) -> list[str]:
+    """Keys of the folders that lie on a disk of some machine."""
+    roots = {"run.root": config.run.root, "data.root": config.data.root}
+    return [key for key, root in roots.items() if not root.startswith("s3://")]
+
+
 class Session:
     """One invocation of the program about one run."""
 
@@ -70,6 +76,9 @@ class Session:
             where = "this machine" if c.is_local else c.address
             dashboard = f", dashboard {c.dashboard_url}" if c.dashboard_url else ""
             self.console.stage("ray", f"{where}: {c.num_cpus} CPU, {c.num_gpus} GPU{dashboard}")
+            if c.num_cpus > c.largest_node_cpus:
+                for key in local_roots(self.config):
+                    self.console.stage("ray", f"{key} must be a folder that every node mounts")
         return self._cluster
 
     def _resources(self) -> list[str]:

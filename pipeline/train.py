@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from pipeline import errors, feed, health_log, metrics, models, stopping, storage
+from pipeline import errors, feed, health_log, metrics, models, run_claim, stopping, storage
 from pipeline.cluster import (
     Cluster,
     check_workers,
@@ -111,6 +111,7 @@ def train(
         init_from=models.init_uri(config),
         device="cuda" if use_gpu else "cpu",
         num_threads=local_threads if cluster.is_local else 1,
+        claim=run_claim.begin(run_uri),
     )
     # Decoded once into the object store, where every worker and every restart finds it.
     datasets = {}

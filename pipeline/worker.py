@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipeline import checkpoint, feed, models, storage
+from pipeline import checkpoint, feed, models, run_claim, storage
 from pipeline.checkpoint_writer import CheckpointWriter
 from pipeline.config import Config
 from pipeline.config.stages import Train
@@ -60,6 +60,7 @@ class Job:
         config_hash: ties checkpoints to it.
         run_uri, data_uri: where the run's record and the shards are.
         init_from: URI of the weights to start from, if any.
+        claim: token of `run_claim`; empty where nobody else can train in the folder.
         device: `cpu` or `cuda`.
         num_threads: threads of each worker on a CPU.
     """
@@ -71,6 +72,7 @@ class Job:
     init_from: str | None
     device: str
     num_threads: int
+    claim: str = ""
 
 
 def train_worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -86,10 +88,11 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     work = Job(**job)
     config = Config.model_validate_json(work.config)
     torch.set_num_threads(work.num_threads)
-    manifest = read_manifest(work.data_uri)
     rank = ray.train.get_context().get_world_rank()
     device = ray.train.torch.get_device() if work.device == "cuda" else torch.device("cpu")
     try:
+        run_claim.check(work.run_uri, work.claim, data_uri=work.data_uri, device=device)
+        manifest = read_manifest(work.data_uri)
         images = feed.open_source(config, manifest, work.data_uri, device)
         with StopWatch(work.run_uri) if rank == 0 else nullcontext() as stop:
             for method in config.train.methods:
@@ -206,9 +209,14 @@ class MethodRun:
             keep_every_steps=lasting,
             keep_best=t.keep_best,
             deadline_s=t.checkpoint_timeout_s,
-            before_commit=log.flush,
+            before_commit=lambda: self._before_commit(log),
             monitor=Monitor(run=run_name(self.job.run_uri), method=self.method),
         )
+
+    def _before_commit(self, log: MethodLog) -> None:
+        if self.job.claim:
+            run_claim.refuse_another(self.job.run_uri, self.job.claim)
+        log.flush()
 
     def _restore(self) -> list[str]:
         """Go on from the checkpoint that rank 0 chooses; what it had to pass over, in words.

@@ -35,7 +35,7 @@ LAYERS = (
         "first_rank",
         "lost",
     },
-    {"record", "models", "feed", "checkpoint_writer", "method_log"},
+    {"record", "run_claim", "models", "feed", "checkpoint_writer", "method_log"},
     {"model_source"},
     {"run_folder", "health_log", "features"},
     {"results"},

@@ -177,6 +177,17 @@ def test_a_set_is_kept_if_it_fits_or_if_asked_for(cache: str, num_images: int, k
     assert feed.is_cached(load_config(None, [f"feed.cache={cache}"]), manifest) == kept
 
 
+def test_a_last_batch_of_one_image_a_worker_is_refused_before_training() -> None:
+    shard = ShardInfo("shards/pretrain-00000.parquet", 1029, 1, "0" * 64)
+    manifest = manifest_of(ImageInfo("raw", 8, 8), [shard])
+    words = ["train.workers=4", "train.drop_last=false", "train.sync_batchnorm=false"]
+    with pytest.raises(ConfigError, match="one image, and BatchNorm needs two") as caught:
+        feed.epoch_plan(load_config(None, words), manifest)  # 8 batches of 128, and 4 images
+    assert "train.drop_last=true" in caught.value.todo
+    for way_out in ("train.drop_last=true", "train.sync_batchnorm=true", "train.methods=[simclr]"):
+        assert feed.epoch_plan(load_config(None, [*words, way_out]), manifest).num_images == 1029
+
+
 def test_too_few_images_are_refused_with_what_would_do() -> None:
     shard = ShardInfo("shards/pretrain-00000.parquet", 101, 1, hashlib.sha256().hexdigest())
     manifest = manifest_of(ImageInfo("raw", 8, 8), [shard])

@@ -11,12 +11,13 @@ import pytest
 
 from pipeline.command_line import Command
 from pipeline.config import Config
-from pipeline.config.file import config_hash, dump_config
+from pipeline.config.file import config_hash, dump_config, load_config
 from pipeline.console import Console
 from pipeline.dataset.manifest import sealed, write_manifest
-from pipeline.errors import DataError, PipelineError, TrainingError
+from pipeline.errors import ConfigError, DataError, PipelineError, TrainingError
 from pipeline.record import RunRecord
-from pipeline.run_folder import resolve
+from pipeline.run_folder import existing_run, resolve
+from pipeline.session import local_roots
 from pipeline.stages import Stages
 from tests.test_manifest import some_manifest
 
@@ -46,6 +47,13 @@ def stack() -> Iterator[ExitStack]:
 def session(stage: str, run: str, stack: ExitStack, *words: str) -> Stages:
     command = Command(stage, None, words, resume=run, dry_run=False)
     return Stages(command, resolve(command), Console(), stack)
+
+
+def test_a_run_that_is_not_there_is_told_by_its_uri(tmp_path: Path) -> None:
+    typo = (tmp_path / "typo").as_uri()
+    with pytest.raises(ConfigError, match="there is no run") as caught:
+        existing_run(typo, "runs")
+    assert caught.value.where == typo
 
 
 def status(run: str) -> tuple[str, bool]:
@@ -81,6 +89,12 @@ def test_a_stage_that_fails_leaves_the_runs_own_end(
         one.mine()
     assert status(run) == ("failed", True)
     assert RunRecord.open(run).content["error"]["what"] == "the loss is nan"
+
+
+def test_folders_that_only_this_machine_may_have_are_found() -> None:
+    assert local_roots(Config()) == ["run.root", "data.root"]
+    on_s3 = load_config(None, ["run.root=s3://b/runs", "data.root=file:///data"])
+    assert local_roots(on_s3) == ["data.root"]
 
 
 @pytest.mark.promise("R28")

@@ -43,10 +43,11 @@ def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:
 
     Raises:
         DataError: it does not fill one global batch.
+        ConfigError: some batch gives each worker one image only, which BatchNorm cannot train on.
     """
     num_images = manifest.sets["pretrain"].rows
     try:
-        return EpochPlan(
+        plan = EpochPlan(
             num_images=num_images,
             global_batch=config.train.global_batch,
             drop_last=config.train.drop_last,
@@ -59,6 +60,16 @@ def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:
             where=f"data set {manifest.name}",
             todo=f"set train.global_batch={most} or less, or add images",
         ) from error
+    # Each branch of SDCLR sees one view of the batch; SimCLR sees both at once.
+    smallest = min(plan.batch_size(0), plan.batch_size(plan.num_steps - 1)) // plan.num_ranks
+    t = config.train
+    if smallest < 2 and not t.sync_batchnorm and t.workers > 1 and "sdclr" in t.methods:
+        raise ConfigError(
+            "the smallest batch gives each worker one image, and BatchNorm needs two",
+            where=f"train.workers={t.workers}, train.sync_batchnorm=false",
+            todo="set train.sync_batchnorm=true, train.drop_last=true, or other train.workers",
+        )
+    return plan
 
 
 def canvas_size(config: Config, manifest: Manifest) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from pipeline.config.file import config_hash
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import CheckpointError, ConfigError, DataError, PipelineError, TrainingError
 from pipeline.stopping import Notices
+from pipeline.storage import arrow
 from pipeline.tune.images import DecodedSet
 from pipeline.tune.objective import Measure, measure_of, objectives
 from pipeline.tune.space import trial_config
@@ -222,15 +224,21 @@ def _in_ray_train(
     given: dict[str, Any], plan: Plan, job: SweepJob, sets: Mapping[str, Any]
 ) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     on_gpu = job.gpus_per_worker > 0
     resources = {"CPU": 1.0 if on_gpu else float(plan.config.tune.cpus_per_trial)}
     resources |= on_nodes_with(plan.config.placement.train_resource)
+    deadline_s = plan.config.train.collective_timeout_s
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(deadline_s)  # of Ray Train's own barriers
+    filesystem, path = arrow.filesystem(
+        storage.absolute(storage.join(job.run_uri, "trials", plan.name, "ray"))
+    )
     outcome: Any = TorchTrainer(
         _trial_worker,  # type: ignore[arg-type]
         train_loop_config={"given": given, "job": job, "sets": dict(sets)},
+        torch_config=TorchConfig(timeout_s=deadline_s),
         scaling_config=ScalingConfig(
             num_workers=plan.config.tune.trial_workers,
             use_gpu=on_gpu,
@@ -238,7 +246,8 @@ def _in_ray_train(
         ),
         run_config=RunConfig(
             name=f"attempt-{time.time_ns()}",
-            storage_path=storage.absolute(storage.join(job.run_uri, "trials", plan.name, "ray")),
+            storage_path=path,
+            storage_filesystem=filesystem,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item, no-untyped-call]
             failure_config=FailureConfig(max_failures=plan.config.train.max_failures),
         ),

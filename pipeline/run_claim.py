@@ -1,0 +1,84 @@
+"""Which training a run's folder belongs to, and whether every worker sees that folder.
+
+    RUN/training.json   a random token, written by the driver before the workers start
+
+The training that began last goes on; an earlier one finds another token before its next checkpoint.
+A worker that finds none looks into a folder of its own node: its steps would be seen by nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+
+import torch
+
+from pipeline import storage
+from pipeline.dataset.manifest import MANIFEST_NAME
+from pipeline.errors import ConfigError, StorageError, TrainingError
+from sdclr import collective
+
+CLAIM_NAME = "training.json"
+_MINE, _ANOTHERS, _NONE = 0, 1, 2
+
+
+def begin(run_uri: str) -> str:
+    """Claim the run for a training; returns the token that its workers are given."""
+    token = uuid.uuid4().hex
+    owner = {"token": token, "host": socket.gethostname(), "pid": os.getpid()}
+    storage.write_bytes(storage.join(run_uri, CLAIM_NAME), json.dumps(owner).encode() + b"\n")
+    return token
+
+
+def refuse_another(run_uri: str, token: str) -> None:
+    """Stop before a checkpoint is written into a run that another training goes on with.
+
+    Raises:
+        StorageError: so it is; workers that start again because of it learn it together.
+    """
+    if _found(run_uri, token) != _MINE:
+        raise StorageError("the run has been taken over by another training", where=run_uri)
+
+
+def check(run_uri: str, token: str, *, data_uri: str, device: torch.device) -> None:
+    """Refuse, on all ranks at once, folders that not every worker shares; every rank calls it.
+
+    Raises:
+        ConfigError: some worker sees no claim, or an old one in a folder of its own node, or no
+            data set.
+        TrainingError: another training of the run has begun.
+    """
+    sees_data = storage.exists(storage.join(data_uri, MANIFEST_NAME))
+    mine = torch.tensor([_found(run_uri, token), int(not sees_data)], device=device)
+    found, data = collective.stack_over_ranks(mine).T
+    if bool((found == _ANOTHERS).all()):
+        raise TrainingError(
+            "another training of this run has begun, and goes on in place of this one",
+            where=run_uri,
+            todo="wait for its end",
+        )
+    for what, key, uri, unseen in (
+        ("run's folder", "run.root", run_uri, found != _MINE),
+        ("data set", "data.root", data_uri, data != 0),
+    ):
+        blind = unseen.nonzero().flatten().tolist()
+        if blind:
+            raise ConfigError(
+                f"worker {blind[0]} of {len(found)} does not see the {what}",
+                where=uri,
+                todo=f"set {key} to s3:// or to a folder that every node mounts",
+            )
+
+
+def _found(run_uri: str, token: str) -> int:
+    try:
+        content = json.loads(storage.read_bytes(storage.join(run_uri, CLAIM_NAME)))
+        return _MINE if content["token"] == token else _ANOTHERS
+    except StorageError as error:
+        if storage.is_missing(error):
+            return _NONE
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return _ANOTHERS
