@@ -183,6 +183,8 @@ def troubleshooting() -> str:
         rows = [m for m in messages() if m.kind == kind.__name__]
         if rows:
             doc = (kind.__doc__ or "").partition("\n")[0].removesuffix(".")
+            if kind is errors.PipelineError:
+                doc = "a bug, or an exported file that did not pass its check"
             body = "\n".join(f"| {_cell(m.what)} | {_cell(m.todo)} |" for m in rows)
             head = f"## Exit code {kind.exit_code}: {doc[0].lower()}{doc[1:]}"
             parts.append(f"{head}\n\n| message | what to do |\n| --- | --- |\n{body}\n")

@@ -69,8 +69,7 @@ def parse(argv: Sequence[str]) -> Command:
         epilog="examples:\n"
         "  python pipeline/run.py train.epochs=10 run.seed=1\n"
         "  python pipeline/run.py --config tune_configs/cifar10_lt.yaml preset=official\n"
-        "  python pipeline/run.py data.source=folder data.path=photos feed.canvas_px=256"
-        " augment.crop_px=224\n"
+        "  python pipeline/run.py --config tune_configs/photos.yaml data.path=FOLDER\n"
         "  python pipeline/run.py tune --config tune_configs/sweep_demo.yaml\n\n"
         "RAY_ADDRESS names a cluster to join; without it Ray starts on this machine.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pipeline import scale
+from pipeline.command_line import parse
 from pipeline.config.file import load_config
 from tests import manifest_policy as policy
 from tests import manifest_schemas as schemas
@@ -116,7 +117,8 @@ def test_the_entrypoint_of_the_rayjob_is_a_configuration_that_loads() -> None:
     job = load(KUBERAY[0])["spec"]
     words = job["entrypoint"].split()
     assert words[:2] == ["python", "pipeline/run.py"]
-    config = load_config(None, words[2:])
+    command = parse(words[2:])
+    config = load_config(str(INFRA.parent / str(command.config_file)), command.overrides)
     groups = {g["groupName"]: g for g in job["rayClusterSpec"]["workerGroupSpecs"]}
     assert config.train.workers <= groups["gpu-spot"]["maxReplicas"]
     large = replace(

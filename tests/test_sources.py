@@ -156,6 +156,14 @@ def test_a_validation_part_shares_no_image_with_any_other_set(tmp_path: Path) ->
     assert caught.value.where == "data.num_val_per_class"
 
 
+def test_no_long_tail_is_drawn_of_a_folder_unless_asked_for(tmp_path: Path) -> None:
+    make_folder(tmp_path, classes(60, 60))
+    index = index_source(Data(source="folder", path=str(tmp_path)))
+    assert index.class_counts("pretrain") == [60, 60]
+    digits = index_source(Data()).class_counts("pretrain")
+    assert digits is not None and max(digits) > 20 * min(digits)
+
+
 def test_a_long_tail_of_a_folder(tmp_path: Path) -> None:
     make_folder(tmp_path, classes(8, 8, 8))
     index = index_source(folder_data(tmp_path, imbalance_ratio=4.0))

@@ -9,6 +9,7 @@ import pytest
 from pipeline.config import Config
 from pipeline.config.file import changed_keys, load_config
 from pipeline.config.strict_yaml import read
+from pipeline.models import advice
 from pipeline.tune.space import known_points, parameters, trial_config
 from pipeline.tune.stage import grace_epochs
 
@@ -94,3 +95,22 @@ def test_imagenet_recipe_is_the_published_one() -> None:
     assert (augment.blur_prob, augment.blur_sigma_min, augment.blur_sigma_max) == (0.5, 0.1, 2)
     assert (config.feed.canvas_px, config.evaluate.resize_px) == (384, 256)
     assert config.evaluate.groups == "threshold" and config.data.profile == "pareto"
+
+
+def test_photos_have_the_published_recipe_and_all_images() -> None:
+    photos, published = recipe("photos"), recipe("imagenet100_lt")
+    other = {change.partition(":")[0] for change in changed_keys(photos, published)}
+    assert other == {
+        "data.path", "data.imbalance_ratio", "data.profile", "data.num_test_per_class",
+        "data.labelled", "train.methods", "train.epochs", "train.checkpoint_every_epochs",
+        "feed.max_memory_bytes",
+    }  # fmt: skip
+    assert photos.data.drawn_imbalance is None and Config().data.drawn_imbalance == 50
+
+
+def test_views_of_grey_digits_are_advised_against_for_other_images() -> None:
+    assert advice(Config()) is None and advice(recipe("photos")) is None
+    plain = load_config(None, ["data.source=folder", "data.path=x"])
+    assert "tune_configs/photos.yaml" in str(advice(plain))
+    mirrored = load_config(None, ["data.source=folder", "data.path=x", "augment.hflip_prob=0.5"])
+    assert advice(mirrored) is None
