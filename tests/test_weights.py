@@ -176,6 +176,21 @@ def test_broken_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
             given_source(CONFIG, str(tmp_path / name))
 
 
+def test_a_torn_file_of_the_old_format_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+    old, file = io.BytesIO(), tmp_path / "w.pt"
+    state = {"a.weight": torch.ones(4), "b": torch.arange(5)}
+    torch.save(state, old, _use_new_zipfile_serialization=False)
+    weights.read_weights(str(write(file, old.getvalue())))
+    for num_bytes in range(0, len(old.getvalue()), 7):
+        with pytest.raises(CheckpointError, match="cannot be read|more than tensors"):
+            weights.read_weights(str(write(file, old.getvalue()[:num_bytes])))
+
+
+def write(file: Path, content: bytes) -> Path:
+    file.write_bytes(content)
+    return file
+
+
 @pytest.mark.parametrize(
     ("stage", "key"),
     [
