@@ -99,7 +99,7 @@ def existing_run(name: str, root: str) -> str:
     Raises:
         ConfigError: there is none.
     """
-    candidates = [name, storage.join(root, name)]
+    candidates = [name] if "://" in name else [name, storage.join(root, name)]
     for uri in map(storage.absolute, candidates):
         if storage.exists(storage.join(uri, "config.yaml")):
             return uri
