@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import tempfile
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import optuna
@@ -14,8 +19,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from pipeline.errors import DataError, TrainingError
-from pipeline.tune import result, study
+from pipeline.errors import ClusterError, DataError, TrainingError
+from pipeline.tune import result, runner, study
 from pipeline.tune.trials import Trials
 from pipeline.tune.view import View, result_table
 from tests.trial_records import EPOCHS, config, quality, record, sweep_of
@@ -38,6 +43,53 @@ def test_records_survive_as_json(tmp_path: Path) -> None:
             Trials(str(tmp_path))
     file.unlink()
     assert len(Trials(str(tmp_path)).all()) == 1
+
+
+def test_records_are_told_while_tune_adds_to_them(tmp_path: Path) -> None:
+    trials = Trials(str(tmp_path))
+
+    class Adding(str):
+        """A method whose comparison lets another record in, as Tune's thread may at any time."""
+
+        def __eq__(self, other: object) -> bool:
+            trials.save(record(len(list(tmp_path.rglob("trial.json"))), {}))
+            return super().__eq__(other)
+
+        __hash__ = str.__hash__
+
+    for number in range(2):
+        trials.save(record(number, {}))
+    assert len(trials.all(method=Adding("sdclr"))) == 2
+    assert len(trials.all()) > 2
+
+
+def test_a_file_that_tune_still_writes_does_not_hide_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of Tune's own files cannot be deleted while its thread writes there."""
+    rmdir, given_up = os.rmdir, threading.Event()
+
+    def busy(path: str, **options: Any) -> None:
+        if "sdclr-tune-" in str(path):
+            raise OSError(errno.ENOTEMPTY, "not empty")
+        rmdir(path, **options)
+
+    def refresh() -> None:
+        raise ClusterError("no trial could be placed", where="x", todo="y")
+
+    tune = MagicMock()
+    tune.Tuner.return_value.fit = lambda: given_up.wait(60)
+    monkeypatch.setattr(runner, "tune", tune)
+    monkeypatch.setattr(runner, "Recorder", MagicMock())
+    monkeypatch.setattr(runner, "_check_placed", lambda *given: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "rmdir", busy)
+    with pytest.raises(ClusterError, match="no trial could be placed"):
+        runner.run_trials(
+            job=MagicMock(), base=config(), trials=MagicMock(), sets={}, placement=MagicMock(),
+            num_trials=1, refresh=refresh,
+        )  # fmt: skip
+    given_up.set()
 
 
 def test_a_row_replaces_those_of_a_lost_attempt() -> None:

@@ -147,7 +147,8 @@ def run_trials(
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     recorder = Recorder(trials, base)
-    with tempfile.TemporaryDirectory(prefix="sdclr-tune-") as scratch:
+    # Tune's thread goes on when this one gives up, and may write while the folder is deleted.
+    with tempfile.TemporaryDirectory(prefix="sdclr-tune-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(run_trial, job=job, sets=sets), placement.resources

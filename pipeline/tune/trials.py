@@ -108,7 +108,8 @@ class Trials:
 
     def all(self, role: Role = "search", method: str | None = None) -> list[TrialRecord]:
         """Records by method and number."""
-        found = [r for r in self._records.values() if r.role == role and method in (None, r.method)]
+        records = list(self._records.values())  # one step: Tune's thread adds to them
+        found = [r for r in records if r.role == role and method in (None, r.method)]
         return sorted(found, key=lambda r: (r.method, r.number))
 
     def get(self, name: str) -> TrialRecord | None:
