@@ -174,7 +174,11 @@ class RunRecord:
             log.append({**row, "time_s": time.time()})
 
     def _save(self) -> None:
-        text = json.dumps(provenance.redact_tree(self._content), indent=2, allow_nan=False)
+        content = provenance.redact_tree(self._content)
+        if "uri" in (self._content.get("data") or {}):
+            # A place that has a secret's word in it must stay one; credentials are refused there.
+            content["data"]["uri"] = self._content["data"]["uri"]
+        text = json.dumps(content, indent=2, allow_nan=False)
         storage.write_bytes(storage.join(self.run_uri, "run.json"), (text + "\n").encode())
 
 

@@ -129,6 +129,16 @@ def test_secrets_are_not_in_the_record(tmp_path: Path, monkeypatch: pytest.Monke
     assert SECRET not in text and "***" in text
 
 
+def test_a_place_that_shares_a_word_with_a_secret_stays_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY_NAME", "imagenet")
+    record = new_record(tmp_path, argv=["run.py", "data.path=imagenet"])
+    record.set_data(uri="/data/imagenet-ab12", manifest_hash="cd", name="x")
+    assert RunRecord.open(str(tmp_path)).content["data"]["uri"] == "/data/imagenet-ab12"
+    assert "imagenet" not in RunRecord.open(str(tmp_path)).content["command"]
+
+
 @pytest.mark.promise("S5", control=True)
 def test_the_search_for_secrets_can_find_one(tmp_path: Path) -> None:
     assert SECRET in record_text(tmp_path)  # not in the environment, so nobody knows it is one
