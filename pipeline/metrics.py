@@ -87,7 +87,10 @@ def newest_rows(run_uri: str, *kinds: str) -> dict[str, dict[str, Any]]:
     for raw in reversed(storage.read_bytes(uri).split(b"\n")):
         wanted = [k for k in kinds if k not in found and f'"{k}"'.encode() in raw]
         if wanted and raw.endswith(b"}"):
-            row: dict[str, Any] = json.loads(raw)
+            try:
+                row = json.loads(raw)
+            except (ValueError, RecursionError):  # torn behind a brace
+                continue
             if row.get("kind") in wanted:
                 found[row["kind"]] = row
         if len(found) == len(kinds):

@@ -72,7 +72,8 @@ def test_newest_rows_by_kind(tmp_path: Path) -> None:
     assert newest_rows(str(tmp_path), "step", "health") == {}
     rows = train(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "health", "st')  # being written
+        file.write('{"kind": "health", "measures": {"a": 1}\n')
+        file.write('{"kind": "health", "measures": {}')  # being written, and just behind a brace
     assert newest_rows(str(tmp_path), "step", "health") == {"health": rows[-1]}
     assert newest_rows(str(tmp_path), "step") == {}
 
