@@ -146,7 +146,7 @@ class Console:
         try:
             stream.write(text)
             stream.flush()
-        except BrokenPipeError:  # `... | head` must not stop a training
+        except OSError:  # `... | head`, or a full disk below `> log`, must not stop a training
             return
 
 

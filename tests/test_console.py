@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 
 import pytest
@@ -151,12 +152,15 @@ def test_a_stream_without_unicode_gets_ascii() -> None:
     assert stream.buffer.getvalue() == b"1.0 +- 0.1 - ?\n"
 
 
-def test_a_closed_pipe_does_not_stop_the_work() -> None:
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "no space")])
+def test_a_closed_pipe_or_a_full_disk_does_not_stop_the_work(error: OSError) -> None:
     class Closed(io.StringIO):
         def write(self, text: str) -> int:
-            raise BrokenPipeError
+            raise error
 
-    console(Closed(), Clock()).line("x")
+    shown = console(Closed(), Clock())
+    shown.line("x")
+    shown.progress("train", 1, 1)
 
 
 @pytest.mark.parametrize(
