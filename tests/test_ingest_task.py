@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import storage
 from pipeline.dataset.image import ImageLimits, decode_rgb
+from pipeline.dataset.manifest import ShardInfo
 from pipeline.dataset.shards import read_shard
 from pipeline.errors import StorageError
 from pipeline.ingest.listing import as_strings
 from pipeline.ingest.parallel import ThreadTasks
 from pipeline.ingest.plan import chunks_of, work_of
 from pipeline.ingest.sources import ImageIndex, index_source
-from pipeline.ingest.task import Chunk, Work, parse_outcome, run_chunk, write_chunk
+from pipeline.ingest.task import (
+    Chunk,
+    Work,
+    drop_rows,
+    parse_outcome,
+    run_chunk,
+    write_chunk,
+)
 from tests import sources
 from tests.loopback_s3 import LoopbackS3
 from tests.sources import image_bytes, write_files
@@ -114,6 +123,24 @@ def test_shards_of_reduced_photos_are_even(tmp_path: Path) -> None:
     even, uneven = stored_bytes(work), stored_bytes(replace(work, reduced_bytes=None))
     assert 2 <= len(even) <= 5 and max(even) < 1.25 * min(even) and max(even) < 1.1 * 64 * KIB
     assert len(uneven) > 20 and max(uneven) > 2 * min(uneven)
+
+
+@pytest.mark.parametrize("died", ["before the old shard was deleted", "after it"])
+def test_rows_are_dropped_once_however_often_the_job_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died: str
+) -> None:
+    files = {f"{n}.png": image_bytes(n) for n in range(4)}
+    work = photo_work(tmp_path / "out", write_files(tmp_path / "in", files), list(files))
+    outcome = write_chunk(Chunk("pretrain", 0, 0, 4), work)
+    assert outcome.shard is not None
+    item = {"shard": asdict(outcome.shard), "rows": [0, 2]}
+    with monkeypatch.context() as patch:
+        if died != "after it":
+            patch.setattr(storage, "delete_tree", lambda uri: None)
+        first = drop_rows(item, work.data_uri).values
+    assert drop_rows(item, work.data_uri).values == first
+    assert read_shard(work.data_uri, ShardInfo(**first)).ids == ("1.png", "3.png")
+    assert storage.list_tree(work.data_uri) == {first["name"]: first["bytes"]}
 
 
 def test_outcomes_come_back_as_they_were(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline import storage
 from pipeline.dataset.image import ImageLimits, RejectedImage, decode_rgb, resized_jpeg
 from pipeline.dataset.manifest import RejectExample, ShardInfo
 from pipeline.dataset.shards import read_shard, write_shard
@@ -138,13 +139,23 @@ def _hashes(images: list[bytes]) -> np.ndarray[Any, np.dtype[np.uint64]]:
 
 
 def drop_rows(item: dict[str, Any], data_uri: str) -> Result:
-    """A job: write a shard again without some of its rows; None when no row is left."""
-    info = ShardInfo(**item["shard"])
+    """A job: replace a shard by one without some of its rows; None when no row is left.
+
+    The new one has another name and the old one goes last: a job that is run again, since its node
+    died, finds one of the two whole.
+    """
+    info, dropped = ShardInfo(**item["shard"]), set(item["rows"])
+    name = info.name.removesuffix(".parquet") + "-unique.parquet"
+    old, new = storage.join(data_uri, info.name), storage.join(data_uri, name)
+    if not storage.exists(old) and storage.exists(new):
+        data = storage.read_bytes(new)
+        digest = hashlib.sha256(data).hexdigest()
+        return Result(asdict(ShardInfo(name, info.rows - len(dropped), len(data), digest)))
     rows = read_shard(data_uri, info)
-    dropped = set(item["rows"])
     kept = rows.take([row for row in range(len(rows)) if row not in dropped])
     if not len(kept):
         return Result(None)
     labels = [None if label == UNLABELLED else int(label) for label in kept.labels]
-    shard = write_shard(data_uri, info.name, ids=kept.ids, images=kept.images, labels=labels)
+    shard = write_shard(data_uri, name, ids=kept.ids, images=kept.images, labels=labels)
+    storage.delete_tree(old)
     return Result(asdict(shard))
