@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.cluster import on_nodes_with
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import read_hashes
 from pipeline.errors import DataError
@@ -17,8 +18,15 @@ _LEARNT_FROM = ("pretrain", "probe")
 _SHOWN = 5
 
 
-def find_leaks(data_uri: str, manifest: Manifest) -> list[dict[str, Any]]:
+def find_leaks(
+    data_uri: str, manifest: Manifest, *, data_resource: str | None = None
+) -> list[dict[str, Any]]:
     """Pairs of sets that share images; one Ray task for each shard reads its hashes.
+
+    Args:
+        data_uri: the data set.
+        manifest: what is in it.
+        data_resource: custom resource of the nodes that may read it; None for any node.
 
     Returns:
         {"sets": [held out, other], "images": of the held-out set, "of": its size, "examples": [[id
@@ -26,7 +34,8 @@ def find_leaks(data_uri: str, manifest: Manifest) -> list[dict[str, Any]]:
     """
     import ray
 
-    task = ray.remote(read_hashes)
+    task: Any = ray.remote(read_hashes)
+    task = task.options(resources=on_nodes_with(data_resource))
     pending = {
         name: [task.remote(data_uri, shard) for shard in info.shards]
         for name, info in manifest.sets.items()

@@ -61,7 +61,9 @@ def evaluate(
     if is_labelled:
         check_sets(config, manifest)
         with clock("leaks"):
-            found_leaks = leaks.find_leaks(data_uri, manifest)
+            found_leaks = leaks.find_leaks(
+                data_uri, manifest, data_resource=config.placement.data_resource
+            )
         leaks.refuse(found_leaks, manifest, max_frac=config.evaluate.max_leak_frac)
     has_twin = any(model.source.method == "sdclr" for model in candidates.models)
     set_names = (*_sets(config, manifest), *(("pretrain",) if has_twin else ()))

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import feed, models
+from pipeline.cluster import on_nodes_with
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest
@@ -138,6 +139,7 @@ class TrainedProbes:
             num_returns="streaming",
             num_cpus=self.placement.num_cpus,
             num_gpus=self.placement.num_gpus,
+            resources=on_nodes_with(self.config.placement.train_resource),
         )
         held = {
             name: [None if s is None else ray.put(_labelled(s, name)) for s in (val, test)]

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import feed, models
-from pipeline.cluster import Cluster
+from pipeline.cluster import Cluster, on_nodes_with
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import DataError
@@ -115,6 +115,7 @@ def score_set(
             compute=ActorPoolStrategy(size=num_actors),
             num_cpus=1 if use_gpu else threads,
             num_gpus=1 if use_gpu else 0,
+            resources=on_nodes_with(config.placement.train_resource) or None,
             max_restarts=0,
         )
     found = _collect(scored, manifest.sets[config.mine.set].rows, progress)
@@ -162,7 +163,8 @@ def _add_density(found: ScoredSet, config: Config, progress: Progress) -> None:
     chosen_M = reference_sample(num_images, config.mine.reference_images)
     own_N = np.full(num_images, -1, np.int64)
     own_N[chosen_M] = np.arange(len(chosen_M))
-    distance = ray.remote(_block_distance)
+    distance: Any = ray.remote(_block_distance)
+    distance = distance.options(resources=on_nodes_with(config.placement.train_resource))
     for model in found.disagreement:
         reference = ray.put(found.features(model, chosen_M))
         tasks = {

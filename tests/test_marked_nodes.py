@@ -1,0 +1,83 @@
+"""What the stages ask of Ray for their work on marked nodes; tests/test_placement.py runs some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray.data
+
+from pipeline import feed
+from pipeline.cluster import Cluster, on_nodes_with
+from pipeline.config.file import load_config
+from pipeline.evaluate.leaks import find_leaks
+from pipeline.evaluate.trained import TrainedProbes
+from pipeline.features import SetFeatures, placement
+from pipeline.mine import scoring
+from tests.test_leaks import data_set
+
+CONFIG = load_config(None, ["placement.train_resource=train", "placement.data_resource=data"])
+CLUSTER = Cluster("", True, 4, 0, "", largest_node_cpus=4)
+
+
+class Asked(Exception):
+    """What was asked for; nothing goes on from there."""
+
+
+def ask(*given: Any, **options: Any) -> Any:
+    raise Asked(options["resources"])
+
+
+class Work:
+    """A Ray task or dataset that tells what is asked for it."""
+
+    options = map_batches = staticmethod(ask)
+
+
+def read_hashes(folder: Path) -> None:
+    manifest = data_set(folder, probe=[1, 2], test=[3, 4])
+    find_leaks(str(folder), manifest, data_resource=CONFIG.placement.data_resource)
+
+
+def train_probes(folder: Path) -> None:
+    probes = object.__new__(TrainedProbes)
+    probes.config, probes.placement = CONFIG, placement(CONFIG, CLUSTER)
+    probes._run([], "linear", None, SetFeatures([], np.zeros(0, np.int64)))
+
+
+def score_images(folder: Path) -> None:
+    scoring.score_set(
+        CONFIG, "{}", config_hash="", method="sdclr", checkpoint_uri="", data_uri=str(folder),
+        manifest=data_set(folder, pretrain=[1, 2]), with_untrained=False, cluster=CLUSTER,
+        progress=lambda *said: None,
+    )  # fmt: skip
+
+
+def measure_density(folder: Path) -> None:
+    found = scoring.ScoredSet(["a"], np.zeros(1, np.int64), {}, {}, [])
+    scoring._add_density(found, CONFIG, lambda *said: None)
+
+
+@pytest.mark.parametrize(
+    ("work", "resource"),
+    [
+        (read_hashes, "data"),
+        (train_probes, "train"),
+        (score_images, "train"),
+        (measure_density, "train"),
+    ],
+)
+def test_work_is_asked_for_on_its_nodes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    work: Callable[[Path], None],
+    resource: str,
+) -> None:
+    monkeypatch.setattr(ray, "remote", lambda function: Work)
+    monkeypatch.setattr(feed, "decoded_rows", lambda *given: Work)
+    with pytest.raises(Asked) as asked:
+        work(tmp_path)
+    assert asked.value.args == (on_nodes_with(resource),)
