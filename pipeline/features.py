@@ -129,8 +129,6 @@ def extract(
     Raises:
         PipelineError: a shard is broken, or a checkpoint does not fit.
     """
-    from ray.data import ActorPoolStrategy
-
     place = placement(config, cluster)
     rows = feed.decoded_rows(config, data_uri, manifest, *set_names)
     arguments = (
@@ -142,20 +140,9 @@ def extract(
         place.device,
         place.num_threads,
     )
-    with warnings.catch_warnings():
-        # `max_restarts` has no named parameter yet. Without it Ray logs an error for each actor:
-        # it replaces a lost actor by itself, and a restart in place could not find its arguments.
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        extracted = rows.map_batches(
-            Extractor,
-            fn_constructor_args=arguments,
-            batch_size=None,
-            compute=ActorPoolStrategy(size=place.num_workers),
-            num_cpus=place.num_cpus,
-            num_gpus=place.num_gpus,
-            resources=on_nodes_with(config.placement.train_resource) or None,
-            max_restarts=0,
-        )
+    extracted = over_blocks(
+        rows, Extractor, arguments, place, resource=config.placement.train_resource
+    )
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name in set_names}
     num_rows = {str(name): info.rows for name, info in manifest.sets.items()}
     total = sum(num_rows[name] for name in set_names)
@@ -177,6 +164,37 @@ class Placement:
     num_cpus: int
     num_gpus: int
     num_threads: int
+
+
+def over_blocks(
+    rows: Any, actor: type, arguments: tuple[Any, ...], place: Placement, *, resource: str | None
+) -> Any:
+    """A Ray dataset of what actors make of decoded rows, each block whole, as it was decoded.
+
+    Args:
+        rows: of `feed.decoded_rows`.
+        actor: made of `arguments`, called with one block.
+        arguments: plain values.
+        place: resources of each actor.
+        resource: custom resource of the nodes for them; None = any node.
+    """
+    from ray.data import ActorPoolStrategy
+
+    with warnings.catch_warnings():
+        # `max_restarts` has no named parameter yet. Without it Ray logs an error for each actor:
+        # it replaces a lost actor by itself, and a restart in place could not find its arguments.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        # Not `map_batches`: with GPUs it takes batches of a size only, which mix blocks.
+        return rows.map_batches_internal(
+            actor,
+            fn_constructor_args=arguments,
+            batch_size=None,
+            compute=ActorPoolStrategy(size=place.num_workers),
+            num_cpus=place.num_cpus,
+            num_gpus=place.num_gpus,
+            resources=on_nodes_with(resource) or None,
+            max_restarts=0,
+        )
 
 
 def placement(config: Config, cluster: Cluster) -> Placement:

@@ -134,8 +134,9 @@ class Twin(nn.Module):
     def pruned(self, images_BCHW: Tensor) -> Tensor:
         """Embeddings (B, D) of the self-competitor."""
         weights = prune.prunable_weights(self.network)
+        # As bytes a mask is converted fast on a CPU; compiled for a GPU, the view is refused.
         view: dict[str, Tensor] = {
-            n: weights[n] * m.view(torch.uint8).to(weights[n].dtype)
+            n: weights[n] * (m if m.is_cuda else m.view(torch.uint8)).to(weights[n].dtype)
             for n, m in self.mask_by_weight().items()
         }
         for name, norm in self.pruned_norms.items():

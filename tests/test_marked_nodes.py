@@ -34,7 +34,7 @@ def ask(*given: Any, **options: Any) -> Any:
 class Work:
     """A Ray task or dataset that tells what is asked for it."""
 
-    options = map_batches = staticmethod(ask)
+    options = map_batches_internal = staticmethod(ask)
 
 
 def read_hashes(folder: Path) -> None:
@@ -76,7 +76,7 @@ def test_work_is_asked_for_on_its_nodes(
     work: Callable[[Path], None],
     resource: str,
 ) -> None:
-    monkeypatch.setattr(ray, "remote", lambda function: Work)
+    monkeypatch.setattr(ray, "remote", lambda *f, **given: Work if f else lambda function: Work)
     monkeypatch.setattr(feed, "decoded_rows", lambda *given: Work)
     with pytest.raises(Asked) as asked:
         work(tmp_path)

@@ -89,6 +89,9 @@ def test_placement_follows_the_resources() -> None:
     assert place(config(), num_cpus=2, num_gpus=0).concurrent == 2
     assert place(config("tune.concurrent=1"), num_cpus=2, num_gpus=0).concurrent == 1
     assert place(config("tune.cpus_per_trial=2"), num_cpus=5, num_gpus=0).concurrent == 2
+    with pytest.raises(ConfigError, match="workers of one trial cannot share a GPU"):
+        place(config("tune.gpus_per_worker=0.5", "tune.trial_workers=2"), num_cpus=16, num_gpus=2)
+    assert place(config("tune.trial_workers=2"), num_cpus=16, num_gpus=2).concurrent == 1
     half = place(config("tune.gpus_per_worker=0.5"), num_cpus=16, num_gpus=2)
     assert half.concurrent == 4 and half.resources == {"CPU": 1.0, "GPU": 0.5}
     nested = place(config("tune.trial_workers=2"), num_cpus=16, num_gpus=4)

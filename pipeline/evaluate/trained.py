@@ -134,11 +134,13 @@ class TrainedProbes:
     ) -> dict[tuple[str, int], dict[str, Any]]:
         import ray
 
-        task: Any = ray.remote(train_job)
+        # Given here, not as options, GPUs make Ray end the process with its task: one that went on
+        # would keep the GPU that it saw first, whichever it is given next.
+        task: Any = ray.remote(num_cpus=self.placement.num_cpus, num_gpus=self.placement.num_gpus)(
+            train_job
+        )
         task = task.options(
             num_returns="streaming",
-            num_cpus=self.placement.num_cpus,
-            num_gpus=self.placement.num_gpus,
             resources=on_nodes_with(self.config.placement.train_resource),
         )
         held = {

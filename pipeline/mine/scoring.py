@@ -7,7 +7,6 @@ Shapes: N images of the set, M reference images, F features, R prune ratios.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from pipeline.cluster import Cluster, on_nodes_with
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import DataError
+from pipeline.features import over_blocks, placement
 from pipeline.mine.extractor import RarityExtractor, reference_sample
 from sdclr.rarity import knn_distance
 
@@ -85,13 +85,7 @@ def score_set(
     Raises:
         PipelineError: a shard is broken, a checkpoint or a prune ratio does not fit.
     """
-    from ray.data import ActorPoolStrategy
-
-    use_gpu = config.train.device != "cpu" and cluster.num_gpus > 0
-    # One actor for each GPU, or for four CPUs; one CPU is left to read and decode.
-    free_cpus = max(1, cluster.num_cpus - 1)
-    num_actors = cluster.num_gpus if use_gpu else max(1, free_cpus // 4)
-    threads = max(1, min(4, free_cpus // num_actors, cluster.largest_node_cpus))
+    place = placement(config, cluster)
     arguments = (
         config_json,
         config_hash,
@@ -101,23 +95,13 @@ def score_set(
         models.crop_px(config, manifest),
         models.resize_px(config, manifest),
         with_untrained,
-        "cuda" if use_gpu else "cpu",
-        threads,
+        place.device,
+        place.num_threads,
     )
     rows = feed.decoded_rows(config, data_uri, manifest, config.mine.set)
-    with warnings.catch_warnings():
-        # `max_restarts` has no named parameter yet; Ray replaces a lost actor by itself.
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        scored = rows.map_batches(
-            RarityExtractor,
-            fn_constructor_args=arguments,
-            batch_size=None,
-            compute=ActorPoolStrategy(size=num_actors),
-            num_cpus=1 if use_gpu else threads,
-            num_gpus=1 if use_gpu else 0,
-            resources=on_nodes_with(config.placement.train_resource) or None,
-            max_restarts=0,
-        )
+    scored = over_blocks(
+        rows, RarityExtractor, arguments, place, resource=config.placement.train_resource
+    )
     found = _collect(scored, manifest.sets[config.mine.set].rows, progress)
     _add_density(found, config, progress)
     return found

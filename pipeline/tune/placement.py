@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.cluster import Cluster, on_nodes_with, usable_cpus
 from pipeline.config import Config
-from pipeline.errors import ClusterError
+from pipeline.errors import ClusterError, ConfigError
 
 # A machine that runs everything lends Ray Data a CPU on top of those it has; trials leave it free.
 _DATA_CPUS = 1
@@ -41,11 +41,18 @@ def place(
 
     Raises:
         ClusterError: not even one trial fits.
+        ConfigError: the workers of a trial would share a GPU.
     """
     t, device = config.tune, config.train.device
     share = 1.0 if t.gpus_per_worker is None else t.gpus_per_worker
     on_gpu = device == "cuda" or (device == "auto" and num_gpus > 0)
     gpus_per_worker = share if on_gpu else 0.0
+    if on_gpu and t.trial_workers > 1 and share < 1:
+        raise ConfigError(
+            "workers of one trial cannot share a GPU: NCCL takes one process on each",
+            where=f"tune.gpus_per_worker={share:g}, tune.trial_workers={t.trial_workers}",
+            todo="set tune.gpus_per_worker=1 or tune.trial_workers=1",
+        )
     # Beside a GPU one thread feeds it; without one, threads do the work.
     cpus_per_worker = 1.0 if on_gpu else float(t.cpus_per_trial)
     cpus, gpus = t.trial_workers * cpus_per_worker, t.trial_workers * gpus_per_worker
