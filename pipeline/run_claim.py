@@ -39,7 +39,11 @@ def refuse_another(run_uri: str, token: str) -> None:
         StorageError: so it is; workers that start again because of it learn it together.
     """
     if _found(run_uri, token) != _MINE:
-        raise StorageError("the run has been taken over by another training", where=run_uri)
+        raise StorageError(
+            "the run has been taken over by another training",
+            where=run_uri,
+            todo="wait for the end of that training",
+        )
 
 
 def check(run_uri: str, token: str, *, data_uri: str, device: torch.device) -> None:
