@@ -195,18 +195,27 @@ def test_lists_that_do_not_belong_together_are_refused(tmp_path: Path, small: Ci
         cifar_sets(small, cifar_data(pretrain_index=one, probe_index=one, fewshot_index=(two,)))
 
 
-@pytest.mark.cifar
-def test_the_published_split_of_the_real_cifar10(tmp_path: Path) -> None:
-    place = Path(os.environ.get("SDCLR_CIFAR10", REPO.parent / "shared" / "data" / "cifar10"))
-    if not (place / "splits").is_dir():
-        pytest.skip(f"no CIFAR-10 at {place}; set SDCLR_CIFAR10")
-    unpack = [sys.executable, str(place.parent / "unpack.py"), str(tmp_path)]
+@pytest.fixture
+def published(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of the real images and of the published lists: named, or beside the checkout."""
+    named = [os.environ.get(name) for name in ("SDCLR_CIFAR10", "SDCLR_CIFAR10_SPLITS")]
+    if all(named):
+        return Path(str(named[0])), Path(str(named[1]))
+    packed = REPO.parent / "shared" / "data"
+    if not (packed / "cifar10" / "splits").is_dir():
+        pytest.skip("no CIFAR-10: set SDCLR_CIFAR10 and SDCLR_CIFAR10_SPLITS")
+    unpack = [sys.executable, str(packed / "unpack.py"), str(tmp_path)]
     subprocess.run(unpack, check=True, capture_output=True, timeout=300)
-    splits = place / "splits"
+    return tmp_path, packed / "cifar10" / "splits"
+
+
+@pytest.mark.cifar
+def test_the_published_split_of_the_real_cifar10(published: tuple[Path, Path]) -> None:
+    images, splits = published
     index = cifar_index(
         Data(
             source="cifar10",
-            path=str(tmp_path),
+            path=str(images),
             pretrain_index=str(splits / "split1_D_i.npy"),
             probe_index=str(splits / "trainIdxList.npy"),
             val_index=str(splits / "valIdxList.npy"),

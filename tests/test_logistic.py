@@ -35,7 +35,11 @@ def sklearn_probabilities(
 def test_probabilities_equal_scikit_learns(dtype, l2, num_classes) -> None:
     train, labels = blobs(300, num_classes, 12, seed=0)
     test, _ = blobs(200, num_classes, 12, seed=1)
-    probe = fit_logistic(train.to(dtype), labels, num_classes=num_classes, l2=l2)
+    is_double = dtype == torch.float64
+    probe = fit_logistic(
+        train.to(dtype), labels, num_classes=num_classes, l2=l2,
+        grad_tolerance=1e-8 if is_double else 1e-6,
+    )  # fmt: skip
     ours = probe.logits(test.to(dtype)).softmax(dim=1).numpy()
     assert probe.converged
     if num_classes == 2:
@@ -43,7 +47,9 @@ def test_probabilities_equal_scikit_learns(dtype, l2, num_classes) -> None:
         theirs = sklearn_probabilities(train.double(), labels, test.double(), 1 / (300 * l2 / 2))
     else:
         theirs = sklearn_probabilities(train.double(), labels, test.double(), 1 / (300 * l2))
-    assert np.abs(ours - theirs).max() < 1e-3
+    # How exact float32 gets depends on the order of its sums, and so on the number of threads.
+    assert np.abs(ours - theirs).max() < (1e-5 if is_double else 5e-3)
+    assert (ours.argmax(axis=1) == theirs.argmax(axis=1)).mean() > (0.999 if is_double else 0.98)
 
 
 def test_probabilities_of_a_nearly_unpenalised_fit_equal_scikit_learns() -> None:
