@@ -151,3 +151,24 @@ def test_rungs_are_filled_from_the_records() -> None:
     assert [stopped_at(empty, n, courses[n]) for n in range(4, 12)] != ends[
         4:
     ]  # the check can fail
+
+
+@pytest.mark.promise("R20")
+def test_the_past_of_a_resumed_trial_is_not_judged_again() -> None:
+    """It passed its first rung before the others were there, and lies below them now."""
+    others = [record(n, {}, rows=[{"epoch": 1, "fewshot": 0.6 + n / 10}]) for n in range(3)]
+
+    def told(epoch: int, value: float, *, is_past: bool) -> str:
+        result = {"epoch": epoch, "fewshot": value, "is_past": is_past}
+        return str(scheduler.on_trial_result(None, resumed, result))
+
+    resumed: Any = SimpleNamespace(trial_id="resumed")
+    for is_past, action in ((True, "CONTINUE"), (False, "STOP")):  # the second is the control
+        scheduler = asha(
+            others, metric="fewshot", mode="max", max_epochs=EPOCHS, grace_epochs=1,
+            reduction_factor=3,
+        )  # fmt: skip
+        scheduler.on_trial_add(None, resumed)  # type: ignore[arg-type]
+        assert told(1, 0.5, is_past=is_past) == action
+        assert scheduler._brackets[0]._rungs[-1][1]["resumed"] == 0.5  # others are judged by it
+    assert told(EPOCHS, 0.5, is_past=True) == "STOP"

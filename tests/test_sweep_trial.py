@@ -76,9 +76,12 @@ def trained(
     manifest, sets = decoded(c)
     trial = trial_config(c, "sdclr", {"sdclr.prune_ratio": 0.6}, seed=0)
     sent: Rows = []
+    saved = sorted(folder.glob("models/*/checkpoints/step-*"))
+    steps = int(saved[-1].name.removeprefix("step-")) if saved else 0
 
-    def send(row: dict[str, Any] | None) -> None:
+    def send(row: dict[str, Any] | None, is_past: bool) -> None:
         assert row is not None
+        assert is_past == (row["epoch"] <= steps // run.plan.num_steps)
         sent.append(row)
         if row["epoch"] == stop_after:
             raise Killed
@@ -128,7 +131,7 @@ def test_measuring_leaves_the_network_as_it_was(tmp_path: Path) -> None:
         job = Job(c.model_dump_json(), "", str(tmp_path), "", None, "cpu", 1)
         measure = measure_of(c, manifest, sets)
         run = TrialRun(job, plan.config, manifest, "sdclr", 0, torch.device("cpu"),
-                       measure=measure, send=lambda row: None)  # fmt: skip
+                       measure=measure, send=lambda row, is_past: None)  # fmt: skip
         model = run.trainer.model
         assert isinstance(model, Twin | SimCLR)
         before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -191,6 +191,20 @@ class RecordedSearch(OptunaSearch):
         self._completed_trials.add(trial_id)
 
 
+class RecordedASHA(AsyncHyperBandScheduler):
+    """ASHA that does not judge again what a resumed trial tells of its past.
+
+    The trials beside it have gone on since: an epoch that was good enough when it was new may not
+    be so now, and the trial would be stopped behind rungs that it had passed.
+    """
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """CONTINUE or STOP; the value enters its rung in any case."""
+        action: str = super().on_trial_result(tune_controller, trial, result)
+        is_over = result["epoch"] >= self._max_t
+        return self.CONTINUE if result.get("is_past") and not is_over else action
+
+
 def asha(
     records: Sequence[TrialRecord],
     *,
@@ -199,12 +213,12 @@ def asha(
     max_epochs: int,
     grace_epochs: int,
     reduction_factor: int,
-) -> AsyncHyperBandScheduler:
+) -> RecordedASHA:
     """ASHA (Li et al. 2020) by epochs, its rungs filled with what finished trials reached there.
 
     Unfinished trials report their past epochs again when they resume, and so enter by themselves.
     """
-    scheduler = AsyncHyperBandScheduler(
+    scheduler = RecordedASHA(
         time_attr="epoch",
         metric=metric,
         mode=mode,

@@ -104,7 +104,8 @@ class TrialRun(MethodRun):
 
     Args:
         measure: of the network.
-        send: gives a row to Ray, on every rank; None = another rank's row.
+        send: gives a row to Ray, on every rank, and whether it is of an earlier attempt; None =
+            another rank's row.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class TrialRun(MethodRun):
         device: torch.device,
         *,
         measure: Measure,
-        send: Callable[[Row | None], None],
+        send: Callable[[Row | None, bool], None],
     ) -> None:
         super().__init__(job, config, manifest, method, rank, device)
         if config.tune.trial_workers == 1:
@@ -131,7 +132,7 @@ class TrialRun(MethodRun):
         rows = self._on_first_rank(self._past_rows) or []
         num_rows = int(self._all_ranks(len(rows))[0])
         for number in range(num_rows):
-            self._send(rows[number] if self.rank == 0 else None)
+            self._send(rows[number] if self.rank == 0 else None, True)
         if rows:
             self._seconds_before = rows[-1]["seconds"]
         return refused
@@ -156,7 +157,7 @@ class TrialRun(MethodRun):
             row = self._row(report.epoch + 1, loss=report.loss)
             with storage.LineLog(self._log_uri) as log:
                 log.append(row)
-        self._send(row)
+        self._send(row, False)
 
     def _row(self, epoch: int, *, loss: float | None) -> Row:
         model = self.trainer.model
@@ -213,7 +214,7 @@ def _train(
     run = TrialRun(
         worker_job, config, manifest, plan.method, rank, device,
         measure=measure_of(config, manifest, decoded),
-        send=lambda row: send(_message(row, config)),
+        send=lambda row, is_past: send(_message(row, is_past, config)),
     )  # fmt: skip
     run.train(decoded["pretrain"].image_set(), None)
     del run
@@ -273,12 +274,12 @@ def _trial_worker(passed: dict[str, Any]) -> dict[str, Any]:
     return {"error": None}
 
 
-def _message(row: Row | None, config: Config) -> Row:
+def _message(row: Row | None, is_past: bool, config: Config) -> Row:
     """What Ray gets: the epoch and the objectives for Tune, the whole row for the record."""
     if row is None:
         return {}
     values = {name: row[name] for name in objectives(config) if row.get(name) is not None}
-    return {"epoch": row["epoch"], **values, "row": row}
+    return {"epoch": row["epoch"], **values, "row": row, "is_past": is_past}
 
 
 def _told(error: Exception, job: SweepJob, plan: Plan) -> dict[str, str]:
