@@ -24,7 +24,7 @@ import torch
 from scipy.stats import spearmanr
 
 from pipeline.config import Config
-from pipeline.ingest.cifar_files import read_cifar
+from pipeline.ingest.sources.cifar_files import read_cifar
 from pipeline.tune.objective import with_rank_floor
 from sdclr import (
     EpochPlan,

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from benchmarks.table import Row, main
 from pipeline.config import Config
-from pipeline.ingest import splits
 from pipeline.ingest.plan import chunks_of, work_of
-from pipeline.ingest.sources import ImageIndex
+from pipeline.ingest.sources import splits
+from pipeline.ingest.sources.index import ImageIndex
 
 _NUM_IMAGES = 1_000_000
 

@@ -24,7 +24,8 @@ _BARE = """
 import sys, time
 import torch
 import sdclr
-from pipeline import feed, models
+from pipeline import feed
+from pipeline.model import build
 from pipeline.config import Config
 from pipeline.dataset.decoding import shard_items
 from pipeline.dataset.manifest import read_manifest
@@ -38,8 +39,8 @@ items = shard_items(manifest, ("pretrain",))
 columns = ({key: [item[key]] for key in item} for item in items)
 images = feed.SharedImages(map(decode, columns), manifest).to(torch.device('cpu'))
 plan = feed.epoch_plan(config, manifest)
-recipe = models.training_recipe(config, manifest, "sdclr")
-network = models.new_network(config, "sdclr")
+recipe = build.training_recipe(config, manifest, "sdclr")
+network = build.new_network(config, "sdclr")
 trainer = sdclr.Trainer(network, recipe, steps_per_epoch=plan.num_steps)
 start = time.monotonic()
 for report in trainer.run(images.feed(plan, seed=0)):

@@ -44,7 +44,7 @@ def data() -> Data:
     """CIFAR-10 where its files are, else digits; disjoint sets in a fixed random order."""
     folder = os.environ.get("SDCLR_CIFAR10")
     if folder:
-        from pipeline.ingest.cifar_files import read_cifar
+        from pipeline.ingest.sources.cifar_files import read_cifar
 
         found = read_cifar(folder, "cifar10")
         name, sizes = "CIFAR-10", {"probe": 5000, "val": 2000, "test": 2000}

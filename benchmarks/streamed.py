@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import feed
-from pipeline.cluster import RAY_SETTINGS
+from pipeline.cluster.connect import RAY_SETTINGS
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.dataset.decoding import decode_part, read_parts

@@ -32,11 +32,11 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
+from pipeline.cluster.jobs import ThreadTasks
 from pipeline.config import Config
 from pipeline.config.file import load_config
-from pipeline.ingest.parallel import ThreadTasks
-from pipeline.ingest.sources import index_source
-from pipeline.models import new_network
+from pipeline.ingest.sources.open import index_source
+from pipeline.model.build import new_network
 from pipeline.tune.search import NumberedSampler, asha
 from pipeline.tune.space import Parameter, trial_config
 from sdclr import (
@@ -138,7 +138,7 @@ def _sizes(images: torch.Tensor) -> torch.Tensor:
 
 
 def recipe_of(config: Config) -> Recipe:
-    """As `pipeline.models.training_recipe`, for images of 16 px."""
+    """As `pipeline.model.build.training_recipe`, for images of 16 px."""
     values = config.augment.model_dump() | {"crop_px": PX}
     s, t = config.sdclr, config.train
     return Recipe(

@@ -17,7 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [str(ROOT), *sys.path]
 
-from pipeline import errors, scale
+from pipeline import errors
+from pipeline.cli import scale
 from pipeline.config import Config
 from pipeline.config.help import SCHEMA, expected
 from pipeline.config.strict_yaml import write_value
@@ -192,7 +193,7 @@ def troubleshooting() -> str:
 
 
 def scale_tables() -> str:
-    """What `python -m pipeline.scale` prints."""
+    """What `python -m pipeline.cli.scale` prints."""
     with redirect_stdout(io.StringIO()) as text:
         scale.main([])
     return text.getvalue()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from pipeline.errors import PipelineError
-from pipeline.provenance import redact
+from pipeline.redact import redact
 
 INTERVAL_S = 5.0
 _REDRAW_S = 0.1

@@ -14,7 +14,7 @@ from types import FrameType
 # `python pipeline/run.py` puts pipeline/ on the path, not its parent; in any folder, also in a job.
 sys.path[:] = [str(Path(__file__).resolve().parent.parent), *sys.path]
 
-from pipeline.command_line import Command, parse
+from pipeline.cli.command_line import Command, parse
 from pipeline.console import Console
 from pipeline.errors import PipelineError
 
@@ -42,16 +42,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(command: Command, console: Console) -> int:
     if command.dry_run:
-        from pipeline.preview import preview
+        from pipeline.cli.preview import preview
 
         preview(command, console)
         return 0
     if command.stage == "tune":
-        from pipeline.sweep import run_sweep
+        from pipeline.cli.sweep import run_sweep
 
         run_sweep(command, console)
         return 0
-    from pipeline.stages import run_stages
+    from pipeline.cli.stages import run_stages
 
     run_stages(command, console)
     return 0

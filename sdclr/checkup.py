@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from sdclr import health
 from sdclr.augment import AugmentRecipe, ViewParams, apply_view, sample_view
-from sdclr.cluster import kmeans
 from sdclr.imageset import Images, ImageSet
+from sdclr.kmeans import kmeans
 from sdclr.seeds import numpy_generator, torch_generator
 from sdclr.twin import SimCLR, Twin
 

@@ -153,7 +153,7 @@ def tercile_balance(hits_N: Tensor, clusters_N: Tensor) -> TercileBalance:
 
     Args:
         hits_N: of `retrieval_hits`.
-        clusters_N: int64 >= 0, the cluster of each image; see `sdclr.cluster.kmeans`.
+        clusters_N: int64 >= 0, the cluster of each image; see `sdclr.kmeans.kmeans`.
 
     Raises:
         ValueError: the lengths differ or N = 0.

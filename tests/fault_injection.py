@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint, storage
-from pipeline.metrics import newest_rows, read_metrics
+from pipeline import storage
+from pipeline.model import checkpoint
+from pipeline.record.metrics import newest_rows, read_metrics
 from sdclr import TrainState
 from tests.conftest import REPO
 

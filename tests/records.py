@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.record import RunRecord
+from pipeline.record.run import RunRecord
 from pipeline.storage import LineLog
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

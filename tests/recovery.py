@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.metrics import newest_rows
+from pipeline.record.metrics import newest_rows
 from tests.fault_injection import QUICK_HEALTH_CHECKS, Driver, Nodes, nodes, only_run
 from tests.promises import RESULTS
 

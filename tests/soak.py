@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.metrics import read_metrics
+from pipeline.record.metrics import read_metrics
 from tests.fault_injection import (
     QUICK_HEALTH_CHECKS,
     Driver,

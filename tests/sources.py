@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.cluster.jobs import ThreadTasks
 from pipeline.config import Config, Data
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import ShardRows, read_shard
-from pipeline.ingest.parallel import ThreadTasks
-from pipeline.ingest.sources import ImageIndex, index_source
+from pipeline.ingest.sources.index import ImageIndex
+from pipeline.ingest.sources.open import index_source
 from pipeline.ingest.stage import ingest
 
 

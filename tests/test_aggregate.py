@@ -12,7 +12,7 @@ import pytest
 from pipeline.config.file import dump_config, load_config
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.aggregate import aggregate, write
-from pipeline.scores import aggregate_tables
+from pipeline.record.scores import aggregate_tables
 from tests import records
 
 # Few of (sdclr, simclr) on three splits: the splits differ more than the methods.

@@ -15,40 +15,19 @@ import sdclr
 ROOT = Path(__file__).resolve().parent.parent
 SDCLR, PIPELINE = sorted((ROOT / "sdclr").rglob("*.py")), sorted((ROOT / "pipeline").rglob("*.py"))
 ALLOWED_IN_SDCLR = {"torch", "torchvision", "numpy", "sdclr"} | set(sys.stdlib_module_names)
-STAGES = {"ingest", "train", "evaluate", "export", "mine", "report"}
-# A room (a module or a package of pipeline/) imports rooms of lower layers, and its own.
-LAYERS = (
-    {"errors", "provenance"},
+# A room is a module or a package at the first level of pipeline/. It imports rooms of lower floors
+# and its own.
+FLOORS = (
+    {"errors", "redact"},
     {"storage", "config", "console"},
-    {
-        "command_line",
-        "dataset",
-        "cluster",
-        "checkpoint",
-        "metrics",
-        "monitor",
-        "scale",
-        "scores",
-        "stopping",
-        "weights",
-        "mailbox",
-        "first_rank",
-        "lost",
-    },
-    {"record", "run_claim", "models", "feed", "checkpoint_writer", "method_log"},
-    {"model_source"},
-    {"run_folder", "health_log", "features"},
-    {"results"},
-    {"worker"},
-    {"forgotten", "model_card"},
-    STAGES,
-    {"tune"},
-    {"preview"},
-    {"session"},
-    {"stages"},
-    {"sweep"},
+    {"dataset", "cluster", "record"},
+    {"ingest", "feed", "model"},
+    {"train", "evaluate", "export"},
+    {"tune", "mine", "report"},
+    {"cli"},
     {"run"},
 )
+MAX_ROOMS = 24
 
 
 def name_of(path: Path) -> str:
@@ -93,9 +72,69 @@ def test_sdclr_runs_without_ray_or_any_of_the_pipelines_packages() -> None:
 def test_imports_point_downwards(path: Path) -> None:
     if room(path) == "__init__":
         return
-    (own,) = (number for number, layer in enumerate(LAYERS) if room(path) in layer)
-    below = set().union(*LAYERS[:own])
+    (own,) = (number for number, floor in enumerate(FLOORS) if room(path) in floor)
+    below = set().union(*FLOORS[:own])
     assert pipeline_imports(path) <= below, room(path)
+
+
+def test_the_rooms_are_few() -> None:
+    rooms = {room(path) for path in PIPELINE} - {"__init__"}
+    assert rooms == set().union(*FLOORS) and len(rooms) <= MAX_ROOMS
+
+
+def module_of(path: Path) -> str:
+    return (
+        path.relative_to(ROOT)
+        .with_suffix("")
+        .as_posix()
+        .replace("/", ".")
+        .removesuffix(".__init__")
+    )
+
+
+def circles(arrows: dict[str, set[str]]) -> list[tuple[str, ...]]:
+    """Modules that import each other, directly or by way of others."""
+    reach = {name: set(targets) for name, targets in arrows.items()}
+    for middle in reach:
+        for targets in reach.values():
+            if middle in targets:
+                targets |= reach[middle]
+    return sorted(
+        {tuple(sorted(m for m in reach[n] if n in reach[m])) for n in reach if n in reach[n]}
+    )
+
+
+def test_no_two_files_import_each_other() -> None:
+    modules = {module_of(path): path for path in [*SDCLR, *PIPELINE]}
+    arrows = {name: imported(path) & set(modules) - {name} for name, path in modules.items()}
+    # A package's __init__ is imported with any of its modules; that alone makes no circle.
+    for name, path in modules.items():
+        if path.name != "__init__.py":
+            arrows[name] -= {n for n in arrows[name] if name.startswith(n + ".")} - imported_names(
+                path
+            )
+    assert circles(arrows) == []
+
+
+def imported_names(path: Path) -> set[str]:
+    """Packages of which a name that is no module is imported."""
+    return {
+        node.module
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        and node.module
+        and any(not is_module(f"{node.module}.{alias.name}") for alias in node.names)
+    }
+
+
+def is_module(name: str) -> bool:
+    place = ROOT / name.replace(".", "/")
+    return place.with_suffix(".py").exists() or place.is_dir()
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [("a", "b", "c")]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
 
 
 def test_what_ray_data_tasks_import_does_not_import_torch() -> None:

@@ -15,9 +15,9 @@ import pytest
 import s3fs
 
 from pipeline import storage
+from pipeline.cluster.jobs import ThreadTasks
 from pipeline.errors import StorageError
-from pipeline.ingest.listing import IMAGE_ENDINGS, list_files
-from pipeline.ingest.parallel import ThreadTasks
+from pipeline.ingest.sources.listing import IMAGE_ENDINGS, list_files
 from pipeline.storage.s3 import ObjectStore
 from pipeline.storage.scan import ScanPart
 from tests.ceph import CephGateway

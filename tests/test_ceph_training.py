@@ -14,11 +14,11 @@ import pytest
 import s3fs
 
 from pipeline import storage
-from pipeline.cluster import connected
+from pipeline.cluster.connect import connected
 from pipeline.config.file import load_config
 from pipeline.dataset.manifest import read_manifest
 from pipeline.ingest.plan import data_set_uri
-from pipeline.metrics import read_metrics
+from pipeline.record.metrics import read_metrics
 from pipeline.run import main
 from tests.ceph import CephGateway
 from tests.fault_proxy import FaultProxy

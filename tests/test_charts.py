@@ -5,30 +5,30 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from pipeline.report import charts, svg
+from pipeline.report.charts import plots, svg
 
 
 def test_thin_keeps_short_curves_and_averages_long_ones() -> None:
-    assert charts.thin([1, 2], [3.0, None]) == ([1, 2], [3.0, None])
+    assert plots.thin([1, 2], [3.0, None]) == ([1, 2], [3.0, None])
     x = list(range(10_001))
-    xs, ys = charts.thin(x, [2.0 * v for v in x])
+    xs, ys = plots.thin(x, [2.0 * v for v in x])
     assert len(xs) <= 400 and xs[-1] == 10_000 and ys[-1] == 20_000
     assert all(b == 2 * a for a, b in zip(xs, ys, strict=True) if b is not None)
     size = math.ceil(10_000 / 399)
     assert xs[0] == (size - 1) / 2  # the mean of 0 .. size - 1
-    _, gaps = charts.thin(x, [math.nan, *[1.0] * 10_000])
+    _, gaps = plots.thin(x, [math.nan, *[1.0] * 10_000])
     assert gaps[0] is None and gaps[1] == 1.0
 
 
 @pytest.mark.parametrize("num", range(1, 900, 37))
 def test_thin_never_exceeds_its_limit(num: int) -> None:
-    xs, _ = charts.thin(list(range(num)), [0.0] * num, 100)
+    xs, _ = plots.thin(list(range(num)), [0.0] * num, 100)
     assert len(xs) == min(num, len(xs)) <= 100
 
 
 def bar_widths(values: list[float]) -> list[float]:
-    bars = [charts.Bar(str(v), v, "c1", str(v)) for v in values]
-    drawing = ET.fromstring(charts.bars(bars, label="x", x_label="", y_label=""))
+    bars = [plots.Bar(str(v), v, "c1", str(v)) for v in values]
+    drawing = ET.fromstring(plots.bars(bars, label="x", x_label="", y_label=""))
     return [float(rect.attrib["width"]) for rect in drawing.iter("rect")]
 
 
@@ -41,9 +41,9 @@ def test_bars_are_proportional_until_the_ratio_exceeds_twenty() -> None:
 
 
 def test_nothing_finite_draws_nothing() -> None:
-    curve = charts.Curve("a", "c1", [1.0], [None])
-    assert charts.curves([curve], label="x", x_label="", y_label="") == ""
-    assert charts.bars([], label="x", x_label="", y_label="") == ""
+    curve = plots.Curve("a", "c1", [1.0], [None])
+    assert plots.curves([curve], label="x", x_label="", y_label="") == ""
+    assert plots.bars([], label="x", x_label="", y_label="") == ""
 
 
 @pytest.mark.parametrize("low,high", [(0, 1), (-3, 7), (0.001, 0.0012), (1e-9, 1e6), (5, 5)])

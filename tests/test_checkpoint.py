@@ -10,8 +10,9 @@ from unittest import mock
 import pytest
 import torch
 
-from pipeline import checkpoint, storage
+from pipeline import storage
 from pipeline.errors import CheckpointError, StorageError
+from pipeline.model import checkpoint
 from sdclr import TrainState
 
 HASH = "c0ffee"

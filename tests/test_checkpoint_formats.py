@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import checkpoint
 from pipeline.errors import CheckpointError
+from pipeline.model import checkpoint
 from sdclr import Network, Trainer, restore
 from sdclr.prune import PruneRule
 from tests.recipes import RECIPE, some_images, some_plan

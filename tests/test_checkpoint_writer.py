@@ -16,9 +16,10 @@ from unittest import mock
 import pytest
 import torch
 
-from pipeline import checkpoint, storage
-from pipeline.checkpoint_writer import CheckpointWriter
+from pipeline import storage
 from pipeline.errors import StorageError
+from pipeline.model import checkpoint
+from pipeline.train.checkpoint_writer import CheckpointWriter
 from sdclr import TrainState, capture
 from tests.conftest import REPO
 from tests.recipes import some_images, some_plan, some_trainer

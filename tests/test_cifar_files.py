@@ -15,9 +15,9 @@ import pytest
 
 from pipeline.config import Data
 from pipeline.errors import DataError
-from pipeline.ingest.cifar_files import CIFAR10_NAMES, CifarImages, Kind, read_cifar
-from pipeline.ingest.source_arrays import cifar_index, cifar_sets
-from pipeline.ingest.sources import ImageIndex
+from pipeline.ingest.sources.arrays import cifar_index, cifar_sets
+from pipeline.ingest.sources.cifar_files import CIFAR10_NAMES, CifarImages, Kind, read_cifar
+from pipeline.ingest.sources.index import ImageIndex
 from tests.test_splits import write_list
 
 REPO = Path(__file__).resolve().parents[1]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from pipeline import storage
+from pipeline.cluster.jobs import Job, Result, ThreadTasks
 from pipeline.dataset.manifest import read_manifest, verify_shards
 from pipeline.errors import DataError
-from pipeline.ingest.claim import CLAIM_NAME, Claim
-from pipeline.ingest.parallel import Job, Result, ThreadTasks
 from pipeline.ingest.plan import data_set_uri
 from pipeline.ingest.stage import ingest
 from pipeline.ingest.task import run_chunk
+from pipeline.storage.claim import CLAIM_NAME, Claim
 from tests import sources
 from tests.loopback_s3 import LoopbackS3
 

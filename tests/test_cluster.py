@@ -9,7 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.cluster import Cluster, check_placement, check_workers, connected, on_nodes_with
+from pipeline.cluster.connect import (
+    Cluster,
+    check_placement,
+    check_workers,
+    connected,
+    on_nodes_with,
+)
 from pipeline.errors import ClusterError
 from tests.conftest import REPO
 

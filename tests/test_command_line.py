@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.command_line import FLAGS, STAGES, Command, parse
+from pipeline.cli.command_line import FLAGS, STAGES, Command, parse
 from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent

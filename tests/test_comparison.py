@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sdclr.comparison import paired_difference, student_t975
+from pipeline.evaluate.comparison import paired_difference, student_t975
 from sdclr.longtail import Groups, GroupScores, group_scores, mean_scores
 
 GROUPS = Groups(many=(0,), medium=(1,), few=(2,))

@@ -32,7 +32,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.command_line import parse
+from pipeline.cli.command_line import parse
 from pipeline.config.file import load_config
 from pipeline.run import main
 from tests.conftest import REPO

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.command_line import parse
+from pipeline.cli.command_line import parse
+from pipeline.cli.preview import preview
 from pipeline.console import Console
 from pipeline.errors import PipelineError
 from pipeline.ingest.plan import dry_run
 from pipeline.ingest.sample import SIDES_PX
-from pipeline.preview import preview
 from tests.conftest import REPO
 from tests.sources import image_bytes, settings, write_files
 

@@ -13,8 +13,8 @@ from pipeline.config.file import load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.cached import CachedProbes
+from pipeline.evaluate.features import SetFeatures
 from pipeline.evaluate.labelled import check_labels, check_sets, fewshot_rows
-from pipeline.features import SetFeatures
 from sdclr.longtail import Groups
 
 NUM_CLASSES = 6

@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipeline import checkpoint
-from pipeline import export as stage
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
-from pipeline.export import export_network
-from pipeline.model_card import loading_code, model_card
-from pipeline.models import new_network
+from pipeline.export import stage as stage
+from pipeline.export.card import loading_code, model_card
+from pipeline.export.stage import export_network
+from pipeline.model import checkpoint
+from pipeline.model.build import new_network
 from sdclr import Network, TrainState
 from sdclr.export import FeatureModel, check_images, exported_program, largest_difference
 from tests.conftest import REPO

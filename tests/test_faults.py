@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import checkpoint, storage
-from pipeline.metrics import newest_rows, read_metrics
+from pipeline import storage
+from pipeline.model import checkpoint
+from pipeline.record.metrics import newest_rows, read_metrics
 from tests.fault_injection import (
     QUICK_HEALTH_CHECKS,
     Driver,

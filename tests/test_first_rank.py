@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.cluster.ranks import on_first_rank
 from pipeline.errors import PipelineError, StorageError
-from pipeline.first_rank import on_first_rank
 from sdclr import collective
 from tests.ranks import run_on_ranks
 

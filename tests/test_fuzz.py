@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import checkpoint, metrics, record, storage
-from pipeline.command_line import Command
+from pipeline import storage
+from pipeline.cli.command_line import Command
+from pipeline.cli.resolve import resolve
 from pipeline.config.file import dump_config, load_config
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import DataError, PipelineError
-from pipeline.run_folder import resolve
+from pipeline.model import checkpoint
+from pipeline.record import metrics
 from tests.records import write_run
 from tests.test_checkpoint import HASH, saved
 
@@ -92,7 +94,7 @@ def test_damaged_records_and_manifests(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     manifest = Path(tmp_path / "data" / "digits-lt")
     readers: dict[Path, Callable[[], object]] = {
-        Path(run) / "run.json": lambda: record.read_json(storage.join(run, "run.json")),
+        Path(run) / "run.json": lambda: run.read_json(storage.join(run, "run.json")),
     }
     for seed, (file, read) in enumerate(readers.items()):
         refused, _ = outcomes(file, read, seed)

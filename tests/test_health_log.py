@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from pipeline import health_log
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.console import Console
 from pipeline.errors import DataError
-from pipeline.health_log import HealthLog
-from pipeline.metrics import newest_rows, read_metrics, truncate_metrics
+from pipeline.record.metrics import newest_rows, read_metrics, truncate_metrics
 from pipeline.storage import LineLog
-from pipeline.train import _ProgressView
+from pipeline.train import health_log
+from pipeline.train.driver import _ProgressView
+from pipeline.train.health_log import HealthLog
 from tests.recipes import some_images, some_plan, some_trainer
 
 CONFIG: Config = load_config(None, ["health.every_epochs=2", "health.num_images=16"])

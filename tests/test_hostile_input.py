@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError
-from pipeline.ingest import source_parquet
+from pipeline.ingest.sources import parquet
 from tests.hostile_input import (
     CONTAINERS,
     EXECUTED,
@@ -99,7 +99,7 @@ def test_a_dictionary_that_repeats_an_image_is_read_in_bounded_memory(tmp_path: 
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tracemalloc.start()
     rows = np.array([1999])
-    ((position, data),) = source_parquet.read_rows(str(tmp_path / "t.parquet"), "image", rows)
+    ((position, data),) = parquet.read_rows(str(tmp_path / "t.parquet"), "image", rows)
     assert (position, data) == (0, image)
     assert tracemalloc.get_traced_memory()[1] < 50_000_000
     tracemalloc.stop()

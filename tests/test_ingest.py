@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from pipeline import storage
+from pipeline.cluster.jobs import RayTasks, ThreadTasks
 from pipeline.config import Config
 from pipeline.dataset.manifest import canonical_hash, read_manifest, verify_shards
 from pipeline.dataset.shards import read_shard
 from pipeline.errors import ClusterError, DataError, StorageError
-from pipeline.ingest import listing
-from pipeline.ingest.parallel import RayTasks, ThreadTasks
 from pipeline.ingest.plan import chunks_of, cut, data_set_name, data_set_uri, dry_run, work_of
-from pipeline.ingest.sources import index_source
+from pipeline.ingest.sources import listing
+from pipeline.ingest.sources.open import index_source
 from pipeline.ingest.stage import ingest
 from pipeline.ingest.task import run_chunk, write_chunk
 from tests import sources

@@ -12,14 +12,15 @@ import pytest
 from PIL import Image
 
 from pipeline import storage
+from pipeline.cluster.jobs import ThreadTasks
 from pipeline.dataset.image import ImageLimits, decode_rgb
 from pipeline.dataset.manifest import ShardInfo
 from pipeline.dataset.shards import read_shard
 from pipeline.errors import StorageError
-from pipeline.ingest.listing import as_strings
-from pipeline.ingest.parallel import ThreadTasks
 from pipeline.ingest.plan import chunks_of, work_of
-from pipeline.ingest.sources import ImageIndex, index_source
+from pipeline.ingest.sources.index import ImageIndex
+from pipeline.ingest.sources.listing import as_strings
+from pipeline.ingest.sources.open import index_source
 from pipeline.ingest.task import (
     Chunk,
     Work,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdclr.cluster import kmeans
+from sdclr.kmeans import kmeans
 
 
 def blobs(*sizes: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from pipeline import scale
-from pipeline.command_line import parse
+from pipeline.cli import scale
+from pipeline.cli.command_line import parse
 from pipeline.config.file import load_config
 from tests import manifest_policy as policy
 from tests import manifest_schemas as schemas

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline import storage
-from pipeline.ingest import listing
-from pipeline.ingest.parallel import Job, Result, ThreadTasks
+from pipeline.cluster.jobs import Job, Result, ThreadTasks
+from pipeline.ingest.sources import listing
 from pipeline.storage.scan import ScanPart
 from tests.loopback_s3 import LoopbackS3
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import lost
+from pipeline.cluster import retry
+from pipeline.cluster.retry import again_when_lost, in_words
 from pipeline.errors import ClusterError, DataError
-from pipeline.lost import again_when_lost, in_words
 
 pytestmark = pytest.mark.ray
 
@@ -55,7 +55,7 @@ def extract(kind: type, lives: Path) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lost, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(retry, "_PAUSE_S", 0.0)
 
 
 @pytest.mark.promise("R17")

@@ -11,11 +11,11 @@ import pytest
 import ray.data
 
 from pipeline import feed
-from pipeline.cluster import Cluster, on_nodes_with
+from pipeline.cluster.connect import Cluster, on_nodes_with
 from pipeline.config.file import load_config
+from pipeline.evaluate.features import SetFeatures, placement
 from pipeline.evaluate.leaks import find_leaks
 from pipeline.evaluate.trained import TrainedProbes
-from pipeline.features import SetFeatures, placement
 from pipeline.mine import scoring
 from tests.test_leaks import data_set
 

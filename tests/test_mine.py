@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import checkpoint, models
-from pipeline.cluster import Cluster
+from pipeline.cluster.connect import Cluster
 from pipeline.config.file import config_hash, load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo, sealed
 from pipeline.dataset.shards import write_shard
@@ -17,6 +16,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.mine.extractor import RarityExtractor, reference_sample
 from pipeline.mine.findings import findings
 from pipeline.mine.stage import mine
+from pipeline.model import build, checkpoint
 from sdclr import LossMemory, Trainer, capture
 from sdclr.longtail import Groups
 
@@ -79,8 +79,8 @@ def trained_run(folder: Path, manifest: Manifest, losses_2N: torch.Tensor | None
         memory = LossMemory(60, momentum=0.5)
         memory.sums_2N.copy_(losses_2N)
     trainer = Trainer(
-        models.new_network(CONFIG, "sdclr"),
-        models.training_recipe(CONFIG, manifest, "sdclr"),
+        build.new_network(CONFIG, "sdclr"),
+        build.training_recipe(CONFIG, manifest, "sdclr"),
         steps_per_epoch=3,
         memory=memory,
     )

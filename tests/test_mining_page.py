@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.console import Console
 from pipeline.errors import ConfigError, DataError
+from pipeline.report.charts.scatter import Cloud, scatter
 from pipeline.report.comparison import (
     compare,
     method_differences,
@@ -18,7 +19,6 @@ from pipeline.report.comparison import (
     write_comparison,
 )
 from pipeline.report.mining import findings_rows, write_mining_page
-from pipeline.report.scatter import Cloud, scatter
 from tests import records
 from tests.test_report import HOSTILE, Page, assert_inert, edit
 

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models import resnet18
 
-from pipeline import feed, models
+from pipeline import feed
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo, ShardInfo
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.model import build
 from sdclr import TrainState, cifar_recipe
 from tests.conftest import REPO
 
@@ -40,12 +41,12 @@ def manifest(height_px: int | None, width_px: int | None) -> Manifest:
 
 
 def test_the_view_has_the_side_of_raw_images_unless_configured() -> None:
-    assert models.crop_px(Config(), manifest(16, 16)) == 16
+    assert build.crop_px(Config(), manifest(16, 16)) == 16
     configured = load_config(None, ["augment.crop_px=12"])
-    assert models.crop_px(configured, manifest(16, 16)) == 12
+    assert build.crop_px(configured, manifest(16, 16)) == 12
     for sizes in ((None, None), (16, 20)):
         with pytest.raises(ConfigError, match="augment.crop_px"):
-            models.crop_px(Config(), manifest(*sizes))
+            build.crop_px(Config(), manifest(*sizes))
 
 
 @pytest.mark.parametrize(
@@ -61,13 +62,13 @@ def test_the_view_has_the_side_of_raw_images_unless_configured() -> None:
 def test_evaluation_resizes_what_does_not_fit_a_view(
     overrides: list[str], side: int | None, expected: int | None
 ) -> None:
-    assert models.resize_px(load_config(None, overrides), manifest(side, side)) == expected
+    assert build.resize_px(load_config(None, overrides), manifest(side, side)) == expected
 
 
 def test_a_resize_below_the_crop_is_refused_before_training() -> None:
     config = load_config(None, ["augment.crop_px=16", "evaluate.resize_px=14"])
     with pytest.raises(ConfigError, match="images of 14 px cannot be cropped to 16 px"):
-        models.resize_px(config, manifest(16, 16))
+        build.resize_px(config, manifest(16, 16))
 
 
 @pytest.mark.parametrize(
@@ -81,14 +82,14 @@ def test_every_recipe_can_train_on_its_set(file: str, rows: int, side: int | Non
     found = replace(manifest(side, side), sets={"pretrain": SetInfo(rows, None, (shard,))})
     feed.check_fits(config, found, object_store_bytes=2**40)
     feed.epoch_plan(config, found)
-    assert models.resize_px(config, found) in (None, 256)
+    assert build.resize_px(config, found) in (None, 256)
 
 
 @pytest.mark.parametrize("file", ["cifar10_lt.yaml", "cifar100_lt.yaml"])
 @pytest.mark.parametrize("method", ["sdclr", "simclr"])
 def test_the_recipes_of_file_and_library_are_one(file: str, method: str) -> None:
     config = load_config(str(RECIPES / file))
-    found = models.training_recipe(config, manifest(32, 32), method)
+    found = build.training_recipe(config, manifest(32, 32), method)
     assert found == cifar_recipe(method)  # type: ignore[arg-type]
     assert found != cifar_recipe(method, epochs=1999)  # type: ignore[arg-type]
     assert config.train.global_batch == 512
@@ -99,7 +100,7 @@ def test_presets_decide_the_heads(preset: str, depths: tuple[int, int]) -> None:
     overrides = ["model.backbone=resnet8"]
     config = load_config(str(RECIPES / "cifar10_lt.yaml"), [f"preset={preset}", *overrides])
     for method, depth in zip(("sdclr", "simclr"), depths, strict=True):
-        head = models.new_network(config, method).head
+        head = build.new_network(config, method).head
         assert sum(isinstance(m, nn.Linear) for m in head) == depth
     assert config.train.drop_last == (preset == "fair")
 
@@ -110,9 +111,9 @@ def state_of(model: nn.Module) -> TrainState:
 
 def test_a_checkpoint_becomes_its_model_again() -> None:
     config = Config()
-    source = models.trained_model(config, "sdclr", state_of(twin(config)))
+    source = build.trained_model(config, "sdclr", state_of(twin(config)))
     assert not source.training
-    again = models.trained_model(config, "sdclr", state_of(source))
+    again = build.trained_model(config, "sdclr", state_of(source))
     x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(source.network.features(x), again.network.features(x))
 
@@ -120,20 +121,20 @@ def test_a_checkpoint_becomes_its_model_again() -> None:
 def twin(config: Config) -> nn.Module:
     from sdclr import Twin
 
-    return Twin(models.new_network(config, "sdclr"))
+    return Twin(build.new_network(config, "sdclr"))
 
 
 def test_a_checkpoint_of_another_architecture_is_refused() -> None:
     other = load_config(None, ["model.backbone=resnet18"])
     with pytest.raises(CheckpointError, match="another architecture"):
-        models.trained_model(other, "sdclr", state_of(twin(Config())))
+        build.trained_model(other, "sdclr", state_of(twin(Config())))
 
 
 def test_the_export_loads_in_plain_torchvision_with_equal_features(tmp_path: Path) -> None:
     config = load_config(None, ["model.backbone=resnet18"])
-    network = models.new_network(config, "simclr").eval()
+    network = build.new_network(config, "simclr").eval()
     file = tmp_path / "backbone.safetensors"
-    models.export_backbone(str(file), network.backbone, {"architecture": "resnet18", "step": 3})
+    build.export_backbone(str(file), network.backbone, {"architecture": "resnet18", "step": 3})
 
     plain = resnet18(weights=None)
     plain.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
@@ -149,26 +150,26 @@ def test_the_export_loads_in_plain_torchvision_with_equal_features(tmp_path: Pat
 
 
 def test_equal_weights_give_equal_files(tmp_path: Path) -> None:
-    backbone = models.new_network(Config(), "simclr").backbone
+    backbone = build.new_network(Config(), "simclr").backbone
     for name in ("a", "b"):
-        models.export_backbone(str(tmp_path / name), backbone, {"step": 3, "stem": "cifar", "x": 1})
+        build.export_backbone(str(tmp_path / name), backbone, {"step": 3, "stem": "cifar", "x": 1})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 @pytest.mark.promise("R7")
 def test_a_run_can_start_from_exported_weights_with_or_without_a_classifier(tmp_path: Path) -> None:
-    source, target = (models.new_network(c, "simclr").backbone for c in (seeded(1), seeded(2)))
+    source, target = (build.new_network(c, "simclr").backbone for c in (seeded(1), seeded(2)))
     file = tmp_path / "w.safetensors"
     tensors = dict(source.state_dict()) | {"fc.weight": torch.ones(10, 64)}
     save_file(tensors, file)
-    models.load_backbone(str(file), "resnet8", target)
+    build.load_backbone(str(file), "resnet8", target)
     assert all(torch.equal(t, target.state_dict()[n]) for n, t in source.state_dict().items())
     file.write_bytes(b"not tensors")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        models.load_backbone(str(file), "resnet8", target)
+        build.load_backbone(str(file), "resnet8", target)
     save_file({"conv1.weight": torch.ones(2)}, file)
     with pytest.raises(CheckpointError, match="do not fit"):
-        models.load_backbone(str(file), "resnet8", target)
+        build.load_backbone(str(file), "resnet8", target)
 
 
 def seeded(seed: int) -> Config:

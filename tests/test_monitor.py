@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.monitor import METRICS, TABLE, Monitor, by_group, run_name
+from pipeline.record.gauges import METRICS, TABLE, Monitor, by_group, run_name
 from sdclr import build_network
 from tests.conftest import REPO
 

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.cluster.jobs import Result, ThreadTasks, _unpacked, ingest_task
 from pipeline.errors import DataError
-from pipeline.ingest.parallel import Result, ThreadTasks, _unpacked, ingest_task
 from pipeline.ingest.plan import work_of
-from pipeline.ingest.sources import index_source
+from pipeline.ingest.sources.open import index_source
 from pipeline.ingest.task import parse_outcome, run_chunk
 from tests.sources import image_bytes, settings, write_files, write_tar
 

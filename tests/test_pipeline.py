@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 from torchvision.models.resnet import BasicBlock
 
-from pipeline import checkpoint
-from pipeline.metrics import read_metrics
+from pipeline.model import checkpoint
+from pipeline.record.metrics import read_metrics
 from sdclr.backbone import build_backbone
 from tests.conftest import REPO
 

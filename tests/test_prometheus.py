@@ -22,7 +22,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.monitor import TABLE
+from pipeline.record.gauges import TABLE
 from tests.conftest import REPO
 from tests.loopback_ray import LoopbackRay, free_ports
 from tests.loopback_s3 import ACCESS_KEY, SECRET_KEY, LoopbackS3
@@ -36,7 +36,7 @@ pytestmark = [
 RARE = """
 import os
 import ray
-from pipeline.monitor import Monitor
+from pipeline.record.gauges import Monitor
 
 @ray.remote
 def raise_them():

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-from pipeline.command_line import FLAGS, STAGES
+from pipeline.cli.command_line import FLAGS, STAGES
 from pipeline.config.file import load_config
 from tests.conftest import REPO
 

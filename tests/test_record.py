@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import provenance
 from pipeline.errors import ConfigError, DataError, TrainingError
-from pipeline.metrics import read_metrics, truncate_metrics
-from pipeline.record import RunRecord, describe, read_json
+from pipeline.record import provenance
+from pipeline.record.metrics import read_metrics, truncate_metrics
+from pipeline.record.run import RunRecord, describe, read_json
+from pipeline.redact import redact, redact_tree
 
 SECRET = "hunter2-Zq81"
 STEP: dict[str, Any] = {
@@ -156,16 +157,14 @@ def test_the_search_for_secrets_can_find_one(tmp_path: Path) -> None:
     ],
 )
 def test_redact_knows_urls_and_assignments(text: str, expected: str) -> None:
-    assert provenance.redact(text, {}) == expected
+    assert redact(text, {}) == expected
 
 
 def test_redact_masks_the_longer_of_two_nested_secrets_and_the_quoted_form() -> None:
     env = {"A_TOKEN": "abcd", "B_TOKEN": "abcd/efgh", "PATH": "/usr/bin", "TOKENIZERS": "false"}
-    assert (
-        provenance.redact("abcd/efgh abcd%2Fefgh /usr/bin false", env) == "*** *** /usr/bin false"
-    )
+    assert redact("abcd/efgh abcd%2Fefgh /usr/bin false", env) == "*** *** /usr/bin false"
     tree = {"a": ["abcd", 1, None, {"b": "xabcdx"}]}
-    assert provenance.redact_tree(tree, env) == {"a": ["***", 1, None, {"b": "x***x"}]}
+    assert redact_tree(tree, env) == {"a": ["***", 1, None, {"b": "x***x"}]}
 
 
 # --- provenance
@@ -190,7 +189,7 @@ def test_git_state_of_a_checkout_and_of_a_plain_folder(tmp_path: Path) -> None:
 
 
 def test_record_and_report_start_without_torch() -> None:
-    code = "import sys, pipeline.record, pipeline.console, pipeline.report.page; "
+    code = "import sys, pipeline.record.run, pipeline.console, pipeline.report.page; "
     code += "print('torch' in sys.modules, 'ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import run_claim, storage
+from pipeline import storage
 from pipeline.errors import ConfigError, PipelineError, StorageError, TrainingError
+from pipeline.train import claim
 from sdclr import collective
 from tests.ranks import run_on_ranks
 
@@ -24,25 +25,25 @@ def a_run(folder: Path) -> tuple[str, str]:
 
 def test_the_workers_of_the_training_that_began_last_go_on(tmp_path: Path) -> None:
     run, data = a_run(tmp_path)
-    first = run_claim.begin(run)
-    run_claim.check(run, first, data_uri=data, device=CPU)
-    run_claim.refuse_another(run, first)
-    second = run_claim.begin(run)
+    first = claim.begin(run)
+    claim.check(run, first, data_uri=data, device=CPU)
+    claim.refuse_another(run, first)
+    second = claim.begin(run)
     with pytest.raises(TrainingError, match="another training of this run has begun"):
-        run_claim.check(run, first, data_uri=data, device=CPU)
+        claim.check(run, first, data_uri=data, device=CPU)
     with pytest.raises(StorageError, match="taken over by another training"):
-        run_claim.refuse_another(run, first)
-    run_claim.check(run, second, data_uri=data, device=CPU)
-    run_claim.refuse_another(run, second)
+        claim.refuse_another(run, first)
+    claim.check(run, second, data_uri=data, device=CPU)
+    claim.refuse_another(run, second)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff"])
 def test_a_broken_claim_is_anothers(content: bytes, tmp_path: Path) -> None:
     run, data = a_run(tmp_path)
-    token = run_claim.begin(run)
-    storage.write_bytes(storage.join(run, run_claim.CLAIM_NAME), content)
+    token = claim.begin(run)
+    storage.write_bytes(storage.join(run, claim.CLAIM_NAME), content)
     with pytest.raises(TrainingError):
-        run_claim.check(run, token, data_uri=data, device=CPU)
+        claim.check(run, token, data_uri=data, device=CPU)
 
 
 def on_nodes_of_their_own(run: str, data: str, token: str) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def on_nodes_of_their_own(run: str, data: str, token: str) -> dict[str, Any]:
     told = []
     for run_uri, data_uri in places:
         try:
-            run_claim.check(run_uri, token, data_uri=data_uri, device=CPU)
+            claim.check(run_uri, token, data_uri=data_uri, device=CPU)
             told.append("fine")
         except PipelineError as error:
             told.append(f"{type(error).__name__}: {error.what}; {error.todo}")
@@ -61,7 +62,7 @@ def on_nodes_of_their_own(run: str, data: str, token: str) -> dict[str, Any]:
 
 def test_a_folder_that_one_worker_does_not_see_is_refused_by_all(tmp_path: Path) -> None:
     run, data = a_run(tmp_path)
-    first, second = run_on_ranks(on_nodes_of_their_own, run, data, run_claim.begin(run))
+    first, second = run_on_ranks(on_nodes_of_their_own, run, data, claim.begin(run))
     shared = "to s3:// or to a folder that every node mounts"
     assert first == second
     assert first["told"] == [
@@ -74,4 +75,4 @@ def test_a_folder_that_one_worker_does_not_see_is_refused_by_all(tmp_path: Path)
 def test_one_worker_that_sees_nothing_is_told_the_same(tmp_path: Path) -> None:
     run, data = a_run(tmp_path)
     with pytest.raises(ConfigError, match="worker 0 of 1 does not see the run's folder"):
-        run_claim.check(run, "token", data_uri=data, device=CPU)
+        claim.check(run, "token", data_uri=data, device=CPU)

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline import scale
+from pipeline.cli import scale
+from pipeline.cli.scale import RESNET50, SPEEDS, Estimate, Workload
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.dataset.manifest import (
@@ -26,8 +27,7 @@ from pipeline.errors import ConfigError
 from pipeline.feed.plan import epoch_plan, stream_budget
 from pipeline.feed.schedule import EpochSchedule
 from pipeline.ingest.plan import cut
-from pipeline.models import state_bytes
-from pipeline.scale import RESNET50, SPEEDS, Estimate, Workload
+from pipeline.model.build import state_bytes
 from sdclr import EpochPlan, ImageSet, Trainer, build_network, capture, cifar_recipe, epoch_order
 from tests.conftest import REPO
 
@@ -41,7 +41,9 @@ def test_the_command_prints_the_tables_of_the_document(capsys: pytest.CaptureFix
     document = (REPO / "docs" / "scale.md").read_text()
     assert printed.count("| images |") == 3
     for one in printed.split("\n\n"):
-        assert one.strip() in document, "run python -m pipeline.scale and put it into docs/scale.md"
+        assert one.strip() in document, (
+            "run python -m pipeline.cli.scale and put it into docs/scale.md"
+        )
 
 
 def test_options_change_what_they_name(capsys: pytest.CaptureFixture[str]) -> None:

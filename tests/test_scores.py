@@ -4,7 +4,7 @@ import csv
 import io
 from copy import deepcopy
 
-from pipeline.scores import scores_csv, scores_table
+from pipeline.record.scores import scores_csv, scores_table
 from tests import records
 
 EVALUATION = records.evaluation(records.DIGITS, records.counts_of(10))

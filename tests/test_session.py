@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.command_line import Command
+from pipeline.cli.command_line import Command
+from pipeline.cli.resolve import resolve
+from pipeline.cli.session import local_roots
+from pipeline.cli.stages import Stages
 from pipeline.config import Config
 from pipeline.config.file import config_hash, dump_config, load_config
 from pipeline.console import Console
 from pipeline.dataset.manifest import sealed, write_manifest
 from pipeline.errors import ConfigError, DataError, PipelineError, TrainingError
-from pipeline.record import RunRecord
-from pipeline.run_folder import existing_run, resolve
-from pipeline.session import local_roots
-from pipeline.stages import Stages
+from pipeline.record.folder import existing_run
+from pipeline.record.run import RunRecord
 from tests.test_manifest import some_manifest
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.ingest import source_parquet
+from pipeline.ingest.sources import parquet
 from tests.loopback_s3 import LoopbackS3
 from tests.sources import image_bytes, index_of, ingested, stored, write_table
 
@@ -68,7 +68,7 @@ def test_a_nested_column_on_s3(s3: LoopbackS3, tmp_path: Path) -> None:
 def test_rows_come_from_the_row_groups_that_hold_them(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", IMAGES, row_group_size=7)
     wanted = np.array([29, 0, 13, 14, 6])
-    found = dict(source_parquet.read_rows(str(tmp_path / "t.parquet"), "image", wanted))
+    found = dict(parquet.read_rows(str(tmp_path / "t.parquet"), "image", wanted))
     assert found == {position: IMAGES[row] for position, row in enumerate(wanted)}
 
 
@@ -105,7 +105,7 @@ def test_extension_types_are_refused_before_they_load(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="Arrow extension type"):
             index_of("parquet", file)
         with pytest.raises(DataError, match="Arrow extension type"):
-            list(source_parquet.read_rows(str(file), "image", np.array([0])))
+            list(parquet.read_rows(str(file), "image", np.array([0])))
         assert not _Extension.loaded
         pq.read_table(file)
         assert _Extension.loaded  # control: a plain reader does load it
@@ -134,6 +134,6 @@ def test_tables_that_do_not_fit_are_refused(
     write_table(tmp_path / "none.parquet", [])
     with pytest.raises(DataError, match="no rows"):
         index_of("parquet", tmp_path / "none.parquet")
-    monkeypatch.setattr(source_parquet, "_MAX_GROUP_BYTES", 100)
+    monkeypatch.setattr(parquet, "_MAX_GROUP_BYTES", 100)
     with pytest.raises(DataError, match="row group 0 claims .* at most 100"):
         index_of("parquet", tmp_path / "in")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.ingest import tar
+from pipeline.ingest.sources import tar
 from tests.loopback_s3 import LoopbackS3
 from tests.sources import image_bytes, index_of, ingested, names_of, stored, write_tar
 

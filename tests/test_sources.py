@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.cluster.jobs import ThreadTasks
 from pipeline.config import Data
 from pipeline.errors import ConfigError, DataError
-from pipeline.ingest import sources
-from pipeline.ingest.parallel import ThreadTasks
-from pipeline.ingest.sources import ImageIndex
+from pipeline.ingest.sources import index
+from pipeline.ingest.sources.index import ImageIndex
 
 
 def index_source(data: Data) -> ImageIndex:
-    return sources.index_source(data, ThreadTasks())
+    return index.index_source(data, ThreadTasks())
 
 
 def sets(index: ImageIndex) -> dict[str, list[str]]:

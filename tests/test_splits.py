@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.ingest.splits import hold_out, read_index, row_order
+from pipeline.ingest.sources.splits import hold_out, read_index, row_order
 
 
 def test_hold_out_takes_the_same_number_of_each() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import stopping, storage
+from pipeline import storage
+from pipeline.train import stopping
 from tests.loopback_s3 import LoopbackS3
 
 

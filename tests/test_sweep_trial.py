@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.cluster.jobs import ThreadTasks
 from pipeline.config import Config
 from pipeline.config.file import config_hash, load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.errors import ConfigError
-from pipeline.ingest.parallel import ThreadTasks
-from pipeline.ingest.sources import index_source
-from pipeline.record import RunRecord
+from pipeline.ingest.sources.open import index_source
+from pipeline.record.run import RunRecord
 from pipeline.report.page import write_report
+from pipeline.train.worker import Job
 from pipeline.tune import result
 from pipeline.tune.images import DecodedSet, needed_sets
 from pipeline.tune.objective import measure_of, objectives, with_rank_floor
 from pipeline.tune.space import trial_config
 from pipeline.tune.trial import Plan, TrialRun
-from pipeline.worker import Job
 from sdclr import SimCLR, Twin
 from tests.test_report import HOSTILE, Page, assert_inert
 from tests.trial_records import sweep_of

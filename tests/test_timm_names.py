@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.model.timm_names import differs, from_timm, to_timm
 from sdclr.backbone import build_backbone
-from sdclr.timm_names import differs, from_timm, to_timm
 
 timm = pytest.importorskip("timm")
 

@@ -14,12 +14,14 @@ from unittest import mock
 
 import pytest
 
-from pipeline import metrics, stopping, storage, train
+from pipeline import storage
 from pipeline.config.file import load_config
 from pipeline.config.stages import Train
 from pipeline.console import Console
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.worker import MethodRun, is_due
+from pipeline.record import metrics
+from pipeline.train import driver, stopping
+from pipeline.train.worker import MethodRun, is_due
 
 
 def console() -> tuple[Console, io.StringIO]:
@@ -55,9 +57,9 @@ def fit(outcomes: list[Any], *overrides: str) -> tuple[Any, str]:
     config = load_config(None, overrides)
     job: Any = SimpleNamespace(run_uri="/nowhere/run")
     shown, stream = console()
-    with mock.patch.object(train, "_torch_trainer", trainer), mock.patch.dict(os.environ):
+    with mock.patch.object(driver, "_torch_trainer", trainer), mock.patch.dict(os.environ):
         try:
-            return train._fit_again(config, job, None, shown, use_gpu=False), stream.getvalue()
+            return driver._fit_again(config, job, None, shown, use_gpu=False), stream.getvalue()
         except TrainingError as error:
             return error, stream.getvalue()
 
@@ -124,9 +126,9 @@ def test_no_wait_is_endless(key: str, value: str) -> None:
 def test_each_budget_reaches_ray_train() -> None:
     words = ("max_failures=4", "max_preemptions=5", "max_controller_failures=6")
     config = load_config(None, [f"train.{w}" for w in (*words, "collective_timeout_s=7")])
-    job = train.Job("", "", "/nowhere/run", "", None, "cpu", 1)
+    job = driver.Job("", "", "/nowhere/run", "", None, "cpu", 1)
     with mock.patch("ray.train.torch.TorchTrainer") as trainer:
-        train._torch_trainer(config, job, None, use_gpu=False)
+        driver._torch_trainer(config, job, None, use_gpu=False)
     settings = trainer.call_args.kwargs
     failures = settings["run_config"].failure_config
     assert failures.max_failures == 4 and failures.max_preemption_failures == 5
@@ -159,7 +161,7 @@ def test_a_run_that_makes_no_step_is_ended(tmp_path: Path) -> None:
     thread.start()
     began_s = time.monotonic()
     with pytest.raises(TrainingError, match="no new step for 0.4 s"):
-        train._watch(thread, config, str(tmp_path), console()[0])
+        driver._watch(thread, config, str(tmp_path), console()[0])
     assert time.monotonic() - began_s < 20
     never.set()
 
@@ -174,7 +176,7 @@ def test_a_run_that_goes_on_is_not_ended(tmp_path: Path) -> None:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     config = load_config(None, ["train.stall_timeout_s=3.0"])
-    train._watch(thread, config, str(tmp_path), console()[0])
+    driver._watch(thread, config, str(tmp_path), console()[0])
     assert not thread.is_alive()
 
 
@@ -206,7 +208,7 @@ def test_the_workers_are_asked_to_save_and_the_interruption_goes_on(
 
     watched: Any = SimpleNamespace(is_alive=thread.is_alive, join=join)
     with pytest.raises(type(interruption)):
-        train._watch(watched, load_config(None), str(tmp_path), shown)
+        driver._watch(watched, load_config(None), str(tmp_path), shown)
     done.set()
     thread.join()
     assert "sdclr is saved at step" in stream.getvalue()
@@ -215,7 +217,7 @@ def test_the_workers_are_asked_to_save_and_the_interruption_goes_on(
 @pytest.mark.promise("R19", control=True)
 def test_no_step_is_called_saved_when_no_worker_answers(tmp_path: Path) -> None:
     shown, stream = console()
-    train._save_before_the_end(load_config(None, ["train.stop_grace_s=0.3"]), str(tmp_path), shown)
+    driver._save_before_the_end(load_config(None, ["train.stop_grace_s=0.3"]), str(tmp_path), shown)
     assert (
         "is saved at step" not in stream.getvalue() and "no checkpoint in time" in stream.getvalue()
     )

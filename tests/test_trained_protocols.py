@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import features
-from pipeline.cluster import Cluster
+from pipeline.cluster.connect import Cluster
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.console import Console
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.dataset.shards import write_shard
 from pipeline.errors import ConfigError, TrainingError
+from pipeline.evaluate import features
+from pipeline.evaluate.features import SetFeatures
 from pipeline.evaluate.probe_task import Labelled, ProbeJob, train_job
 from pipeline.evaluate.trained import TrainedProbes, check_fits, probe_view
-from pipeline.features import SetFeatures
-from pipeline.model_source import ModelSource, load_model
+from pipeline.model.source import ModelSource, load_model
 from sdclr.trained_probe import ProbeRecipe, ProbeView
 
 CONFIG = load_config(None, ["evaluate.protocols=[paper-linear, paper-fewshot]"])

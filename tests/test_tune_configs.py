@@ -9,7 +9,7 @@ import pytest
 from pipeline.config import Config
 from pipeline.config.file import changed_keys, load_config
 from pipeline.config.strict_yaml import read
-from pipeline.models import advice
+from pipeline.model.build import advice
 from pipeline.tune.space import known_points, parameters, trial_config
 from pipeline.tune.stage import grace_epochs
 

@@ -15,17 +15,17 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline import checkpoint, models, weights
-from pipeline.command_line import Command
+from pipeline.cli.command_line import Command
+from pipeline.cli.resolve import resolve
 from pipeline.config.file import load_config
 from pipeline.errors import CheckpointError, StorageError
 from pipeline.evaluate.candidates import find_candidates
-from pipeline.model_source import ModelSource, given_source, load_model
-from pipeline.run_folder import resolve
-from pipeline.scores import scores_csv
+from pipeline.model import build, checkpoint, weights
+from pipeline.model.source import ModelSource, given_source, load_model
+from pipeline.model.timm_names import to_timm
+from pipeline.record.scores import scores_csv
 from sdclr import TrainState, Twin
 from sdclr.backbone import build_backbone
-from sdclr.timm_names import to_timm
 from tests.test_export import SCORE
 
 CONFIG = load_config(None, [])
@@ -73,7 +73,7 @@ def test_torchvisions_own_state_dict_is_scored_as_it_is(tmp_path: Path) -> None:
 def test_how_long_foreign_weights_were_trained_is_unknown_and_ours_say_it(tmp_path: Path) -> None:
     foreign, ours = (str(tmp_path / name) for name in ("w.pth", "w.safetensors"))
     torch.save(resnet8().state_dict(), foreign)
-    models.export_backbone(ours, resnet8(), {"epochs": 7, "step": 21})
+    build.export_backbone(ours, resnet8(), {"epochs": 7, "step": 21})
     for file, length, words in ((foreign, (None, None), "unknown"), (ours, (7, 21), "7")):
         config = load_config(None, [f"evaluate.checkpoint={file}"])
         found = find_candidates(config, "", "")
@@ -100,7 +100,7 @@ def test_timms_names_are_understood(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_run_is_scored_by_its_backbone(tmp_path: Path) -> None:
     other = load_config(None, ["sdclr.head_depth=3", "run.seed=5"])
-    twin = Twin(models.new_network(other, "sdclr"))
+    twin = Twin(build.new_network(other, "sdclr"))
     tensors = {f"model.{n}": t for n, t in twin.state_dict().items()}
     numbers = {"step": 3, "num_steps": 4}
     uri = checkpoint.save(str(tmp_path), TrainState(tensors, numbers), config_hash="other")
@@ -134,8 +134,8 @@ def test_another_architecture_is_told_in_words(
 
 def test_the_file_says_what_it_is_when_it_does_not_fit(tmp_path: Path) -> None:
     file = str(tmp_path / "w.safetensors")
-    backbone = models.new_network(RESNET18, "simclr").backbone
-    models.export_backbone(file, backbone, {"architecture": "resnet18", "stem": "imagenet"})
+    backbone = build.new_network(RESNET18, "simclr").backbone
+    build.export_backbone(file, backbone, {"architecture": "resnet18", "stem": "imagenet"})
     with pytest.raises(CheckpointError) as caught:
         given_source(CONFIG, file)
     assert "the file says resnet18 with the stem imagenet" in caught.value.todo

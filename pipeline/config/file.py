@@ -25,7 +25,7 @@ from pipeline.config.layers import KeyPath, Layers, Problem, config_error, dotte
 from pipeline.config.strict_yaml import MAX_BYTES, YamlRefusedError, read, write, write_value
 from pipeline.config.types import holds_credential
 from pipeline.errors import ConfigError
-from pipeline.provenance import redact
+from pipeline.redact import redact
 
 __all__ = [
     "changed_keys", "config_hash", "describe_keys", "dump_config", "load_config", "parse_config",

@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.config.help import SCHEMA, mismatch, shown, suggest_key, suggest_section
 from pipeline.config.types import holds_credential
 from pipeline.errors import ConfigError
-from pipeline.provenance import redact
+from pipeline.redact import redact
 
 Tree = Mapping[str, Any]
 KeyPath = tuple[str, ...]

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from pipeline.provenance import redact
+from pipeline.redact import redact
 
 MAX_TEXT_CHARS = 4096
 

@@ -7,13 +7,39 @@ well die of it: then the shard alone is named.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 
-from pipeline.dataset.shards import changed_sample
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.dataset.manifest import ShardInfo
+from pipeline.dataset.shards import changed_sample, read_table
+from pipeline.errors import DataError
 
 _LIMIT_S = 60
+
+
+def read_or_name_sample(data_uri: str, info: ShardInfo) -> pa.Table:
+    """Read one shard as `read_table` does; name the changed sample of a shard whose hash is wrong.
+
+    Raises:
+        DataError: naming the shard, and the sample if it can be found, which takes a second.
+        StorageError: the shard is missing or the storage does not answer.
+    """
+    try:
+        return read_table(data_uri, info)
+    except DataError as error:
+        data = storage.read_bytes(storage.join(data_uri, info.name))
+        if hashlib.sha256(data).hexdigest() == info.sha256:
+            raise
+        sample = find_changed_sample(data)
+        if sample is None:
+            raise
+        what = f"{error.what}: the image of sample {sample} was changed"
+        raise DataError(what, where=error.where, todo=error.todo) from error
 
 
 def find_changed_sample(data: bytes) -> str | None:

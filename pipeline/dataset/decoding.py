@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.dataset.damage import read_or_name_sample
 from pipeline.dataset.image import ImageLimits, RejectedImage, decode_canvas
 from pipeline.dataset.manifest import ImageInfo, Manifest, ShardInfo
-from pipeline.dataset.shards import image_bytes, labels, raw_pixels, read_table
+from pipeline.dataset.shards import image_bytes, labels, raw_pixels
 from pipeline.errors import DataError
 
 
@@ -47,7 +48,7 @@ class ShardDecoder:
         (name,), (set_name,), (first,) = batch["name"], batch["set"], batch["first_row"]
         (rows,), (num_bytes,), (sha256,) = batch["rows"], batch["bytes"], batch["sha256"]
         info = ShardInfo(str(name), int(rows), int(num_bytes), str(sha256))
-        shard = read_table(self.data_uri, info, name_sample=True)
+        shard = read_or_name_sample(self.data_uri, info)
         pixels, sizes = self.pixels(shard)
         return {
             "set": np.array([str(set_name)] * len(pixels)),
@@ -123,7 +124,7 @@ def read_parts(
         shard: what the manifest says of it.
         parts: for each reader, the rows within the shard.
     """
-    table = read_table(data_uri, shard, name_sample=True).select(["id", "image"])
+    table = read_or_name_sample(data_uri, shard).select(["id", "image"])
     found = [table.take(pa.array(part)).combine_chunks() for part in parts]
     return found[0] if len(found) == 1 else found
 

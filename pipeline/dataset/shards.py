@@ -97,9 +97,9 @@ def write_shard(
     return ShardInfo(name=name, rows=len(ids), bytes=len(data), sha256=digest)
 
 
-def read_shard(data_uri: str, info: ShardInfo, *, name_sample: bool = False) -> ShardRows:
+def read_shard(data_uri: str, info: ShardInfo) -> ShardRows:
     """The rows of `read_table`."""
-    table = read_table(data_uri, info, name_sample=name_sample)
+    table = read_table(data_uri, info)
     return ShardRows(
         ids=tuple(table["id"].to_pylist()),
         images=tuple(table["image"].to_pylist()),
@@ -112,13 +112,12 @@ def labels(table: pa.Table) -> npt.NDArray[np.int64]:
     return np.asarray(table["label"].fill_null(UNLABELLED).to_numpy(), np.int64)
 
 
-def read_table(data_uri: str, info: ShardInfo, *, name_sample: bool = False) -> pa.Table:
+def read_table(data_uri: str, info: ShardInfo) -> pa.Table:
     """Read one shard and check it: hash of the file, schema, rows, hash of every image.
 
     Args:
         data_uri: root of the data set.
         info: what the manifest says of the shard.
-        name_sample: of a shard whose hash is wrong, find the sample as well; takes a second.
 
     Raises:
         DataError: naming the shard, and the sample whose hash differs.
@@ -128,11 +127,6 @@ def read_table(data_uri: str, info: ShardInfo, *, name_sample: bool = False) -> 
     data = storage.read_bytes(uri)
     if hashlib.sha256(data).hexdigest() != info.sha256:
         what = f"the shard's hash differs from the manifest's ({len(data)} of {info.bytes} bytes)"
-        if name_sample:
-            from pipeline.dataset.damage import find_changed_sample
-
-            sample = find_changed_sample(data)
-            what += "" if sample is None else f": the image of sample {sample} was changed"
         raise DataError(what, where=uri, todo=_AGAIN)
     table = _parse(data, uri)
     if table.num_rows != info.rows:

@@ -1,7 +1,7 @@
 """Several runs together: mean and spread over splits and seeds, and paired differences of methods.
 
 A pair is what two methods scored on the same data set (so, split) with the same seed, in one run or
-in two. All differences are taken pair by pair, see `sdclr.comparison`.
+in two. All differences are taken pair by pair, see `pipeline.evaluate.comparison`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 from pipeline import storage
 from pipeline.config.file import changed_keys, parse_config
 from pipeline.errors import ConfigError, DataError
+from pipeline.evaluate.comparison import paired_difference
 from pipeline.evaluate.score import FIELDS, fields_of, write_json
-from pipeline.model_source import UNTRAINED
-from pipeline.record import read_json
-from sdclr.comparison import paired_difference
+from pipeline.model.source import UNTRAINED
+from pipeline.record.run import read_json
 from sdclr.longtail import GroupScores, mean_scores
 
 FILE = "aggregate.json"

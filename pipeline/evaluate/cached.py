@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import Config
+from pipeline.evaluate.features import SetFeatures
 from pipeline.evaluate.score import score_entry
-from pipeline.features import SetFeatures
 from sdclr.longtail import Groups
 from sdclr.probe import group_confusion, knn_predict, linear_probe, per_class_accuracy
 

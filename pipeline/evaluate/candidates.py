@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline import checkpoint, storage
+from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import CheckpointError
-from pipeline.model_source import UNTRAINED, ModelSource, given_source, trained_epochs
+from pipeline.model import checkpoint
+from pipeline.model.source import UNTRAINED, ModelSource, given_source, trained_epochs
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.config.stages import NEEDS_VAL
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ConfigError, DataError
-from pipeline.features import SetFeatures
+from pipeline.evaluate.features import SetFeatures
 
 _SHOWN = 5
 

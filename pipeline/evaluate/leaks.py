@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.cluster import on_nodes_with
+from pipeline.cluster.connect import on_nodes_with
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import read_hashes
 from pipeline.errors import DataError

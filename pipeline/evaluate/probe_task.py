@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.errors import TrainingError
-from pipeline.model_source import ModelSource, load_model
+from pipeline.model.source import ModelSource, load_model
 from sdclr import ImageSet
 from sdclr.probe import per_class_accuracy
 from sdclr.trained_probe import ProbeRecipe, ProbeView, best_epoch, train_probe

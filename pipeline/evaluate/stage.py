@@ -12,19 +12,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline import storage
-from pipeline.cluster import Cluster, now
+from pipeline.cluster.connect import Cluster, now
+from pipeline.cluster.retry import again_when_lost
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest
 from pipeline.evaluate import cached, leaks, trained
 from pipeline.evaluate.cached import CachedProbes
 from pipeline.evaluate.candidates import Candidate, Candidates, find_candidates
+from pipeline.evaluate.features import SetFeatures, extract, placement
+from pipeline.evaluate.forgotten import forgotten_images
 from pipeline.evaluate.labelled import check_labels, check_sets, fewshot_rows
 from pipeline.evaluate.score import score_entry, write_json
 from pipeline.evaluate.trained import TrainedProbes
-from pipeline.features import SetFeatures, extract, placement
-from pipeline.forgotten import forgotten_images
-from pipeline.lost import again_when_lost
 from sdclr.longtail import Groups, groups_by_tercile, groups_by_threshold
 
 SCHEMA_VERSION = 1

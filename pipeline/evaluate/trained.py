@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import feed, models
-from pipeline.cluster import on_nodes_with
+from pipeline import feed
+from pipeline.cluster.connect import on_nodes_with
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ConfigError, DataError
+from pipeline.evaluate.features import Placement, SetFeatures
 from pipeline.evaluate.probe_task import Labelled, ProbeJob, train_job
-from pipeline.features import Placement, SetFeatures
-from pipeline.model_source import ModelSource
+from pipeline.model import build
+from pipeline.model.source import ModelSource
 from sdclr.trained_probe import (
     PAPER_FEWSHOT,
     PAPER_LINEAR,
@@ -116,7 +117,7 @@ class TrainedProbes:
         return ProbeJob(
             config_json=self.config_json,
             source=source,
-            init_from=models.init_uri(self.config),
+            init_from=build.init_uri(self.config),
             rows_n=None if rows is None else np.searchsorted(self.rows, rows),
             recipe=_recipe(group, self.view),
             view=self.view,
@@ -182,7 +183,7 @@ def probe_view(config: Config, manifest: Manifest) -> ProbeView:
 
     Flips have probability 1/2, unless training does without (augment.hflip_prob=0), as for digits.
     """
-    crop_px, image = models.crop_px(config, manifest), manifest.image
+    crop_px, image = build.crop_px(config, manifest), manifest.image
     small = image.height_px == image.width_px == crop_px
     return ProbeView(
         kind="padded-crop" if small else "resized-crop",

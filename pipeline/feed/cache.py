@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.cluster import on_nodes_with
+from pipeline.cluster.connect import on_nodes_with
 from pipeline.config import Config
 from pipeline.dataset.decoding import ShardDecoder, shard_items
 from pipeline.dataset.image import ImageLimits

@@ -6,15 +6,15 @@ from typing import Any, TypeAlias
 
 import torch
 
-from pipeline.cluster import on_nodes_with, smallest_object_store_bytes
+from pipeline.cluster.connect import on_nodes_with, smallest_object_store_bytes
+from pipeline.cluster.ranks import on_first_rank
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.feed.cache import SharedImages, decoder
+from pipeline.feed.mailbox import Mailbox
 from pipeline.feed.plan import decoded_bytes, is_cached, stream_budget
 from pipeline.feed.stream import StreamSource
 from pipeline.feed.tasks import StreamedSet
-from pipeline.first_rank import on_first_rank
-from pipeline.mailbox import Mailbox
 from sdclr import Images, ImageSet
 
 # Of the free memory of a device, what the decoded set may take without being asked for.

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.dataset.manifest import Duplicates
-from pipeline.ingest.sources import ImageIndex
-from pipeline.ingest.splits import Indices
+from pipeline.ingest.sources.index import ImageIndex
+from pipeline.ingest.sources.splits import Indices
 
 _NUM_EXAMPLES = 100
 _RANK = {"test": 0, "val": 1}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
+from pipeline.cluster.jobs import ThreadTasks
 from pipeline.config import Config
 from pipeline.dataset.image import ImageLimits
 from pipeline.dataset.manifest import (
@@ -22,10 +23,10 @@ from pipeline.dataset.manifest import (
     SetInfo,
     ShardInfo,
 )
-from pipeline.ingest import splits
-from pipeline.ingest.parallel import ThreadTasks
 from pipeline.ingest.sample import Sample, mean_reduced_bytes, sample_images
-from pipeline.ingest.sources import ImageIndex, index_source
+from pipeline.ingest.sources import splits
+from pipeline.ingest.sources.index import ImageIndex
+from pipeline.ingest.sources.open import index_source
 from pipeline.ingest.task import Chunk, Work
 
 # Bytes of a row besides image and id: hash in hex, label, lengths.

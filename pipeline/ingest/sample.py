@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.dataset.image import RejectedImage, decode_rgb, resized_jpeg
 from pipeline.dataset.manifest import RejectExample
-from pipeline.ingest.reading import read_images
+from pipeline.ingest.sources.reading import read_images
 from pipeline.ingest.task import Work
 
 _NUM_SAMPLED, _SAMPLE_STREAM, _BATCH = 256, 105, 16

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from pipeline import storage
+from pipeline.cluster.jobs import RayTasks, Tasks
 from pipeline.config import Config
 from pipeline.dataset.manifest import (
     MANIFEST_NAME,
@@ -32,9 +33,7 @@ from pipeline.dataset.manifest import (
     write_manifest,
 )
 from pipeline.errors import DataError, StorageError
-from pipeline.ingest.claim import Claim
 from pipeline.ingest.duplicates import find_duplicates, losers_by_shard
-from pipeline.ingest.parallel import RayTasks, Tasks
 from pipeline.ingest.plan import (
     chunks_of,
     content_sections,
@@ -43,10 +42,12 @@ from pipeline.ingest.plan import (
     image_info,
     work_of,
 )
-from pipeline.ingest.sources import ImageIndex, index_source
-from pipeline.ingest.splits import Indices
+from pipeline.ingest.sources.index import ImageIndex
+from pipeline.ingest.sources.open import index_source
+from pipeline.ingest.sources.splits import Indices
 from pipeline.ingest.task import Chunk, Work, drop_rows, parse_outcome, run_chunk
-from pipeline.monitor import Monitor
+from pipeline.record.gauges import Monitor
+from pipeline.storage.claim import Claim
 
 Progress = Callable[[int, int], None]
 

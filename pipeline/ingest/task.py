@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.cluster.jobs import Result
 from pipeline.dataset.image import ImageLimits, RejectedImage, decode_rgb, resized_jpeg
 from pipeline.dataset.manifest import RejectExample, ShardInfo
 from pipeline.dataset.shards import read_shard, write_shard
-from pipeline.ingest.parallel import Result
-from pipeline.ingest.reading import read_images
-from pipeline.ingest.sources import UNLABELLED, ImageIndex
-from pipeline.ingest.splits import Indices
+from pipeline.ingest.sources.index import UNLABELLED, ImageIndex
+from pipeline.ingest.sources.reading import read_images
+from pipeline.ingest.sources.splits import Indices
 
 
 @dataclass(frozen=True)

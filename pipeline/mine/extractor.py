@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import checkpoint, models
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.model import build, checkpoint
 from sdclr import (
     PruneRule,
     SimCLR,
@@ -71,10 +71,10 @@ class RarityExtractor:
         self.recipe = probe_views(crop_px)
         self.device = torch.device(device)
         state = checkpoint.load(checkpoint_uri, config_hash=config_hash)
-        trained = models.trained_model(self.config, method, state)
+        trained = build.trained_model(self.config, method, state)
         self.twins = {TRAINED: as_twin(trained)}
         if with_untrained:
-            fresh = models.new_network(self.config, method, init_from=init_from)
+            fresh = build.new_network(self.config, method, init_from=init_from)
             self.twins[UNTRAINED] = Twin(fresh)
         for twin in self.twins.values():
             twin.to(self.device).eval()

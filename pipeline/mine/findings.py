@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluate.ranking import auroc, bootstrap, precision_at
 from sdclr.longtail import Groups
-from sdclr.ranking import auroc, bootstrap, precision_at
 from sdclr.rarity import rank_share
 
 Scores = NDArray[np.float32] | NDArray[np.float64]

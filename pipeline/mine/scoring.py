@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import feed, models
-from pipeline.cluster import Cluster, on_nodes_with
+from pipeline import feed
+from pipeline.cluster.connect import Cluster, on_nodes_with
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import DataError
-from pipeline.features import over_blocks, placement
+from pipeline.evaluate.features import over_blocks, placement
 from pipeline.mine.extractor import RarityExtractor, reference_sample
+from pipeline.model import build
 from sdclr.rarity import knn_distance
 
 Progress = Callable[[str, int, int], None]
@@ -91,9 +92,9 @@ def score_set(
         config_hash,
         method,
         checkpoint_uri,
-        models.init_uri(config),
-        models.crop_px(config, manifest),
-        models.resize_px(config, manifest),
+        build.init_uri(config),
+        build.crop_px(config, manifest),
+        build.resize_px(config, manifest),
         with_untrained,
         place.device,
         place.num_threads,

@@ -21,17 +21,18 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from pipeline import models, storage
-from pipeline.checkpoint import Found, checkpoints_uri, latest
-from pipeline.cluster import Cluster
+from pipeline import storage
+from pipeline.cluster.connect import Cluster
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import CheckpointError, ConfigError, DataError
-from pipeline.forgotten import pictures
+from pipeline.evaluate.forgotten import pictures
 from pipeline.mine.extractor import TRAINED, as_twin, masks_by_ratio
 from pipeline.mine.findings import findings
 from pipeline.mine.map import feature_map
 from pipeline.mine.scoring import Progress, ScoredSet, score_set
+from pipeline.model import build
+from pipeline.model.checkpoint import Found, checkpoints_uri, latest
 from sdclr import Twin
 from sdclr.longtail import Groups, groups_by_tercile, groups_by_threshold
 from sdclr.loss_memory import means_of
@@ -271,10 +272,10 @@ def _newest(run_uri: str, method: str, config_hash: str) -> Found:
 def _check_ratios(config: Config, method: str, found: Found, *, with_untrained: bool) -> None:
     """Refuse here what an actor could only refuse by not starting."""
     assert found.state is not None
-    masks_by_ratio(config, as_twin(models.trained_model(config, method, found.state)))
+    masks_by_ratio(config, as_twin(build.trained_model(config, method, found.state)))
     if with_untrained:
-        start = models.init_uri(config)
-        masks_by_ratio(config, Twin(models.new_network(config, method, init_from=start)))
+        start = build.init_uri(config)
+        masks_by_ratio(config, Twin(build.new_network(config, method, init_from=start)))
 
 
 def _training_loss(config: Config, found: Found) -> NDArray[np.float32] | None:

@@ -23,13 +23,13 @@ import numpy as np
 from pipeline import storage
 from pipeline.console import Console
 from pipeline.errors import DataError
-from pipeline.provenance import redact_tree
-from pipeline.record import read_json
+from pipeline.evaluate.comparison import paired_difference, student_t975
+from pipeline.record.folder import existing_run
+from pipeline.record.run import read_json
+from pipeline.record.scores import ABSENT, METRICS, percent, protocols_of, scores_of
+from pipeline.redact import redact_tree
 from pipeline.report.results import Record, title
 from pipeline.report.template import to_html
-from pipeline.run_folder import existing_run
-from pipeline.scores import ABSENT, METRICS, percent, protocols_of, scores_of
-from sdclr.comparison import paired_difference, student_t975
 from sdclr.longtail import GroupScores
 
 _LABELS = {"many": "Many", "medium": "Medium", "few": "Few", "std": "STD", "all": "All"}

@@ -12,10 +12,10 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.console import duration
-from pipeline.report import charts
-from pipeline.report.charts import Bar, Curve
+from pipeline.record.scores import ABSENT
+from pipeline.report.charts import plots
+from pipeline.report.charts.plots import Bar, Curve
 from pipeline.report.results import GROUPS, Record, frequency_order, group_of, style, title
-from pipeline.scores import ABSENT
 
 
 def data_section(manifest: Record | None, evaluation: Record | None, command: str) -> Record:
@@ -40,7 +40,7 @@ def data_section(manifest: Record | None, evaluation: Record | None, command: st
         ]
         ratio = max(counts) / max(1, min(counts))
         text = f"{len(counts)} classes from {max(counts)} to {min(counts)} images"
-        drawing = charts.bars(
+        drawing = plots.bars(
             bars,
             label=f"Images per class in the pre-training set: {text}",
             x_label="classes, most frequent first",
@@ -48,7 +48,7 @@ def data_section(manifest: Record | None, evaluation: Record | None, command: st
         )
         found.update(
             svg=Markup(drawing),
-            log=charts.uses_log(bars),
+            log=plots.uses_log(bars),
             span=f"{text}, a ratio of {ratio:.0f}:1",
             legend=[{"name": name, "style": css} for _, name, css in GROUPS] if group else [],
         )
@@ -80,7 +80,7 @@ def training_section(metrics: list[Record], command: str) -> Record:
             steps.setdefault(row["method"], []).append(row)
     if not steps:
         return {"missing": "No training steps have been logged yet.", "command": command}
-    plots = []
+    drawn = []
     both = " The two losses differ by construction: compare shapes, not heights."
     for key, name, caption in (
         ("loss", "loss", "Look for a curve that falls and levels off."
@@ -92,15 +92,15 @@ def training_section(metrics: list[Record], command: str) -> Record:
             Curve(title(method), style(method), [r["step"] for r in rows], [r[key] for r in rows])
             for method, rows in steps.items()
         ]
-        drawing = charts.curves(
+        drawing = plots.curves(
             data, label=f"{name} over steps: {_ends(data)}", x_label="step", y_label=name
         )
-        plots.append({"name": name, "svg": Markup(drawing), "caption": caption})
+        drawn.append({"name": name, "svg": Markup(drawing), "caption": caption})
     longest = max(map(len, steps.values()))
     return {
-        "plots": plots,
+        "plots": drawn,
         "legend": [{"name": title(m), "style": style(m)} for m in steps],
-        "averaged": longest > charts.MAX_POINTS,
+        "averaged": longest > plots.MAX_POINTS,
         "rows": [_training_row(method, rows) for method, rows in steps.items()],
         "only": title(next(iter(steps))) if len(steps) == 1 else None,
     }
@@ -140,7 +140,7 @@ def pruning_section(metrics: list[Record]) -> Record:
         Bar(_layer(name), 100 * kept, "c1", _percent_text(kept)) for name, kept in layers.items()
     ]
     lowest = min(layers, key=lambda name: layers[name])
-    drawing = charts.bars(
+    drawing = plots.bars(
         bars,
         label=f"Weights kept in each of {len(layers)} layers at epoch {last['epoch']}; fewest in "
         f"{_layer(lowest)}: {_percent_text(layers[lowest])}",
@@ -149,7 +149,7 @@ def pruning_section(metrics: list[Record]) -> Record:
     )
     return {
         "svg": Markup(drawing),
-        "log": charts.uses_log(bars),
+        "log": plots.uses_log(bars),
         "epoch": last["epoch"],
         "prune_percent": f"{100 * last['prune_ratio']:g}",
         "lowest": f"{_layer(lowest)} ({_percent_text(layers[lowest])})",
@@ -172,7 +172,7 @@ def _kept_over_epochs(masks: list[Record], lowest: str) -> Record:
     ]
     if len({m["epoch"] for m in masks}) < 2:
         return {"history": "", "history_legend": []}
-    drawing = charts.curves(
+    drawing = plots.curves(
         shown,
         label="Weights kept over the epochs in " + ", ".join(c.name for c in shown),
         x_label="epoch",

@@ -7,10 +7,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.report import charts
-from pipeline.report.charts import Curve
+from pipeline.record.scores import ABSENT
+from pipeline.report.charts import plots
+from pipeline.report.charts.plots import Curve
 from pipeline.report.results import Record, style, title
-from pipeline.scores import ABSENT
 
 # Measure -> name, unit factor, what to look for. In the order of the table; the first four are
 # drawn as well.
@@ -38,24 +38,24 @@ def health_section(metrics: list[Record], command: str) -> Record:
             by_method.setdefault(row["method"], []).append(row)
     if not by_method:
         return {"missing": "The features have not been looked at yet.", "command": command}
-    plots = []
+    drawn = []
     for name, (label, factor, caption) in list(_MEASURES.items())[:_NUM_DRAWN]:
         data = [
             Curve(title(method), style(method), [_epochs(row) for row in rows],
                   [_value(row, name, factor) for row in rows])
             for method, rows in by_method.items()
         ]  # fmt: skip
-        drawing = charts.curves(
+        drawing = plots.curves(
             data, label=f"{label} over epochs", x_label="epochs trained", y_label=label
         )
         if drawing:
-            plots.append({"name": label, "svg": Markup(drawing), "caption": caption})
+            drawn.append({"name": label, "svg": Markup(drawing), "caption": caption})
     newest = {method: rows[-1] for method, rows in by_method.items()}
     return {
         "alarms": [
             (title(method), text) for method, row in newest.items() for text in row["alarms"]
         ],
-        "plots": plots,
+        "plots": drawn,
         "legend": [{"name": title(m), "style": style(m)} for m in by_method],
         "headers": ["Measure", *(title(method) for method in newest)],
         "rows": [

@@ -13,12 +13,12 @@ from markupsafe import Markup
 
 from pipeline import storage
 from pipeline.console import Console
-from pipeline.provenance import redact_tree
-from pipeline.record import read_json
+from pipeline.record.run import read_json
+from pipeline.record.scores import ABSENT
+from pipeline.redact import redact_tree
+from pipeline.report.charts.scatter import Cloud, scatter
 from pipeline.report.results import GROUPS, Record, image_entry, title
-from pipeline.report.scatter import Cloud, scatter
 from pipeline.report.template import to_html
-from pipeline.scores import ABSENT
 
 FINDINGS_HEADERS = ["Score", "Network", "AUROC", "95 % interval", "P@50", "P@100", "P@Few"]
 _RANDOM = "chance"

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
-from pipeline.metrics import read_metrics
-from pipeline.provenance import redact, redact_tree
-from pipeline.record import read_json
+from pipeline.record.metrics import read_metrics
+from pipeline.record.run import read_json
+from pipeline.redact import redact, redact_tree
 from pipeline.report import course, health, mining, results, sweep, tables
 from pipeline.report.template import to_html
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.report import charts, dotplot
-from pipeline.report.charts import Bar
-from pipeline.report.dotplot import Points, Span
-from pipeline.report.svg import MAX_ROWS
-from pipeline.scores import ABSENT, percent, protocols_of, scores_of, scores_table
+from pipeline.record.scores import ABSENT, percent, protocols_of, scores_of, scores_table
+from pipeline.report.charts import dotplot, plots
+from pipeline.report.charts.dotplot import Points, Span
+from pipeline.report.charts.plots import Bar
+from pipeline.report.charts.svg import MAX_ROWS
 
 TITLES = {"sdclr": "SDCLR", "simclr": "SimCLR", "untrained": "untrained"}
 STYLES = {"sdclr": "c1", "simclr": "c2", "untrained": "c3"}
@@ -163,7 +163,9 @@ def _num_scored(evaluation: Record, manifest: Record | None) -> list[int]:
 
 
 def _interval(share: float | None, num: int) -> tuple[float, float] | None:
-    from sdclr.ranking import wilson  # brings torch, which a page of a record should not wait for
+    from pipeline.evaluate.ranking import (
+        wilson,  # brings torch, which a page of a record should not wait for
+    )
 
     found = wilson(math.nan if share is None else share, num)
     return (100 * found.low, 100 * found.high) if math.isfinite(found.low) else None
@@ -206,7 +208,7 @@ def forgotten_section(
         for key, name, css in GROUPS
         if means.get(key) is not None
     ]
-    drawing = charts.bars(
+    drawing = plots.bars(
         bars,
         label="Mean disagreement of dense and pruned embeddings: "
         + ", ".join(f"{bar.name} {bar.text}" for bar in bars),
@@ -228,7 +230,7 @@ def forgotten_section(
             ),
         ],
         "svg": Markup(drawing),
-        "log": charts.uses_log(bars),
+        "log": plots.uses_log(bars),
     }
 
 

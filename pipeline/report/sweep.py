@@ -8,11 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.console import duration
-from pipeline.report import charts, sweep_charts
-from pipeline.report.charts import Bar
+from pipeline.record.scores import ABSENT
+from pipeline.report.charts import plots, sweeps
+from pipeline.report.charts.plots import Bar
+from pipeline.report.charts.sweeps import Axis, Drawn
 from pipeline.report.results import title
-from pipeline.report.sweep_charts import Axis, Drawn
-from pipeline.scores import ABSENT
 
 Record = dict[str, Any]
 
@@ -36,7 +36,7 @@ def page(sweep: Record) -> Record:
         "confirmed": _confirmed(sweep),
         "sections": [_method(sweep, part) for part in sweep["methods"]],
         "front": _front(sweep, first, others[0]) if others else None,
-        "legend": [{"name": n, "style": sweep_charts.style_of(kind)} for n, kind in _LEGEND],
+        "legend": [{"name": n, "style": sweeps.style_of(kind)} for n, kind in _LEGEND],
         "trials": _trials(sweep),
     }
 
@@ -141,7 +141,7 @@ def _plots(
     return [
         {
             "name": "Every trial",
-            "svg": Markup(sweep_charts.parallel(axes, drawn, label=f"{name}: parameters of "
+            "svg": Markup(sweeps.parallel(axes, drawn, label=f"{name}: parameters of "
                           f"{len(drawn)} trials and their {what}")),
             "caption": "A line for each trial, from its parameters to its score. Lines that end "
             "high should come from one place.",
@@ -156,7 +156,7 @@ def _plots(
         },
         {
             "name": "Which parameter matters",
-            "svg": Markup(charts.bars(bars, label=f"{name}: importance of parameters",
+            "svg": Markup(plots.bars(bars, label=f"{name}: importance of parameters",
                           x_label="parameters", y_label="share, %")),
             "caption": "Share of each parameter in what sets good trials apart (PED-ANOVA). With "
             "few trials this is a hint.",
@@ -164,7 +164,7 @@ def _plots(
         },
         {
             "name": "Course of the trials",
-            "svg": Markup(sweep_charts.courses(course, y_label=what, label=f"{name}: {what} over "
+            "svg": Markup(sweeps.courses(course, y_label=what, label=f"{name}: {what} over "
                           f"the epochs of {len(course)} trials")),
             "caption": "Crosses mark where a trial was stopped. Stopped lines that lie among the "
             "best would mean that the grace period is too short.",
@@ -191,7 +191,7 @@ def _landscape(
         None,
     )
     label = f"{name}: {words(first)} over {x['key']} and {y['key']}, {len(points)} trials"
-    return sweep_charts.landscape(_axis(x), _axis(y), points, best=best, label=label)
+    return sweeps.landscape(_axis(x), _axis(y), points, best=best, label=label)
 
 
 def _axis(parameter: Record) -> Axis:
@@ -214,7 +214,7 @@ def _front(sweep: Record, first: str, second: str) -> Record:
         for t in sweep["trials"]
         if t["status"] == "complete" and None not in t["values"].values()
     ]
-    drawing = sweep_charts.front(
+    drawing = sweeps.front(
         points,
         x_label=words(first),
         y_label=words(second),

@@ -12,10 +12,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.report import charts
-from pipeline.report.charts import Curve
+from pipeline.record.scores import percent, protocols_of, scores_csv, scores_of
+from pipeline.report.charts import plots
+from pipeline.report.charts.plots import Curve
 from pipeline.report.results import GROUPS, Record, frequency_order, group_of, style, title
-from pipeline.scores import percent, protocols_of, scores_csv, scores_of
 
 
 def curve_section(evaluation: Record | None) -> list[Record]:
@@ -26,7 +26,7 @@ def curve_section(evaluation: Record | None) -> list[Record]:
     points: list[Record] = (evaluation or {}).get("curve") or []
     methods = list(dict.fromkeys(point["name"] for point in points))
     protocols = list(dict.fromkeys(s["protocol"] for point in points for s in point["scores"]))
-    plots = []
+    drawn = []
     for protocol in protocols:
         for key, name in (("few", "Few"), ("all", "All")):
             data = []
@@ -41,13 +41,13 @@ def curve_section(evaluation: Record | None) -> list[Record]:
                 xs, ys = [float(x) for x, _ in mine], [_percent(y) for _, y in mine]
                 data.append(Curve(title(method), style(method), xs, ys))
             label = f"{name}, {protocol}"
-            drawing = charts.curves(
+            drawing = plots.curves(
                 data, label=f"{label} over epochs", x_label="epochs trained", y_label="accuracy, %"
             )
             if drawing:
                 legend = [{"name": curve.name, "style": curve.style} for curve in data]
-                plots.append({"name": label, "svg": Markup(drawing), "legend": legend})
-    return plots
+                drawn.append({"name": label, "svg": Markup(drawing), "legend": legend})
+    return drawn
 
 
 def confusion_section(evaluation: Record | None) -> list[Record]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from pipeline.report.svg import printable
+from pipeline.report.charts.svg import printable
 
 _FOLDER = Path(__file__).parent
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from pipeline.cluster import connected
+from pipeline.cluster.connect import connected
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.ingest.plan import DryRun
-from pipeline.models import new_network, training_recipe
+from pipeline.model.build import new_network, training_recipe
 from pipeline.tune.placement import Placement, place_here, place_on
 from pipeline.tune.space import configured_point, published_point, trial_config
 from pipeline.tune.stage import grace_epochs

@@ -18,12 +18,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from pipeline import models
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.evaluate.cached import CachedProbes
+from pipeline.evaluate.features import SetFeatures
 from pipeline.evaluate.labelled import fewshot_rows
-from pipeline.features import SetFeatures
+from pipeline.model import build
 from pipeline.tune.images import DecodedSet
 from sdclr import SimCLR, Twin, centre_view
 from sdclr.checkup import Checkup
@@ -110,8 +110,8 @@ class FewShot:
                 views_BCHW = centre_view(
                     torch.from_numpy(images.images_NCHW[rows_B]).to(device),
                     torch.from_numpy(images.sizes_N2[rows_B]),
-                    crop_px=models.crop_px(self._config, self._manifest),
-                    resize_px=models.resize_px(self._config, self._manifest),
+                    crop_px=build.crop_px(self._config, self._manifest),
+                    resize_px=build.resize_px(self._config, self._manifest),
                 )
                 parts.append(model.network.features(views_BCHW).float().cpu())
         finally:
@@ -128,7 +128,7 @@ class Unlabelled:
         self._checkup = Checkup.of_images(
             pretrain.image_set(),
             num_images=config.tune.probe_images,
-            crop_px=models.crop_px(config, manifest),
+            crop_px=build.crop_px(config, manifest),
         )
 
     def __call__(self, model: Twin | SimCLR) -> Measures:

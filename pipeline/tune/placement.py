@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.cluster import Cluster, on_nodes_with, usable_cpus
+from pipeline.cluster.connect import Cluster, on_nodes_with, usable_cpus
 from pipeline.config import Config
 from pipeline.errors import ClusterError, ConfigError
 

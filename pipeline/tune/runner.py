@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 
 from pipeline.config import Config
 from pipeline.errors import ClusterError, PipelineError, root_cause
-from pipeline.monitor import Monitor, run_name
+from pipeline.record.gauges import Monitor, run_name
 from pipeline.tune.objective import objectives
 from pipeline.tune.placement import Placement
 from pipeline.tune.result import best_of

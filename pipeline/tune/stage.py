@@ -13,14 +13,14 @@ from typing import Any
 import optuna
 
 from pipeline import storage
-from pipeline.cluster import Cluster
+from pipeline.cluster.connect import Cluster
 from pipeline.config import Config
 from pipeline.config.file import dump_config
 from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest, verify_shards
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.models import init_uri
-from pipeline.train import check
+from pipeline.model.build import init_uri
+from pipeline.train.driver import check
 from pipeline.tune import result, study
 from pipeline.tune.images import decode, needed_sets
 from pipeline.tune.objective import objectives
@@ -63,8 +63,8 @@ def check_sweep(config: Config, manifest: Manifest, cluster: Cluster) -> Placeme
     """Everything that can be known to fail before the first trial; returns the placement.
 
     Raises:
-        PipelineError: as `pipeline.train.check`, and: no val set, no room for a trial, an empty
-            space, a budget below the number of known points.
+        PipelineError: as `pipeline.train.driver.check`, and: no val set, no room for a trial, an
+            empty space, a budget below the number of known points.
     """
     needed_sets(config, manifest)
     grace_epochs(config)

@@ -1,4 +1,4 @@
-"""One trial, as it runs on a worker: the loop of `pipeline.worker`, measured after every epoch.
+"""One trial on a worker: the loop of `pipeline.train.worker`, measured after every epoch.
 
 With one worker the trial trains in the process that Ray Tune gave it. With more, it is a Ray Train
 run whose reports Tune sees. Both are a `TrialRun`: the same training, resume and checkpoints.
@@ -21,18 +21,18 @@ from typing import Any
 import torch
 
 from pipeline import storage
-from pipeline.cluster import on_nodes_with
+from pipeline.cluster.connect import on_nodes_with
 from pipeline.config import Config
 from pipeline.config.file import config_hash
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import CheckpointError, ConfigError, DataError, PipelineError, TrainingError
-from pipeline.stopping import Notices
 from pipeline.storage import arrow
+from pipeline.train.stopping import Notices
+from pipeline.train.worker import Job, MethodRun
 from pipeline.tune.images import DecodedSet
 from pipeline.tune.objective import Measure, measure_of, objectives
 from pipeline.tune.space import trial_config
 from pipeline.tune.trials import trial_name
-from pipeline.worker import Job, MethodRun
 from sdclr import SimCLR, StarvedLayerError, StepReport, Twin
 
 Row = dict[str, Any]

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.console import Console, duration
-from pipeline.scores import ABSENT
+from pipeline.record.scores import ABSENT
 from pipeline.tune.objective import objectives
 from pipeline.tune.result import best_of
 from pipeline.tune.trials import FINISHED, TrialRecord, Trials

@@ -1,0 +1,1 @@
+"""The command line: which run, which stages, what the user sees."""

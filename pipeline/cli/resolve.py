@@ -1,0 +1,120 @@
+"""Which run a command is about: a new one, the newest of a configuration, or the one of --resume.
+
+How folders are named: `pipeline.record.folder`.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from pipeline import storage
+from pipeline.cli.command_line import Command
+from pipeline.config import Config
+from pipeline.config.file import changed_keys, config_hash, load_config, parse_config
+from pipeline.errors import ConfigError
+from pipeline.record.folder import RunFolder, data_of, existing_run, numbered
+
+
+def resolve(command: Command) -> RunFolder:
+    """The run of a command; weights that a new one names are loaded once, before any work.
+
+    Raises:
+        ConfigError: the configuration is wrong, the run to go on with does not exist or has another
+            configuration, or there is no run to evaluate.
+        CheckpointError: those weights are not there, or do not fit.
+    """
+    folder = _found(command)
+    if folder.is_new:
+        _check_weights(folder.config, command.stage)
+    return folder
+
+
+def _check_weights(config: Config, stage: str) -> None:
+    if stage == "evaluate" and config.evaluate.checkpoint is not None:
+        from pipeline.model.source import given_source  # and with it torch
+
+        given_source(config, config.evaluate.checkpoint)
+    elif stage in ("all", "train", "tune") and config.train.init_from is not None:
+        from pipeline.model import build
+
+        build.new_network(config, config.train.methods[0], init_from=build.init_uri(config))
+
+
+def _found(command: Command) -> RunFolder:
+    if command.resume is not None:
+        folder = _existing(command)
+        return _for_evaluation(folder.config) if _has_own_folder(command, folder.config) else folder
+    config = load_config(command.config_file, command.overrides)
+    if _has_own_folder(command, config):
+        return _for_evaluation(config)
+    root = storage.absolute(config.run.root)
+    if command.stage == "tune":
+        return _sweep(root, config)
+    base = f"{config.run.name}-{config_hash(config)[:8]}"
+    names = set(storage.list_names(root))
+    number = 1
+    while numbered(base, number) in names:
+        number += 1
+    if command.stage in ("evaluate", "export", "mine", "report"):
+        if number == 1:
+            raise ConfigError(
+                f"there is no run of this configuration to {command.stage}",
+                where=storage.join(root, base),
+                todo="run the stage train first, or name a run with --resume",
+            )
+        name = numbered(base, number - 1)
+        uri = storage.join(root, name)
+        return RunFolder(uri, name, config, is_new=False, **data_of(uri))
+    name = numbered(base, number)
+    return RunFolder(storage.join(root, name), name, config, is_new=True)
+
+
+def _sweep(root: str, config: Config) -> RunFolder:
+    """The one sweep of a configuration: new, or to be gone on with."""
+    name = f"{config.run.name}-sweep-{config_hash(config, sweep=True)[:8]}"
+    uri = storage.join(root, name)
+    is_new = not storage.exists(storage.join(uri, "run.json"))
+    return RunFolder(uri, name, config, is_new=is_new, **({} if is_new else data_of(uri)))
+
+
+def _existing(command: Command) -> RunFolder:
+    assert command.resume is not None
+    base = load_config(command.config_file, command.overrides if command.config_file else ())
+    uri = existing_run(command.resume, base.run.root)
+    file = storage.join(uri, "config.yaml")
+    try:
+        text = storage.read_bytes(file).decode()
+    except UnicodeDecodeError as error:
+        todo = "restore it from a copy; the run cannot be gone on with"
+        raise ConfigError(f"it is not UTF-8 text ({error})", where=file, todo=todo) from None
+    config = parse_config(text, origin=file)
+    wanted = base
+    if command.config_file is None:
+        wanted = parse_config(text, origin=file, overrides=command.overrides)
+    is_sweep = command.stage == "tune"
+    changes = changed_keys(config, wanted, sweep=is_sweep)
+    if changes:
+        raise ConfigError(
+            "a run goes on with its own configuration; changed keys:\n" + "\n".join(changes),
+            where=uri,
+            todo="leave them out, or start a new run; train.init_from takes trained weights",
+        )
+    name = uri.rstrip("/").rpartition("/")[2]
+    # Keys that are not hashed may differ: the run's models are then used in another way.
+    config = wanted.model_copy(update={"run": config.run})
+    return RunFolder(uri, name, config, is_new=False, **data_of(uri))
+
+
+def _has_own_folder(command: Command, config: Config) -> bool:
+    """Whether it is an evaluation of something else than the models of one run."""
+    given = config.evaluate.checkpoint is not None or bool(config.evaluate.runs)
+    return command.stage == "evaluate" and given
+
+
+def _for_evaluation(config: Config) -> RunFolder:
+    """A new folder, so that no run's own evaluation is overwritten."""
+    root = storage.absolute(config.run.root)
+    base = f"{config.run.name}-eval-{config_hash(config)[:8]}"
+    names = set(storage.list_names(root))
+    name = next(name for n in itertools.count(1) if (name := numbered(base, n)) not in names)
+    return RunFolder(storage.join(root, name), name, config, is_new=True)

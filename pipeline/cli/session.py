@@ -1,0 +1,205 @@
+"""One invocation: the run's folder and record, its data set, and a cluster that is joined late."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.cli.command_line import Command
+from pipeline.cli.next_steps import PROGRAM, show_results
+from pipeline.cluster.connect import Cluster, check_placement, connected, grown
+from pipeline.cluster.retry import in_words
+from pipeline.config import Config
+from pipeline.config.file import config_hash, dump_config
+from pipeline.console import Console
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.errors import DataError, PipelineError, root_cause
+from pipeline.record.folder import RunFolder
+from pipeline.record.run import RunRecord
+
+# Which nodes a stage needs, by the keys of `placement`.
+_ON_TRAIN_NODES = ("all", "train", "tune", "evaluate", "mine")
+_ON_DATA_NODES = ("ingest", *_ON_TRAIN_NODES)
+
+
+@dataclass
+class Dataset:
+    """An ingested data set."""
+
+    uri: str
+    manifest: Manifest
+
+
+def local_roots(config: Config) -> list[str]:
+    """Keys of the folders that lie on a disk of some machine."""
+    roots = {"run.root": config.run.root, "data.root": config.data.root}
+    return [key for key, root in roots.items() if not root.startswith("s3://")]
+
+
+class Session:
+    """One invocation of the program about one run."""
+
+    def __init__(
+        self, command: Command, folder: RunFolder, console: Console, stack: ExitStack
+    ) -> None:
+        self.command, self.folder = command, folder
+        self.console, self._stack = console, stack
+        self.config: Config = folder.config
+        self._cluster: Cluster | None = None
+        self._record: RunRecord | None = None
+        self._dataset: Dataset | None = None
+        # An evaluation or a page of an existing run says nothing about how its training went.
+        self._is_the_run = folder.is_new or command.stage in ("all", "train", "tune")
+
+    @property
+    def cluster(self) -> Cluster:
+        """The cluster; joined or started on first use."""
+        if self._cluster is None:
+            self.console.stage("ray", "connecting")
+            self._cluster = self._stack.enter_context(connected())
+            resources = self._resources()
+            if self.config.placement.wait_s:
+                self._cluster = grown(
+                    self._cluster,
+                    self._num_workers(),
+                    use_gpu=self.config.train.device == "cuda",
+                    worker_resource=self.config.placement.train_resource,
+                    resources=resources,
+                    wait_s=self.config.placement.wait_s,
+                )
+            check_placement(self._cluster, *resources)
+            c = self._cluster
+            where = "this machine" if c.is_local else c.address
+            dashboard = f", dashboard {c.dashboard_url}" if c.dashboard_url else ""
+            self.console.stage("ray", f"{where}: {c.num_cpus} CPU, {c.num_gpus} GPU{dashboard}")
+            if c.num_cpus > c.largest_node_cpus:
+                for key in local_roots(self.config):
+                    self.console.stage("ray", f"{key} must be a folder that every node mounts")
+        return self._cluster
+
+    def _resources(self) -> list[str]:
+        """Custom resources of the nodes that the stage needs."""
+        placement, stage = self.config.placement, self.command.stage
+        names = [
+            placement.train_resource if stage in _ON_TRAIN_NODES else None,
+            placement.data_resource if stage in _ON_DATA_NODES else None,
+        ]
+        return [name for name in names if name is not None]
+
+    def _num_workers(self) -> int:
+        """Training workers at the same time."""
+        if self.command.stage == "tune":
+            return self.config.tune.trial_workers * (self.config.tune.concurrent or 1)
+        return self.config.train.workers if self.command.stage in ("all", "train") else 0
+
+    @property
+    def record(self) -> RunRecord:
+        """The run's record, once it is created or opened."""
+        if self._record is None:
+            raise RuntimeError("no run is open")
+        return self._record
+
+    def open_record(self) -> None:
+        """Create the run's record, or go on with it; a failure from here on is written to it."""
+        uri = self.folder.uri
+        if self.folder.is_new:
+            storage.write_bytes(storage.join(uri, "config.yaml"), dump_config(self.config).encode())
+            self._record = RunRecord.create(
+                uri,
+                name=self.folder.name,
+                config_hash=config_hash(self.config),
+                seed=self.config.run.seed,
+            )
+        else:
+            self._record = RunRecord.open(uri)
+            if self._is_the_run:
+                self._record.resume()
+            else:
+                self._record.note()
+        self.console.stage("run", f"{uri}  (go on with it: --resume {uri})")
+
+    def use_dataset(self, uri: str, manifest: Manifest) -> None:
+        """Take a data set for this invocation; that of an existing run may not have changed.
+
+        Raises:
+            DataError: the run was begun with other images, which may now be in other sets.
+        """
+        known = self.folder.manifest_hash
+        if known is not None and known != manifest.hash:
+            raise DataError(
+                "the data set is not the one that the run was begun with",
+                where=uri,
+                todo="restore it from a copy, or start a new run",
+            )
+        self._dataset = Dataset(uri, manifest)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set that was taken, else the one that the run's record names."""
+        if self._dataset is None:
+            data = self.record.content["data"]
+            if data is None:
+                raise DataError(
+                    "the run has no data set yet",
+                    where=self.folder.uri,
+                    todo=f"train it first: {PROGRAM} train --resume {self.folder.uri}",
+                )
+            self.use_dataset(data["uri"], read_manifest(data["uri"]))
+        assert self._dataset is not None
+        return self._dataset
+
+    def record_data(self) -> None:
+        """Write into the record which data set the run reads."""
+        manifest = self.dataset.manifest
+        self.record.set_data(uri=self.dataset.uri, manifest_hash=manifest.hash, name=manifest.name)
+
+    def finish(self) -> None:
+        """Mark the run complete and say where everything is and what to type next."""
+        self.complete()
+        show_results(
+            self.console, self.folder, self.record.content["timings_s"], again=self._again()
+        )
+
+    def complete(self) -> None:
+        """Mark the run complete, if it is what this invocation was about."""
+        if self._is_the_run and self.record.status == "running":
+            self.record.complete()
+
+    def _again(self) -> str:
+        """The words of this run with the next seed."""
+        kept = [word for word in self.command.overrides if not word.startswith("run.seed=")]
+        if self.command.resume is not None:
+            kept = ["--config", storage.join(self.folder.uri, "config.yaml")]
+        elif self.command.config_file is not None:
+            kept = ["--config", self.command.config_file, *kept]
+        return shlex.join([*kept, f"run.seed={self.config.run.seed + 1}"])
+
+    def common(self) -> dict[str, Any]:
+        """What every stage is told."""
+        return {
+            "config": self.config,
+            "config_json": self.config.model_dump_json(),
+            "config_hash": config_hash(self.config),
+            "run_uri": self.folder.uri,
+            "data_uri": self.dataset.uri,
+            "manifest": self.dataset.manifest,
+        }
+
+    @contextmanager
+    def plain_errors(self) -> Iterator[None]:
+        """Failures inside Ray tasks as what they were; any failure goes to the run's record."""
+        try:
+            yield
+        except BaseException as error:
+            root = root_cause(error)
+            shown = root if isinstance(root, PipelineError) else in_words(error) or error
+            if self._is_the_run and self._record and self._record.status == "running":
+                with suppress(PipelineError):  # the first error is the one to report
+                    self._record.fail(shown)
+            if shown is error:
+                raise
+            raise shown from error

@@ -1,0 +1,169 @@
+"""The stages in order: which run, which data set, which cluster, and what the user is told."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+from pipeline import storage
+from pipeline.cli.command_line import Command
+from pipeline.cli.resolve import resolve
+from pipeline.cli.session import Session
+from pipeline.cluster.connect import now
+from pipeline.cluster.retry import again_when_lost
+from pipeline.config.file import load_config
+from pipeline.console import Console
+from pipeline.dataset.manifest import described, read_manifest
+
+
+def run_stages(command: Command, console: Console) -> None:
+    """Do what the command says.
+
+    Raises:
+        PipelineError: with its exit code; the run's record says the same.
+    """
+    if command.runs:
+        from pipeline.report.comparison import compare
+
+        compare(command.runs, load_config(command.config_file).run.root, console)
+        return
+    folder = resolve(command)
+    with ExitStack() as stack:
+        session = Stages(command, folder, console, stack)
+        if command.stage == "ingest":
+            session.ingest()
+            console.line("next: the same command with the stage train, or without a stage")
+        elif command.stage in ("all", "train"):
+            session.pretrain(ingest_first=command.stage == "all")
+            if command.stage == "all":
+                session.evaluate()
+                session.report()
+            session.finish()
+        elif command.stage == "evaluate" and folder.is_new:
+            session.evaluate_others()
+            session.finish()
+        else:
+            session.open_record()
+            work = {
+                "evaluate": session.evaluate, "export": session.export, "mine": session.mine,
+                "report": session.report,
+            }  # fmt: skip
+            work[command.stage]()
+            session.finish()
+
+
+class Stages(Session):
+    """The stages of one invocation, and what each tells the user."""
+
+    def ingest(self) -> float:
+        """Make the data set, or find it made; returns the seconds it took."""
+        from pipeline.ingest.stage import ingest
+
+        assert self.cluster  # connected before the clock starts
+        start_s = time.monotonic()
+        self.console.stage("ingest", f"{self.config.data.source}: images to shards")
+        with self.plain_errors():
+            uri, manifest = ingest(
+                self.config,
+                lambda done, total: self.console.progress("ingest", done, total),
+                lambda text: self.console.stage("ingest", text),
+            )
+        self.use_dataset(uri, manifest)
+        self.console.stage("ingest", described(manifest))
+        self.console.stage("ingest", f"data set: {uri}")
+        return time.monotonic() - start_s
+
+    def pretrain(self, *, ingest_first: bool) -> None:
+        """Ingest if asked to, check, and train; the run exists from here on."""
+        from pipeline import feed
+        from pipeline.ingest.plan import data_set_uri
+        from pipeline.model import build
+        from pipeline.train.driver import check, train, uses_gpu
+
+        ingest_s = self.ingest() if ingest_first else None
+        if not ingest_first:
+            uri = self.folder.data_uri or data_set_uri(self.config)
+            self.use_dataset(uri, read_manifest(uri))
+        check(self.config, self.dataset.manifest, self.cluster)
+        self.open_record()
+        self.record_data()
+        if ingest_s is not None:
+            self.record.add_timing("ingest", ingest_s)
+        methods = " and ".join(self.config.train.methods)
+        device = "GPU" if uses_gpu(self.config, self.cluster) else "CPU"
+        workers = f"{self.config.train.workers} {device} workers"
+        self.console.stage("train", f"{methods}, {self.config.train.epochs} epochs, {workers}")
+        self.console.stage("train", feed.described(self.config, self.dataset.manifest))
+        if said := build.advice(self.config):
+            self.console.stage("train", said)
+        with self.plain_errors(), self.record.stage("train"):
+            gpu = train(cluster=self.cluster, console=self.console, **self.common())
+        if gpu is not None:
+            self.record.set_gpus([gpu] * self.config.train.workers)
+
+    def evaluate(self) -> None:
+        """Score the run's models and show the table."""
+        from pipeline.evaluate.stage import evaluate
+        from pipeline.record.scores import show_evaluation
+
+        self.console.stage("evaluate", ", ".join(self.config.evaluate.protocols))
+        with self.plain_errors(), self.record.stage("evaluate"):
+            evaluation = evaluate(cluster=self.cluster, console=self.console, **self.common())
+        if evaluation is None:
+            self.console.stage("evaluate", "the data set has no labels, so there are no scores")
+            return
+        show_evaluation(self.console, evaluation)
+
+    def evaluate_others(self) -> None:
+        """Score a checkpoint that was given, or average the evaluations of several runs."""
+        if not self.config.evaluate.runs:
+            self.ingest()
+            self.open_record()
+            self.record_data()
+            self.evaluate()
+            return
+        from pipeline.evaluate import aggregate
+        from pipeline.record.scores import show_aggregate
+
+        self.open_record()
+        with self.plain_errors(), self.record.stage("evaluate"):
+            averaged = aggregate.aggregate(self.config.evaluate.runs)
+            aggregate.write(self.folder.uri, averaged)
+        show_aggregate(self.console, averaged)
+
+    def export(self) -> None:
+        """Write the trained backbones in the configured formats."""
+        from pipeline.export.stage import export
+
+        self.console.stage("export", ", ".join(self.config.export.formats))
+        with self.plain_errors(), self.record.stage("export"):
+            written = export(**self.common())
+        for folder, names in written.items():
+            self.console.stage("export", f"{folder}: {', '.join(names)}")
+
+    def mine(self) -> None:
+        """Rank the images of a data set, and show what labels say about the ranking."""
+        from pipeline.mine.stage import mine
+        from pipeline.report.mining import show_mining
+
+        with self.plain_errors():
+            common = self.common()
+            if self.config.mine.data is not None:
+                uri = storage.absolute(self.config.mine.data)
+                common |= {"data_uri": uri, "manifest": read_manifest(uri)}
+            self.console.stage("mine", f"{common['manifest'].name}, {self.config.mine.set} set")
+            with self.record.stage("mine"):
+                mining = again_when_lost(
+                    lambda: mine(
+                        cluster=now(self.cluster), progress=self.console.progress, **common
+                    ),
+                    say=lambda text: self.console.stage("mine", text),
+                )
+        show_mining(self.console, self.folder.uri, mining)
+
+    def report(self) -> None:
+        """Write the page from the record; the record is complete before it is shown."""
+        from pipeline.report.page import write_report
+
+        self.complete()
+        self.console.stage("report", f"report: {write_report(self.folder.uri)}")

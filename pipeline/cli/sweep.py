@@ -1,0 +1,65 @@
+"""The stage tune from the command line: its folder and record, and what the user is told."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from pipeline import storage
+from pipeline.cli.command_line import Command
+from pipeline.cli.resolve import resolve
+from pipeline.cli.stages import Stages
+from pipeline.config.file import config_hash, dump_config
+from pipeline.console import Console
+from pipeline.record.run import RunRecord
+from pipeline.tune.stage import Sweep
+from pipeline.tune.view import show_result
+
+
+def run_sweep(command: Command, console: Console) -> None:
+    """Begin the sweep of a configuration, or go on with it.
+
+    Raises:
+        PipelineError: with its exit code; the sweep's record says the same.
+    """
+    folder = resolve(command)
+    with ExitStack() as stack:
+        SweepSession(command, folder, console, stack).tune()
+
+
+class SweepSession(Stages):
+    """One invocation of a sweep."""
+
+    def tune(self) -> None:
+        """Ingest, search, report, and show what was found."""
+        ingest_s = self.ingest()
+        dataset = self.dataset
+        self.open_record()
+        self.record_data()
+        self.record.add_timing("ingest", ingest_s)
+        with self.plain_errors(), self.record.stage("tune"):
+            found = Sweep(
+                self.config,
+                self.folder.uri,
+                dataset.uri,
+                dataset.manifest,
+                self.cluster,
+                self.console,
+            ).run()
+        self.report()
+        show_result(self.console, self.folder.uri, found)
+
+    def open_record(self) -> None:
+        """As for a run; the configuration is kept anew, since a sweep may have become longer."""
+        uri = self.folder.uri
+        storage.write_bytes(storage.join(uri, "config.yaml"), dump_config(self.config).encode())
+        if self.folder.is_new:
+            self._record = RunRecord.create(
+                uri,
+                name=self.folder.name,
+                config_hash=config_hash(self.config, sweep=True),
+                seed=self.config.run.seed,
+            )
+        else:
+            self._record = RunRecord.open(uri)
+            self._record.resume()
+        self.console.stage("run", f"{uri}  (the same command goes on with it)")

@@ -1,0 +1,1 @@
+"""Ray: joining it, sharing work out, retrying what it lost."""

@@ -1,0 +1,311 @@
+"""The Ray cluster: join the one that is named, or start one here; check that the work fits."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ClusterError
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+# Read by Ray when it is imported or started. A value set by the user wins.
+RAY_SETTINGS = {
+    # Ray deletes what is no longer used once a second; the feed may use its whole bound in less.
+    "RAY_free_objects_period_milliseconds": "50",
+    # The new reader starts 32 processes for each epoch; shards are read by our own tasks anyway.
+    "RAY_DATA_USE_DATASOURCE_V2": "0",
+    # Workers that take every CPU would leave Ray Data none: fail in minutes, not in half an hour.
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",
+    # The default of 2 s is added to the start and the end of each run.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    # Two workers that import torch on two cores need about 30 s; the default of 60 s is tight.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+# Ray Data needs a CPU beside the workers; a machine that runs everything lends it one on top.
+_DATA_CPUS = 1
+_CONNECT_S = 10.0
+_GCS_PORT = "RAY_GCS_SERVER_PORT"
+_GROW_POLL_S = 2.0
+_SHARE_OF_RESOURCE = 0.001
+_BUILT_IN = ("CPU", "GPU", "TPU", "memory", "object_store_memory", "node:", "accelerator_type:")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What this process is connected to."""
+
+    address: str
+    is_local: bool
+    num_cpus: int
+    num_gpus: int
+    dashboard_url: str
+    largest_node_cpus: int
+    custom_resources: frozenset[str] = frozenset()
+
+
+@contextmanager
+def connected() -> Iterator[Cluster]:
+    """Join the cluster at RAY_ADDRESS (set inside a Ray job), else start one on this machine.
+
+    A cluster started here is stopped at the end; one that was joined is left as it is.
+
+    Raises:
+        ClusterError: the cluster at RAY_ADDRESS does not answer.
+    """
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    import ray
+
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    already = ray.is_initialized()
+    if not already:
+        try:
+            if address:
+                _check_answers(address)
+                ray.init(address=address, runtime_env=_shipped_code(), **quiet)
+            else:
+                _start_here(**quiet)
+        except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
+            raise _unreachable(error, address) from error
+        except Exception as error:  # of no type of its own: a node that was not up in time
+            if "timed out during startup" not in str(error):
+                raise
+            raise _unreachable(error, address) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, with exit code 15
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield _describe(is_local=not address)
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def _start_here(**options: Any) -> None:
+    """Start a cluster of this process, and tell its workers which one they belong to.
+
+    What clears up after a dead run of Ray Train looks for the cluster by itself. Next to one that
+    `ray start` made it would find that one, miss its run there, and end the living run.
+    """
+    import ray
+
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    env_vars = {"PYTHONPATH": _python_path(), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    os.environ[_GCS_PORT] = str(port)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=usable_cpus() + _DATA_CPUS,
+            runtime_env={"env_vars": env_vars},
+            **options,
+        )
+    finally:
+        del os.environ[_GCS_PORT]
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: a container or a batch system may grant fewer than exist."""
+    num_cpus = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            num_cpus = min(num_cpus, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):
+        pass  # no control groups of version 2: only the affinity counts
+    return max(1, num_cpus)
+
+
+def smallest_object_store_bytes() -> int:
+    """Ray's shared memory on the node that has least of it, of those that can run tasks."""
+    import ray
+
+    sizes = [
+        int(node["Resources"].get("object_store_memory", 0))
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"] and node["Resources"].get("CPU")
+    ]
+    return min(sizes, default=0)
+
+
+def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:
+    """Refuse a number of training workers that could never be placed.
+
+    Raises:
+        ClusterError: naming what there is and what was asked for.
+    """
+    if use_gpu:
+        if num_workers > cluster.num_gpus:
+            raise ClusterError(
+                f"{num_workers} training workers need a GPU each, the cluster has "
+                f"{cluster.num_gpus}",
+                where=f"train.workers={num_workers}",
+                todo="lower train.workers, add GPU nodes, or set train.device=cpu",
+            )
+        return
+    available = cluster.num_cpus - _DATA_CPUS
+    if num_workers > available:
+        raise ClusterError(
+            f"{num_workers} training workers need a CPU each, the cluster has {available} for them"
+            f" ({_DATA_CPUS} more feeds the data)",
+            where=f"train.workers={num_workers}",
+            todo=f"set train.workers={max(1, available)} or less, or join a larger cluster",
+        )
+
+
+def on_nodes_with(resource: str | None) -> dict[str, float]:
+    """What a task or worker asks for to run on nodes of a custom resource; nothing without one.
+
+    The share is so small that a node started with 1 of the resource never runs out of it.
+    """
+    return {resource: _SHARE_OF_RESOURCE} if resource is not None else {}
+
+
+def grown(
+    cluster: Cluster,
+    num_workers: int,
+    *,
+    use_gpu: bool,
+    worker_resource: str | None,
+    resources: Sequence[str],
+    wait_s: float,
+) -> Cluster:
+    """The cluster once it can hold the workers, or as it is after `wait_s`.
+
+    An autoscaler, if there is one, is asked for the nodes.
+
+    Args:
+        cluster: as it is.
+        num_workers: training workers at the same time; 0 where nothing is trained.
+        use_gpu: whether each needs a GPU; a CPU otherwise.
+        worker_resource: custom resource of the nodes of these workers.
+        resources: all custom resources that some node must have.
+        wait_s: how long to wait.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    def fits(now: Cluster) -> bool:
+        enough = now.num_gpus >= num_workers if use_gpu else now.num_cpus > num_workers
+        return enough and now.custom_resources.issuperset(resources)
+
+    end_s = time.monotonic() + wait_s
+    worker = {"GPU" if use_gpu else "CPU": 1, **on_nodes_with(worker_resource)}
+    others = [r for r in resources if r != worker_resource or num_workers == 0]
+    bundles = [worker] * num_workers + [{"CPU": 1, **on_nodes_with(r)} for r in others]
+    request_resources(bundles=bundles)
+    try:
+        while not fits(cluster) and time.monotonic() < end_s:
+            time.sleep(min(_GROW_POLL_S, wait_s))
+            cluster = _describe(is_local=cluster.is_local)
+    finally:
+        request_resources(bundles=[])
+    return cluster
+
+
+def now(cluster: Cluster) -> Cluster:
+    """The same cluster with the nodes that it has by now."""
+    return _describe(is_local=cluster.is_local)
+
+
+def check_placement(cluster: Cluster, *resources: str | None) -> None:
+    """Refuse custom resources that no node has: what asks for them would wait for ever.
+
+    Raises:
+        ClusterError: naming the resource and those that there are.
+    """
+    for resource in resources:
+        if resource is not None and resource not in cluster.custom_resources:
+            offered = ", ".join(sorted(cluster.custom_resources)) or "none"
+            raise ClusterError(
+                f"no node of the cluster has the resource {resource!r}; there are: {offered}",
+                where="placement",
+                todo=f"start nodes with --resources='{{\"{resource}\": 1}}', set placement.wait_s "
+                "if an autoscaler adds them, or set the key to null",
+            )
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError when nothing listens there: Ray itself would go on trying for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+
+
+def _unreachable(error: Exception, address: str | None) -> ClusterError:
+    """Why the cluster could not be joined or started, in words."""
+    where = f"RAY_ADDRESS={address}" if address else "this machine"
+    unset = "or unset RAY_ADDRESS to start Ray on this machine"
+    set_token = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token"
+    if type(error).__name__ == "AuthenticationError":
+        return ClusterError("there is no token for the Ray cluster", where=where, todo=set_token)
+    if address and "Failed to connect to Ray cluster" in str(error):
+        # Its port answered a moment ago.
+        return ClusterError(
+            "the Ray cluster answers, but does not let this client in: the token is missing or "
+            "wrong, or it is no Ray cluster of this version",
+            where=where,
+            todo=f"{set_token}, {unset}",
+        )
+    if not address:
+        return ClusterError(
+            f"Ray does not start on this machine: {error}",
+            where=where,
+            todo="run it again when the machine is less busy; Ray's own logs are in /tmp/ray, or "
+            "where RAY_TMPDIR says",
+        )
+    return ClusterError(
+        f"the Ray cluster cannot be reached: {error}",
+        where=where,
+        todo=f"check the address and that the head runs, {unset}",
+    )
+
+
+def _describe(*, is_local: bool) -> Cluster:
+    import ray
+
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    context = ray.get_runtime_context()
+    dashboard = ray.worker.global_worker.node.address_info.get("webui_url") or ""
+    return Cluster(
+        address=str(context.gcs_address),
+        is_local=is_local,
+        num_cpus=int(resources.get("CPU", 0)),
+        num_gpus=int(resources.get("GPU", 0)),
+        dashboard_url=f"http://{dashboard}" if dashboard else "",
+        largest_node_cpus=max(int(n["Resources"].get("CPU", 0)) for n in nodes if n["Alive"]),
+        custom_resources=frozenset(name for name in resources if not name.startswith(_BUILT_IN)),
+    )
+
+
+def _shipped_code() -> dict[str, Any]:
+    """What a cluster needs to import us; a job has shipped its working directory already."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return {}
+    return {"py_modules": [str(PROJECT_ROOT / name) for name in ("pipeline", "sdclr")]}
+
+
+def _python_path() -> str:
+    others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    return os.pathsep.join([str(PROJECT_ROOT), *others])

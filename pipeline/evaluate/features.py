@@ -1,0 +1,229 @@
+"""Frozen features of many images under several networks, in one pass through Ray Data.
+
+Images are read, checked and decoded once; each extractor actor holds all networks. The features of
+a set come back as arrays in the set's own order, whatever order the actors finished in.
+
+Shapes: n rows of one shard, N rows of a set, F feature size of the backbone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import feed
+from pipeline.cluster.connect import Cluster, on_nodes_with
+from pipeline.config import Config
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import DataError
+from pipeline.model import build
+from pipeline.model.source import ModelSource, load_model
+from sdclr import SimCLR, Twin, centre_view
+from sdclr.health import disagreement
+
+
+@dataclass
+class SetFeatures:
+    """What was extracted of one set.
+
+    Args:
+        ids: names of the samples.
+        labels_N: int64, -1 where there is no label.
+        by_model: model name -> (N, F) float32.
+        disagreement_N: 1 - cosine between the dense and the pruned branch; None without SDCLR.
+    """
+
+    ids: list[str]
+    labels_N: NDArray[np.int64]
+    by_model: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    disagreement_N: NDArray[np.float32] | None = None
+
+
+class Extractor:
+    """Turns decoded rows into features; one instance lives in each actor.
+
+    Args:
+        config_json: the run's configuration.
+        sources: the models; a twin among them is called `sdclr`.
+        crop_px, resize_px: of the evaluated view, as in `centre_view`.
+        init_from: URI of the weights that the run started from; None = by the seed.
+        device: `cpu` or `cuda`.
+        num_threads: threads on a CPU.
+    """
+
+    def __init__(
+        self,
+        config_json: str,
+        sources: list[ModelSource],
+        crop_px: int,
+        resize_px: int | None,
+        init_from: str | None,
+        device: str,
+        num_threads: int,
+    ) -> None:
+        torch.set_num_threads(num_threads)
+        self.config = Config.model_validate_json(config_json)
+        self.crop_px, self.resize_px = crop_px, resize_px
+        self.device = torch.device(device)
+        self.bf16 = self.config.evaluate.precision == "bfloat16"
+        self.models: dict[str, Twin | SimCLR] = {
+            source.name: load_model(self.config, source, init_from=init_from) for source in sources
+        }
+        for model in self.models.values():
+            model.to(self.device).eval()
+
+    @torch.inference_mode()
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        """Rows of `ShardDecoder`: the pixels replaced by what `_measure` makes of them."""
+        out = {name: batch[name] for name in ("set", "row", "id", "label")}
+        images_nCHW, sizes_n2 = (torch.from_numpy(batch[n].copy()) for n in ("pixels", "size"))
+        parts: list[dict[str, Tensor]] = []
+        for start in range(0, len(images_nCHW), self.config.evaluate.batch):
+            part = slice(start, start + self.config.evaluate.batch)
+            views_BCHW = centre_view(
+                images_nCHW[part].to(self.device),
+                sizes_n2[part],
+                crop_px=self.crop_px,
+                resize_px=self.resize_px,
+            )
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                parts.append(self._measure(views_BCHW, str(batch["set"][0])))
+        for name in parts[0]:
+            out[name] = torch.cat([part[name].float().cpu() for part in parts]).numpy()
+        return out
+
+    def _measure(self, views_BCHW: Tensor, set_name: str) -> dict[str, Tensor]:
+        """Features of each model; of the pre-training set, what pruning changes instead."""
+        if set_name != "pretrain":
+            return {
+                f"feature_{name}": model.network.features(views_BCHW)
+                for name, model in self.models.items()
+            }
+        twin = self.models.get("sdclr")
+        if not isinstance(twin, Twin):
+            raise ValueError("only a run with SDCLR has a pruned branch to compare with")
+        return {"disagreement": disagreement(twin.network(views_BCHW), twin.pruned(views_BCHW))}
+
+
+def extract(
+    config: Config,
+    config_json: str,
+    *,
+    sources: list[ModelSource],
+    data_uri: str,
+    manifest: Manifest,
+    set_names: tuple[str, ...],
+    cluster: Cluster,
+    progress: Callable[[int, int], None],
+) -> dict[str, SetFeatures]:
+    """Features of the named sets; of `pretrain`, the disagreement only.
+
+    `progress` is called with (images done, images in all).
+
+    Raises:
+        PipelineError: a shard is broken, or a checkpoint does not fit.
+    """
+    place = placement(config, cluster)
+    rows = feed.decoded_rows(config, data_uri, manifest, *set_names)
+    arguments = (
+        config_json,
+        sources,
+        build.crop_px(config, manifest),
+        build.resize_px(config, manifest),
+        build.init_uri(config),
+        place.device,
+        place.num_threads,
+    )
+    extracted = over_blocks(
+        rows, Extractor, arguments, place, resource=config.placement.train_resource
+    )
+    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in set_names}
+    num_rows = {str(name): info.rows for name, info in manifest.sets.items()}
+    total = sum(num_rows[name] for name in set_names)
+    done = 0
+    progress(done, total)
+    for batch in extracted.iter_batches(batch_size=None, batch_format="numpy"):
+        parts[str(batch["set"][0])].append(batch)
+        done += len(batch["row"])
+        progress(done, total)
+    return {name: _assemble(name, parts[name], num_rows[name]) for name in set_names}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How work on frozen networks is spread over the cluster: resources of one worker."""
+
+    device: str
+    num_workers: int
+    num_cpus: int
+    num_gpus: int
+    num_threads: int
+
+
+def over_blocks(
+    rows: Any, actor: type, arguments: tuple[Any, ...], place: Placement, *, resource: str | None
+) -> Any:
+    """A Ray dataset of what actors make of decoded rows, each block whole, as it was decoded.
+
+    Args:
+        rows: of `feed.decoded_rows`.
+        actor: made of `arguments`, called with one block.
+        arguments: plain values.
+        place: resources of each actor.
+        resource: custom resource of the nodes for them; None = any node.
+    """
+    from ray.data import ActorPoolStrategy
+
+    with warnings.catch_warnings():
+        # `max_restarts` has no named parameter yet. Without it Ray logs an error for each actor:
+        # it replaces a lost actor by itself, and a restart in place could not find its arguments.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        # Not `map_batches`: with GPUs it takes batches of a size only, which mix blocks.
+        return rows.map_batches_internal(
+            actor,
+            fn_constructor_args=arguments,
+            batch_size=None,
+            compute=ActorPoolStrategy(size=place.num_workers),
+            num_cpus=place.num_cpus,
+            num_gpus=place.num_gpus,
+            resources=on_nodes_with(resource) or None,
+            max_restarts=0,
+        )
+
+
+def placement(config: Config, cluster: Cluster) -> Placement:
+    """A worker for each GPU, or for four CPUs; one CPU is left to read and decode."""
+    free_cpus = max(1, cluster.num_cpus - 1)
+    if config.train.device != "cpu" and cluster.num_gpus > 0:
+        num_threads = max(1, min(4, free_cpus // cluster.num_gpus))
+        return Placement("cuda", cluster.num_gpus, 1, 1, num_threads)
+    num_workers = max(1, free_cpus // 4)
+    num_threads = max(1, min(4, free_cpus // num_workers, cluster.largest_node_cpus))
+    return Placement("cpu", num_workers, num_threads, 0, num_threads)
+
+
+def _assemble(set_name: str, parts: list[dict[str, Any]], num_rows: int) -> SetFeatures:
+    rows = np.concatenate([part["row"] for part in parts])
+    order = np.argsort(rows)
+    if not np.array_equal(rows[order], np.arange(num_rows)):
+        raise DataError(
+            f"not every image of {set_name} arrived exactly once",
+            where=f"set {set_name}",
+            todo="run the stage again; if it happens again, ingest the data set again",
+        )
+    ids = np.concatenate([part["id"] for part in parts])[order].tolist()
+    found = SetFeatures(ids, np.concatenate([part["label"] for part in parts])[order])
+    if set_name == "pretrain":
+        found.disagreement_N = np.concatenate([part["disagreement"] for part in parts])[order]
+        return found
+    prefix = "feature_"
+    for key in (key for key in parts[0] if key.startswith(prefix)):
+        found.by_model[key[len(prefix) :]] = np.concatenate([part[key] for part in parts])[order]
+    return found

@@ -1,0 +1,88 @@
+"""The images that pruning forgets most: SDCLR's own, label-free signal for what is rare.
+
+Disagreement is 1 - cosine between the embeddings of the dense and of the pruned branch.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.dataset.image import png_bytes
+from pipeline.dataset.manifest import Manifest, SetName
+from pipeline.dataset.shards import read_table
+from pipeline.evaluate.features import SetFeatures
+from pipeline.feed import decoder
+from sdclr.longtail import Groups
+
+_NUM_SHOWN = 24
+
+
+def forgotten_images(
+    config: Config,
+    data_uri: str,
+    manifest: Manifest,
+    pretrain: SetFeatures,
+    groups: Groups | None,
+) -> dict[str, Any]:
+    """The images whose embedding pruning changes most and least, with small pictures of them."""
+    scores_N = pretrain.disagreement_N
+    if scores_N is None:
+        raise ValueError("the set was extracted without the pruned branch")
+    order = np.argsort(-scores_N, kind="stable")
+    num_shown = min(_NUM_SHOWN, len(order) // 2)
+    chosen = {"most": order[:num_shown], "least": order[::-1][:num_shown]}
+    shown = {int(row) for rows in chosen.values() for row in rows}
+    found = pictures(config, data_uri, manifest, shown)
+    means = None
+    if groups is not None:
+        means = {}
+        for name in ("many", "medium", "few"):
+            member_N = np.isin(pretrain.labels_N, getattr(groups, name))
+            means[name] = float(scores_N[member_N].mean()) if member_N.any() else None
+    return {
+        "schema_version": 1,
+        "method": "sdclr",
+        "prune_ratio": config.sdclr.prune_ratio,
+        "scored": len(scores_N),
+        **{
+            name: [
+                {
+                    "id": pretrain.ids[row],
+                    "label": int(pretrain.labels_N[row]) if pretrain.labels_N[row] >= 0 else None,
+                    "score": float(scores_N[row]),
+                    "png_base64": found[int(row)],
+                }
+                for row in rows
+            ]
+            for name, rows in chosen.items()
+        },
+        "group_mean": means,
+    }
+
+
+def pictures(
+    config: Config,
+    data_uri: str,
+    manifest: Manifest,
+    rows: set[int],
+    *,
+    set_name: SetName = "pretrain",
+) -> dict[int, str]:
+    """Row of a set -> PNG in base64."""
+    reader = decoder(config, data_uri, manifest)
+    found: dict[int, str] = {}
+    first_row = 0
+    for info in manifest.sets[set_name].shards:
+        wanted = sorted(row for row in rows if first_row <= row < first_row + info.rows)
+        if wanted:
+            shard = read_table(data_uri, info).take([row - first_row for row in wanted])
+            pixels, sizes = reader.pixels(shard)
+            for row, image, (height_px, width_px) in zip(wanted, pixels, sizes, strict=True):
+                rgb = image[:, :height_px, :width_px].transpose(1, 2, 0)
+                found[row] = base64.b64encode(png_bytes(rgb)).decode()
+        first_row += info.rows
+    return found

@@ -1,0 +1,1 @@
+"""The stage export: backbones for use without this project."""

@@ -1,0 +1,199 @@
+"""The export stage: each trained backbone in forms that need none of this project's code.
+
+    RUN/export/METHOD/backbone.safetensors       torchvision's key names, facts in the metadata
+                      backbone.timm.safetensors  the same under timm's names, where they differ
+                      features.pt2               torch.export program, normalisation inside
+                      features.onnx              the same as ONNX, on request
+                      README.md                  model card with the scores
+
+Every form is read back and must give the network's own features before it is published.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import CheckpointError, ConfigError, PipelineError
+from pipeline.export.card import model_card
+from pipeline.model import build, checkpoint, timm_names
+from pipeline.model.source import trained_epochs
+from pipeline.record import provenance
+from sdclr.export import (
+    FeatureModel,
+    check_images,
+    exported_program,
+    largest_difference,
+    onnx_program,
+)
+from sdclr.twin import IMAGENET_MEAN, IMAGENET_STD, Network
+
+MAX_DIFFERENCE = 1e-5
+_ONNX_INSTALL = "python -m pip install onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0"
+
+
+def export(
+    config: Config,
+    *,
+    config_json: str,
+    config_hash: str,
+    run_uri: str,
+    data_uri: str,
+    manifest: Manifest,
+) -> dict[str, list[str]]:
+    """Export the newest checkpoint of every method of the run.
+
+    Returns:
+        Folder -> names of the files in it.
+
+    Raises:
+        CheckpointError: a method has no finished checkpoint.
+        ConfigError: a format needs a package that is not installed.
+        PipelineError: a form does not give the network's features.
+    """
+    written = {}
+    for method in config.train.methods:
+        folder = checkpoint.checkpoints_uri(run_uri, method)
+        found = checkpoint.latest(folder, config_hash=config_hash)
+        if found.state is None:
+            raise CheckpointError(
+                f"method {method} has no checkpoint to export",
+                where=folder,
+                todo=f"train it first: python pipeline/run.py train --resume {run_uri}",
+            )
+        network = build.trained_model(config, method, found.state).network
+        facts = _facts(config, manifest, method, config_hash) | {
+            "step": int(found.state.numbers["step"]),
+            "epochs": trained_epochs(config, found.state),
+        }
+        facts |= _scores(run_uri, method, facts["step"])
+        target = storage.join(run_uri, "export", method)
+        written[target] = export_network(network, facts, target, formats=config.export.formats)
+    return written
+
+
+def export_network(
+    network: Network, facts: dict[str, Any], folder_uri: str, *, formats: tuple[str, ...]
+) -> list[str]:
+    """Write a network in the given formats, each checked, and a model card.
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        facts: for metadata and card; needs "architecture" and "crop_px".
+        folder_uri: where the files go.
+        formats: of the key `export.formats`.
+
+    Returns:
+        The names of the files.
+    """
+    model, side_px = FeatureModel(network), int(facts["crop_px"])
+    images = check_images(side_px)
+    with torch.inference_mode():
+        expected = network.features(images)
+    contents: dict[str, bytes] = {}
+    if "safetensors" in formats:
+        contents |= _state_dicts(network, facts)
+    if "torch-export" in formats:
+        content = exported_program(model, side_px=side_px)
+        _check("features.pt2", _run_program(content, images), expected, folder_uri)
+        contents["features.pt2"] = content
+    if "onnx" in formats:
+        try:
+            import onnx  # noqa: F401
+            import onnxscript  # noqa: F401
+
+            content = onnx_program(model, side_px=side_px)
+            found = _run_onnx(content, images)
+        except ImportError as error:
+            raise ConfigError(
+                f"the format onnx needs a package that is not installed: {error.name}",
+                where="export.formats",
+                todo=f"{_ONNX_INSTALL}, or leave onnx out",
+            ) from error
+        _check("features.onnx", found, expected, folder_uri)
+        contents["features.onnx"] = content
+    contents["README.md"] = model_card(facts, tuple(contents)).encode()
+    for name, content in contents.items():
+        storage.write_bytes(storage.join(folder_uri, name), content)
+    return list(contents)
+
+
+def _state_dicts(network: Network, facts: dict[str, Any]) -> dict[str, bytes]:
+    name = str(facts["architecture"])
+    tensors = {n: t.detach().cpu().contiguous() for n, t in network.backbone.state_dict().items()}
+    files = {"backbone.safetensors": _safetensors(tensors, facts | {"key_names": "torchvision"})}
+    if timm_names.differs(name):
+        renamed = {n: t.contiguous() for n, t in timm_names.to_timm(name, tensors).items()}
+        files["backbone.timm.safetensors"] = _safetensors(renamed, facts | {"key_names": "timm"})
+    return files
+
+
+def _safetensors(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
+    # One entry of metadata only: safetensors writes several in random order.
+    return save_tensors(tensors, {"sdclr": json.dumps(facts, sort_keys=True)})
+
+
+def _run_program(content: bytes, images: Tensor) -> Tensor:
+    program = torch.export.load(io.BytesIO(content))
+    with torch.inference_mode():
+        features: Tensor = program.module()(images)
+    return features
+
+
+def _run_onnx(content: bytes, images: Tensor) -> Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (features,) = session.run(["features"], {"images": images.numpy()})
+    return torch.from_numpy(features)
+
+
+def _check(name: str, found: Tensor, expected: Tensor, folder_uri: str) -> None:
+    difference = largest_difference(found, expected)
+    if not difference <= MAX_DIFFERENCE:
+        raise PipelineError(
+            f"{name} would give other features than the network: they differ by {difference:.1e}, "
+            f"{MAX_DIFFERENCE:.0e} is allowed",
+            where=folder_uri,
+            todo="leave this format out of export.formats, and please report it with run.json",
+        )
+
+
+def _facts(config: Config, manifest: Manifest, method: str, config_hash: str) -> dict[str, Any]:
+    return {
+        "architecture": config.model.backbone,
+        "stem": config.model.stem,
+        "method": method,
+        "crop_px": build.crop_px(config, manifest),
+        "resize_px": build.resize_px(config, manifest),
+        "input_mean": IMAGENET_MEAN,
+        "input_std": IMAGENET_STD,
+        "seed": config.run.seed,
+        "config_hash": config_hash,
+        "data_name": manifest.name,
+        "data_hash": manifest.hash,
+        "pretrain_images": manifest.sets["pretrain"].rows,
+        "versions": {
+            n: v for n, v in provenance.versions().items() if n in ("torch", "torchvision")
+        },
+    }
+
+
+def _scores(run_uri: str, method: str, step: int) -> dict[str, Any]:
+    """The scores of this very checkpoint in evaluation.json; empty without any."""
+    uri = storage.join(run_uri, "evaluation.json")
+    if not storage.exists(uri):
+        return {"scores": []}
+    evaluation = json.loads(storage.read_bytes(uri))
+    mine = [m for m in evaluation["models"] if m["name"] == method and m["step"] == step]
+    keys = ("protocol", "n", "many", "medium", "few", "std", "all", "spread", "note")
+    scores = [{k: score[k] for k in keys} for model in mine for score in model["scores"]]
+    return {"scores": scores, "scored_on": evaluation["scored_on"]}

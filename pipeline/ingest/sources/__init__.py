@@ -1,0 +1,1 @@
+"""Image sources: where the images are, and which set each belongs to."""

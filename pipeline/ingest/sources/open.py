@@ -1,0 +1,56 @@
+"""The one place that knows every image source: from the configuration to the index."""
+
+from __future__ import annotations
+
+from pipeline.cluster.jobs import Tasks
+from pipeline.config.data import Data
+from pipeline.errors import ConfigError
+from pipeline.ingest.sources.index import ImageIndex
+
+
+def index_source(data: Data, tasks: Tasks) -> ImageIndex:
+    """The index of the configured source; order and splits depend on the configuration only.
+
+    Args:
+        data: the section of the configuration.
+        tasks: what listing large places is shared out to.
+
+    Raises:
+        DataError: images or index files are missing, broken or do not fit each other.
+        ConfigError: a key does not apply to this source.
+        StorageError: the storage does not answer or denies access.
+    """
+    # Some of these import torch and scikit-learn.
+    from pipeline.ingest.sources import arrays, folder, parquet, path_list, webdataset
+
+    _check_keys(data)
+    if data.source == "digits":
+        return arrays.digits_index(data)
+    if data.source == "folder":
+        return folder.folder_index(data, tasks)
+    if data.source == "list":
+        return path_list.list_index(data)
+    if data.source == "parquet":
+        return parquet.parquet_index(data, tasks)
+    if data.source == "webdataset":
+        return webdataset.webdataset_index(data, tasks)
+    return arrays.cifar_index(data)
+
+
+_INDEX_KEYS = ("pretrain_index", "probe_index", "val_index", "fewshot_index")
+_ONLY_FOR = {
+    **dict.fromkeys(_INDEX_KEYS, ("cifar10", "cifar100")),
+    **dict.fromkeys(("image_root", "val_list", "test_list"), ("list",)),
+    "label_column": ("parquet",),
+}
+
+
+def _check_keys(data: Data) -> None:
+    for key, sources in _ONLY_FOR.items():
+        if data.source not in sources and getattr(data, key):
+            what = "index lists do not apply" if key in _INDEX_KEYS else "this key does not apply"
+            raise ConfigError(
+                f"{what} to the source {data.source}",
+                where=f"data.{key}",
+                todo=f"remove the key; it is for {' and '.join(sources)}",
+            )

@@ -1,0 +1,248 @@
+"""Tables with a column of image bytes: `.parquet` files, however they were written.
+
+Columns are named in the configuration; `image.bytes` is the field `bytes` of the column `image`.
+Only those columns are read, and only as bytes, numbers and strings: a file that declares an Arrow
+extension type (a pickled object may hide behind one) is refused before Arrow's reader sees its
+schema.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.cluster.jobs import Result, Tasks
+from pipeline.config.data import Data
+from pipeline.errors import DataError
+from pipeline.ingest.sources import listing, splits
+from pipeline.ingest.sources.index import Containers, ImageIndex
+
+# A row group is decoded as one stretch of memory; a small file may claim any size.
+_MAX_GROUP_BYTES = 2 * 2**30
+_MAX_FOOTER_BYTES = 64 * 2**20
+
+
+def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
+    """The rows of all tables below `data.path` (or of the one table), by name and row.
+
+    Ids are FILE/ROW. Sets: see `splits.sets_of`. A row group is a block.
+
+    Raises:
+        DataError: no table, a missing column, a column of another type, an extension type.
+    """
+    assert data.path is not None
+    root, names = files_of(data.path, ".parquet", tasks)
+    shared = {"root": root, "image": data.image_column, "label": data.label_column}
+    found = dict(tasks.map(look_at_table, [{"name": name} for name in names], shared))
+    ids, sizes, labels, files, places, blocks = [], [], [], [], [], []
+    num_blocks = 0
+    for number, name in enumerate(names):
+        groups, num_rows = found[number].values, 0
+        for group_rows, group_bytes in groups:
+            sizes.append(np.full(group_rows, group_bytes // max(1, group_rows), np.int64))
+            blocks.append(np.full(group_rows, num_blocks, np.int32))
+            num_blocks, num_rows = num_blocks + 1, num_rows + group_rows
+        rows = pa.array(np.arange(num_rows)).cast(pa.large_string())
+        ids.append(listing.joined(name, rows))
+        files.append(np.full(num_rows, number, np.int32))
+        places.append(np.arange(num_rows, dtype=np.int64))
+        if data.label_column is not None and data.labelled is not False:
+            table = found[number].table
+            assert table is not None
+            labels.append(table["label"].combine_chunks())
+    all_ids = pa.concat_arrays(ids)
+    if not len(all_ids):
+        raise DataError("the tables have no rows", where=root, todo="check data.path")
+    class_names, labels_N = splits.classes_of(
+        pa.concat_arrays(labels) if labels else None, len(all_ids)
+    )
+    block_N = np.concatenate(blocks)
+    sets = splits.sets_of(labels_N, class_names, data)
+    return ImageIndex(
+        source={
+            "kind": "parquet",
+            "labelled": bool(labels),
+            "num_files": len(names),
+            "num_images": len(all_ids),
+        },
+        ids=all_ids,
+        num_bytes_N=np.concatenate(sizes),
+        labels_N=labels_N,
+        sets=splits.block_ordered(sets, block_N, seed=data.split_seed),
+        class_names=class_names,
+        root=root,
+        containers=Containers(
+            kind="parquet",
+            names=tuple(names),
+            file_N=np.concatenate(files),
+            place_N=np.concatenate(places),
+            block_N=block_N,
+            image_column=data.image_column,
+        ),
+    )
+
+
+def files_of(path: str, ending: str, tasks: Tasks) -> tuple[str, list[str]]:
+    """Folder and names of the container files at `path`: itself, or all below it, sorted."""
+    if path.lower().endswith(ending):
+        folder, _, name = storage.absolute(path).rpartition("/")
+        return folder, [name]
+    names, _ = listing.list_files(path, (ending,), tasks)
+    return storage.absolute(path), names.to_pylist()
+
+
+def look_at_table(item: dict[str, Any], shared: Any) -> Result:
+    """A job: rows and image bytes of each row group; the labels as text, if there are any."""
+    uri = storage.join(shared["root"], item["name"])
+    with open_table(uri) as file:
+        _check_column(file, shared["image"], uri, "data.image_column", _is_bytes)
+        leaf, groups = _leaf(file, shared["image"]), []
+        for number in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(number)
+            num_bytes = group.column(leaf).total_uncompressed_size
+            if num_bytes > _MAX_GROUP_BYTES:
+                raise DataError(
+                    f"row group {number} claims {num_bytes} bytes of images, at most "
+                    f"{_MAX_GROUP_BYTES} are read",
+                    where=uri,
+                    todo="write the table with smaller row groups",
+                )
+            groups.append((group.num_rows, num_bytes))
+        if shared["label"] is None:
+            return Result(groups)
+        _check_column(file, shared["label"], uri, "data.label_column", _is_label)
+        column = _flat(file.read(columns=[shared["label"]], use_threads=False), shared["label"])
+    if column.null_count:
+        what = f"{column.null_count} rows of the label column are empty"
+        raise DataError(what, where=uri, todo="fill them, or set data.labelled=false")
+    return Result(groups, pa.table({"label": column.cast(pa.large_string())}))
+
+
+@contextmanager
+def open_table(uri: str) -> Iterator[pq.ParquetFile]:
+    """The file, once its footer shows that no extension type is declared.
+
+    Raises:
+        DataError: not a Parquet file, one with an extension type, or one that proves broken.
+    """
+    with storage.open_readable(uri) as source:
+        try:
+            if _declares_extension(_footer(source)):
+                raise DataError(
+                    "the table declares an Arrow extension type, which may hold pickled objects",
+                    where=uri,
+                    todo="write the images as plain bytes (Arrow type binary)",
+                )
+            yield pq.ParquetFile(source, pre_buffer=False)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            todo = "check or remove the file"
+            what = f"the table cannot be read: {error!s:.200}"
+            raise DataError(what, where=uri, todo=todo) from error
+
+
+def _footer(source: BinaryIO) -> bytes:
+    """The metadata at the end of the file, which is left at its beginning again."""
+    size = source.seek(0, io.SEEK_END)
+    source.seek(max(0, size - 8))
+    tail = source.read(8)
+    num_bytes = int.from_bytes(tail[:4], "little")
+    if tail[4:] != b"PAR1" or num_bytes > min(size - 12, _MAX_FOOTER_BYTES):
+        raise ValueError("it is not a Parquet file")
+    source.seek(size - 8 - num_bytes)
+    footer = source.read(num_bytes)
+    source.seek(0)
+    return footer
+
+
+def _declares_extension(footer: bytes) -> bool:
+    """Whether the Arrow schema in the footer names an extension type.
+
+    It is a flat buffer in base64, whose strings are stored as they are. Bytes before it may look
+    like its beginning, so every run of base64 is decoded from each of four starts.
+    """
+    for run in re.findall(rb"[A-Za-z0-9+/]{24,}", footer):
+        for start in range(4):
+            text = run[start : start + (len(run) - start) // 4 * 4]
+            rest = run[start + len(text) :]
+            padded = text + (rest + b"=" * (4 - len(rest)) if len(rest) > 1 else b"")
+            if b"ARROW:extension:" in base64.b64decode(padded):
+                return True
+    return b"ARROW:extension:" in footer
+
+
+def read_rows(
+    uri: str, image_column: str, rows: np.ndarray[Any, np.dtype[np.int64]]
+) -> Iterator[tuple[int, bytes]]:
+    """Position in `rows` (any order of rows) and image bytes, in the order of the table.
+
+    Values are decoded one by one: a dictionary could blow up a batch beyond any size.
+    """
+    positions = {int(row): position for position, row in enumerate(rows)}
+    with open_table(uri) as file:
+        first = 0
+        for number in range(file.metadata.num_row_groups):
+            num_rows = file.metadata.row_group(number).num_rows
+            if any(first <= row < first + num_rows for row in positions):
+                batches = file.iter_batches(
+                    1, row_groups=[number], columns=[image_column], use_threads=False
+                )
+                for row, batch in enumerate(batches, first):
+                    if row in positions:
+                        value = _flat(pa.Table.from_batches([batch]), image_column)[0].as_py()
+                        yield positions[row], value or b""
+            first += num_rows
+
+
+def _flat(table: pa.Table, name: str) -> Any:
+    column = table[name.partition(".")[0]].combine_chunks()
+    for field in name.split(".")[1:]:
+        column = pc.struct_field(column, field)
+    return column
+
+
+def _check_column(file: pq.ParquetFile, name: str, uri: str, key: str, fits: Any) -> None:
+    """Refuse a table without the column, or with one of another type."""
+    kind: pa.DataType | None = None
+    found: Any = file.schema_arrow
+    for part in name.split("."):
+        fields = {field.name: field for field in found} if _has_fields(found) else {}
+        if part not in fields:
+            leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+            raise DataError(
+                f"the table has no column {name}; it has {', '.join(leaves[:20])}",
+                where=uri,
+                todo=f"set {key} to one of them",
+            )
+        found = kind = fields[part].type
+    if not fits(kind):
+        what = f"the column {name} holds {kind}, which does not fit"
+        raise DataError(what, where=uri, todo=f"set {key} to another column")
+
+
+def _has_fields(found: Any) -> bool:
+    return isinstance(found, pa.Schema) or pa.types.is_struct(found)
+
+
+def _leaf(file: pq.ParquetFile, name: str) -> int:
+    return next(i for i in range(len(file.schema)) if file.schema.column(i).path == name)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+    return any(test(kind) for test in tests)

@@ -1,0 +1,221 @@
+"""Lists of images: a text file with one image a line, by path, with or without a label.
+
+- `.csv`, `.tsv`: path[,label], quotes as usual; a first line that begins with `path` is a heading.
+- `.txt`: path, or path and a whole number behind a blank, as in the lists of ImageNet-LT
+  (Liu et al. 2019): `train/n01440764/n01440764_190.JPEG 0`.
+
+Paths are relative to `data.image_root`; whole URIs below it are accepted as well. Labels that are
+all whole numbers are class indices, others are class names. `val_list` and `test_list` bring the
+other sets, labelled like the first.
+
+The files are not looked up one by one: sizes, which only cut shards, are the mean of a seeded
+sample, and a file that turns out to be missing is a reject.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from pipeline import storage
+from pipeline.config.data import Data
+from pipeline.errors import ConfigError, DataError, StorageError
+from pipeline.ingest.sources import splits
+from pipeline.ingest.sources.index import ImageIndex
+
+_NUM_SIZED, _SIZE_STREAM = 256, 104
+
+
+class _Lines(NamedTuple):
+    paths: pa.LargeStringArray
+    labels: pa.LargeStringArray | None
+
+
+def list_index(data: Data) -> ImageIndex:
+    """The images that the lists name, in the order of the lists before any split.
+
+    With `test_list` that is the test set; else it is drawn as from a folder. pretrain and probe
+    come from `data.path`.
+
+    Raises:
+        DataError: a list is empty, torn, names an image twice, leads outside the root, or none of
+            a sample of its files exists.
+        ConfigError: keys do not fit each other.
+    """
+    assert data.path is not None
+    root = data.image_root or data.path.rpartition("/")[0] or "."
+    parts = {"main": read_list(data.path, root, labelled=data.labelled)}
+    for name, uri in (("val", data.val_list), ("test", data.test_list)):
+        if uri is not None:
+            parts[name] = read_list(uri, root, labelled=data.labelled)
+    labelled = {part.labels is not None for part in parts.values()}
+    if len(labelled) > 1 or (len(parts) > 1 and labelled == {False}):
+        what = "validation and test images need labels, and so do those of data.path"
+        raise DataError(what, where="data.val_list, data.test_list", todo="add labels to all lists")
+    if data.test_list is not None and data.num_test_per_class is not None:
+        what, todo = "the test set is given twice", "remove data.num_test_per_class"
+        raise ConfigError(what, where="data.test_list, data.num_test_per_class", todo=todo)
+    ids = pa.concat_arrays([part.paths for part in parts.values()])
+    _refuse_repeats(ids, data.path)
+    labels = [part.labels for part in parts.values() if part.labels is not None]
+    class_names, labels_N = splits.classes_of(
+        pa.concat_arrays(labels) if labels else None, len(ids)
+    )
+    num_main = len(parts["main"].paths)
+    sets = splits.sets_of(labels_N[:num_main], class_names, data)
+    start = num_main
+    for name in list(parts)[1:]:
+        stop = start + len(parts[name].paths)
+        sets[name], start = np.arange(start, stop), stop
+    mean_bytes = _mean_bytes(root, ids, data)
+    return ImageIndex(
+        source={"kind": "list", "labelled": bool(labels), "num_images": len(ids)},
+        ids=ids,
+        num_bytes_N=np.full(len(ids), mean_bytes, np.int64),
+        labels_N=labels_N,
+        sets=splits.ordered(sets, seed=data.split_seed),
+        class_names=class_names,
+        root=root,
+        may_be_missing=True,
+    )
+
+
+def read_list(uri: str, root: str, *, labelled: bool | None) -> _Lines:
+    """Paths relative to `root`, and labels as text: None without labels or if they are unwanted.
+
+    Raises:
+        DataError: unreadable, empty, labels on some lines only, or a path that leads elsewhere.
+    """
+    content = storage.read_bytes(uri)
+    if not content.strip():
+        raise DataError("the list is empty", where=uri, todo="write one image a line")
+    ending = uri.rpartition(".")[2].lower()
+    try:
+        if ending in ("csv", "tsv"):
+            paths, labels = _table_columns(content, "," if ending == "csv" else "\t")
+        elif ending == "txt":
+            paths, labels = _text_columns(content)
+        else:
+            raise ValueError("its name ends neither in .csv nor .tsv nor .txt")
+    except (ValueError, pa.ArrowException) as error:
+        todo = "write one image a line: path, or path and label"
+        raise DataError(f"the list cannot be read: {error!s:.200}", where=uri, todo=todo) from error
+    if labelled is False:
+        labels = None
+    elif labels is not None and (num_without := _num_empty(labels)):
+        if num_without == len(labels):
+            labels = None
+        else:
+            raise DataError(
+                f"{num_without} of {len(labels)} lines have no label",
+                where=uri,
+                todo="label every line or none, or set data.labelled=false",
+            )
+    if labels is None and labelled is True:
+        what, todo = (
+            "the list has no labels",
+            "add a label to every line, or set data.labelled=null",
+        )
+        raise DataError(what, where=uri, todo=todo)
+    return _Lines(_relative(paths, root, uri), labels)
+
+
+def _table_columns(
+    content: bytes, delimiter: str
+) -> tuple[pa.LargeStringArray, pa.LargeStringArray | None]:
+    first = content.lstrip(b"\xef\xbb\xbf").split(b"\n", 1)[0].strip().replace(b'"', b"").lower()
+    has_heading = first.split(delimiter.encode(), 1)[0] == b"path"
+    num_columns = first.count(delimiter.encode()) + 1
+    names = [f"c{number}" for number in range(num_columns)]
+    table = pacsv.read_csv(
+        pa.BufferReader(content),
+        read_options=pacsv.ReadOptions(column_names=names, skip_rows=int(has_heading)),
+        parse_options=pacsv.ParseOptions(delimiter=delimiter),
+        convert_options=pacsv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False
+        ),
+    )
+    if num_columns > 2:
+        raise ValueError(f"it has {num_columns} columns, path and label expected")
+    columns = [column.combine_chunks() for column in table.columns]
+    return columns[0], columns[1] if num_columns == 2 else None
+
+
+def _text_columns(content: bytes) -> tuple[pa.LargeStringArray, pa.LargeStringArray | None]:
+    text = pa.array(
+        [content.decode("utf-8-sig")], pa.large_string()
+    )  # UnicodeDecodeError: a ValueError
+    lines = pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(text, "\n")))
+    lines = lines.filter(pc.greater(pc.binary_length(lines), 0))
+    found = pc.extract_regex(lines, r"^(?P<path>.*\S)\s+(?P<label>\d+)$")
+    whole = pc.is_null(found)
+    paths = pc.if_else(whole, lines, pc.struct_field(found, "path"))
+    labels = pc.if_else(whole, "", pc.struct_field(found, "label"))
+    return paths.cast(pa.large_string()), labels.cast(pa.large_string())
+
+
+def _num_empty(labels: pa.LargeStringArray) -> int:
+    return int(pc.sum(pc.equal(pc.binary_length(labels), 0)).as_py() or 0)
+
+
+def _relative(paths: pa.LargeStringArray, root: str, uri: str) -> pa.LargeStringArray:
+    prefix = root.rstrip("/") + "/"
+    cut = pc.utf8_slice_codeunits(paths, len(prefix))
+    if root.startswith("file://"):  # a whole URI is quoted, the name of a file is not
+        cut = pa.array([unquote(name) for name in cut.to_pylist()], pa.large_string())
+    paths = pc.if_else(pc.starts_with(paths, prefix), cut, paths)
+    paths = pc.replace_substring_regex(paths, r"^(\./)+", "")
+    # `..`, absolute and empty parts, other schemes, backslashes, control characters.
+    unsafe = pc.match_substring_regex(paths, r"(^|/)\.{0,2}(/|$)|^~|[:\\\x00-\x1f\x7f]")
+    if num_unsafe := int(pc.sum(unsafe).as_py() or 0):
+        first = paths.filter(unsafe)[0].as_py()
+        raise DataError(
+            f"{num_unsafe} paths of the list lead outside data.image_root or are not in plain "
+            f"form, first: {first[:200]!r}",
+            where=uri,
+            todo=f"write paths relative to {root}, or set data.image_root",
+        )
+    return paths.cast(pa.large_string())
+
+
+def _refuse_repeats(ids: pa.LargeStringArray, uri: str) -> None:
+    counts = pc.value_counts(ids)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        raise DataError(
+            f"{len(repeated)} images are listed more than once, first: "
+            f"{repeated.field('values')[0].as_py()[:200]}",
+            where=uri,
+            todo="list every image once, in one of the sets",
+        )
+
+
+def _mean_bytes(root: str, ids: pa.LargeStringArray, data: Data) -> int:
+    """Mean size of a seeded sample of the files; missing ones do not count."""
+    generator = np.random.default_rng([data.split_seed, _SIZE_STREAM])
+    rows = generator.permutation(len(ids))[:_NUM_SIZED]
+    names = ids.take(pa.array(rows)).to_pylist()
+
+    def size(name: str) -> int | None:
+        try:
+            return storage.size_bytes(storage.join(root, name))
+        except StorageError as error:
+            if storage.is_missing(error):
+                return None
+            raise
+
+    with ThreadPoolExecutor(16) as pool:
+        sizes = [found for found in pool.map(size, names) if found is not None]
+    if not sizes:
+        raise DataError(
+            f"none of {len(names)} images of the list exists, first: {names[0]}",
+            where=root,
+            todo="set data.image_root to the folder that the paths start from",
+        )
+    return max(1, round(sum(sizes) / len(sizes)))

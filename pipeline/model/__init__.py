@@ -1,0 +1,1 @@
+"""Networks: built from the configuration, read from weights and checkpoints."""

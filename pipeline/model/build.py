@@ -1,0 +1,207 @@
+"""From the configuration to the objects of `sdclr`, and from a checkpoint back to a network."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.model import weights
+from sdclr import (
+    AugmentRecipe,
+    LossMemory,
+    Network,
+    PruneRule,
+    Recipe,
+    SimCLR,
+    TrainState,
+    Twin,
+    build_network,
+)
+from sdclr.twin import IMAGENET_MEAN, IMAGENET_STD
+
+
+def crop_px(config: Config, manifest: Manifest) -> int:
+    """Side of a view in px: the configured one, or that of images which are stored raw and square.
+
+    Raises:
+        ConfigError: the images have no common size and none is configured.
+    """
+    if config.augment.crop_px is not None:
+        return config.augment.crop_px
+    height_px, width_px = manifest.image.height_px, manifest.image.width_px
+    if height_px is None or height_px != width_px:
+        raise ConfigError(
+            "images of different sizes need a size of views",
+            where="augment.crop_px",
+            todo="set augment.crop_px, for example augment.crop_px=224",
+        )
+    return height_px
+
+
+def resize_px(config: Config, manifest: Manifest) -> int | None:
+    """The short side before the centre crop of evaluation; None when images fit a view as they are.
+
+    Raises:
+        ConfigError: the configured side is smaller than the crop.
+    """
+    crop, configured = crop_px(config, manifest), config.evaluate.resize_px
+    if configured is not None and configured < crop:
+        raise ConfigError(
+            f"images of {configured} px cannot be cropped to {crop} px",
+            where="evaluate.resize_px",
+            todo=f"set it to {crop} or more, or leave it out",
+        )
+    if configured is None and not manifest.image.height_px == manifest.image.width_px == crop:
+        return crop
+    return configured
+
+
+def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
+    """What the trainer of one method gets."""
+    a, t, s = config.augment, config.train, config.sdclr
+    augment = AugmentRecipe(
+        crop_px=crop_px(config, manifest),
+        crop_scale_min=a.crop_scale_min,
+        crop_scale_max=a.crop_scale_max,
+        crop_ratio_min=a.crop_ratio_min,
+        crop_ratio_max=a.crop_ratio_max,
+        hflip_prob=a.hflip_prob,
+        jitter_prob=a.jitter_prob,
+        brightness=a.brightness,
+        contrast=a.contrast,
+        saturation=a.saturation,
+        hue=a.hue,
+        gray_prob=a.gray_prob,
+        blur_prob=a.blur_prob,
+        blur_sigma_min=a.blur_sigma_min,
+        blur_sigma_max=a.blur_sigma_max,
+    )
+    return Recipe(
+        method="sdclr" if method == "sdclr" else "simclr",
+        epochs=t.epochs,
+        lr=t.lr,
+        momentum=t.momentum,
+        weight_decay=t.weight_decay,
+        warmup_epochs=t.warmup_epochs,
+        final_lr=t.final_lr,
+        temperature=s.temperature if method == "sdclr" else config.simclr.temperature,
+        augment=augment,
+        seed=config.run.seed,
+        prune=PruneRule(
+            prune_ratio=s.prune_ratio,
+            scope=s.scope,
+            exclude_stem=s.exclude_stem,
+            random_ratio=s.random_ratio,
+        ),
+        precision=t.precision,
+        sync_batchnorm=t.sync_batchnorm,
+        micro_batch=t.micro_batch,
+        compile=t.compile,
+    )
+
+
+def loss_memory(config: Config, num_images: int) -> LossMemory | None:
+    """What keeps the losses of the pre-training images, if the configuration asks for it."""
+    momentum = config.train.loss_memory
+    return None if momentum is None else LossMemory(num_images, momentum=momentum)
+
+
+def architecture(config: Config, method: str) -> dict[str, Any]:
+    """The arguments of `sdclr.build_network`, by name."""
+    depth = config.sdclr.head_depth if method == "sdclr" else config.simclr.head_depth
+    return {
+        "backbone": config.model.backbone,
+        "stem": config.model.stem,
+        "head_depth": depth,
+        "embedding_dim": config.model.embedding_dim,
+        "seed": config.run.seed,
+    }
+
+
+def new_network(config: Config, method: str, *, init_from: str | None = None) -> Network:
+    """The network that a method starts from: weights by the seed, the backbone's by `init_from`.
+
+    Raises:
+        CheckpointError: those weights are of another architecture.
+    """
+    network = build_network(**architecture(config, method))
+    if init_from is not None:
+        load_backbone(init_from, config.model.backbone, network.backbone)
+    return network
+
+
+def advice(config: Config) -> str | None:
+    """What the configuration may not have meant: the views of grey digits, of other images."""
+    a = config.augment
+    if config.data.source == "digits" or any((a.hflip_prob, a.saturation, a.hue, a.gray_prob)):
+        return None
+    return (
+        "the views neither mirror nor change colours: augment.* as for the demo's grey digits; "
+        "tune_configs/photos.yaml has the published ones for photographs"
+    )
+
+
+def state_bytes(config: Config, method: str) -> tuple[int, int]:
+    """Size of the weights, whose gradients are exchanged, and of a checkpoint."""
+    network = new_network(config, method)
+    model: Twin | SimCLR = Twin(network) if method == "sdclr" else SimCLR(network)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    # A checkpoint holds the momentum of every weight beside the state of the model.
+    state = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    return weights, weights + state
+
+
+def trained_model(config: Config, method: str, state: TrainState) -> Twin | SimCLR:
+    """The model of a checkpoint, in evaluation mode.
+
+    Raises:
+        CheckpointError: the tensors are of another architecture.
+    """
+    network = new_network(config, method)
+    model: Twin | SimCLR = Twin(network) if method == "sdclr" else SimCLR(network)
+    prefix = "model."
+    tensors = {n[len(prefix) :]: t for n, t in state.tensors.items() if n.startswith(prefix)}
+    try:
+        model.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the checkpoint is of another architecture: {str(error).splitlines()[-1].strip()}",
+            where=f"model.backbone={config.model.backbone}, model.stem={config.model.stem}",
+            todo="use the configuration that the checkpoint was trained with",
+        ) from error
+    model.eval()
+    return model
+
+
+def export_backbone(uri: str, backbone: nn.Module, facts: dict[str, Any]) -> None:
+    """Write the dense backbone under torchvision's key names, with what one needs to use it.
+
+    The file's metadata has one entry, `sdclr`: JSON with the facts, and mean and std of the
+    normalisation of its input. One entry only, because safetensors writes several in random order.
+    """
+    told = facts | {"input_mean": IMAGENET_MEAN, "input_std": IMAGENET_STD}
+    metadata = {"sdclr": json.dumps(told, sort_keys=True)}
+    tensors = {n: t.detach().cpu().contiguous() for n, t in backbone.state_dict().items()}
+    storage.write_bytes(uri, save_tensors(tensors, metadata))
+
+
+def init_uri(config: Config) -> str | None:
+    """Where the weights are that the run starts from, absolute; call it on the driver."""
+    uri = config.train.init_from
+    return None if uri is None else storage.absolute(uri)
+
+
+def load_backbone(uri: str, name: str, backbone: nn.Module) -> None:
+    """Load weights of a file that `pipeline.model.weights` reads.
+
+    Raises:
+        CheckpointError: not such a file, or of another architecture.
+    """
+    weights.load_into(backbone, name, weights.read_weights(uri), uri=uri)

@@ -1,0 +1,84 @@
+"""Where a model that is to be scored or exported comes from, and the model itself.
+
+Three kinds: a checkpoint of a run, weights of any origin, and the network before training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.model import build, checkpoint, weights
+from sdclr import SimCLR, TrainState, Twin
+
+UNTRAINED = "untrained"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """One model.
+
+    Args:
+        name: as tables show it.
+        uri: a checkpoint's folder or a file of weights; None = the network before training.
+        method: of a checkpoint of the configuration's own run, which is loaded whole; None = only
+            the dense backbone is loaded.
+        config_hash: that the checkpoint must have; None = any.
+    """
+
+    name: str
+    uri: str | None = None
+    method: str | None = None
+    config_hash: str | None = None
+
+
+def load_model(config: Config, source: ModelSource, *, init_from: str | None) -> Twin | SimCLR:
+    """The model in evaluation mode.
+
+    Args:
+        config: of the run; gives the architecture.
+        source: what to load.
+        init_from: URI of the weights that the run started from; None = by the seed.
+
+    Raises:
+        CheckpointError: broken, unsafe to open, or of another architecture.
+    """
+    if source.uri is not None and source.method is not None:
+        state = checkpoint.load(source.uri, config_hash=source.config_hash)
+        return build.trained_model(config, source.method, state)
+    start = init_from if source.uri is None else None
+    network = build.new_network(config, config.train.methods[0], init_from=start)
+    if source.uri is not None:
+        tensors = (
+            weights.read_weights(source.uri)
+            if weights.is_weights_file(source.uri)
+            else checkpoint.load(source.uri, config_hash=source.config_hash).tensors
+        )
+        weights.load_into(network.backbone, config.model.backbone, tensors, uri=source.uri)
+    model = SimCLR(network)
+    model.eval()
+    return model
+
+
+def given_source(config: Config, uri: str) -> tuple[ModelSource, dict[str, Any]]:
+    """The model at a URI that the user gave, and its step and epochs if it says them.
+
+    It is loaded once, so that what does not fit is told before any worker starts.
+
+    Raises:
+        CheckpointError: nothing that can be scored is there, or it does not fit the configuration.
+    """
+    uri = storage.absolute(uri)
+    source = ModelSource("checkpoint", uri)
+    weights.check_given(uri)
+    load_model(config, source, init_from=None)
+    if weights.is_weights_file(uri):
+        return source, weights.read_facts(uri)
+    return source, dict(checkpoint.load(uri, config_hash=None).numbers)
+
+
+def trained_epochs(config: Config, state: TrainState) -> int:
+    """Whole epochs that a checkpoint of this configuration was trained for."""
+    return config.train.epochs * int(state.numbers["step"]) // int(state.numbers["num_steps"])

@@ -1,0 +1,1 @@
+"""The stage train: the driver, its workers, checkpoints, logs."""

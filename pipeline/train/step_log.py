@@ -1,0 +1,94 @@
+"""The metrics of one method while it trains: rank 0 writes lines, every rank tells its waiting."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.record.gauges import Monitor, run_name
+from pipeline.record.metrics import metrics_uri
+from sdclr import StepReport
+
+
+class MethodLog:
+    """Counts steps and writes lines; use as a context manager.
+
+    Args:
+        run_uri: whose metrics.jsonl.
+        config: how often, and what a line repeats.
+        method: of the lines.
+        num_steps: of the whole run of the method.
+        rank: of this worker.
+    """
+
+    def __init__(
+        self, run_uri: str, config: Config, method: str, *, num_steps: int, rank: int
+    ) -> None:
+        self._config, self._method, self._num_steps = config, method, num_steps
+        self._rank, self._monitor = rank, Monitor(run=run_name(run_uri), method=method)
+        self._log = storage.LineLog(metrics_uri(run_uri)) if rank == 0 else None
+        self._since_s = time.monotonic()
+        self._num_images, self._wait_s = 0, 0.0
+
+    def __enter__(self) -> MethodLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write a line of another kind."""
+        if self._log is not None:
+            self._log.append(row)
+            if row["kind"] == "health":
+                self._monitor.health(row["measures"])
+
+    def flush(self) -> None:
+        """Publish the lines so far: a checkpoint must not be ahead of its metrics."""
+        if self._log is not None:
+            self._log.flush()
+
+    def fallback(self, refused: list[str]) -> None:
+        """Say which checkpoints were passed over."""
+        if self._log is not None and refused:
+            row = {"kind": "fallback", "stage": "train", "method": self._method}
+            self._log.append({**row, "refused": refused, "time_s": time.time()})
+            self._monitor.add("sdclr_checkpoints_refused", len(refused))
+
+    def step(self, report: StepReport) -> None:
+        """Count a step, and write a line if one is due."""
+        self._num_images += report.num_images
+        self._wait_s += report.wait_s
+        common = {"stage": "train", "method": self._method, "epoch": report.epoch}
+        common |= {"step": report.step, "time_s": time.time()}
+        if self._log is not None and report.kept_frac is not None:
+            ratio = self._config.sdclr.prune_ratio
+            facts = {"prune_ratio": ratio, "kept_frac": report.kept_frac}
+            self._log.append({"kind": "mask", **common, **facts})
+            self._monitor.mask(report.kept_frac)
+        if report.step % self._config.train.log_every_steps and report.step < self._num_steps:
+            return
+        now_s = time.monotonic()
+        elapsed_s = max(now_s - self._since_s, 1e-9)
+        wait_frac = min(1.0, self._wait_s / elapsed_s)
+        self._monitor.set("sdclr_data_wait_frac", wait_frac, rank=str(self._rank))
+        if self._log is not None:
+            row = {
+                "kind": "step",
+                **common,
+                "seed": self._config.run.seed,
+                "num_steps": self._num_steps,
+                "loss": report.loss,
+                "lr": report.lr,
+                "temperature": report.temperature,
+                "grad_norm": report.grad_norm,
+                "images_per_s": self._num_images / elapsed_s,
+                "data_wait_frac": wait_frac,
+            }
+            self._log.append(row)
+            self._monitor.step(row)
+            self._monitor.add("sdclr_images", self._num_images)
+        self._since_s, self._num_images, self._wait_s = now_s, 0, 0.0

@@ -1,0 +1,317 @@
+"""What runs in each Ray Train worker: the loop of `sdclr` with storage, metrics and resume.
+
+A method whose last checkpoint is committed is not trained again, so a restarted worker group, or a
+resumed run, goes on where the run stopped.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from pipeline import feed, storage
+from pipeline.cluster.ranks import on_first_rank
+from pipeline.config import Config
+from pipeline.config.stages import Train
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PipelineError,
+    TrainingError,
+    told,
+)
+from pipeline.model import build, checkpoint
+from pipeline.record.gauges import Monitor, run_name
+from pipeline.record.metrics import truncate_metrics
+from pipeline.train import claim
+from pipeline.train.checkpoint_writer import CheckpointWriter
+from pipeline.train.health_log import HealthLog
+from pipeline.train.step_log import MethodLog
+from pipeline.train.stopping import Notices, StopWatch
+from sdclr import (
+    NonFiniteError,
+    StarvedLayerError,
+    StateError,
+    StepReport,
+    Trainer,
+    TrainState,
+    capture,
+    collective,
+    restore,
+)
+from sdclr.replay import capture_step
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver tells a worker; plain values only.
+
+    Args:
+        config: the resolved configuration, as JSON.
+        config_hash: ties checkpoints to it.
+        run_uri, data_uri: where the run's record and the shards are.
+        init_from: URI of the weights to start from, if any.
+        claim: token of `run_claim`; empty where nobody else can train in the folder.
+        device: `cpu` or `cuda`.
+        num_threads: threads of each worker on a CPU.
+    """
+
+    config: str
+    config_hash: str
+    run_uri: str
+    data_uri: str
+    init_from: str | None
+    device: str
+    num_threads: int
+    claim: str = ""
+
+
+def train_worker(job: dict[str, Any]) -> dict[str, Any]:
+    """Train all methods of the run; every rank calls it.
+
+    Returns:
+        {"error": None}, or what, where and todo of a failure that a restart cannot cure. Other
+        failures are raised, so that Ray Train restarts the workers.
+    """
+    import ray.train
+    import ray.train.torch
+
+    work = Job(**job)
+    config = Config.model_validate_json(work.config)
+    torch.set_num_threads(work.num_threads)
+    rank = ray.train.get_context().get_world_rank()
+    device = ray.train.torch.get_device() if work.device == "cuda" else torch.device("cpu")
+    try:
+        claim.check(work.run_uri, work.claim, data_uri=work.data_uri, device=device)
+        manifest = read_manifest(work.data_uri)
+        images = feed.open_source(config, manifest, work.data_uri, device)
+        with StopWatch(work.run_uri) if rank == 0 else nullcontext() as stop:
+            for method in config.train.methods:
+                MethodRun(work, config, manifest, method, rank, device).train(images, stop)
+                gc.collect()  # a model and its gradients refer to each other
+    except (TrainingError, StarvedLayerError, ConfigError, DataError, CheckpointError) as error:
+        # The same on every rank and on every try: tell the driver instead of restarting.
+        return {"error": told(error, where=work.run_uri)}
+    except Exception as error:
+        # Ray Train restarts the workers, and in the end passes on the exception without its trace.
+        error.add_note(f"on worker {rank}:\n{traceback.format_exc()}")
+        raise
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"error": None, "gpu": gpu}
+
+
+def is_due(step: int, *, steps_per_epoch: int, num_steps: int, train: Train) -> bool:
+    """Whether a checkpoint is due by the epochs; by the step alone, so that all ranks agree."""
+    epochs_done, rest = divmod(step, steps_per_epoch)
+    if rest != 0:
+        return False
+    lasting = train.keep_every_epochs is not None and epochs_done % train.keep_every_epochs == 0
+    return step == num_steps or lasting or epochs_done % train.checkpoint_every_epochs == 0
+
+
+class MethodRun:
+    """The training of one method on one rank."""
+
+    def __init__(
+        self,
+        job: Job,
+        config: Config,
+        manifest: Manifest,
+        method: str,
+        rank: int,
+        device: torch.device,
+    ) -> None:
+        self.job, self.config, self.manifest = job, config, manifest
+        self.method, self.rank = method, rank
+        self.plan = feed.epoch_plan(config, manifest)
+        self.folder = checkpoint.checkpoints_uri(job.run_uri, method)
+        self.notices = Notices(config.train.log_every_steps)
+        network = build.new_network(config, method, init_from=job.init_from)
+        self.trainer = Trainer(
+            network,
+            build.training_recipe(config, manifest, method),
+            steps_per_epoch=self.plan.num_steps,
+            device=device,
+            memory=build.loss_memory(config, self.plan.num_images),
+        )
+
+    def train(self, images: feed.Source, stop: StopWatch | None) -> None:
+        """From the newest good checkpoint, or from the start, to the end."""
+        refused = self._restore()
+        batches = images.feed(self.plan, seed=self.config.run.seed, rank=self.rank)
+        health = self._on_first_rank(lambda: self._health(images))
+        with self._log() as log, self._writer(log) as writer, self._evidence():
+            log.fallback(refused)
+            if health is not None and self.trainer.step == 0:
+                log.append(health.row(epoch=0))
+            for report in self.trainer.run(batches):
+                log.step(report)
+                row = None
+                if health is not None and health.is_due():
+                    log.append(row := health.row(epoch=report.epoch))
+                self._save(report, writer, stop, row and row["measures"])
+        if self.rank == 0:
+            self._export()
+
+    def _health(self, images: feed.Source) -> HealthLog:
+        some = feed.at_hand(images, self.config.health.num_images)
+        return HealthLog(self.config, self.method, self.trainer, some, run_uri=self.job.run_uri)
+
+    def _save(
+        self,
+        report: StepReport,
+        writer: CheckpointWriter,
+        stop: StopWatch | None,
+        measures: dict[str, float] | None,
+    ) -> None:
+        due = is_due(
+            report.step,
+            steps_per_epoch=self.plan.num_steps,
+            num_steps=self.trainer.num_steps,
+            train=self.config.train,
+        )
+        asked = stop is not None and stop.is_asked
+        warned = self.notices.is_new(report.step)
+        # Between the epochs' checkpoints rank 0 saves alone: it has all that there is.
+        if self.rank == 0 and (due or asked or warned or self._is_time(writer)):
+            writer.save(capture(self.trainer), measures)
+        if stop is not None and asked:
+            writer.wait()
+            stop.answer(method=self.method, step=report.step)
+        if due:
+            self._report(report)
+
+    def _log(self) -> MethodLog:
+        return MethodLog(
+            self.job.run_uri,
+            self.config,
+            self.method,
+            num_steps=self.trainer.num_steps,
+            rank=self.rank,
+        )
+
+    def _writer(self, log: MethodLog) -> CheckpointWriter:
+        t = self.config.train
+        lasting = t.keep_every_epochs and t.keep_every_epochs * self.plan.num_steps
+        return CheckpointWriter(
+            self.folder,
+            config_hash=self.job.config_hash,
+            keep=t.keep_checkpoints,
+            keep_every_steps=lasting,
+            keep_best=t.keep_best,
+            deadline_s=t.checkpoint_timeout_s,
+            before_commit=lambda: self._before_commit(log),
+            monitor=Monitor(run=run_name(self.job.run_uri), method=self.method),
+        )
+
+    def _before_commit(self, log: MethodLog) -> None:
+        if self.job.claim:
+            claim.refuse_another(self.job.run_uri, self.job.claim)
+        log.flush()
+
+    def _restore(self) -> list[str]:
+        """Go on from the checkpoint that rank 0 chooses; what it had to pass over, in words.
+
+        Each rank looking for itself could find another one, when storage answers one and not the
+        other: they would train different steps and hang.
+        """
+        found = self._on_first_rank(self._choose) or checkpoint.Found()
+        step = int(self._all_ranks(int(found.state.numbers["step"]) if found.state else -1)[0])
+        error = None
+        if step >= 0:
+            error = self._load(checkpoint.checkpoint_uri(self.folder, step), found.state)
+        if not self._all_ranks(error is None).all():
+            raise error or CheckpointError("another rank cannot restore", where=self.folder)
+        # A start from nothing writes the line of step 0 again.
+        self._on_first_rank(lambda: truncate_metrics(self.job.run_uri, self.method, step))
+        return found.refused
+
+    def _choose(self) -> checkpoint.Found:
+        found = checkpoint.latest(self.folder, config_hash=self.job.config_hash)
+        if found.state is None and found.refused:
+            raise CheckpointError(
+                "none of the run's checkpoints can be used:\n" + "\n".join(found.refused),
+                where=self.folder,
+                todo="restore one from a copy, or delete the folder to train from the start",
+            )
+        return found
+
+    def _load(self, uri: str, state: TrainState | None) -> PipelineError | None:
+        try:
+            state = state or checkpoint.load(uri, config_hash=self.job.config_hash)
+            restore(self.trainer, state)
+        except StateError as error:
+            todo = "start a new run"
+            return CheckpointError(f"it does not fit this run: {error}", where=uri, todo=todo)
+        except PipelineError as error:
+            return error
+        return None
+
+    def _on_first_rank(self, work: Callable[[], T]) -> T | None:
+        return on_first_rank(
+            work, rank=self.rank, device=self.trainer.device, where=self.job.run_uri
+        )
+
+    def _all_ranks(self, value: int) -> torch.Tensor:
+        return collective.stack_over_ranks(torch.tensor(value, device=self.trainer.device))
+
+    @contextmanager
+    def _evidence(self) -> Iterator[None]:
+        """Keep a step that was not finite: all ranks are in it together."""
+        try:
+            yield
+        except NonFiniteError as error:
+            uri = storage.join(
+                self.job.run_uri, "captures", f"{self.method}-step-{self.trainer.step:08d}.pt"
+            )
+            content = capture_step(
+                self.trainer,
+                error.batch,
+                loss=error.loss,
+                grad_norm=error.grad_norm,
+                network=build.architecture(self.config, self.method),
+            )
+            if self.rank == 0:
+                storage.write_bytes(uri, content)
+            raise TrainingError(
+                str(error),
+                where=uri,
+                todo="repeat the step with python -m sdclr.replay and that file; then change keys "
+                "and start a new run; the last checkpoint is kept",
+            ) from error
+
+    def _is_time(self, writer: CheckpointWriter) -> bool:
+        every_s = self.config.train.checkpoint_every_s
+        if every_s is None or writer.is_busy:
+            return False
+        return time.monotonic() - writer.saved_at_s >= every_s
+
+    def _report(self, report: StepReport) -> None:
+        """For the dashboard; every rank calls it equally often, or all would wait."""
+        import ray.train
+
+        ray.train.report({"method": self.method, "step": report.step, "loss": report.loss})
+
+    def _export(self) -> None:
+        facts = {
+            "architecture": self.config.model.backbone,
+            "stem": self.config.model.stem,
+            "method": self.method,
+            "step": self.trainer.step,
+            "epochs": self.config.train.epochs,
+            "config_hash": self.job.config_hash,
+            "data_hash": self.manifest.hash,
+        }
+        uri = storage.join(self.job.run_uri, "models", self.method, "backbone.safetensors")
+        build.export_backbone(uri, self.trainer.network.backbone, facts)
