@@ -37,6 +37,7 @@ class Message:
     """One failure that the source can raise; `<name>` stands for what is filled in."""
 
     exit_code: int
+    id: str
     kind: str
     what: str
     todo: str
@@ -84,7 +85,9 @@ def _of_s3() -> Iterator[Message]:
             for text in source.texts(what):
                 told = next(source.texts(todo), "")
                 code = KINDS["StorageError"].exit_code
-                yield Message(code, "StorageError", f"could not <action>: {text}", told)
+                yield Message(
+                    code, "E-STORAGE-003", "StorageError", f"could not <action>: {text}", told
+                )
 
 
 class Source:
@@ -100,12 +103,12 @@ class Source:
         """Those of the call of an error's class; nothing for other calls."""
         name = ast.unparse(call.func).rpartition(".")[2]
         keywords = {k.arg: k.value for k in call.keywords}
-        first = call.args[0] if call.args else keywords.get("what")
-        if name not in KINDS or first is None:
+        id_, first = (*call.args, None, None)[:2]
+        if name not in KINDS or first is None or not isinstance(id_, ast.Constant):
             return
         todo = keywords.get("todo", ast.Constant(""))
         for what in self.texts(first):
-            yield Message(KINDS[name].exit_code, name, what, next(self.texts(todo), ""))
+            yield Message(KINDS[name].exit_code, id_.value, name, what, next(self.texts(todo), ""))
 
     def texts(self, node: ast.expr) -> Iterator[str]:
         """What an expression may say; nothing when it is not written in this module."""
@@ -186,9 +189,9 @@ def troubleshooting() -> str:
             doc = (kind.__doc__ or "").partition("\n")[0].removesuffix(".")
             if kind is errors.PipelineError:
                 doc = "a bug, or an exported file that did not pass its check"
-            body = "\n".join(f"| {_cell(m.what)} | {_cell(m.todo)} |" for m in rows)
+            body = "\n".join(f"| {m.id} | {_cell(m.what)} | {_cell(m.todo)} |" for m in rows)
             head = f"## Exit code {kind.exit_code}: {doc[0].lower()}{doc[1:]}"
-            parts.append(f"{head}\n\n| message | what to do |\n| --- | --- |\n{body}\n")
+            parts.append(f"{head}\n\n| id | message | what to do |\n| --- | --- | --- |\n{body}\n")
     return "\n".join(parts)
 
 

@@ -64,7 +64,11 @@ class Console:
     def error(self, error: PipelineError) -> None:
         """Write what happened, where and what to do to stderr, with the exit code."""
         self._end_progress()
-        parts = {"error: ": error.what, "  where: ": error.where, "  to do: ": error.todo}
+        parts = {
+            "error: ": f"{error.what} [{error.id}]",
+            "  where: ": error.where,
+            "  to do: ": error.todo,
+        }
         text = ""
         for title, part in parts.items():
             for number, line in enumerate(part.splitlines()):

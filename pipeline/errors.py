@@ -1,4 +1,4 @@
-"""Every failure a user can meet, in one place: what happened, where, what to do, exit code.
+"""Every failure a user can meet, in one place: id, what happened, where, what to do, exit code.
 
     PipelineError             1  anything below, or a bug
     ├── ConfigError           2  the configuration or the command line is wrong
@@ -13,32 +13,36 @@ An interrupted process ends with 130 (Ctrl-C) or 143 (SIGTERM).
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 
 class PipelineError(Exception):
-    """A failure told in three parts, ready to print.
+    """A failure in three parts, ready to print, with the stable id of its cause.
 
     Args:
-        what: what happened, one sentence without a final stop.
+        id: `E-KIND-NUMBER`, one for each cause; docs/troubleshooting.md lists it with its
+            fix. Texts may be reworded, the id stays: tests and alerts match it.
+        what: what happened, a fact, without a final stop.
         where: the key, file, URI or worker concerned.
-        todo: the next thing the user should type or change.
+        todo: the next thing that the user should type or change.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, what: str, *, where: str = "", todo: str = "") -> None:
-        # All three go to Exception.args, so the error survives pickling between Ray processes.
-        super().__init__(what, where, todo)
-        self.what, self.where, self.todo = what, where, todo
+    def __init__(self, id: str, what: str, *, where: str = "", todo: str = "") -> None:
+        # All parts go to Exception.args, so the error survives pickling between Ray processes.
+        super().__init__(id, what, where, todo)
+        self.id, self.what, self.where, self.todo = id, what, where, todo
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Rebuild from the three parts: the default would pass them positionally."""
-        return _rebuild, (type(self), self.what, self.where, self.todo)
+        """Rebuild from the parts: the default would pass them positionally."""
+        return _rebuild, (type(self), self.id, self.what, self.where, self.todo)
 
     def __str__(self) -> str:
         """The message as the console shows it: one line per part."""
-        lines = [self.what]
+        lines = [f"{self.what} [{self.id}]"]
         if self.where:
             lines.append(f"  where: {self.where}")
         if self.todo:
@@ -46,8 +50,8 @@ class PipelineError(Exception):
         return "\n".join(lines)
 
 
-def _rebuild(kind: type[PipelineError], what: str, where: str, todo: str) -> PipelineError:
-    return kind(what, where=where, todo=todo)
+def _rebuild(kind: type[PipelineError], id: str, what: str, where: str, todo: str) -> PipelineError:
+    return kind(id, what, where=where, todo=todo)
 
 
 class ConfigError(PipelineError):
@@ -86,21 +90,65 @@ class CheckpointError(PipelineError):
     exit_code = 7
 
 
-def told(error: Exception, *, where: str) -> dict[str, str]:
-    """An error of a training that no restart cures, as plain values for the driver.
+@dataclass(frozen=True)
+class ErrorReport:
+    """An error as plain values: for the driver, another process or a record.
 
-    Args:
-        error: one of this project, or of `sdclr`, which is then told as a `TrainingError`.
-        where: the run, for errors that name no place.
+    Attributes:
+        kind: name of the class, such as `DataError`.
+        id: of the cause.
+        what, where, todo: as in `PipelineError`.
+        exit_code: of the kind.
     """
+
+    kind: str
+    id: str
+    what: str
+    where: str
+    todo: str
+    exit_code: int
+
+    @classmethod
+    def of(
+        cls,
+        error: BaseException,
+        *,
+        where: str = "",
+        todo: str = "change the keys named above and start a new run; the last checkpoint is kept",
+    ) -> ErrorReport:
+        """The report of an error; one of `sdclr` becomes a `TrainingError`.
+
+        Args:
+            error: any.
+            where: the run or trial, for errors that name no place.
+            todo: for errors that are not of this project.
+        """
+        if not isinstance(error, PipelineError):
+            error = TrainingError("E-TRAIN-000", str(error), where=where, todo=todo)
+        kind = type(error).__name__
+        return cls(kind, error.id, error.what, error.where, error.todo, error.exit_code)
+
+    def error(self) -> PipelineError:
+        """The error again, of its own kind."""
+        kinds = {kind.__name__: kind for kind in PipelineError.__subclasses__()}
+        kind = kinds.get(self.kind, PipelineError)
+        return kind(self.id, self.what, where=self.where, todo=self.todo)
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ErrorReport:
+        """Of the output of `to_json`."""
+        return cls(**json.loads(text))
+
+
+def reason_of(error: Exception) -> str:
+    """The class that best names why a training stopped, for the gauge of stops."""
     # A step that was not finite arrives as a TrainingError that says where its evidence is.
     is_evidence = isinstance(error, TrainingError) and error.__cause__ is not None
-    reason = type(error.__cause__ if is_evidence else error).__name__
-    if not isinstance(error, PipelineError):
-        todo = "change the keys named above and start a new run; the last checkpoint is kept"
-        error = TrainingError(str(error), where=where, todo=todo)
-    parts = {"what": error.what, "where": error.where, "todo": error.todo}
-    return {"kind": type(error).__name__, "reason": reason, **parts}
+    return type(error.__cause__ if is_evidence else error).__name__
 
 
 def root_cause(error: BaseException) -> BaseException:

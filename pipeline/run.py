@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         todo = "please report it with the text above and the run's run.json"
-        console.error(PipelineError("this is a bug", where="see the traceback", todo=todo))
+        console.error(
+            PipelineError("E-BUG-002", "this is a bug", where="see the traceback", todo=todo)
+        )
         return EXIT_BUG
 
 

@@ -161,7 +161,7 @@ def test_storage_that_does_not_answer_is_not_an_empty_folder(tmp_path: Path) -> 
     folder = saved(tmp_path, 10)
 
     def failing_read(uri: str) -> bytes:
-        raise StorageError("no answer", where=uri)
+        raise StorageError("E-STORAGE-999", "no answer", where=uri)
 
     with mock.patch.object(storage, "read_bytes", failing_read), pytest.raises(StorageError):
         checkpoint.latest(folder, config_hash=HASH)

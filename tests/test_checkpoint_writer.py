@@ -78,7 +78,9 @@ def test_what_is_written_is_the_state_at_the_call(tmp_path: Path, gate: threadin
 @pytest.mark.promise("R15")
 def test_a_failure_is_raised_by_the_next_call_as_what_it_was(tmp_path: Path) -> None:
     def full(uri: str, data: bytes) -> None:
-        raise StorageError("could not write: no space left on the device", where=uri)
+        raise StorageError(
+            "E-STORAGE-999", "could not write: no space left on the device", where=uri
+        )
 
     one = writer(tmp_path)
     one.save(some_state(10))

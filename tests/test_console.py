@@ -122,7 +122,9 @@ def test_table_is_aligned() -> None:
 @pytest.mark.promise("O2")
 def test_error_goes_to_stderr_in_four_parts() -> None:
     stream, errors = io.StringIO(), io.StringIO()
-    error = TrainingError("The loss is not finite", where="step 12", todo="lower train.lr")
+    error = TrainingError(
+        "E-TRAIN-999", "The loss is not finite", where="step 12", todo="lower train.lr"
+    )
     console(stream, Clock(), errors).error(error)
     assert stream.getvalue() == ""
     assert errors.getvalue().splitlines() == [

@@ -19,7 +19,7 @@ class Wrapping(Exception):
 
 
 def test_an_error_survives_the_way_between_processes() -> None:
-    error = DataError("what", where="where", todo="todo")
+    error = DataError("E-DATA-999", "what", where="where", todo="todo")
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is DataError
     assert (again.what, again.where, again.todo) == ("what", "where", "todo")
@@ -52,7 +52,7 @@ def test_an_exception_that_is_none_of_ours_is_called_a_bug(
 
 @pytest.mark.parametrize("name", ["cause", "_base_exc", "training_failed_error"])
 def test_the_root_is_found_below_any_wrapping(name: str) -> None:
-    root = DataError("broken")
+    root = DataError("E-DATA-999", "broken")
     assert root_cause(Wrapping(**{name: Wrapping(cause=root)})) is root
     plain = ValueError("alone")
     assert root_cause(plain) is plain
@@ -64,7 +64,7 @@ def test_the_root_is_found_below_any_wrapping(name: str) -> None:
 @pytest.mark.promise("R18")
 def test_of_several_workers_the_one_that_says_most_is_heard() -> None:
     lost = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]")
-    bug, ours = KeyError("x"), DataError("broken shard")
+    bug, ours = KeyError("x"), DataError("E-DATA-999", "broken shard")
     assert root_cause(Wrapping(worker_failures={0: lost, 1: bug})) is bug
     failures = {0: lost, 1: bug, 2: Wrapping(cause=ours)}
     assert root_cause(Wrapping(worker_failures=failures)) is ours

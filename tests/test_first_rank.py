@@ -20,7 +20,7 @@ def tried(*, fails: bool) -> str:
 
     def work() -> str:
         if fails:
-            raise StorageError("the file is broken", where="file")
+            raise StorageError("E-STORAGE-999", "the file is broken", where="file")
         return "done"
 
     rank = collective.rank()

@@ -104,7 +104,7 @@ def test_an_actor_that_refuses_to_start_is_not_tried_again_and_says_why(
 
 def test_what_is_no_loss_is_raised_as_it_is() -> None:
     def broken() -> None:
-        raise DataError("a broken shard")
+        raise DataError("E-DATA-999", "a broken shard")
 
     with pytest.raises(DataError, match="a broken shard"):
         again_when_lost(broken, say=lambda _: None)

@@ -21,7 +21,7 @@ from tests.sources import image_bytes, settings, write_files, write_tar
 
 def job(item: dict[str, Any], shared: Any) -> Result:
     if item["n"] < 0:
-        raise DataError("what", where="here", todo="this")
+        raise DataError("E-DATA-999", "what", where="here", todo="this")
     return Result([item["n"], "é"], pa.table({"x": np.arange(item["n"]) * shared}))
 
 

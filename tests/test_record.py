@@ -57,7 +57,11 @@ def test_create_refuses_an_existing_run(tmp_path: Path) -> None:
 
 def test_status_goes_from_running_to_an_end_and_back_only_by_resume(tmp_path: Path) -> None:
     record = new_record(tmp_path)
-    record.fail(TrainingError("The loss is not finite", where="step 12", todo="lower train.lr"))
+    record.fail(
+        TrainingError(
+            "E-TRAIN-999", "The loss is not finite", where="step 12", todo="lower train.lr"
+        )
+    )
     content = RunRecord.open(str(tmp_path)).content
     assert content["status"] == "failed"
     assert content["error"] == {
@@ -119,7 +123,11 @@ def test_broken_records_are_named(tmp_path: Path) -> None:
 
 def record_text(folder: Path) -> str:
     record = new_record(folder, argv=["run.py", f"s3.x={SECRET}", f"s3://me:{SECRET}@host/b"])
-    record.fail(DataError(f"denied for {SECRET}", where=f"https://u:{SECRET}@h/p", todo=SECRET))
+    record.fail(
+        DataError(
+            "E-DATA-999", f"denied for {SECRET}", where=f"https://u:{SECRET}@h/p", todo=SECRET
+        )
+    )
     return (folder / "run.json").read_text()
 
 

@@ -35,7 +35,9 @@ def run(tmp_path: Path) -> str:
         str(uri), name="demo-1", config_hash=config_hash(Config()), seed=0, argv=["run.py"]
     )
     record.set_data(uri=str(data), manifest_hash=manifest.hash, name=manifest.name)
-    record.fail(TrainingError("the loss is nan", where="step 3", todo="lower train.lr"))
+    record.fail(
+        TrainingError("E-TRAIN-999", "the loss is nan", where="step 3", todo="lower train.lr")
+    )
     return str(uri)
 
 

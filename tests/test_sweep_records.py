@@ -75,7 +75,7 @@ def test_a_file_that_tune_still_writes_does_not_hide_the_error(
         rmdir(path, **options)
 
     def refresh() -> None:
-        raise ClusterError("no trial could be placed", where="x", todo="y")
+        raise ClusterError("E-CLUSTER-999", "no trial could be placed", where="x", todo="y")
 
     tune = MagicMock()
     tune.Tuner.return_value.fit = lambda: given_up.wait(60)

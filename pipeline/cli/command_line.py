@@ -49,7 +49,9 @@ class Command:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message, where="command line", todo="see python pipeline/run.py --help")
+        raise ConfigError(
+            "E-CONFIG-001", message, where="command line", todo="see python pipeline/run.py --help"
+        )
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -95,6 +97,7 @@ def parse(argv: Sequence[str]) -> Command:
         _check_compared(runs, overrides, args.resume)
     elif len(others) > 1:
         raise ConfigError(
+            "E-CONFIG-002",
             f"one stage at a time, got {', '.join(others)}",
             where="command line",
             todo=f"choose one of {', '.join(STAGES)}",
@@ -104,6 +107,7 @@ def parse(argv: Sequence[str]) -> Command:
         nearest = difflib.get_close_matches(stage, STAGES, n=1)
         meant = f"; did you mean {nearest[0]}?" if nearest else ""
         raise ConfigError(
+            "E-CONFIG-003",
             f"{stage!r} is neither a stage nor section.key=value{meant}",
             where="command line",
             todo=f"stages are {', '.join(STAGES)}",
@@ -116,12 +120,14 @@ def _check_compared(runs: Sequence[str], overrides: Sequence[str], resume: str |
     where = f"report {' '.join(runs)}"
     if overrides or resume is not None:
         raise ConfigError(
+            "E-CONFIG-004",
             "a comparison takes the names of runs only",
             where=where,
             todo="leave out --resume and section.key=value; --config may name run.root",
         )
     if len(runs) < 2 or len(set(runs)) < len(runs):
         raise ConfigError(
+            "E-CONFIG-005",
             "a comparison needs two runs or more, each once",
             where=where,
             todo="name another run, or use report --resume RUN for the page of one run",

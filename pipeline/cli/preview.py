@@ -58,6 +58,7 @@ def _show_sweep(config: Config, plan: DryRun, console: Console) -> None:
 
     if config.tune.objective == "fewshot" and "val" not in plan.sets:
         raise ConfigError(
+            "E-CONFIG-006",
             "a sweep is scored on a validation set, and the data set has none",
             where=plan.data_uri,
             todo="set data.num_val_per_class or data.val_index, or tune.objective=view_retrieval",

@@ -58,6 +58,7 @@ def _found(command: Command) -> RunFolder:
     if command.stage in ("evaluate", "export", "mine", "report"):
         if number == 1:
             raise ConfigError(
+                "E-CONFIG-007",
                 f"there is no run of this configuration to {command.stage}",
                 where=storage.join(root, base),
                 todo="run the stage train first, or name a run with --resume",
@@ -86,7 +87,9 @@ def _existing(command: Command) -> RunFolder:
         text = storage.read_bytes(file).decode()
     except UnicodeDecodeError as error:
         todo = "restore it from a copy; the run cannot be gone on with"
-        raise ConfigError(f"it is not UTF-8 text ({error})", where=file, todo=todo) from None
+        raise ConfigError(
+            "E-CONFIG-008", f"it is not UTF-8 text ({error})", where=file, todo=todo
+        ) from None
     config = parse_config(text, origin=file)
     wanted = base
     if command.config_file is None:
@@ -95,6 +98,7 @@ def _existing(command: Command) -> RunFolder:
     changes = changed_keys(config, wanted, sweep=is_sweep)
     if changes:
         raise ConfigError(
+            "E-CONFIG-009",
             "a run goes on with its own configuration; changed keys:\n" + "\n".join(changes),
             where=uri,
             todo="leave them out, or start a new run; train.init_from takes trained weights",

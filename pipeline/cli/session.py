@@ -131,6 +131,7 @@ class Session:
         known = self.folder.manifest_hash
         if known is not None and known != manifest.hash:
             raise DataError(
+                "E-DATA-001",
                 "the data set is not the one that the run was begun with",
                 where=uri,
                 todo="restore it from a copy, or start a new run",
@@ -144,6 +145,7 @@ class Session:
             data = self.record.content["data"]
             if data is None:
                 raise DataError(
+                    "E-DATA-002",
                     "the run has no data set yet",
                     where=self.folder.uri,
                     todo=f"train it first: {PROGRAM} train --resume {self.folder.uri}",

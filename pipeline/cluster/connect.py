@@ -158,6 +158,7 @@ def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:
     if use_gpu:
         if num_workers > cluster.num_gpus:
             raise ClusterError(
+                "E-CLUSTER-001",
                 f"{num_workers} training workers need a GPU each, the cluster has "
                 f"{cluster.num_gpus}",
                 where=f"train.workers={num_workers}",
@@ -167,6 +168,7 @@ def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:
     available = cluster.num_cpus - _DATA_CPUS
     if num_workers > available:
         raise ClusterError(
+            "E-CLUSTER-002",
             f"{num_workers} training workers need a CPU each, the cluster has {available} for them"
             f" ({_DATA_CPUS} more feeds the data)",
             where=f"train.workers={num_workers}",
@@ -238,6 +240,7 @@ def check_placement(cluster: Cluster, *resources: str | None) -> None:
         if resource is not None and resource not in cluster.custom_resources:
             offered = ", ".join(sorted(cluster.custom_resources)) or "none"
             raise ClusterError(
+                "E-CLUSTER-003",
                 f"no node of the cluster has the resource {resource!r}; there are: {offered}",
                 where="placement",
                 todo=f"start nodes with --resources='{{\"{resource}\": 1}}', set placement.wait_s "
@@ -258,10 +261,13 @@ def _unreachable(error: Exception, address: str | None) -> ClusterError:
     unset = "or unset RAY_ADDRESS to start Ray on this machine"
     set_token = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token"
     if type(error).__name__ == "AuthenticationError":
-        return ClusterError("there is no token for the Ray cluster", where=where, todo=set_token)
+        return ClusterError(
+            "E-CLUSTER-004", "there is no token for the Ray cluster", where=where, todo=set_token
+        )
     if address and "Failed to connect to Ray cluster" in str(error):
         # Its port answered a moment ago.
         return ClusterError(
+            "E-CLUSTER-005",
             "the Ray cluster answers, but does not let this client in: the token is missing or "
             "wrong, or it is no Ray cluster of this version",
             where=where,
@@ -269,12 +275,14 @@ def _unreachable(error: Exception, address: str | None) -> ClusterError:
         )
     if not address:
         return ClusterError(
+            "E-CLUSTER-006",
             f"Ray does not start on this machine: {error}",
             where=where,
             todo="run it again when the machine is less busy; Ray's own logs are in /tmp/ray, or "
             "where RAY_TMPDIR says",
         )
     return ClusterError(
+        "E-CLUSTER-007",
         f"the Ray cluster cannot be reached: {error}",
         where=where,
         todo=f"check the address and that the head runs, {unset}",

@@ -17,9 +17,9 @@ from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 
-from pipeline import errors, storage
+from pipeline import storage
 from pipeline.cluster.connect import on_nodes_with
-from pipeline.errors import ClusterError, PipelineError
+from pipeline.errors import ClusterError, ErrorReport, PipelineError
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ class RayTasks:
                 yield row["number"], result
         except ray.exceptions.RayError as error:
             raise ClusterError(
+                "E-CLUSTER-008",
                 f"the ingest tasks failed: {_first_cause(error)}",
                 where=self._where,
                 todo="look at the worker logs of Ray; if memory ran out, lower ingest.shard_bytes",
@@ -128,11 +129,11 @@ def ingest_task(row: dict[str, Any], *, job: Job, shared: Any) -> dict[str, Any]
     if isinstance(shared, ray.ObjectRef):
         shared = ray.get(shared)
     before = storage.num_retries()
-    told, result = None, Result()
+    failure, result = None, Result()
     try:
         result = job(json.loads(row["item"]), shared)
     except PipelineError as error:
-        told = (type(error).__name__, error.what, error.where, error.todo)
+        failure = ErrorReport.of(error).to_json()
     sink = pa.BufferOutputStream()
     if result.table is not None:
         with pa.ipc.new_stream(sink, result.table.schema) as writer:
@@ -141,16 +142,14 @@ def ingest_task(row: dict[str, Any], *, job: Job, shared: Any) -> dict[str, Any]
         "number": row["number"],
         "values": json.dumps(result.values),
         "table": sink.getvalue().to_pybytes(),
-        "error": json.dumps(told),
+        "error": failure,
         "num_retries": storage.num_retries() - before,
     }
 
 
 def _unpacked(row: dict[str, Any]) -> Result:
-    told = json.loads(row["error"])
-    if told is not None:
-        kind, what, where, todo = told
-        raise getattr(errors, kind)(what, where=where, todo=todo)
+    if row["error"] is not None:
+        raise ErrorReport.from_json(row["error"]).error()
     table = pa.ipc.open_stream(row["table"]).read_all() if row["table"] else None
     return Result(json.loads(row["values"]), table, row["num_retries"])
 

@@ -33,5 +33,7 @@ def on_first_rank(
             error = caught
     failed = torch.tensor(error is not None, device=device)
     if bool(collective.stack_over_ranks(failed)[0]):
-        raise error or TrainingError("rank 0 cannot begin", where=where, todo="see its own error")
+        raise error or TrainingError(
+            "E-TRAIN-001", "rank 0 cannot begin", where=where, todo="see its own error"
+        )
     return found

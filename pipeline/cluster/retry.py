@@ -45,6 +45,7 @@ def in_words(error: BaseException) -> ClusterError | None:
     for inner in _chain(error):
         if type(inner).__name__ == "ExecutionTimeoutError":
             return ClusterError(
+                "E-CLUSTER-009",
                 f"Ray Data found no free CPU or GPU for its tasks: {_first_line(inner)}",
                 where="the cluster",
                 todo="wait until other work has ended or add nodes, then go on with --resume; for "
@@ -55,11 +56,13 @@ def in_words(error: BaseException) -> ClusterError | None:
         return None
     if getattr(lost, "actor_init_failed", False):
         return ClusterError(
+            "E-CLUSTER-010",
             f"a worker could not start: {str(lost).strip().splitlines()[-1]}",
             where="the cluster",
             todo="cure what it says, then go on with --resume",
         )
     return ClusterError(
+        "E-CLUSTER-011",
         f"Ray lost a part of the work again and again: {type(lost).__name__}: {_first_line(lost)}",
         where="the cluster",
         todo="look for nodes that died or ran out of memory in the dashboard, then go on with "

@@ -166,7 +166,9 @@ def _file_text(path: str) -> str:
         problem = f"the configuration could not be read: {error.strerror}"
     except ValueError:
         problem = "the configuration could not be read: not a file name"
-    raise ConfigError(problem, where=redact(path), todo="give the path of a YAML file")
+    raise ConfigError(
+        "E-CONFIG-010", problem, where=redact(path), todo="give the path of a YAML file"
+    )
 
 
 def _document(

@@ -175,7 +175,7 @@ def config_error(problems: Sequence[Problem]) -> ConfigError:
     )
     where = ", ".join(places)
     todo = "correct what is named above; --help-keys lists every key, its range and default"
-    return ConfigError("\n".join(lines), where=redact(where, {}), todo=todo)
+    return ConfigError("E-CONFIG-011", "\n".join(lines), where=redact(where, {}), todo=todo)
 
 
 def dotted(path: Sequence[str]) -> str:

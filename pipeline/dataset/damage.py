@@ -39,7 +39,7 @@ def read_or_name_sample(data_uri: str, info: ShardInfo) -> pa.Table:
         if sample is None:
             raise
         what = f"{error.what}: the image of sample {sample} was changed"
-        raise DataError(what, where=error.where, todo=error.todo) from error
+        raise DataError("E-DATA-003", what, where=error.where, todo=error.todo) from error
 
 
 def find_changed_sample(data: bytes) -> str | None:

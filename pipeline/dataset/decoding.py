@@ -73,6 +73,7 @@ class ShardDecoder:
             height_px = width_px = self.canvas_px
         else:
             raise DataError(
+                "E-DATA-004",
                 "images of different sizes need a canvas",
                 where=self.data_uri,
                 todo="set feed.canvas_px, for example feed.canvas_px=256",
@@ -105,6 +106,7 @@ class ShardDecoder:
                 _, sizes_n2[place] = decode_canvas(bytes(data), self.limits, width_px, canvas)
             except RejectedImage as error:
                 raise DataError(
+                    "E-DATA-005",
                     f"the image of sample {ids[row]} passed ingest and cannot be decoded now: "
                     f"{error.reason}, {error.detail}",
                     where=self.data_uri,

@@ -158,16 +158,21 @@ def read_manifest(data_uri: str) -> Manifest:
     """
     uri = storage.join(data_uri, MANIFEST_NAME)
     if not storage.exists(uri):
-        raise DataError("there is no ingested data set", where=uri, todo="run the ingest stage")
+        raise DataError(
+            "E-DATA-006", "there is no ingested data set", where=uri, todo="run the ingest stage"
+        )
     try:
         content = json.loads(storage.read_bytes(uri))
     except (ValueError, RecursionError) as error:
-        raise DataError("the manifest is torn: not JSON", where=uri, todo=_AGAIN) from error
+        raise DataError(
+            "E-DATA-007", "the manifest is torn: not JSON", where=uri, todo=_AGAIN
+        ) from error
     if not isinstance(content, dict):
-        raise DataError("the manifest is not a JSON object", where=uri, todo=_AGAIN)
+        raise DataError("E-DATA-008", "the manifest is not a JSON object", where=uri, todo=_AGAIN)
     version = content.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise DataError(
+            "E-DATA-009",
             f"the manifest has schema version {version!r:.40}, this program reads {SCHEMA_VERSION}",
             where=uri,
             todo="use the program version that made the data set, or ingest it again",
@@ -175,16 +180,20 @@ def read_manifest(data_uri: str) -> Manifest:
     try:
         expected = canonical_hash(content)
     except ValueError as error:  # NaN is no JSON, though Python reads it
-        raise DataError("the manifest is not strict JSON", where=uri, todo=_AGAIN) from error
+        raise DataError(
+            "E-DATA-010", "the manifest is not strict JSON", where=uri, todo=_AGAIN
+        ) from error
     if content.get("hash") != expected:
-        raise DataError("the manifest was altered: its hash differs", where=uri, todo=_AGAIN)
+        raise DataError(
+            "E-DATA-011", "the manifest was altered: its hash differs", where=uri, todo=_AGAIN
+        )
     try:
         manifest = _ADAPTER.validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         what = f"the manifest is malformed at {place}: {first['msg']}"
-        raise DataError(what, where=uri, todo=_AGAIN) from error
+        raise DataError("E-DATA-012", what, where=uri, todo=_AGAIN) from error
     _check_names(manifest)
     _check_sums(manifest, uri)
     return manifest
@@ -217,7 +226,9 @@ def verify_shards(data_uri: str, manifest: Manifest) -> None:
     for kind, names in (("missing", missing), ("extra", extra), ("of the wrong size", wrong)):
         if names:
             listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            raise DataError(f"{len(names)} shards {kind}: {listed}", where=data_uri, todo=_AGAIN)
+            raise DataError(
+                "E-DATA-013", f"{len(names)} shards {kind}: {listed}", where=data_uri, todo=_AGAIN
+            )
 
 
 def _check_names(manifest: Manifest) -> None:
@@ -225,7 +236,9 @@ def _check_names(manifest: Manifest) -> None:
         storage.safe_name(shard.name)
         folder, _, name = shard.name.partition("/")
         if folder != "shards" or not name or "/" in name:
-            raise DataError("a shard lies outside shards/", where=shard.name[:200], todo=_AGAIN)
+            raise DataError(
+                "E-DATA-014", "a shard lies outside shards/", where=shard.name[:200], todo=_AGAIN
+            )
 
 
 def _check_sums(manifest: Manifest, uri: str) -> None:
@@ -248,4 +261,4 @@ def _check_sums(manifest: Manifest, uri: str) -> None:
                 problems.append(f"class counts of {name} do not add up")
     if problems:
         what = "the manifest is inconsistent: " + "; ".join(problems)
-        raise DataError(what, where=uri, todo=_AGAIN)
+        raise DataError("E-DATA-015", what, where=uri, todo=_AGAIN)

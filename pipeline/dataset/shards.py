@@ -127,15 +127,15 @@ def read_table(data_uri: str, info: ShardInfo) -> pa.Table:
     data = storage.read_bytes(uri)
     if hashlib.sha256(data).hexdigest() != info.sha256:
         what = f"the shard's hash differs from the manifest's ({len(data)} of {info.bytes} bytes)"
-        raise DataError(what, where=uri, todo=_AGAIN)
+        raise DataError("E-DATA-016", what, where=uri, todo=_AGAIN)
     table = _parse(data, uri)
     if table.num_rows != info.rows:
         what = f"the shard has {table.num_rows} rows, the manifest says {info.rows}"
-        raise DataError(what, where=uri, todo=_AGAIN)
+        raise DataError("E-DATA-017", what, where=uri, todo=_AGAIN)
     sample = _wrong_sample(table)
     if sample is not None:
         what = f"the image of sample {sample} does not have its recorded hash"
-        raise DataError(what, where=uri, todo=_AGAIN)
+        raise DataError("E-DATA-018", what, where=uri, todo=_AGAIN)
     return table
 
 
@@ -155,10 +155,12 @@ def read_hashes(data_uri: str, info: ShardInfo) -> tuple[list[str], list[str]]:
         tail = file.read(8)
         footer_bytes = int.from_bytes(tail[:4], "little")
         if tail[4:] != b"PAR1" or footer_bytes > size - 12:
-            raise DataError("the shard is not a Parquet file", where=uri, todo=_AGAIN)
+            raise DataError("E-DATA-019", "the shard is not a Parquet file", where=uri, todo=_AGAIN)
         file.seek(size - 8 - footer_bytes)
         if b"ARROW:" in file.read(footer_bytes):
-            raise DataError("the shard embeds an Arrow schema", where=uri, todo=_AGAIN)
+            raise DataError(
+                "E-DATA-020", "the shard embeds an Arrow schema", where=uri, todo=_AGAIN
+            )
         try:
             parquet = pq.ParquetFile(file)
             _check_plain(parquet.metadata, uri)
@@ -166,10 +168,10 @@ def read_hashes(data_uri: str, info: ShardInfo) -> tuple[list[str], list[str]]:
             ids, digests = table["id"].to_pylist(), table["sha256"].to_pylist()
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             what = f"the shard cannot be parsed: {error!s:.200}"
-            raise DataError(what, where=uri, todo=_AGAIN) from error
+            raise DataError("E-DATA-021", what, where=uri, todo=_AGAIN) from error
     if len(ids) != info.rows:
         what = f"the shard has {len(ids)} rows, the manifest says {info.rows}"
-        raise DataError(what, where=uri, todo=_AGAIN)
+        raise DataError("E-DATA-022", what, where=uri, todo=_AGAIN)
     return ids, digests
 
 
@@ -188,7 +190,7 @@ def raw_pixels(
     if len(wrong):
         found = int(stops[wrong[0] + 1] - stops[wrong[0]])
         what = f"the image has {found} bytes, {height_px} x {width_px} x 3 expected"
-        raise DataError(what, where=f"sample {ids[wrong[0]]}", todo=_AGAIN)
+        raise DataError("E-DATA-023", what, where=f"sample {ids[wrong[0]]}", todo=_AGAIN)
     flat = np.frombuffer(data, np.uint8, int(stops[-1] - stops[0]), int(stops[0]))
     return flat.reshape(len(images), height_px, width_px, 3)
 
@@ -231,18 +233,20 @@ def _parse(data: bytes, uri: str) -> pa.Table:
     footer_bytes = int.from_bytes(data[-8:-4], "little")
     is_parquet = len(data) >= 12 and data[:4] == data[-4:] == b"PAR1"
     if not is_parquet or footer_bytes > len(data) - 12:
-        raise DataError("the shard is not a Parquet file", where=uri, todo=_AGAIN)
+        raise DataError("E-DATA-019", "the shard is not a Parquet file", where=uri, todo=_AGAIN)
     if b"ARROW:" in data[-8 - footer_bytes : -8]:
-        raise DataError("the shard embeds an Arrow schema", where=uri, todo=_AGAIN)
+        raise DataError("E-DATA-020", "the shard embeds an Arrow schema", where=uri, todo=_AGAIN)
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         if not file.schema_arrow.equals(_SCHEMA):
-            raise DataError("the shard has unexpected columns", where=uri, todo=_AGAIN)
+            raise DataError(
+                "E-DATA-024", "the shard has unexpected columns", where=uri, todo=_AGAIN
+            )
         _check_plain(file.metadata, uri)
         return file.read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         what = f"the shard cannot be parsed: {error!s:.200}"
-        raise DataError(what, where=uri, todo=_AGAIN) from error
+        raise DataError("E-DATA-025", what, where=uri, todo=_AGAIN) from error
 
 
 def _check_plain(metadata: pq.FileMetaData, uri: str) -> None:
@@ -253,4 +257,4 @@ def _check_plain(metadata: pq.FileMetaData, uri: str) -> None:
             is_plain = set(column.encodings) <= {"PLAIN", "RLE"}
             if column.compression != "UNCOMPRESSED" or not is_plain:
                 what = "the shard is compressed or dictionary-coded"
-                raise DataError(what, where=uri, todo=_AGAIN)
+                raise DataError("E-DATA-026", what, where=uri, todo=_AGAIN)

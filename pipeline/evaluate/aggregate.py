@@ -65,6 +65,7 @@ def _evaluation(uri: str) -> dict[str, Any]:
     file = storage.join(uri, "evaluation.json")
     if not storage.exists(file):
         raise DataError(
+            "E-DATA-027",
             "the run has not been evaluated",
             where=uri,
             todo=f"python pipeline/run.py evaluate --resume {uri}",
@@ -82,6 +83,7 @@ def _check_alike(evaluations: dict[str, dict[str, Any]]) -> None:
             if evaluation.get(key) != first.get(key):
                 a, b = (", ".join(map(str, [e.get(key)]))[:200] for e in (first, evaluation))
                 raise DataError(
+                    "E-DATA-028",
                     f"the runs cannot be averaged, their {name} differ: {a} and {b}",
                     where=f"{first_uri} and {uri}",
                     todo="name runs of one data source",
@@ -185,4 +187,4 @@ def _notes(uris: Sequence[str]) -> list[str]:
 
 
 def _same(what: str, todo: str) -> ConfigError:
-    return ConfigError(what, where="evaluate.runs", todo=todo)
+    return ConfigError("E-CONFIG-012", what, where="evaluate.runs", todo=todo)

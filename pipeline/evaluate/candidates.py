@@ -80,6 +80,7 @@ def _add_method(
     if newest.state is None:
         reasons = f" ({'; '.join(newest.refused)})" if newest.refused else ""
         raise CheckpointError(
+            "E-CHECKPOINT-001",
             f"method {method} has no checkpoint{reasons}",
             where=folder,
             todo=f"train it first: python pipeline/run.py train --resume {run_uri}",

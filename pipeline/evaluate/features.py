@@ -214,6 +214,7 @@ def _assemble(set_name: str, parts: list[dict[str, Any]], num_rows: int) -> SetF
     order = np.argsort(rows)
     if not np.array_equal(rows[order], np.arange(num_rows)):
         raise DataError(
+            "E-DATA-029",
             f"not every image of {set_name} arrived exactly once",
             where=f"set {set_name}",
             todo="run the stage again; if it happens again, ingest the data set again",

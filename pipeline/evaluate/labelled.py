@@ -31,6 +31,7 @@ def check_sets(config: Config, manifest: Manifest) -> None:
     if scored_on not in manifest.sets or "probe" not in manifest.sets:
         missing = scored_on if scored_on not in manifest.sets else "probe"
         raise ConfigError(
+            "E-CONFIG-013",
             f"the data set has no {missing} set, it has {have}",
             where=f"evaluate.split={scored_on}, data set {manifest.name}",
             todo="set data.num_test_per_class or data.val_index and ingest, or another split",
@@ -38,6 +39,7 @@ def check_sets(config: Config, manifest: Manifest) -> None:
     wanting = [p for p in config.evaluate.protocols if p in NEEDS_VAL]
     if wanting and "val" not in manifest.sets:
         raise ConfigError(
+            "E-CONFIG-014",
             f"{' and '.join(wanting)} choose the epoch on a val set, the data set has {have}",
             where=f"evaluate.protocols, data set {manifest.name}",
             todo="give data.val_index and ingest, or use cached-linear or paper-fewshot-last, "
@@ -47,6 +49,7 @@ def check_sets(config: Config, manifest: Manifest) -> None:
     names = manifest.class_names or ()
     if learnt is None or scored is None:
         raise DataError(
+            "E-DATA-030",
             "a set without class counts cannot be scored",
             where=f"data set {manifest.name}",
             todo="delete the data set and ingest again, one folder per class",
@@ -54,6 +57,7 @@ def check_sets(config: Config, manifest: Manifest) -> None:
     unknown = [names[c] for c, (a, b) in enumerate(zip(learnt, scored, strict=True)) if b and not a]
     if unknown:
         raise DataError(
+            "E-DATA-031",
             f"{len(unknown)} classes of {scored_on} have no labelled image: {_listed(unknown)}",
             where=f"data set {manifest.name}, set probe",
             todo=f"add labelled images of these classes, or leave them out of {scored_on}; then "
@@ -76,6 +80,7 @@ def check_labels(manifest: Manifest, set_name: str, found: SetFeatures) -> None:
         if wrong_N.any():
             first = [found.ids[row] for row in np.flatnonzero(wrong_N)[:_SHOWN]]
             raise DataError(
+                "E-DATA-032",
                 f"{int(wrong_N.sum())} of {len(labels_N)} images have {what}: {_listed(first)}",
                 where=where,
                 todo="delete the data set and ingest again",
@@ -87,6 +92,7 @@ def check_labels(manifest: Manifest, set_name: str, found: SetFeatures) -> None:
             c for c, pair in enumerate(zip(recorded, counts, strict=True)) if len({*pair}) > 1
         )
         raise DataError(
+            "E-DATA-033",
             f"the labels do not match the manifest: class {names[label]!r} has {counts[label]} "
             f"images, {recorded[label]} are recorded",
             where=where,
@@ -115,6 +121,7 @@ def fewshot_rows(
     unknown = [i for listed in manifest.fewshot for i in listed if i not in row_of]
     if unknown:
         raise DataError(
+            "E-DATA-034",
             f"{len(unknown)} few-shot images are not in the labelled set",
             where=f"{where}, first: {unknown[0]}",
             todo="use few-shot lists that are part of data.probe_index",
@@ -125,6 +132,7 @@ def fewshot_rows(
         empty = sorted(set(labels_N.tolist()) - set(labels_N[rows].tolist()))
         if empty:
             raise DataError(
+                "E-DATA-035",
                 f"few-shot list {number + 1} has no image of {len(empty)} classes: "
                 f"{_listed([names[c] for c in empty])}",
                 where=where,
@@ -152,6 +160,7 @@ def _drawn(
         )
     except ValueError as error:
         raise DataError(
+            "E-DATA-036",
             f"few-shot sets cannot be drawn: {error}",
             where=f"data set {manifest.name}",
             todo=f"lower evaluate.shots_per_class (now {shots})",

@@ -102,6 +102,7 @@ def train_job(
             yield {"epoch": epoch.epoch, "val": epoch.val_accuracy}
     except FloatingPointError as error:
         raise TrainingError(
+            "E-TRAIN-002",
             f"the linear classifier on {job.source.name} diverged: {error}",
             where="evaluate.protocols",
             todo="look at the features of this model: the published learning rate of 30 is for "

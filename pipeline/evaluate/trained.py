@@ -202,6 +202,7 @@ def check_fits(config: Config, manifest: Manifest, num_images: int) -> None:
     needed = num_images * 3 * height_px * width_px
     if needed > config.feed.max_memory_bytes:
         raise ConfigError(
+            "E-CONFIG-015",
             f"the {num_images} decoded labelled images take {needed / 2**30:.1f} GiB, "
             f"feed.max_memory_bytes allows {config.feed.max_memory_bytes / 2**30:.1f} GiB",
             where="feed.max_memory_bytes",
@@ -233,6 +234,7 @@ def _decoded(
         seen[places] += 1
     if (seen != 1).any():
         raise DataError(
+            "E-DATA-038",
             f"{int((seen != 1).sum())} of {len(rows)} images did not arrive exactly once",
             where=f"data set {manifest.name}",
             todo="run the stage again; if it happens again, ingest the data set again",

@@ -65,6 +65,7 @@ def export(
         found = checkpoint.latest(folder, config_hash=config_hash)
         if found.state is None:
             raise CheckpointError(
+                "E-CHECKPOINT-002",
                 f"method {method} has no checkpoint to export",
                 where=folder,
                 todo=f"train it first: python pipeline/run.py train --resume {run_uri}",
@@ -114,6 +115,7 @@ def export_network(
             found = _run_onnx(content, images)
         except ImportError as error:
             raise ConfigError(
+                "E-CONFIG-016",
                 f"the format onnx needs a package that is not installed: {error.name}",
                 where="export.formats",
                 todo=f"{_ONNX_INSTALL}, or leave onnx out",
@@ -160,6 +162,7 @@ def _check(name: str, found: Tensor, expected: Tensor, folder_uri: str) -> None:
     difference = largest_difference(found, expected)
     if not difference <= MAX_DIFFERENCE:
         raise PipelineError(
+            "E-BUG-001",
             f"{name} would give other features than the network: they differ by {difference:.1e}, "
             f"{MAX_DIFFERENCE:.0e} is allowed",
             where=folder_uri,

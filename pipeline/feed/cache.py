@@ -76,6 +76,7 @@ class SharedImages:
         wrong = int((times_seen_N != 1).sum())
         if wrong or not np.array_equal(found_n, np.arange(num_images)):
             raise DataError(
+                "E-DATA-039",
                 f"{wrong} of {num_images} images did not arrive exactly once",
                 where=f"data set {manifest.name}",
                 todo="run the stage again; if it happens again, ingest the data set again",

@@ -56,6 +56,7 @@ def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:
     except ValueError as error:
         most = num_images - num_images % config.train.workers
         raise DataError(
+            "E-DATA-040",
             f"too few images for a batch: {error}",
             where=f"data set {manifest.name}",
             todo=f"set train.global_batch={most} or less, or add images",
@@ -65,6 +66,7 @@ def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:
     t = config.train
     if smallest < 2 and not t.sync_batchnorm and t.workers > 1 and "sdclr" in t.methods:
         raise ConfigError(
+            "E-CONFIG-017",
             "the smallest batch gives each worker one image, and BatchNorm needs two",
             where=f"train.workers={t.workers}, train.sync_batchnorm=false",
             todo="set train.sync_batchnorm=true, train.drop_last=true, or other train.workers",
@@ -79,6 +81,7 @@ def canvas_size(config: Config, manifest: Manifest) -> tuple[int, int]:
     side_px = config.feed.canvas_px
     if side_px is None:
         raise ConfigError(
+            "E-CONFIG-018",
             "images of different sizes need a canvas",
             where="feed.canvas_px",
             todo="set feed.canvas_px, for example feed.canvas_px=256",
@@ -140,6 +143,7 @@ def stream_budget(config: Config, manifest: Manifest, *, object_store_bytes: int
     ):
         if least > allowed:
             raise ConfigError(
+                "E-CONFIG-019",
                 f"streaming takes at least {_size(least)}: two windows of "
                 f"{config.feed.window_shards} shards, {_size(windows_bytes)}, {fewest} batches in "
                 f"Ray's object store, {_size(step_bytes)} each, and "
@@ -181,6 +185,7 @@ def check_fits(config: Config, manifest: Manifest, *, object_store_bytes: int) -
         return
     if needed > allowed:
         raise ConfigError(
+            "E-CONFIG-020",
             f"the decoded pre-training set takes {_size(needed)} on each node, "
             f"feed.max_memory_bytes allows {_size(allowed)}",
             where="feed.cache",
@@ -189,6 +194,7 @@ def check_fits(config: Config, manifest: Manifest, *, object_store_bytes: int) -
         )
     if needed > _STORE_FRAC * object_store_bytes:
         raise ConfigError(
+            "E-CONFIG-021",
             f"the decoded pre-training set takes {_size(needed)} on each node, Ray's object store "
             f"has {_size(object_store_bytes)} there, of which {_STORE_FRAC:.0%} may be used",
             where="feed.cache",

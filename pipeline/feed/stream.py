@@ -213,6 +213,7 @@ class _Walk:
                 kind, content = ray.get(letter, timeout=_DEADLINE_S)
             except ray.exceptions.RayError as error:
                 raise ClusterError(
+                    "E-CLUSTER-012",
                     "rank 0 hands out no more images",
                     where=f"rank {self.rank}",
                     todo="look at the first error of the run",

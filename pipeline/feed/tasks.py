@@ -204,6 +204,7 @@ def _wait(statuses: list[Any]) -> None:
         ray.get(statuses, timeout=_DEADLINE_S)
     except ray.exceptions.GetTimeoutError as error:
         raise ClusterError(
+            "E-CLUSTER-013",
             f"no images were decoded within {_DEADLINE_S:.0f} s",
             where="feed",
             todo="check that a CPU is free besides those of the training workers, and the storage",
@@ -213,6 +214,7 @@ def _wait(statuses: list[Any]) -> None:
         if isinstance(root, PipelineError):
             raise root from error
         raise ClusterError(
+            "E-CLUSTER-014",
             f"a task that decodes images failed: {type(root).__name__}: {root!s:.300}",
             where="feed",
             todo="look at Ray's worker logs; if memory ran out, lower feed.max_memory_bytes",

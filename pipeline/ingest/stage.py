@@ -149,6 +149,7 @@ def _reuse(config: Config, uri: str) -> Manifest:
     manifest = read_manifest(uri)
     if manifest.name != data_set_name(config) or manifest.config != content_sections(config):
         raise DataError(
+            "E-DATA-078",
             "a different data set is in this place",
             where=uri,
             todo="set data.root to another folder, or delete this one",
@@ -249,6 +250,7 @@ def _unfit(config: Config, index: ImageIndex, manifest: Manifest) -> DataError |
             for reject in manifest.rejects.examples[:3]
         )
         return DataError(
+            "E-DATA-079",
             f"{total} of {num_images} images are unfit ({reasons}), more than the allowed share "
             f"of {limit_frac:g}; first: {first}",
             where=config.data.path or config.data.source,
@@ -256,6 +258,7 @@ def _unfit(config: Config, index: ImageIndex, manifest: Manifest) -> DataError |
         )
     if not manifest.sets["pretrain"].rows:
         return DataError(
+            "E-DATA-080",
             "no image is left to learn from",
             where=config.data.path or config.data.source,
             todo="check data.path and the limits of the ingest section",

@@ -162,6 +162,7 @@ def masks_by_ratio(config: Config, twin: Twin) -> list[dict[str, Tensor]]:
             twin.refresh_masks(rule)
         except StarvedLayerError as error:
             raise ConfigError(
+                "E-CONFIG-025",
                 str(error),
                 where=f"mine.prune_ratios, {ratio}",
                 todo="leave this ratio out, or lower it",

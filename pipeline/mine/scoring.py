@@ -132,6 +132,7 @@ def _collect(scored: Any, num_images: int, progress: Progress) -> ScoredSet:
         progress("mine", int(seen_N.sum()), num_images)
     if not (seen_N == 1).all():
         raise DataError(
+            "E-DATA-081",
             f"{int((seen_N != 1).sum())} of {num_images} images did not arrive exactly once",
             where="mine.set",
             todo="run the stage again; if it happens again, ingest the data set again",

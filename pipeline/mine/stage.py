@@ -67,13 +67,16 @@ def mine(
     """
     if config.mine.set not in manifest.sets:
         raise ConfigError(
+            "E-CONFIG-026",
             f"the data set has no {config.mine.set} set, it has {', '.join(manifest.sets)}",
             where=f"mine.set={config.mine.set}",
             todo="choose one of them",
         )
     info = manifest.sets[config.mine.set]
     if info.rows < 2:
-        raise DataError("a ranking needs 2 images or more", where=data_uri, todo="add images")
+        raise DataError(
+            "E-DATA-082", "a ranking needs 2 images or more", where=data_uri, todo="add images"
+        )
     method = "sdclr" if "sdclr" in config.train.methods else config.train.methods[0]
     found = _newest(run_uri, method, config_hash)
     training_loss_N = _training_loss(config, found)
@@ -262,6 +265,7 @@ def _newest(run_uri: str, method: str, config_hash: str) -> Found:
     if found.state is None:
         reasons = f" ({'; '.join(found.refused)})" if found.refused else ""
         raise CheckpointError(
+            "E-CHECKPOINT-003",
             f"method {method} has no checkpoint{reasons}",
             where=folder,
             todo=f"train it first: python pipeline/run.py train --resume {run_uri}",
@@ -289,11 +293,13 @@ def _training_loss(config: Config, found: Found) -> NDArray[np.float32] | None:
         return None
     if not own:
         raise ConfigError(
+            "E-CONFIG-027",
             "only images that the run was trained on have a loss",
             where="mine.score=training_loss",
             todo="use another score, or leave out mine.data and mine.set",
         )
     raise ConfigError(
+        "E-CONFIG-028",
         "the run kept no loss of each image",
         where="mine.score=training_loss",
         todo="use another score, or train a run with train.loss_memory=0.97",

@@ -38,6 +38,7 @@ def crop_px(config: Config, manifest: Manifest) -> int:
     height_px, width_px = manifest.image.height_px, manifest.image.width_px
     if height_px is None or height_px != width_px:
         raise ConfigError(
+            "E-CONFIG-029",
             "images of different sizes need a size of views",
             where="augment.crop_px",
             todo="set augment.crop_px, for example augment.crop_px=224",
@@ -54,6 +55,7 @@ def resize_px(config: Config, manifest: Manifest) -> int | None:
     crop, configured = crop_px(config, manifest), config.evaluate.resize_px
     if configured is not None and configured < crop:
         raise ConfigError(
+            "E-CONFIG-030",
             f"images of {configured} px cannot be cropped to {crop} px",
             where="evaluate.resize_px",
             todo=f"set it to {crop} or more, or leave it out",
@@ -172,6 +174,7 @@ def trained_model(config: Config, method: str, state: TrainState) -> Twin | SimC
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise CheckpointError(
+            "E-CHECKPOINT-004",
             f"the checkpoint is of another architecture: {str(error).splitlines()[-1].strip()}",
             where=f"model.backbone={config.model.backbone}, model.stem={config.model.stem}",
             todo="use the configuration that the checkpoint was trained with",

@@ -114,6 +114,7 @@ def load(uri: str, *, config_hash: str | None) -> TrainState:
     record = _read_record(uri)
     if config_hash is not None and record.get("config_hash") != config_hash:
         raise CheckpointError(
+            "E-CHECKPOINT-005",
             "the checkpoint belongs to another configuration",
             where=uri,
             todo="resume with the configuration of that run, or start a new run",
@@ -213,6 +214,7 @@ def _read_record(uri: str) -> dict[str, Any]:
     record_uri = storage.join(uri, "commit.json")
     if not storage.exists(record_uri):
         raise CheckpointError(
+            "E-CHECKPOINT-006",
             "there is no finished checkpoint here",
             where=uri,
             todo="give a folder that holds commit.json",
@@ -227,6 +229,7 @@ def _read_record(uri: str) -> dict[str, Any]:
     if version not in _READABLE_VERSIONS or type(version) is not int:
         known = ", ".join(map(str, _READABLE_VERSIONS))
         raise CheckpointError(
+            "E-CHECKPOINT-007",
             f"the checkpoint has format version {version!r}, this program knows {known}",
             where=uri,
             todo="read it with the version of this program that wrote it",
@@ -239,6 +242,7 @@ def _read_record(uri: str) -> dict[str, Any]:
 
 def _broken(uri: str, why: str) -> CheckpointError:
     return CheckpointError(
+        "E-CHECKPOINT-008",
         f"the checkpoint is broken: {why}",
         where=uri,
         todo="delete it; the run continues from the one before",

@@ -44,6 +44,7 @@ def check_given(uri: str) -> None:
     """
     if not storage.exists(uri if is_weights_file(uri) else storage.join(uri, "commit.json")):
         raise CheckpointError(
+            "E-CHECKPOINT-009",
             "there is no checkpoint here",
             where=uri,
             todo="give a folder that holds commit.json (RUN/models/METHOD/checkpoints/step-*), or "
@@ -70,6 +71,7 @@ def read_weights(uri: str) -> dict[str, Tensor]:
             found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
+            "E-CHECKPOINT-010",
             "the file holds more than tensors, and opening it could run code",
             where=uri,
             todo="save a state dict: torch.save(model.state_dict(), FILE), or .safetensors",
@@ -148,6 +150,7 @@ def _foreign(
     said += f" with the stem {facts['stem']}" if said and "stem" in facts else ""
     stem = "the stem, " if misshapen and misshapen[0].startswith(("conv1", "features.0")) else ""
     return CheckpointError(
+        "E-CHECKPOINT-011",
         f"these weights do not fit the backbone {name}: {'; '.join(parts)}",
         where=uri,
         todo=f"set {stem}model.backbone and model.stem to those of the weights{said}",
@@ -178,6 +181,7 @@ def _tensors_in(found: object, depth: int = 0) -> dict[str, Tensor]:
 
 def _unreadable(uri: str, why: str) -> CheckpointError:
     return CheckpointError(
+        "E-CHECKPOINT-012",
         f"the weights cannot be read: {why.splitlines()[-1].strip() if why else 'torn'}"[:300],
         where=uri,
         todo="give a state dict as .safetensors, or .pt saved by torch.save(model.state_dict(), .)",

@@ -46,6 +46,7 @@ def existing_run(name: str, root: str) -> str:
         if storage.exists(storage.join(uri, "config.yaml")):
             return uri
     raise ConfigError(
+        "E-CONFIG-031",
         f"there is no run {name!r}",
         where=" or ".join(candidates),
         todo="give the folder that holds the run's config.yaml",
@@ -69,4 +70,6 @@ def data_of(run_uri: str) -> dict[str, Any]:
         return {"data_uri": str(data["uri"]), "manifest_hash": str(data["manifest_hash"])}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         todo = "restore it from a copy; the run cannot be gone on with"
-        raise DataError(f"The record is broken ({error!r})", where=file, todo=todo) from None
+        raise DataError(
+            "E-DATA-083", f"The record is broken ({error!r})", where=file, todo=todo
+        ) from None

@@ -147,4 +147,4 @@ def _check(row: dict[str, Any], where: str) -> None:
 
 def _line_error(what: str, where: str) -> DataError:
     todo = "restore the file from a copy, or delete this line if nothing depends on it"
-    return DataError(f"metrics.jsonl is broken: {what}", where=where, todo=todo)
+    return DataError("E-DATA-084", f"metrics.jsonl is broken: {what}", where=where, todo=todo)

@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.errors import ConfigError, DataError, ErrorReport, PipelineError
 from pipeline.record import provenance
 from pipeline.record.metrics import metrics_uri
 from pipeline.redact import redact_tree
@@ -61,6 +62,7 @@ class RunRecord:
         uri = storage.join(run_uri, "run.json")
         if storage.exists(uri):
             raise ConfigError(
+                "E-CONFIG-032",
                 f"The run {name!r} exists already",
                 where=uri,
                 todo=f"continue it with --resume {run_uri}, or choose another run.name",
@@ -185,20 +187,19 @@ class RunRecord:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """An exception as the record keeps it: {"what", "where", "todo", "exit_code"}, no secrets."""
-    parts: dict[str, Any]
-    if isinstance(error, PipelineError):
-        parts = {"what": error.what, "where": error.where, "todo": error.todo}
-        parts["exit_code"] = error.exit_code
-    elif isinstance(error, KeyboardInterrupt | SystemExit):
+    """An exception as the record keeps it: the fields of `ErrorReport`, no secrets."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
         code = error.code if isinstance(error, SystemExit) else 130
+        code = code if isinstance(code, int) else 1
         todo = "continue with --resume"
-        parts = {"what": "Interrupted", "where": "", "todo": todo}
-        parts["exit_code"] = code if isinstance(code, int) else 1
+        report = ErrorReport("Interrupted", "E-STOP-001", "Interrupted", "", todo, code)
+    elif isinstance(error, PipelineError):
+        report = ErrorReport.of(error)
     else:
-        parts = {"what": f"{type(error).__name__}: {error}", "where": "", "exit_code": 1}
-        parts["todo"] = "this is a bug or a missing check; the traceback is in the console's output"
-    tidy: dict[str, Any] = redact_tree(parts)
+        todo = "this is a bug or a missing check; the traceback is in the console's output"
+        what = f"{type(error).__name__}: {error}"
+        report = ErrorReport("PipelineError", "E-BUG-001", what, "", todo, 1)
+    tidy: dict[str, Any] = redact_tree(asdict(report))
     return tidy
 
 
@@ -209,13 +210,18 @@ def read_json(uri: str) -> dict[str, Any]:
         DataError: missing, not a JSON object, or of another version.
     """
     if not storage.exists(uri):
-        raise DataError("The record is missing", where=uri, todo="check the run's name and root")
+        raise DataError(
+            "E-DATA-085", "The record is missing", where=uri, todo="check the run's name and root"
+        )
     try:
         content = json.loads(storage.read_bytes(uri))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"The record is not JSON ({error})", where=uri, todo="restore it") from None
+        raise DataError(
+            "E-DATA-086", f"The record is not JSON ({error})", where=uri, todo="restore it"
+        ) from None
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise DataError(
+            "E-DATA-087",
             f"The record does not have schema_version {SCHEMA_VERSION}",
             where=uri,
             todo="read it with the version of this program that wrote it",

@@ -57,6 +57,7 @@ def write_comparison(run_uris: Sequence[str], root: str) -> str:
     for run in runs[1:]:
         if run["evaluation"]["class_names"] != first:
             raise DataError(
+                "E-DATA-088",
                 "the runs are about different classes",
                 where=f"{runs[0]['uri']} and {run['uri']}",
                 todo="compare runs of one labelled data set",
@@ -187,6 +188,7 @@ def _read(uri: str) -> Record:
     place = storage.join(uri, "evaluation.json")
     if not storage.exists(place):
         raise DataError(
+            "E-DATA-027",
             "the run has not been evaluated",
             where=uri,
             todo=f"python pipeline/run.py evaluate --resume {uri}",

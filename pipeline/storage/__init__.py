@@ -55,6 +55,7 @@ def _store(uri: str) -> Store:
 
         return ObjectStore()
     raise StorageError(
+        "E-STORAGE-001",
         f"storage of the kind {scheme}:// is not supported",
         where=uri,
         todo="use a local path, file:// or s3://",
@@ -181,6 +182,7 @@ def safe_name(name: str) -> str:
     )
     if broken:
         raise DataError(
+            "E-DATA-089",
             "a name leads outside its folder or is not in plain form",
             where=repr(name[:200]),
             todo="do not use this data set; make it again with the ingest stage",

@@ -39,6 +39,7 @@ class Claim:
         """
         if not self._is_mine():
             raise DataError(
+                "E-DATA-090",
                 "another ingest of the same data set has begun here, and goes on in place of this "
                 "one",
                 where=self._data_uri,

@@ -34,7 +34,7 @@ def _told(uri: str, action: str) -> Iterator[None]:
         yield
     except OSError as error:
         what, todo = _words(error, action)
-        raise StorageError(what, where=uri, todo=todo) from error
+        raise StorageError("E-STORAGE-002", what, where=uri, todo=todo) from error
 
 
 def _words(error: OSError, action: str) -> tuple[str, str]:

@@ -241,7 +241,7 @@ class ObjectStore:
                 if not is_passing(error) or waited_s + pause_s > self._deadline_s:
                     what, todo = words(error, uri, num_tries, waited_s)
                     raise StorageError(
-                        f"could not {action}: {what}", where=uri, todo=todo
+                        "E-STORAGE-003", f"could not {action}: {what}", where=uri, todo=todo
                     ) from error
             with _retries_lock:
                 RETRIES[action] += 1

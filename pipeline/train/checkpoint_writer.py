@@ -81,6 +81,7 @@ class CheckpointWriter:
             self._thread.join(self._deadline_s)
             if self._thread.is_alive():
                 raise StorageError(
+                    "E-STORAGE-004",
                     f"the checkpoint of step {self._step} is not written after "
                     f"{self._deadline_s:g} s",
                     where=self._folder_uri,

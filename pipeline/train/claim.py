@@ -40,6 +40,7 @@ def refuse_another(run_uri: str, token: str) -> None:
     """
     if _found(run_uri, token) != _MINE:
         raise StorageError(
+            "E-STORAGE-005",
             "the run has been taken over by another training",
             where=run_uri,
             todo="wait for the end of that training",
@@ -59,6 +60,7 @@ def check(run_uri: str, token: str, *, data_uri: str, device: torch.device) -> N
     found, data = collective.stack_over_ranks(mine).T
     if bool((found == _ANOTHERS).all()):
         raise TrainingError(
+            "E-TRAIN-003",
             "another training of this run has begun, and goes on in place of this one",
             where=run_uri,
             todo="wait for its end",
@@ -70,6 +72,7 @@ def check(run_uri: str, token: str, *, data_uri: str, device: torch.device) -> N
         blind = unseen.nonzero().flatten().tolist()
         if blind:
             raise ConfigError(
+                "E-CONFIG-033",
                 f"worker {blind[0]} of {len(found)} does not see the {what}",
                 where=uri,
                 todo=f"set {key} to s3:// or to a folder that every node mounts",

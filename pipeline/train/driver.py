@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from pipeline import errors, feed, storage
+from pipeline import feed, storage
 from pipeline.cluster.connect import (
     Cluster,
     check_workers,
@@ -20,7 +20,7 @@ from pipeline.config import Config
 from pipeline.config.stages import NEEDS_VAL
 from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest, verify_shards
-from pipeline.errors import ConfigError, PipelineError, TrainingError, root_cause
+from pipeline.errors import ConfigError, ErrorReport, PipelineError, TrainingError, root_cause
 from pipeline.model import build
 from pipeline.record import metrics
 from pipeline.record.gauges import Monitor, run_name
@@ -62,6 +62,7 @@ def check_split(config: Config, manifest: Manifest) -> None:
     """
     if manifest.class_names is not None and config.evaluate.split not in manifest.sets:
         raise ConfigError(
+            "E-CONFIG-034",
             f"the data set has no {config.evaluate.split} set, it has {', '.join(manifest.sets)}",
             where=f"evaluate.split={config.evaluate.split}",
             todo="set data.num_test_per_class or data.num_val_per_class and ingest, or another "
@@ -70,6 +71,7 @@ def check_split(config: Config, manifest: Manifest) -> None:
     wanting = [p for p in config.evaluate.protocols if p in NEEDS_VAL]
     if manifest.class_names is not None and wanting and "val" not in manifest.sets:
         raise ConfigError(
+            "E-CONFIG-035",
             f"{' and '.join(wanting)} choose the epoch on a val set, which the data set lacks",
             where=f"evaluate.protocols, data set {manifest.name}",
             todo="set data.val_index and ingest, or leave these protocols out",
@@ -168,6 +170,7 @@ def _watch(thread: threading.Thread, config: Config, run_uri: str, console: Cons
                 view.refresh()
             if time.monotonic() - view.moved_at_s > limit_s:
                 raise TrainingError(
+                    "E-TRAIN-004",
                     f"there was no new step for {limit_s:g} s",
                     where=run_uri,
                     todo=f"look at the workers in the dashboard; go on with --resume {run_uri}, "
@@ -214,11 +217,10 @@ class _Outcome:
             for note in getattr(root_cause(self.error), "__notes__", []):
                 console.line(note)  # the worker's own traceback
             raise failure from self.error
-        told = (self.value.return_value or {}).get("error")
-        if told is not None:
-            kind: type[PipelineError] = getattr(errors, told["kind"])
-            Monitor(run=run_name(run_uri)).add("sdclr_stops", reason=told["reason"])
-            raise kind(told["what"], where=told["where"], todo=told["todo"])
+        outcome = self.value.return_value or {}
+        if outcome.get("error") is not None:
+            Monitor(run=run_name(run_uri)).add("sdclr_stops", reason=outcome["reason"])
+            raise ErrorReport.from_json(outcome["error"]).error()
 
 
 def _torch_trainer(config: Config, job: Job, datasets: dict[str, Any], *, use_gpu: bool) -> Any:
@@ -261,6 +263,7 @@ def _failure(error: BaseException, run_uri: str) -> PipelineError:
     if isinstance(root, PipelineError):
         return root
     return TrainingError(
+        "E-TRAIN-005",
         f"the training workers failed: {type(root).__name__}: {root}",
         where=run_uri,
         todo=f"continue from the last checkpoint with --resume {run_uri}",

@@ -25,9 +25,10 @@ from pipeline.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    ErrorReport,
     PipelineError,
     TrainingError,
-    told,
+    reason_of,
 )
 from pipeline.model import build, checkpoint
 from pipeline.record.gauges import Monitor, run_name
@@ -81,7 +82,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """Train all methods of the run; every rank calls it.
 
     Returns:
-        {"error": None}, or what, where and todo of a failure that a restart cannot cure. Other
+        {"error": None}, or the report of a failure that a restart cannot cure. Other
         failures are raised, so that Ray Train restarts the workers.
     """
     import ray.train
@@ -102,7 +103,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                 gc.collect()  # a model and its gradients refer to each other
     except (TrainingError, StarvedLayerError, ConfigError, DataError, CheckpointError) as error:
         # The same on every rank and on every try: tell the driver instead of restarting.
-        return {"error": told(error, where=work.run_uri)}
+        report = ErrorReport.of(error, where=work.run_uri)
+        return {"error": report.to_json(), "reason": reason_of(error)}
     except Exception as error:
         # Ray Train restarts the workers, and in the end passes on the exception without its trace.
         error.add_note(f"on worker {rank}:\n{traceback.format_exc()}")
@@ -232,7 +234,9 @@ class MethodRun:
         if step >= 0:
             error = self._load(checkpoint.checkpoint_uri(self.folder, step), found.state)
         if not self._all_ranks(error is None).all():
-            raise error or CheckpointError("another rank cannot restore", where=self.folder)
+            raise error or CheckpointError(
+                "E-CHECKPOINT-013", "another rank cannot restore", where=self.folder
+            )
         # A start from nothing writes the line of step 0 again.
         self._on_first_rank(lambda: truncate_metrics(self.job.run_uri, self.method, step))
         return found.refused
@@ -241,6 +245,7 @@ class MethodRun:
         found = checkpoint.latest(self.folder, config_hash=self.job.config_hash)
         if found.state is None and found.refused:
             raise CheckpointError(
+                "E-CHECKPOINT-014",
                 "none of the run's checkpoints can be used:\n" + "\n".join(found.refused),
                 where=self.folder,
                 todo="restore one from a copy, or delete the folder to train from the start",
@@ -253,7 +258,9 @@ class MethodRun:
             restore(self.trainer, state)
         except StateError as error:
             todo = "start a new run"
-            return CheckpointError(f"it does not fit this run: {error}", where=uri, todo=todo)
+            return CheckpointError(
+                "E-CHECKPOINT-015", f"it does not fit this run: {error}", where=uri, todo=todo
+            )
         except PipelineError as error:
             return error
         return None
@@ -285,6 +292,7 @@ class MethodRun:
             if self.rank == 0:
                 storage.write_bytes(uri, content)
             raise TrainingError(
+                "E-TRAIN-006",
                 str(error),
                 where=uri,
                 todo="repeat the step with python -m sdclr.replay and that file; then change keys "

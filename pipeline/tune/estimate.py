@@ -60,6 +60,7 @@ def estimate(config: Config, plan: DryRun) -> tuple[Estimate, Placement]:
     side_px = config.augment.crop_px or _SIDE_PX.get(config.data.source)
     if side_px is None:
         raise ConfigError(
+            "E-CONFIG-029",
             "images of different sizes need a size of views",
             where="augment.crop_px",
             todo="set augment.crop_px, for example augment.crop_px=224",

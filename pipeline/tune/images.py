@@ -48,12 +48,14 @@ def needed_sets(config: Config, manifest: Manifest) -> tuple[str, ...]:
         return ("pretrain",)
     if manifest.class_names is None:
         raise ConfigError(
+            "E-CONFIG-036",
             "few-shot accuracy needs labels, and the data set has none",
             where="tune.objective=fewshot",
             todo="set tune.objective=view_retrieval",
         )
     if "val" not in manifest.sets:
         raise ConfigError(
+            "E-CONFIG-037",
             "a sweep is scored on a validation set, and the data set has none; the test set is "
             "for the end",
             where=f"data set {manifest.name}",
@@ -81,6 +83,7 @@ def decode(config: Config, data_uri: str, manifest: Manifest) -> dict[str, Any]:
         order = np.argsort(rows)
         if not np.array_equal(rows[order], np.arange(manifest.sets[name].rows)):  # type: ignore[index]
             raise DataError(
+                "E-DATA-091",
                 f"not every image of {name} arrived exactly once",
                 where=data_uri,
                 todo="run the sweep again; if it happens again, ingest the data set again",

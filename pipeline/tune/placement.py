@@ -49,6 +49,7 @@ def place(
     gpus_per_worker = share if on_gpu else 0.0
     if on_gpu and t.trial_workers > 1 and share < 1:
         raise ConfigError(
+            "E-CONFIG-038",
             "workers of one trial cannot share a GPU: NCCL takes one process on each",
             where=f"tune.gpus_per_worker={share:g}, tune.trial_workers={t.trial_workers}",
             todo="set tune.gpus_per_worker=1 or tune.trial_workers=1",
@@ -65,6 +66,7 @@ def place(
     if fits < 1:
         what = f"{cpus:g} CPU and {gpus:g} GPU" if on_gpu else f"{cpus:g} CPU"
         raise ClusterError(
+            "E-CLUSTER-015",
             f"no trial can be placed: each needs {what}, there are {num_cpus} CPU and "
             f"{num_gpus} GPU"
             + ("" if node_cpus is None else f", on one node at most {node_cpus:g} CPU"),

@@ -97,6 +97,7 @@ def _settings(config: Config, trials: Trials) -> list[tuple[str, str, Params]]:
             winners[method] = winner
     if not winners:
         raise TrainingError(
+            "E-TRAIN-007",
             "no trial came to its end",
             where=trials.run_uri,
             todo="raise tune.trials: the same command goes on",
@@ -183,7 +184,7 @@ def _trial(record: TrialRecord, names: dict[str, str]) -> dict[str, Any]:
         "seconds": round(record.seconds, 3),
         "values": {name: record.last(name) for name in names},
         "course": [[row["epoch"], row.get(next(iter(names)))] for row in record.rows],
-        "error": None if record.error is None else record.error.get("what"),
+        "error": None if record.error is None else record.error.what,
     }
 
 

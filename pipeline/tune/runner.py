@@ -5,7 +5,6 @@ Tune's own files (results, pickled states) go to a scratch folder of this machin
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import threading
@@ -20,7 +19,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from pipeline.config import Config
-from pipeline.errors import ClusterError, PipelineError, root_cause
+from pipeline.errors import ClusterError, ErrorReport, PipelineError, root_cause
 from pipeline.record.gauges import Monitor, run_name
 from pipeline.tune.objective import objectives
 from pipeline.tune.placement import Placement
@@ -80,7 +79,7 @@ class Recorder(tune.Callback):
         """A row of measures, or the reason why there will be none."""
         record, self.changed_s = self._record(trial), time.monotonic()
         if result.get("error"):
-            record.error = json.loads(result["error"])
+            record.error = ErrorReport.from_json(result["error"])
         elif result.get("row"):
             record.add(dict(result["row"]))
             record.seconds = float(result["row"]["seconds"])
@@ -107,7 +106,10 @@ class Recorder(tune.Callback):
         text = Path(trial.error_file).read_text("utf-8", "replace") if trial.error_file else ""
         last = (text.strip().splitlines() or ["its process ended"])[-1][:_ERROR_CHARS]
         where = self.trials.uri(record.name)
-        record.error = {"what": last, "where": where, "todo": "see the logs of its worker in Ray"}
+        failure = ClusterError(
+            "E-CLUSTER-018", last, where=where, todo="see the logs of its worker in Ray"
+        )
+        record.error = ErrorReport.of(failure)
         record.status = "failed"
         self._save(record)
 
@@ -182,6 +184,7 @@ def run_trials(
         if isinstance(root, PipelineError):
             raise root from failure[0]
         raise ClusterError(
+            "E-CLUSTER-016",
             f"Ray Tune failed: {type(root).__name__}: {root}",
             where=trials.run_uri,
             todo="run the same command again: finished trials are kept",
@@ -213,6 +216,7 @@ def _check_placed(trials: Trials, recorder: Recorder, base: Config, placement: P
         return  # it is placed, and slow
     free = ray.available_resources()  # type: ignore[no-untyped-call]
     raise ClusterError(
+        "E-CLUSTER-017",
         f"no trial could be placed for {waited_s:.0f} s: each needs {placement.cpus:g} CPU and "
         f"{placement.gpus:g} GPU, the cluster has {there.get('CPU', 0):g} and "
         f"{there.get('GPU', 0):g}, of which {free.get('CPU', 0):g} and {free.get('GPU', 0):g} are "

@@ -76,6 +76,7 @@ def parameters(config: Config, method: str) -> tuple[Parameter, ...]:
     }
     if known["prune_ratio"].low >= known["prune_ratio"].high:
         raise ConfigError(
+            "E-CONFIG-039",
             f"the range of prune ratios is empty: {known['prune_ratio'].low} to "
             f"{known['prune_ratio'].high}",
             where="tune.prune_ratio_min, tune.prune_ratio_max",
@@ -157,6 +158,7 @@ def _built(values: dict[str, Any], params: Mapping[str, Any]) -> Config:
         return Config.model_validate(values)
     except ValueError as error:
         raise ConfigError(
+            "E-CONFIG-040",
             f"a trial's configuration is not valid: {error}",
             where="tune",
             todo="choose tune.trial_workers and the searched ranges so that every trial is valid",

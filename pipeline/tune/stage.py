@@ -51,6 +51,7 @@ def grace_epochs(config: Config) -> int:
         return max(least, t.epochs // config.tune.reduction_factor)
     if not least <= wanted <= t.epochs:
         raise ConfigError(
+            "E-CONFIG-041",
             f"a trial would be judged in its warm-up of {warmup:g} epochs, or after its "
             f"{t.epochs} epochs",
             where=f"tune.grace_epochs={wanted}",
@@ -72,6 +73,7 @@ def check_sweep(config: Config, manifest: Manifest, cluster: Cluster) -> Placeme
         num_known = len(known_points(config, method))
         if config.tune.trials < num_known:
             raise ConfigError(
+                "E-CONFIG-042",
                 f"{num_known} known settings are tried first, the budget is {config.tune.trials}",
                 where=f"tune.trials={config.tune.trials}",
                 todo=f"set tune.trials={num_known} or more",
@@ -79,6 +81,7 @@ def check_sweep(config: Config, manifest: Manifest, cluster: Cluster) -> Placeme
     method = config.train.methods[0]
     if not any(parameters(config, m) for m in config.train.methods):
         raise ConfigError(
+            "E-CONFIG-043",
             "there is nothing to search: prune_ratio is for sdclr only",
             where="tune.search, train.methods",
             todo="add sdclr to train.methods, or another name to tune.search",
@@ -163,11 +166,12 @@ class Sweep:
         self._run(view, num_trials=num_left, search=search, scheduler=scheduler)
         study.publish(self.run_uri, self.trials, config)
         if all(r.status == "failed" for r in self.trials.all(method=method)):
-            first = self.trials.all(method=method)[0].error or {}
+            first = self.trials.all(method=method)[0].error
             raise TrainingError(
-                f"every {method} trial failed; the first: {first.get('what')}",
-                where=first.get("where", self.run_uri),
-                todo=first.get("todo", "look at the logs of the workers"),
+                "E-TRAIN-008",
+                f"every {method} trial failed; the first: {first.what if first else 'unknown'}",
+                where=first.where if first else self.run_uri,
+                todo=first.todo if first else "look at the logs of the workers",
             )
 
     def _confirm(self) -> None:

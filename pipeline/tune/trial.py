@@ -25,7 +25,7 @@ from pipeline.cluster.connect import on_nodes_with
 from pipeline.config import Config
 from pipeline.config.file import config_hash
 from pipeline.dataset.manifest import Manifest, read_manifest
-from pipeline.errors import CheckpointError, ConfigError, DataError, PipelineError, TrainingError
+from pipeline.errors import CheckpointError, ConfigError, DataError, ErrorReport, TrainingError
 from pipeline.storage import arrow
 from pipeline.train.stopping import Notices
 from pipeline.train.worker import Job, MethodRun
@@ -184,7 +184,7 @@ def run_trial(given: dict[str, Any], *, job: SweepJob, sets: Mapping[str, Any]) 
             device = torch.device("cuda" if job.gpus_per_worker else "cpu")
             _train(plan, job, sets, rank=0, device=device, send=tune.report)
     except LASTING as error:
-        tune.report({"epoch": 0, "error": json.dumps(_told(error, job, plan))})
+        tune.report({"epoch": 0, "error": _report(error, job, plan)})
 
 
 def _train(
@@ -255,7 +255,7 @@ def _in_ray_train(
     ).fit()
     error = (outcome.return_value or {}).get("error")
     if error is not None:
-        raise DataError(error["what"], where=error["where"], todo=error["todo"])
+        raise ErrorReport.from_json(error).error()
 
 
 def _trial_worker(passed: dict[str, Any]) -> dict[str, Any]:
@@ -270,7 +270,7 @@ def _trial_worker(passed: dict[str, Any]) -> dict[str, Any]:
     try:
         _train(plan, job, passed["sets"], rank=rank, device=device, send=ray.train.report)
     except LASTING as error:
-        return {"error": _told(error, job, plan)}
+        return {"error": _report(error, job, plan)}
     return {"error": None}
 
 
@@ -282,8 +282,6 @@ def _message(row: Row | None, is_past: bool, config: Config) -> Row:
     return {"epoch": row["epoch"], **values, "row": row, "is_past": is_past}
 
 
-def _told(error: Exception, job: SweepJob, plan: Plan) -> dict[str, str]:
-    if isinstance(error, PipelineError):
-        return {"what": error.what, "where": error.where, "todo": error.todo}
+def _report(error: Exception, job: SweepJob, plan: Plan) -> str:
     where = storage.join(job.run_uri, "trials", plan.name)
-    return {"what": str(error), "where": where, "todo": "narrow the searched range"}
+    return ErrorReport.of(error, where=where, todo="narrow the searched range").to_json()

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from pipeline import storage
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ErrorReport
 
 Status = Literal["running", "complete", "pruned", "failed"]
 Role = Literal["search", "confirm"]
@@ -45,7 +45,7 @@ class TrialRecord:
         status: `complete` trials ran all their epochs, `pruned` ones were stopped by ASHA.
         rows: what was measured, by rising epoch, counted from 1.
         seconds: of training and measuring, over all attempts.
-        error: what, where and todo of a trial that failed.
+        error: of a trial that failed.
         label: what a confirmation is of.
     """
 
@@ -58,7 +58,7 @@ class TrialRecord:
     status: Status = "running"
     rows: list[dict[str, float | int | None]] = field(default_factory=list)
     seconds: float = 0.0
-    error: dict[str, str] | None = None
+    error: ErrorReport | None = None
     label: str = ""
     schema_version: Literal[1] = 1
 
@@ -136,13 +136,17 @@ class Trials:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise DataError(
+                "E-DATA-093",
                 f"the record of a trial is broken at {place or 'the top'}: {first['msg']}",
                 where=uri,
                 todo="delete the trial's folder: the trial is then run again",
             ) from error
         if record.name != name:
             raise DataError(
-                f"the record is that of trial {record.name}", where=uri, todo="delete the folder"
+                "E-DATA-094",
+                f"the record is that of trial {record.name}",
+                where=uri,
+                todo="delete the folder",
             )
         return record
 

@@ -116,7 +116,9 @@ def cifar_sets(images: cifar_files.CifarImages, data: Data) -> ImageIndex:
         num_outside = len(np.setdiff1d(rows, probe))
         if num_outside:
             what = f"{num_outside} of {len(rows)} few-shot images are not in the probe set"
-            raise DataError(what, where=uri, todo="use lists that belong to data.probe_index")
+            raise DataError(
+                "E-DATA-041", what, where=uri, todo="use lists that belong to data.probe_index"
+            )
         fewshot.append(tuple(ids[row] for row in rows))
     source = {
         "kind": data.source,
@@ -164,6 +166,7 @@ def _refuse_overlap(name: str, rows: Indices, val: Indices) -> None:
     num_common = len(np.intersect1d(rows, val))
     if num_common:
         raise DataError(
+            "E-DATA-042",
             f"{num_common} images of val are also in {name}",
             where=f"data.{name}_index, data.val_index",
             todo="use index lists that belong together",
@@ -173,13 +176,14 @@ def _refuse_overlap(name: str, rows: Indices, val: Indices) -> None:
 def _download(path: str, kind: cifar_files.Kind) -> None:
     if "://" in path:
         what, todo = "download needs a local folder", "set data.path to a local folder"
-        raise DataError(what, where="data.path", todo=todo)
+        raise DataError("E-DATA-043", what, where="data.path", todo=todo)
     from torchvision.datasets import CIFAR10, CIFAR100
 
     try:
         (CIFAR10 if kind == "cifar10" else CIFAR100)(path, download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(
+            "E-DATA-044",
             f"the download of {kind} failed: {error}",
             where=path,
             todo="check the network, or put the files there yourself and set data.download=false",

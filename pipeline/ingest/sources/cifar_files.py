@@ -153,6 +153,7 @@ def _find(path: str, kind: Kind) -> tuple[_Layout, str]:
         return found
     names = " or ".join(layout.folder for layout in _LAYOUTS[kind])
     raise DataError(
+        "E-DATA-045",
         f"there are no {kind} files ({names})",
         where=path,
         todo="set data.path to the folder that holds them, or data.download=true to fetch them",
@@ -232,4 +233,4 @@ def _cifar100_names(folder: str, layout: _Layout) -> tuple[str, ...]:
 
 
 def _broken(what: str, uri: str) -> DataError:
-    return DataError(what, where=uri, todo="fetch the published files again")
+    return DataError("E-DATA-046", what, where=uri, todo="fetch the published files again")

@@ -52,6 +52,7 @@ def _is_labelled(folders: pa.LargeStringArray, wanted: bool | None, root: str) -
         return False
     if num_flat:
         raise DataError(
+            "E-DATA-047",
             f"the layout is mixed: {num_flat} images beside {num_folders} class folders"
             if num_folders
             else "there are no class folders, so the images have no labels",

@@ -34,7 +34,9 @@ def list_files(
     first = storage.scan(root, max_names=_NAMES_PER_TASK) if storage.exists(root) else None
     if first is None:
         what = "the folder of images does not exist or is empty"
-        raise DataError(what, where=root, todo=f"set data.path to a folder with {_words(endings)}")
+        raise DataError(
+            "E-DATA-048", what, where=root, todo=f"set data.path to a folder with {_words(endings)}"
+        )
     tables, rest = [_kept(first, endings, root)], first.rest
     while rest:
         shared = {"root": root, "endings": endings}
@@ -48,7 +50,9 @@ def list_files(
     if not table.num_rows:
         what = f"the folder holds no files that end in {_words(endings)}"
         what = "the folder holds no images" if endings == IMAGE_ENDINGS else what
-        raise DataError(what, where=root, todo=f"set data.path to a folder with {_words(endings)}")
+        raise DataError(
+            "E-DATA-049", what, where=root, todo=f"set data.path to a folder with {_words(endings)}"
+        )
     names = table["name"].combine_chunks()
     return names, table["size"].to_numpy()
 
@@ -65,6 +69,7 @@ def _kept(page: ScanPage, endings: tuple[str, ...], root: str) -> pa.Table:
     for link in page.links:
         if not _is_hidden(link):  # left out in silence, a class would be missing
             raise DataError(
+                "E-DATA-050",
                 "a linked folder is not entered",
                 where=storage.join(root, link),
                 todo="put the folder itself there, or name the images in a list (data.source=list)",
@@ -92,6 +97,7 @@ def check_plain(name: str, where: str) -> None:
     """
     if not name.isprintable() or "\\" in name:
         raise DataError(
+            "E-DATA-051",
             f"the name of an image is not plain text: {name[:200]!r}",
             where=where,
             todo="rename the file",

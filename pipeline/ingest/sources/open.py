@@ -50,6 +50,7 @@ def _check_keys(data: Data) -> None:
         if data.source not in sources and getattr(data, key):
             what = "index lists do not apply" if key in _INDEX_KEYS else "this key does not apply"
             raise ConfigError(
+                "E-CONFIG-022",
                 f"{what} to the source {data.source}",
                 where=f"data.{key}",
                 todo=f"remove the key; it is for {' and '.join(sources)}",

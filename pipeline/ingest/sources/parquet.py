@@ -62,7 +62,7 @@ def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
             labels.append(table["label"].combine_chunks())
     all_ids = pa.concat_arrays(ids)
     if not len(all_ids):
-        raise DataError("the tables have no rows", where=root, todo="check data.path")
+        raise DataError("E-DATA-052", "the tables have no rows", where=root, todo="check data.path")
     class_names, labels_N = splits.classes_of(
         pa.concat_arrays(labels) if labels else None, len(all_ids)
     )
@@ -112,6 +112,7 @@ def look_at_table(item: dict[str, Any], shared: Any) -> Result:
             num_bytes = group.column(leaf).total_uncompressed_size
             if num_bytes > _MAX_GROUP_BYTES:
                 raise DataError(
+                    "E-DATA-053",
                     f"row group {number} claims {num_bytes} bytes of images, at most "
                     f"{_MAX_GROUP_BYTES} are read",
                     where=uri,
@@ -124,7 +125,7 @@ def look_at_table(item: dict[str, Any], shared: Any) -> Result:
         column = _flat(file.read(columns=[shared["label"]], use_threads=False), shared["label"])
     if column.null_count:
         what = f"{column.null_count} rows of the label column are empty"
-        raise DataError(what, where=uri, todo="fill them, or set data.labelled=false")
+        raise DataError("E-DATA-054", what, where=uri, todo="fill them, or set data.labelled=false")
     return Result(groups, pa.table({"label": column.cast(pa.large_string())}))
 
 
@@ -139,6 +140,7 @@ def open_table(uri: str) -> Iterator[pq.ParquetFile]:
         try:
             if _declares_extension(_footer(source)):
                 raise DataError(
+                    "E-DATA-055",
                     "the table declares an Arrow extension type, which may hold pickled objects",
                     where=uri,
                     todo="write the images as plain bytes (Arrow type binary)",
@@ -147,7 +149,7 @@ def open_table(uri: str) -> Iterator[pq.ParquetFile]:
         except (pa.ArrowException, OSError, ValueError) as error:
             todo = "check or remove the file"
             what = f"the table cannot be read: {error!s:.200}"
-            raise DataError(what, where=uri, todo=todo) from error
+            raise DataError("E-DATA-056", what, where=uri, todo=todo) from error
 
 
 def _footer(source: BinaryIO) -> bytes:
@@ -219,6 +221,7 @@ def _check_column(file: pq.ParquetFile, name: str, uri: str, key: str, fits: Any
         if part not in fields:
             leaves = [file.schema.column(i).path for i in range(len(file.schema))]
             raise DataError(
+                "E-DATA-057",
                 f"the table has no column {name}; it has {', '.join(leaves[:20])}",
                 where=uri,
                 todo=f"set {key} to one of them",
@@ -226,7 +229,7 @@ def _check_column(file: pq.ParquetFile, name: str, uri: str, key: str, fits: Any
         found = kind = fields[part].type
     if not fits(kind):
         what = f"the column {name} holds {kind}, which does not fit"
-        raise DataError(what, where=uri, todo=f"set {key} to another column")
+        raise DataError("E-DATA-058", what, where=uri, todo=f"set {key} to another column")
 
 
 def _has_fields(found: Any) -> bool:

@@ -57,10 +57,17 @@ def list_index(data: Data) -> ImageIndex:
     labelled = {part.labels is not None for part in parts.values()}
     if len(labelled) > 1 or (len(parts) > 1 and labelled == {False}):
         what = "validation and test images need labels, and so do those of data.path"
-        raise DataError(what, where="data.val_list, data.test_list", todo="add labels to all lists")
+        raise DataError(
+            "E-DATA-059",
+            what,
+            where="data.val_list, data.test_list",
+            todo="add labels to all lists",
+        )
     if data.test_list is not None and data.num_test_per_class is not None:
         what, todo = "the test set is given twice", "remove data.num_test_per_class"
-        raise ConfigError(what, where="data.test_list, data.num_test_per_class", todo=todo)
+        raise ConfigError(
+            "E-CONFIG-023", what, where="data.test_list, data.num_test_per_class", todo=todo
+        )
     ids = pa.concat_arrays([part.paths for part in parts.values()])
     _refuse_repeats(ids, data.path)
     labels = [part.labels for part in parts.values() if part.labels is not None]
@@ -94,7 +101,7 @@ def read_list(uri: str, root: str, *, labelled: bool | None) -> _Lines:
     """
     content = storage.read_bytes(uri)
     if not content.strip():
-        raise DataError("the list is empty", where=uri, todo="write one image a line")
+        raise DataError("E-DATA-060", "the list is empty", where=uri, todo="write one image a line")
     ending = uri.rpartition(".")[2].lower()
     try:
         if ending in ("csv", "tsv"):
@@ -105,7 +112,9 @@ def read_list(uri: str, root: str, *, labelled: bool | None) -> _Lines:
             raise ValueError("its name ends neither in .csv nor .tsv nor .txt")
     except (ValueError, pa.ArrowException) as error:
         todo = "write one image a line: path, or path and label"
-        raise DataError(f"the list cannot be read: {error!s:.200}", where=uri, todo=todo) from error
+        raise DataError(
+            "E-DATA-061", f"the list cannot be read: {error!s:.200}", where=uri, todo=todo
+        ) from error
     if labelled is False:
         labels = None
     elif labels is not None and (num_without := _num_empty(labels)):
@@ -113,6 +122,7 @@ def read_list(uri: str, root: str, *, labelled: bool | None) -> _Lines:
             labels = None
         else:
             raise DataError(
+                "E-DATA-062",
                 f"{num_without} of {len(labels)} lines have no label",
                 where=uri,
                 todo="label every line or none, or set data.labelled=false",
@@ -122,7 +132,7 @@ def read_list(uri: str, root: str, *, labelled: bool | None) -> _Lines:
             "the list has no labels",
             "add a label to every line, or set data.labelled=null",
         )
-        raise DataError(what, where=uri, todo=todo)
+        raise DataError("E-DATA-063", what, where=uri, todo=todo)
     return _Lines(_relative(paths, root, uri), labels)
 
 
@@ -176,6 +186,7 @@ def _relative(paths: pa.LargeStringArray, root: str, uri: str) -> pa.LargeString
     if num_unsafe := int(pc.sum(unsafe).as_py() or 0):
         first = paths.filter(unsafe)[0].as_py()
         raise DataError(
+            "E-DATA-064",
             f"{num_unsafe} paths of the list lead outside data.image_root or are not in plain "
             f"form, first: {first[:200]!r}",
             where=uri,
@@ -189,6 +200,7 @@ def _refuse_repeats(ids: pa.LargeStringArray, uri: str) -> None:
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         raise DataError(
+            "E-DATA-065",
             f"{len(repeated)} images are listed more than once, first: "
             f"{repeated.field('values')[0].as_py()[:200]}",
             where=uri,
@@ -214,6 +226,7 @@ def _mean_bytes(root: str, ids: pa.LargeStringArray, data: Data) -> int:
         sizes = [found for found in pool.map(size, names) if found is not None]
     if not sizes:
         raise DataError(
+            "E-DATA-066",
             f"none of {len(names)} images of the list exists, first: {names[0]}",
             where=root,
             todo="set data.image_root to the folder that the paths start from",

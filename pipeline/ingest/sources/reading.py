@@ -110,7 +110,7 @@ def _from_tar(
         data = storage.read_range(uri, first, stop)
         if len(data) < stop - first:
             what, todo = "the archive became shorter while it was read", "restore it, then repeat"
-            raise DataError(what, where=uri, todo=todo)
+            raise DataError("E-DATA-067", what, where=uri, todo=todo)
         for position, start, num_bytes in fetched:
             yield position, data[start - first : start - first + num_bytes]
 

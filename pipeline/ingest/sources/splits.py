@@ -42,6 +42,7 @@ def classes_of(
         numbers = [int(value) for value in values]
         if min(numbers) < 0 or max(numbers) >= max(num_images, 10) * 10:
             raise DataError(
+                "E-DATA-068",
                 f"class numbers are {min(numbers)}..{max(numbers)} for {num_images} images",
                 where="labels of the source",
                 todo="number classes from 0 on, or give them names",
@@ -71,6 +72,7 @@ def sets_of(
         for name in _HELD_OUT:
             if getattr(data, f"num_{name}_per_class") is not None:
                 raise ConfigError(
+                    "E-CONFIG-024",
                     f"images without labels have no {name} set",
                     where=f"data.num_{name}_per_class",
                     todo="remove the key, or use a source with labels",
@@ -151,6 +153,7 @@ def hold_out(
         members = pool[labels[pool] == label]
         if len(members) <= num_per_class:
             raise DataError(
+                "E-DATA-069",
                 f"class {class_names[label]!r} has {len(members)} images, too few to set "
                 f"{num_per_class} aside and keep one",
                 where=f"data.num_{set_name}_per_class",
@@ -193,6 +196,7 @@ def long_tail(labels: Indices, pool: Indices, *, num_classes: int, data: Data) -
         chosen = longtail.long_tail_split(labels[pool], counts_by_rank=wanted, seed=data.split_seed)
     except ValueError as error:
         raise DataError(
+            "E-DATA-070",
             f"the images do not allow this long tail: {error}",
             where="data.imbalance_ratio, data.num_max",
             todo="lower data.imbalance_ratio or data.num_max, set data.imbalance_ratio=null to "
@@ -216,7 +220,9 @@ def read_index(uri: str, *, key: str, num_images: int) -> Indices:
         values = np.asarray(_parse_index(uri, storage.read_bytes(uri)))
     except (ValueError, EOFError, RecursionError) as error:
         what = f"the index list of data.{key} cannot be read: {str(error)[:200]}"
-        raise DataError(what, where=uri, todo="write .npy, .txt or .json integers") from error
+        raise DataError(
+            "E-DATA-071", what, where=uri, todo="write .npy, .txt or .json integers"
+        ) from error
     problem = None
     if values.ndim != 1 or values.dtype.kind not in "iu" or not len(values):
         problem = f"is not a list of integers (type {values.dtype}, shape {values.shape})"
@@ -226,7 +232,9 @@ def read_index(uri: str, *, key: str, num_images: int) -> Indices:
         problem = f"names {len(values) - len(np.unique(values))} images twice"
     if problem is not None:
         what = f"the index list of data.{key} {problem}"
-        raise DataError(what, where=uri, todo="check that the list belongs to this data set")
+        raise DataError(
+            "E-DATA-072", what, where=uri, todo="check that the list belongs to this data set"
+        )
     return values.astype(np.int64)
 
 

@@ -43,7 +43,7 @@ def webdataset_index(data: Data, tasks: Tasks) -> ImageIndex:
     table = pa.concat_tables([table for table in tables if table is not None])
     if not table.num_rows:
         what, todo = "the archives hold no images", "check data.path"
-        raise DataError(what, where=root, todo=todo)
+        raise DataError("E-DATA-073", what, where=root, todo=todo)
     prefixes = pa.array(names, pa.large_string()).take(pa.array(np.concatenate(files)))
     ids = listing.joined(prefixes, table["name"].combine_chunks())
     class_names, labels_N = splits.classes_of(_labels(table, data.labelled, root), len(ids))
@@ -85,13 +85,16 @@ def look_at_tar(item: dict[str, Any], shared: Any) -> Result:
                 if f".{ending.lower()}" in listing.IMAGE_ENDINGS and dot:
                     if sample in images:
                         what = f"the sample {sample[:200]} has two images"
-                        raise DataError(what, where=uri, todo="pack one image for each sample")
+                        raise DataError(
+                            "E-DATA-074", what, where=uri, todo="pack one image for each sample"
+                        )
                     images[sample] = (member.name, member.start, member.num_bytes)
                 elif ending.lower() == "cls" and member.num_bytes <= _MAX_LABEL_BYTES:
                     file.seek(member.start)
                     labels[sample] = file.read(member.num_bytes).decode("ascii", "replace").strip()
         except tar.BrokenTarError as error:
             raise DataError(
+                "E-DATA-075",
                 f"the archive is broken: {error}",
                 where=uri,
                 todo="restore or remove it; compressed archives (.tar.gz) are not read",
@@ -126,6 +129,7 @@ def _check_member(member: tar.Member, uri: str) -> None:
             problem = "leads outside the archive or is not in plain form"
     if problem is not None:
         raise DataError(
+            "E-DATA-076",
             f"the archive is refused: its entry {member.name[:200]!r} {problem}",
             where=uri,
             todo="do not use this archive; pack it again without such entries",
@@ -142,6 +146,7 @@ def _labels(table: pa.Table, wanted: bool | None, root: str) -> pa.LargeStringAr
         return None
     if num_labelled < len(labels):
         raise DataError(
+            "E-DATA-077",
             f"{len(labels) - num_labelled} of {len(labels)} samples have no .cls entry with a "
             "whole number",
             where=root,
