@@ -152,7 +152,7 @@ def test_public_names_are_sorted_and_exist() -> None:
 
 @pytest.mark.parametrize("path", [*SDCLR, *PIPELINE], ids=name_of)
 def test_a_file_fits_in_one_head(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 320
+    assert len(path.read_text().splitlines()) <= 330
 
 
 def test_the_entry_stays_an_entry() -> None:

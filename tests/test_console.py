@@ -128,7 +128,7 @@ def test_error_goes_to_stderr_in_four_parts() -> None:
     console(stream, Clock(), errors).error(error)
     assert stream.getvalue() == ""
     assert errors.getvalue().splitlines() == [
-        "error: The loss is not finite",
+        "error: The loss is not finite [E-TRAIN-999]",
         "  where: step 12",
         "  to do: lower train.lr",
         "  exit code: 6",

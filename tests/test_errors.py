@@ -23,7 +23,7 @@ def test_an_error_survives_the_way_between_processes() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is DataError
     assert (again.what, again.where, again.todo) == ("what", "where", "todo")
-    assert str(again) == "what\n  where: where\n  to do: todo"
+    assert str(again) == "what [E-DATA-999]\n  where: where\n  to do: todo"
 
 
 @pytest.mark.promise("O2")
