@@ -1,12 +1,15 @@
 """Self-damaging contrastive learning: the method alone, on torch, torchvision and numpy."""
 
 from sdclr.augment import AugmentRecipe, ViewParams, apply_view, centre_view, sample_view
+from sdclr.encoder import Embeddings, Encoder, embed, load_backbone
 from sdclr.imageset import Batch, Feed, Images, ImageSet, SetFeed
 from sdclr.loss import image_losses, nt_xent
 from sdclr.loss_memory import LossMemory
 from sdclr.order import EpochPlan, epoch_order, epoch_windows
+from sdclr.photographs import Photographs, read_photographs
+from sdclr.pretraining import Pretrained, pretrain
 from sdclr.prune import PruneRule, StarvedLayerError, magnitude_masks
-from sdclr.recipe import Recipe, cifar_recipe
+from sdclr.recipe import Recipe, cifar_recipe, photo_recipe
 from sdclr.schedule import learning_rate, warmup_steps
 from sdclr.state import StateError, TrainState, capture, restore
 from sdclr.trainer import NonFiniteError, StepReport, Trainer
@@ -15,6 +18,8 @@ from sdclr.twin import Network, SimCLR, Twin, build_network
 __all__ = [
     "AugmentRecipe",
     "Batch",
+    "Embeddings",
+    "Encoder",
     "EpochPlan",
     "Feed",
     "ImageSet",
@@ -22,6 +27,8 @@ __all__ = [
     "LossMemory",
     "Network",
     "NonFiniteError",
+    "Photographs",
+    "Pretrained",
     "PruneRule",
     "Recipe",
     "SetFeed",
@@ -38,12 +45,17 @@ __all__ = [
     "capture",
     "centre_view",
     "cifar_recipe",
+    "embed",
     "epoch_order",
     "epoch_windows",
     "image_losses",
     "learning_rate",
+    "load_backbone",
     "magnitude_masks",
     "nt_xent",
+    "photo_recipe",
+    "pretrain",
+    "read_photographs",
     "restore",
     "sample_view",
     "warmup_steps",

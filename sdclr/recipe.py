@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdclr.augment import AugmentRecipe
@@ -89,4 +89,26 @@ def cifar_recipe(method: Method, *, epochs: int = 2000, seed: int = 0) -> Recipe
         augment=augment,
         seed=seed,
         prune=PruneRule(prune_ratio=0.9),
+    )
+
+
+def photo_recipe(
+    method: Method, *, crop_px: int, epochs: int, global_batch: int, seed: int = 0
+) -> Recipe:
+    """Return a recipe for photographs of any size: ImageNet's views, learning rate by the batch.
+
+    Args:
+        method: `sdclr`, or `simclr`.
+        crop_px: side of the views, px.
+        epochs: passes over the set.
+        global_batch: images of one step; the learning rate is 0.5 for 256 and proportional to it.
+        seed: of order, views and random masks.
+    """
+    base = cifar_recipe(method, epochs=epochs, seed=seed)
+    augment = replace(base.augment, crop_px=crop_px, crop_scale_min=0.2)
+    return replace(
+        base,
+        lr=base.lr * global_batch / 256,
+        augment=augment,
+        prune=PruneRule(prune_ratio=0.7),
     )

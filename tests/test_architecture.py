@@ -14,7 +14,8 @@ import sdclr
 
 ROOT = Path(__file__).resolve().parent.parent
 SDCLR, PIPELINE = sorted((ROOT / "sdclr").rglob("*.py")), sorted((ROOT / "pipeline").rglob("*.py"))
-ALLOWED_IN_SDCLR = {"torch", "torchvision", "numpy", "sdclr"} | set(sys.stdlib_module_names)
+# Pillow comes with torchvision, which requires it.
+ALLOWED_IN_SDCLR = {"torch", "torchvision", "numpy", "PIL", "sdclr", *sys.stdlib_module_names}
 # A room is a module or a package at the first level of pipeline/. It imports rooms of lower floors
 # and its own.
 FLOORS = (
