@@ -41,7 +41,7 @@ class Encoder(nn.Module):
         self.network = Network(backbone, nn.Identity())
         self.architecture, self.stem, self.crop_px = architecture, stem, crop_px
         # The layout in which convolutions are fastest, and the one that training used.
-        self.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last).eval()
 
     @property
     def resize_px(self) -> int:
