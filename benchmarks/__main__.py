@@ -27,13 +27,13 @@ _LIMIT_S = 600
 
 
 def names() -> list[str]:
-    """Every module of this folder that has rows on a CPU."""
+    """Return every module of this folder that has rows on a CPU."""
     found = {module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
     return sorted(found - _NOT_BENCHMARKS)
 
 
 def measure(name: str) -> list[table.Row]:
-    """The rows of one benchmark; a row that says so when it failed."""
+    """Run one benchmark; a failure gives a row that says so."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(file)]

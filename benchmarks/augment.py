@@ -35,7 +35,7 @@ BLUR_PX = blur_kernel_px(224)
 
 
 def smooth_images(num_images: int, side_px: int) -> Tensor:
-    """Images with the smoothness of photographs, uint8 (N, 3, side, side)."""
+    """Return images as smooth as photographs, uint8 (N, 3, side, side)."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(num_images, 3, 8, 8, generator=generator)
     fine = torch.nn.functional.interpolate(coarse, side_px, mode="bicubic", align_corners=False)
@@ -43,14 +43,14 @@ def smooth_images(num_images: int, side_px: int) -> Tensor:
 
 
 def ours(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Tensor]:
-    """One view of each image, parameters drawn anew on each call."""
+    """Draw one view of each image, with new parameters on each call."""
     sizes_B2 = torch.tensor(images_BCHW.shape[2:]).expand(len(images_BCHW), 2)
     generator = torch.Generator().manual_seed(0)
     return lambda: apply_view(images_BCHW, sample_view(recipe, sizes_B2, generator), recipe)
 
 
 def pil_pipeline(recipe: AugmentRecipe) -> T.Compose:
-    """Transforms of PIL images as the published code composes them."""
+    """Compose transforms of PIL images as the published code does."""
     blur = T.GaussianBlur(blur_kernel_px(recipe.crop_px), (0.1, 2.0))
     return T.Compose(
         [
@@ -69,14 +69,14 @@ def pil_pipeline(recipe: AugmentRecipe) -> T.Compose:
 
 
 def pil(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Tensor]:
-    """The PIL pipeline of torchvision, image by image."""
+    """Apply torchvision's PIL pipeline image by image."""
     pipeline = pil_pipeline(recipe)
     images = [Image.fromarray(np.asarray(image.permute(1, 2, 0))) for image in images_BCHW]
     return lambda: torch.stack([pipeline(image) for image in images])
 
 
 def tensors_v2(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Tensor]:
-    """The v2 transforms on uint8 tensors, image by image: on a batch it draws once for all."""
+    """Apply the v2 transforms image by image: on a batch they draw once for all."""
     pipeline = v2.Compose(
         [
             v2.RandomResizedCrop(
@@ -96,7 +96,7 @@ def tensors_v2(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Tenso
 
 
 def kornia_batch(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Tensor]:
-    """The batched augmentation of kornia, parameters for each image."""
+    """Apply kornia's batched augmentation, with parameters for each image."""
     from kornia import augmentation as K
 
     pipeline = torch.nn.Sequential(
@@ -112,7 +112,7 @@ def kornia_batch(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Ten
 
 
 def rows() -> list[Row]:
-    """Both recipes, with the speed of ours as a figure of its own."""
+    """Measure both recipes; the speed of ours is a figure of its own."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     small, large = smooth_images(256, 32), smooth_images(16, 256)

@@ -79,7 +79,7 @@ class SmallImages(Dataset[Tensor]):
 
 
 def exhausted(loader: DataLoader[Any]) -> Callable[[], None]:
-    """A call that takes one epoch of a loader."""
+    """Return a call that takes one epoch of a loader."""
 
     def call() -> None:
         for _ in loader:
@@ -95,7 +95,7 @@ def contest(
     streams: dict[str, Streamed],
     target: float,
 ) -> list[Row]:
-    """images/s of every contestant, and the feed against the others."""
+    """Measure images/s of every contestant, and the feed against the others."""
     disk = streams["feed, disk"]
     calls = calls | {TASKS: tasks_alone(disk.stream, disk.plan)}
     clock = CpuClock()
@@ -123,7 +123,7 @@ def contest(
 
 
 def photo_rows(folder: Path) -> list[Row]:
-    """Photos of all sizes, as JPEG."""
+    """Measure on photos of all sizes, as JPEG."""
     place = os.environ.get("SDCLR_PHOTOS")
     files = sorted(Path(place).glob("*/*.jpg")) if place else []
     files = files[:: max(1, len(files) // NUM_PHOTOS)][:NUM_PHOTOS]
@@ -161,7 +161,7 @@ def photo_rows(folder: Path) -> list[Row]:
 
 
 def small_rows(folder: Path) -> list[Row]:
-    """Raw images of 32 px."""
+    """Measure on raw images of 32 px."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (NUM_SMALL, SMALL_PX, SMALL_PX, 3), np.uint8)
     file = folder / "small.npy"
@@ -198,7 +198,7 @@ def small_rows(folder: Path) -> list[Row]:
 
 
 def start_rows(what: str, streams: dict[str, Streamed]) -> list[Row]:
-    """Seconds from asking for an epoch to its first batch."""
+    """Return seconds from asking for an epoch to its first batch."""
     rows = []
     for where, stream in streams.items():
         first, *later = stream.first_batch_s
@@ -216,7 +216,7 @@ def start_rows(what: str, streams: dict[str, Streamed]) -> list[Row]:
 
 
 def cached_rows(decoder: Any, manifest: Manifest) -> list[Row]:
-    """The boundary of an epoch when the set is kept."""
+    """Time the boundary of an epoch of a kept set."""
     images = feed.SharedImages(decoded(decoder, manifest), manifest)
     plan = EpochPlan(num_images=len(images), global_batch=BATCH, drop_last=True)
     kept = images.feed(plan, seed=0)
@@ -235,13 +235,13 @@ def cached_rows(decoder: Any, manifest: Manifest) -> list[Row]:
 
 
 def decoded(decoder: Any, manifest: Manifest) -> Iterator[dict[str, NDArray[Any]]]:
-    """The blocks that Ray Data would bring."""
+    """Yield the blocks that Ray Data would bring."""
     for item in shard_items(manifest, ("pretrain",)):
         yield decoder({key: np.array([value]) for key, value in item.items()})
 
 
 def rows() -> list[Row]:
-    """All of it, on one Ray CPU."""
+    """Run everything on one Ray CPU."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, s3_server(), one_cpu():
         folder = Path(name)

@@ -55,13 +55,13 @@ class Levels:
         self._thread.join()
 
     def between(self, start_s: float, stop_s: float) -> list[int]:
-        """The values from one time to another."""
+        """Return the values from one time to another."""
         pairs = zip(self.times_s, self.values, strict=True)
         return [value for at_s, value in pairs if start_s <= at_s <= stop_s]
 
 
 def object_store_bytes() -> int:
-    """What is in Ray's object store on this node."""
+    """Return the bytes in Ray's object store on this node."""
     import ray
     from ray._private.internal_api import node_stats
 
@@ -71,7 +71,7 @@ def object_store_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """Of this process and Ray's workers, shared memory divided among its users."""
+    """Return the memory of this process and Ray's workers; shared memory is divided."""
     total = 0
     for pid in processes():
         try:
@@ -85,7 +85,7 @@ def resident_bytes() -> int:
 
 @contextmanager
 def stored_set(num_bytes: int, *, side_px: int, per_shard: int) -> Iterator[tuple[str, Manifest]]:
-    """A set of raw images of about that size on disk."""
+    """Write a set of raw images of about that size to disk."""
     num_images = num_bytes // (3 * side_px**2) // per_shard * per_shard
     generator = np.random.default_rng(0)
     images = [generator.bytes(3 * side_px**2) for _ in range(num_images)]
@@ -94,7 +94,7 @@ def stored_set(num_bytes: int, *, side_px: int, per_shard: int) -> Iterator[tupl
 
 
 def stream_of(uri: str, manifest: Manifest, bound_bytes: int) -> tuple[StreamedSet, EpochPlan]:
-    """One epoch of a set under a bound."""
+    """Measure one epoch of a set under a bound."""
     words = (f"feed.max_memory_bytes={bound_bytes}", "feed.window_shards=2")
     config = config_of(*words)
     stream = feed.streamed_set(config, manifest, uri)
@@ -113,7 +113,7 @@ def epoch_ends(stream: StreamedSet, plan: EpochPlan) -> list[float]:
 
 
 def rows() -> list[Row]:
-    """The curve under the bound, and the highest level without it."""
+    """Measure the curve under the bound, and the highest level without it."""
     found = []
     with (
         one_cpu(),
@@ -128,7 +128,7 @@ def rows() -> list[Row]:
 
 
 def curve(ends: list[float], store: Levels, resident: Levels) -> list[Row]:
-    """A row for each fifth of the epoch and kind of memory."""
+    """Return a row for each fifth of the epoch and kind of memory."""
     found = []
     marks = [ends[round(part * (len(ends) - 1) / FIFTHS)] for part in range(FIFTHS + 1)]
     set_size = f"set of {FACTOR} x feed.max_memory_bytes ({BOUND_BYTES // MIB} MiB)"
@@ -156,7 +156,7 @@ def curve(ends: list[float], store: Levels, resident: Levels) -> list[Row]:
 
 
 def control(store: Levels) -> list[Row]:
-    """The highest level without a bound."""
+    """Measure the highest level without a bound."""
     most = max(store.values) / MIB
     return [
         Row(name="the same set without a bound: object store at most", values=[most], unit="MiB")

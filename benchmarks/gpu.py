@@ -73,7 +73,7 @@ CASES = (
 
 
 def tiny(case: Case) -> Case:
-    """The case in a size for tests."""
+    """Return the case in a size for tests."""
     small = replace(case.augment, crop_px=24)
     return replace(case, backbone="resnet8", canvas_px=28, batch=6, augment=small)
 
@@ -103,7 +103,7 @@ class Bench:
         self.start_s = time.monotonic()
 
     def seconds(self, call: Callable[[], object], *, budget_s: float = 8.0) -> list[float]:
-        """Seconds of each call, after three that do not count."""
+        """Time each call, after three that do not count."""
         spent: list[float] = []
         for _ in range(1 if self.small else 3):
             call()
@@ -117,12 +117,12 @@ class Bench:
         return spent
 
     def wait(self) -> None:
-        """Until the device has done what it was told."""
+        """Wait until the device has finished its work."""
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 
     def peak_bytes(self, call: Callable[[], object]) -> int:
-        """Most memory that was allocated on the GPU during a call; 0 on a CPU."""
+        """Return the peak of allocated GPU memory during a call; 0 on a CPU."""
         if not self.is_cuda:
             call()
             return 0
@@ -132,13 +132,13 @@ class Bench:
         return torch.cuda.max_memory_allocated(self.device)
 
     def ceiling_flops(self) -> float:
-        """Floating-point operations per second of a large bfloat16 matrix product."""
+        """Measure floating-point operations per second of a large bfloat16 matrix product."""
         side = 64 if self.small else 8192
         a = torch.randn(side, side, device=self.device, dtype=torch.bfloat16)
         return 2 * side**3 / min(self.seconds(lambda: a @ a, budget_s=2.0))
 
     def trainer(self, case: Case, **changes: object) -> tuple[Trainer, Batch]:
-        """A trainer on the device with its images there, and a batch."""
+        """Return a trainer on the device with its images there, and a batch."""
         recipe: Recipe = replace(cifar_recipe("sdclr"), augment=case.augment, **changes)  # type: ignore[arg-type]
         network = build_network(case.backbone, stem=case.stem, head_depth=2, seed=0)
         trainer = Trainer(network, recipe, steps_per_epoch=1, device=self.device)
@@ -149,7 +149,7 @@ class Bench:
         return trainer, next(iter(images.feed(plan, seed=0).batches(0)))
 
     def agreement(self, case: Case) -> None:
-        """Views, masks, loss and gradient on the device beside those on the CPU."""
+        """Compare views, masks, loss and gradient on the device with those on the CPU."""
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         images = smooth_images(16, case.canvas_px)
         sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
@@ -178,11 +178,11 @@ class Bench:
         torch.backends.cudnn.allow_tf32 = True  # torch's default, which the published code had
 
     def put(self, images: Tensor) -> Tensor:
-        """The images on the device."""
+        """Return the images on the device."""
         return images.to(self.device)
 
     def published(self, case: Case) -> list[float]:
-        """Seconds of a step of the published scheme, loader included: means of many in a row.
+        """Time steps of the published scheme, loader included: means of many in a row.
 
         The batches that the loaders have ready when the clock starts do not count: they are taken
         before.
@@ -216,7 +216,7 @@ class Bench:
         return self.rounds(call, budget_s=25.0)
 
     def rounds(self, call: Callable[[], object], *, budget_s: float) -> list[float]:
-        """Mean seconds of a call in rounds of some calls, for what comes in bursts."""
+        """Time a call in rounds of several calls, for work that comes in bursts."""
         size = 2 if self.small else 16
         means: list[float] = []
         end = time.perf_counter() + (0.0 if self.small else budget_s)
@@ -258,7 +258,7 @@ class Bench:
         return ways
 
     def speed(self, case: Case, ceiling: float) -> None:
-        """All ways to run the step, beside the published one."""
+        """Time all ways to run the step beside the published one."""
         slow, work = None, None
         try:
             reference = self.published(case)
@@ -326,7 +326,7 @@ class Bench:
 
 
 def measure(device: str, *, small: bool) -> list[Row]:
-    """All rows."""
+    """Return all rows."""
     bench = Bench(device, small=small)
     cases = [tiny(case) for case in CASES] if small else list(CASES)
     bench.agreement(cases[0])

@@ -51,7 +51,7 @@ SCORES = ("linear", "fewshot", "few_linear")
 
 
 def drawn_recipe(number: int, epochs: int) -> tuple[Recipe, int]:
-    """The settings of one model, a function of its number; and the depth of its head."""
+    """Draw the settings of one model by its number, and the depth of its head."""
     rng = numpy_generator(0, "health correlation", number)
     method = "simclr" if rng.random() < 0.25 else "sdclr"
     base = cifar_recipe("sdclr", epochs=epochs, seed=number)
@@ -99,7 +99,7 @@ class Data:
 
 @torch.inference_mode()
 def features(model: Any, images_NCHW: torch.Tensor) -> torch.Tensor:
-    """Of the dense branch, in evaluation mode."""
+    """Return features of the dense branch in evaluation mode."""
     model.eval()
     sizes_N2 = torch.tensor(images_NCHW.shape[2:]).expand(len(images_NCHW), 2)
     views = centre_view(images_NCHW, sizes_N2, crop_px=PX, resize_px=PX)
@@ -107,7 +107,7 @@ def features(model: Any, images_NCHW: torch.Tensor) -> torch.Tensor:
 
 
 def accuracies(model: Any, data: Data) -> dict[str, float]:
-    """Balanced accuracies on the test images, fractions."""
+    """Return balanced accuracies on the test images, as fractions."""
     probe_ND, test_MD = features(model, data.probe), features(model, data.test)
 
     def of(predictions: torch.Tensor) -> Any:
@@ -169,12 +169,12 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The models so far."""
+    """Return the models so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def correlation(x: Any, y: Any) -> tuple[float, float, float]:
-    """Spearman's rho and its percentile bootstrap interval, by resampling models."""
+    """Return Spearman's rho and its percentile bootstrap interval over models."""
     rng = numpy_generator(0, "bootstrap")
     rhos = []
     for _ in range(NUM_BOOTSTRAP):
@@ -186,7 +186,7 @@ def correlation(x: Any, y: Any) -> tuple[float, float, float]:
 
 
 def measured(row: dict[str, Any]) -> dict[str, float | None]:
-    """What a model can be ranked by without labels, by name."""
+    """Return what a model can be ranked by without labels, by name."""
     found = dict(row["measures"])
     floored = with_rank_floor(found["view_retrieval"], found["rankme"], RANKME_FLOOR)
     return {"tune.objective=view_retrieval": floored, **found, "train_loss": row["train_loss"]}

@@ -18,7 +18,7 @@ _NUM_IMAGES = 1_000_000
 
 
 def rows() -> list[Row]:
-    """Bytes of an image beyond its name, and seconds to plan its shards."""
+    """Measure bytes of an image beyond its name, and seconds to plan its shards."""
     start_s, before = time.perf_counter(), _resident_bytes()
     numbers = pa.array(np.arange(_NUM_IMAGES)).cast(pa.large_string())
     names = pa.compute.binary_join_element_wise(

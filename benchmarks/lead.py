@@ -27,7 +27,7 @@ WINDOWS = (8, 4, 2, 1)
 
 
 def rows() -> list[Row]:
-    """CPU milliseconds of the process that submits, for each task that decodes a part."""
+    """Measure CPU milliseconds of the submitting process for each decoding task."""
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

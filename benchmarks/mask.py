@@ -24,7 +24,7 @@ RULE = PruneRule(prune_ratio=0.9)
 
 
 def sorted_masks(weights: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """The definition: |w| >= sort(|w|)[k], k = ceil(p N)."""
+    """Return masks by the definition: |w| >= sort(|w|)[k], k = ceil(p N)."""
     arrays = {name: np.abs(w.detach().numpy()) for name, w in weights.items()}
     everything = np.sort(np.concatenate([a.ravel(order="K") for a in arrays.values()]))
     threshold = everything[math.ceil(RULE.prune_ratio * everything.size)]
@@ -32,7 +32,7 @@ def sorted_masks(weights: dict[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def rows() -> list[Row]:
-    """Time, ratio, and whether the masks are the same."""
+    """Measure time and ratio, and compare the masks."""
     torch.set_num_threads(1)
     network = build_network("resnet18", stem="cifar", head_depth=2, seed=0)
     weights = prunable_weights(network.to(memory_format=torch.channels_last))

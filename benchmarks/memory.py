@@ -35,7 +35,7 @@ print(peak - before, time.process_time() - start)
 
 
 def _step(micro_batch: int) -> tuple[float, float]:
-    """KiB by which memory rises in a step, and CPU seconds of the next."""
+    """Return the KiB by which memory rises in a step, and CPU seconds of the next step."""
     arguments = [str(NUM_IMAGES), str(micro_batch)]
     done = subprocess.run(
         [sys.executable, "-c", _STEP, *arguments], check=True, capture_output=True, text=True
@@ -45,7 +45,7 @@ def _step(micro_batch: int) -> tuple[float, float]:
 
 
 def rows() -> list[Row]:
-    """Both ratios, whole batch over chunks."""
+    """Measure both ratios, whole batch over chunks."""
     pairs = [(_step(0), _step(MICRO_BATCH)) for _ in range(3)]
     name = f"step, ResNet-18 32 px, batch {NUM_IMAGES} in chunks of {MICRO_BATCH}"
     versus = "whole batch at once"

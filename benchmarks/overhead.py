@@ -52,7 +52,7 @@ for report in trainer.run(images.feed(plan, seed=0)):
 
 
 def _bare(uri: str, threads: int) -> float:
-    """Median images per second of the bare loop, its first half left out."""
+    """Return median images per second of the bare loop, its first half left out."""
     arguments = [uri, str(_EPOCHS), str(_EVERY), str(threads)]
     done = subprocess.run(
         [sys.executable, "-c", _BARE, *arguments], check=True, stdout=subprocess.PIPE, text=True
@@ -62,7 +62,7 @@ def _bare(uri: str, threads: int) -> float:
 
 
 def rows() -> list[Row]:
-    """Each way to feed against the mean of the bare loops on either side of the run."""
+    """Compare each way to feed with the mean of the bare loops on either side of the run."""
     threads = len(os.sched_getaffinity(0))
     rates: dict[str, list[float]] = {cache: [] for cache in _TARGETS}
     ratios: dict[str, list[float]] = {cache: [] for cache in _TARGETS}
@@ -89,7 +89,7 @@ def rows() -> list[Row]:
 
 
 def _run(folder: Path, cache: str, name: str) -> float:
-    """Median images per second of a run, its first half left out."""
+    """Return median images per second of a run, its first half left out."""
     timeline = run_stage(
         folder, "train", f"train.epochs={_EPOCHS}", f"run.name={name}", f"feed.cache={cache}",
         f"train.log_every_steps={_EVERY}",

@@ -41,7 +41,7 @@ class Data:
 
 
 def data() -> Data:
-    """CIFAR-10 where its files are, else digits; disjoint sets in a fixed random order."""
+    """Return CIFAR-10 where its files are present, else digits, as disjoint shuffled sets."""
     folder = os.environ.get("SDCLR_CIFAR10")
     if folder:
         from pipeline.ingest.sources.cifar_files import read_cifar
@@ -67,7 +67,7 @@ def data() -> Data:
 
 
 def checkpoint(images: ImageSet) -> Network:
-    """The network after 3 epochs of SDCLR."""
+    """Return the network after 3 epochs of SDCLR."""
     network = build_network("resnet8", stem="imagenet", head_depth=2, seed=0)
     recipe = cifar_recipe("sdclr", epochs=3)
     recipe = replace(recipe, augment=replace(recipe.augment, crop_px=images.images_NCHW.shape[3]))
@@ -80,17 +80,17 @@ def checkpoint(images: ImageSet) -> Network:
 
 @torch.inference_mode()
 def features(network: Network, images_NCHW: Tensor) -> Tensor:
-    """Features (N, 64) of images without augmentation."""
+    """Return features (N, 64) of images without augmentation."""
     return torch.cat([network.features(part / 255) for part in images_NCHW.split(CHUNK)])
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
-    """Mean of the per-class accuracies, in percent."""
+    """Return mean of the per-class accuracies, in percent."""
     return 100 * float(np.nanmean(per_class_accuracy(predictions, labels, NUM_CLASSES)))
 
 
 def rows() -> list[Row]:
-    """Time of the whole protocol, of the fit alone, and both accuracies."""
+    """Measure the time of the whole protocol and of the fit alone, and both accuracies."""
     torch.set_num_threads(1)
     found = data()
     images = ImageSet(found.images["probe"])

@@ -85,14 +85,14 @@ class PublishedStep:
         )
 
     def branch(self, images_BCHW: Tensor, *, pruned: bool) -> Tensor:
-        """Embeddings (B, D) of one branch."""
+        """Return embeddings (B, D) of one branch."""
         for layer in self.layers:
             layer.is_pruned = pruned
         embeddings: Tensor = self.network(images_BCHW)
         return embeddings
 
     def gradient(self, view1_BCHW: Tensor, view2_BCHW: Tensor) -> float:
-        """Three forwards and two backwards; returns the loss."""
+        """Run three forwards and two backwards; return the loss."""
         self.optimizer.zero_grad()
         with torch.no_grad():
             f2_BD = self.branch(view2_BCHW, pruned=True)
@@ -104,14 +104,14 @@ class PublishedStep:
         return loss.item()
 
     def step(self, view1_BCHW: Tensor, view2_BCHW: Tensor) -> float:
-        """The gradient and the update; returns the loss."""
+        """Compute the gradient and update the weights; return the loss."""
         loss = self.gradient(view1_BCHW, view2_BCHW)
         self.optimizer.step()
         return loss
 
 
 def published_loss(f1_BD: Tensor, f2_BD: Tensor, temperature: float) -> Tensor:
-    """NT-Xent, mean over the 2B rows."""
+    """Return NT-Xent, the mean over the 2B rows."""
     z = F.normalize(torch.cat([f1_BD, f2_BD]), dim=1)
     similarity = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
     partner = torch.arange(len(z), device=z.device).roll(len(f1_BD))

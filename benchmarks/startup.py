@@ -41,7 +41,7 @@ class Timeline:
     end_s: float
 
     def when(self, word: str) -> float:
-        """Wall clock of the first line that has a word.
+        """Return the wall-clock time of the first line that has a word.
 
         Raises:
             LookupError: no line has it; with the whole output.
@@ -80,7 +80,7 @@ def run_stage(folder: Path, stage: str, *overrides: str) -> Timeline:
 
 
 def rows() -> list[Row]:
-    """--help, and each part of the way to the first step."""
+    """Time --help and each part of the way to the first step."""
     help_s = []
     for _ in range(5):
         start = time.perf_counter()

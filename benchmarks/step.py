@@ -48,12 +48,12 @@ class GivenViews(Trainer):
     given: tuple[Tensor, Tensor]
 
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The views that were given."""
+        """Return the views that were given."""
         return self.given
 
 
 def trainer(recipe: Recipe, images: ImageSet) -> tuple[GivenViews, Batch]:
-    """A trainer with masks and views, and the batch they come from."""
+    """Return a trainer with masks and views, and the batch they come from."""
     plan = EpochPlan(num_images=len(images), global_batch=len(images), drop_last=True)
     network = build_network("resnet18", stem="cifar", head_depth=2, seed=0)
     made = GivenViews(network, recipe, steps_per_epoch=plan.num_steps)
@@ -65,7 +65,7 @@ def trainer(recipe: Recipe, images: ImageSet) -> tuple[GivenViews, Batch]:
 
 
 def peak_flops(dtype: torch.dtype) -> float:
-    """Floating-point operations per second of the fastest product or convolution."""
+    """Measure the floating-point operations per second of the fastest product or convolution."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -84,7 +84,7 @@ def peak_flops(dtype: torch.dtype) -> float:
 
 
 def gradients(twin: Twin, views: tuple[Tensor, Tensor], *, bf16: bool = False) -> Gradients:
-    """Loss, and gradient of every parameter, in float64; computed in the twin's own type."""
+    """Return the loss and every gradient in float64, computed in the twin's own type."""
     twin.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         f1_BD, f2_BD = twin(*views)
@@ -98,7 +98,7 @@ def gradients(twin: Twin, views: tuple[Tensor, Tensor], *, bf16: bool = False) -
 def published_gradients(
     twin: Twin, views: tuple[Tensor, Tensor], *, bf16: bool = False
 ) -> Gradients:
-    """The same by the published scheme, by the names of the twin."""
+    """Return the same by the published scheme, by the names of the twin."""
     scheme = reference(twin)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         loss = scheme.gradient(*views)
@@ -108,14 +108,14 @@ def published_gradients(
 
 
 def distance(found: Gradients, expected: Gradients) -> float:
-    """Norm of the difference over the norm of what was expected."""
+    """Return the norm of the difference over the norm of the expected value."""
     square = sum(float((found[1][n] - g).square().sum()) for n, g in expected[1].items())
     norm = sum(float(g.square().sum()) for g in expected[1].values())
     return math.sqrt(square / norm)
 
 
 def reference(twin: Twin) -> PublishedStep:
-    """The published scheme on a copy of the twin's state."""
+    """Return the published scheme on a copy of the twin's state."""
     return PublishedStep(
         twin,
         lr=RECIPE.lr,
@@ -126,7 +126,7 @@ def reference(twin: Twin) -> PublishedStep:
 
 
 def agreement(twin: Twin, views: tuple[Tensor, Tensor]) -> list[Row]:
-    """The gradient on a few images beside the published scheme's in float64.
+    """Compare the gradient on a few images with the published scheme's in float64.
 
     ReLU and BatchNorm amplify rounding, so two right programs in float32 differ by far more than
     its precision. Each is compared with float64, and ours may be off by what the published scheme
@@ -162,7 +162,7 @@ def _published_name(name: str, known: dict[str, Tensor]) -> str:
 
 
 def rows() -> list[Row]:
-    """Agreement, speed and share of the peak, for each precision that the CPU computes in."""
+    """Measure agreement, speed and share of the peak for each precision of the CPU."""
     torch.set_num_threads(1)
     pixels = torch.randint(
         0, 256, (NUM_IMAGES, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator()

@@ -31,7 +31,7 @@ _SERVER = "s3"
 
 
 def write_set(data_uri: str, image: ImageInfo, images: list[bytes], per_shard: int) -> Manifest:
-    """Shards of some images, and what the manifest would say of them."""
+    """Write shards of some images and return their manifest."""
     shards = []
     for first in range(0, len(images), per_shard):
         part = images[first : first + per_shard]
@@ -52,7 +52,7 @@ def write_set(data_uri: str, image: ImageInfo, images: list[bytes], per_shard: i
 
 
 def serve(pipe: Any) -> None:
-    """An S3 server on loopback with a bucket `bucket`, until the pipe closes."""
+    """Serve S3 with a bucket `bucket` on loopback until the pipe closes."""
     from tests.loopback_s3 import LoopbackS3
 
     with LoopbackS3() as server:
@@ -85,7 +85,7 @@ def s3_server() -> Iterator[None]:
 
 @contextmanager
 def one_cpu() -> Iterator[None]:
-    """Ray with one CPU for tasks, set up as the pipeline does it."""
+    """Start Ray with one CPU for tasks, set up as the pipeline does it."""
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
@@ -105,7 +105,7 @@ def one_cpu() -> Iterator[None]:
 
 
 def config_of(*words: str) -> Config:
-    """The configuration of a streamed run on one worker."""
+    """Return the configuration of a streamed run on one worker."""
     fixed = ("feed.cache=none", f"feed.canvas_px={CANVAS_PX}", "train.workers=1")
     return load_config(None, [*fixed, f"train.global_batch={BATCH}", "train.epochs=1000", *words])
 
@@ -117,7 +117,7 @@ class CpuClock:
         self._seconds: dict[int, float] = {}
 
     def __call__(self) -> float:
-        """Seconds of user and system time until now; what a process had when it ended is kept."""
+        """Return seconds of user and system time so far, ended processes included."""
         servers = {p.pid for p in multiprocessing.active_children() if p.name == _SERVER}
         for pid, ticks in processes().items():
             if pid not in servers:
@@ -126,7 +126,7 @@ class CpuClock:
 
 
 def processes() -> dict[int, int]:
-    """This process and all below it, with the clock ticks of CPU time that each has had."""
+    """Return the CPU clock ticks of this process and all its descendants."""
     parents, ticks = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -155,7 +155,7 @@ class Streamed:
         self.first_batch_s: list[float] = []
 
     def __call__(self) -> None:
-        """All batches of the next epoch."""
+        """Read all batches of the next epoch."""
         start_s = time.perf_counter()
         for number, _ in enumerate(self.feed.batches(self.epoch)):
             if number == 0:
@@ -164,7 +164,7 @@ class Streamed:
 
 
 def tasks_alone(stream: StreamedSet, plan: EpochPlan) -> Callable[[], None]:
-    """A call that does in this process what the tasks of an epoch do, and what lies between them.
+    """Return a call that does an epoch's tasks, and what is between them, in this process.
 
     What a task returns is pickled and copied, as into the object store, and read where it lies.
     """
@@ -192,7 +192,7 @@ def tasks_alone(stream: StreamedSet, plan: EpochPlan) -> Callable[[], None]:
 
 
 def handed_on(value: Any) -> Any:
-    """What another process gets of a value through shared memory: its buffers copied once."""
+    """Return what another process gets through shared memory: buffers copied once."""
     buffers: list[pickle.PickleBuffer] = []
     content = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     return pickle.loads(content, buffers=[bytes(buffer.raw()) for buffer in buffers])

@@ -77,7 +77,7 @@ Curves = dict[Cell, list[float]]  # accuracy at the RUNGS
 
 
 def cell_values(cell: Cell) -> dict[str, float]:
-    """The parameters at a cell: SIDE values for each, evenly spaced (by logarithm)."""
+    """Return the parameters at a cell: SIDE values for each, evenly spaced (by logarithm)."""
     ratio, temperature = SPACE
     share_x, share_y = (place / (SIDE - 1) for place in cell)
     return {
@@ -87,7 +87,7 @@ def cell_values(cell: Cell) -> dict[str, float]:
 
 
 def nearest_cell(params: dict[str, float]) -> Cell:
-    """The cell that stands for a point."""
+    """Return the cell that stands for a point."""
     x, y = (round(p.fraction(params[p.key]) * (SIDE - 1)) for p in SPACE)
     return x, y
 
@@ -113,7 +113,7 @@ class Digits:
 
     @torch.inference_mode()
     def score(self, model: Any) -> float:
-        """Balanced accuracy on val, mean over the draws; the network is put back to training."""
+        """Score balanced accuracy on val, mean over draws; the network returns to training mode."""
         model.eval()
         rows = np.unique(np.concatenate(self.draws))
         some, val = (
@@ -138,7 +138,7 @@ def _sizes(images: torch.Tensor) -> torch.Tensor:
 
 
 def recipe_of(config: Config) -> Recipe:
-    """As `pipeline.model.build.training_recipe`, for images of 16 px."""
+    """Build the recipe as `pipeline.model.build.training_recipe` does, for images of 16 px."""
     values = config.augment.model_dump() | {"crop_px": PX}
     s, t = config.sdclr, config.train
     return Recipe(
@@ -182,7 +182,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def read(path: Path) -> dict[int, Curves]:
-    """Training seed -> cell -> accuracies."""
+    """Read the accuracies by training seed and cell."""
     found: dict[int, Curves] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         row = json.loads(line)
@@ -193,7 +193,7 @@ def read(path: Path) -> dict[int, Curves]:
 def search(
     table: Curves, sampler: str, seed: int, *, grace_epochs: int | None
 ) -> tuple[int | None, int]:
-    """Epochs until a complete trial is within a point of the best cell (None: never), and in all.
+    """Count epochs until a complete trial is near the best cell (None: never), and in all.
 
     As many trials as the grid has cells, so that no search has the smaller budget of trials.
     """

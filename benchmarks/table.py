@@ -61,7 +61,7 @@ class Row:
         return self.value <= self.target if self.at_most else self.value >= self.target
 
     def cells(self) -> tuple[str, ...]:
-        """The row of the printed table, in the order of `HEADER`."""
+        """Return the row of the printed table, in the order of `HEADER`."""
         target = ""
         if self.target is not None:
             verdict = {True: "met", False: "missed", None: "not measured"}[self.met]
@@ -75,7 +75,7 @@ HEADER = ("Measured", "Median", "Range", "n", "Target", "Against", "Note")
 
 
 def render(rows: Sequence[Row]) -> str:
-    """The rows as a table of plain text."""
+    """Format the rows as a table of plain text."""
     table = [HEADER, *(row.cells() for row in rows)]
     widths = [max(len(line[column]) for line in table) for column in range(len(HEADER))]
     table.insert(1, tuple("-" * width for width in widths))
@@ -86,19 +86,19 @@ def render(rows: Sequence[Row]) -> str:
 
 
 def to_json(rows: Sequence[Row]) -> dict[str, Any]:
-    """Hardware, versions and the rows, as plain values."""
+    """Return hardware, versions and the rows as plain values."""
     listed = [asdict(row) | {"value": row.value, "met": row.met} for row in rows]
     return {"machine": machine(), "versions": versions(), "rows": listed}
 
 
 def from_json(content: dict[str, Any]) -> list[Row]:
-    """The rows of `to_json`."""
+    """Return the rows of `to_json`."""
     derived = ("value", "met")
     return [Row(**{k: v for k, v in row.items() if k not in derived}) for row in content["rows"]]
 
 
 def machine() -> dict[str, Any]:
-    """The processor, the instructions of it that matter here, and how many cores we may use."""
+    """Describe the processor, its relevant instructions and the cores that we may use."""
     facts: dict[str, Any] = {"cpu": platform.machine(), "flags": []}
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -115,12 +115,12 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that the numbers depend on."""
+    """Return the versions of Python and of the packages that the numbers depend on."""
     return {"python": platform.python_version()} | {n: metadata.version(n) for n in PACKAGES}
 
 
 def heading(content: dict[str, Any]) -> str:
-    """Hardware and versions in one line."""
+    """Return hardware and versions in one line."""
     facts = content["machine"]
     flags = f" ({', '.join(facts['flags'])})" if facts["flags"] else ""
     packages = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
@@ -141,7 +141,7 @@ def main(rows: Callable[[], list[Row]]) -> None:
 
 
 def _digits(value: float) -> str:
-    """Three significant digits, and no exponent."""
+    """Format with three significant digits and no exponent."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"

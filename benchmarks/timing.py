@@ -15,7 +15,7 @@ def in_turns(
     repeats: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each repeat, after one call of each that is not counted.
+    """Time each call in each repeat, after one warm-up call of each.
 
     Args:
         calls: name -> what to time.
@@ -34,5 +34,5 @@ def in_turns(
 
 
 def ratios(slow_s: list[float], fast_s: list[float]) -> list[float]:
-    """How many times as long the first took, repeat by repeat."""
+    """Return how many times as long the first took, repeat by repeat."""
     return [slow / fast for slow, fast in zip(slow_s, fast_s, strict=True)]

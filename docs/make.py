@@ -44,7 +44,7 @@ class Message:
 
 
 def configuration() -> str:
-    """A table for each section of the schema."""
+    """Return a table for each section of the schema."""
     parts = []
     for section, keys in SCHEMA.items():
         kind = Config.model_fields[section].annotation
@@ -61,7 +61,7 @@ def configuration() -> str:
 
 
 def messages() -> list[Message]:
-    """Every failure with its own words, from all calls of an error's class."""
+    """Return every failure with its own words, from all calls of an error class."""
     found = set()
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
         source = Source(ast.parse(path.read_text()))
@@ -75,7 +75,7 @@ def messages() -> list[Message]:
 
 
 def _of_s3() -> Iterator[Message]:
-    """What S3 answers: the pairs that `words` returns, in the sentence that they are put into."""
+    """Yield the messages about S3: the pairs of `words` in the sentence that holds them."""
     tree = ast.parse((ROOT / "pipeline" / "storage" / "s3_errors.py").read_text())
     source = Source(tree)
     (words,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "words")
@@ -100,7 +100,7 @@ class Source:
         self.function_of = {id(n): function for function in functions for n in ast.walk(function)}
 
     def messages(self, call: ast.Call) -> Iterator[Message]:
-        """Those of the call of an error's class; nothing for other calls."""
+        """Yield the messages of a call of an error class; nothing for other calls."""
         name = ast.unparse(call.func).rpartition(".")[2]
         keywords = {k.arg: k.value for k in call.keywords}
         id_, first = (*call.args, None, None)[:2]
@@ -111,7 +111,7 @@ class Source:
             yield Message(KINDS[name].exit_code, id_.value, name, what, next(self.texts(todo), ""))
 
     def texts(self, node: ast.expr) -> Iterator[str]:
-        """What an expression may say; nothing when it is not written in this module."""
+        """Yield the texts that an expression may have; nothing if it is defined elsewhere."""
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
         elif isinstance(node, ast.JoinedStr):
@@ -131,14 +131,14 @@ class Source:
                 yield from self.texts(value)
 
     def _part(self, part: ast.expr) -> str:
-        """A part of an f-string: its text, a constant's, or a short name for what is filled in."""
+        """Return a part of an f-string: its text, a constant's, or a name for a filled-in value."""
         if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name):
             if part.value.id.isupper():
                 return next(self.texts(part.value), f"<{_name(part)}>")
         return str(part.value) if isinstance(part, ast.Constant) else f"<{_name(part)}>"
 
     def _values(self, name: ast.Name) -> Iterator[ast.expr]:
-        """What a name stands for: its newest assignments above, or what callers pass."""
+        """Yield the values of a name: its newest assignments above, or what callers pass."""
         function = self.function_of.get(id(name))
         where: ast.Module | ast.FunctionDef = function or self.tree
         above = {
@@ -173,7 +173,7 @@ class Source:
 
 
 def _name(part: ast.expr) -> str:
-    """A short name for what is filled in: the last word of the expression."""
+    """Return a short name for what is filled in: the last word of the expression."""
     value = part.value if isinstance(part, ast.FormattedValue) else part
     words = [n.attr if isinstance(n, ast.Attribute) else n.id
              for n in ast.walk(value) if isinstance(n, ast.Attribute | ast.Name)]  # fmt: skip
@@ -181,7 +181,7 @@ def _name(part: ast.expr) -> str:
 
 
 def troubleshooting() -> str:
-    """A table of messages for each exit code."""
+    """Return a table of messages for each exit code."""
     parts = []
     for kind in KINDS.values():
         rows = [m for m in messages() if m.kind == kind.__name__]
@@ -196,14 +196,14 @@ def troubleshooting() -> str:
 
 
 def scale_tables() -> str:
-    """What `python -m pipeline.cli.scale` prints."""
+    """Return what `python -m pipeline.cli.scale` prints."""
     with redirect_stdout(io.StringIO()) as text:
         scale.main([])
     return text.getvalue()
 
 
 def index() -> str:
-    """The pages that the text above does not link yet, with their titles."""
+    """List the pages that the text above does not link yet, with their titles."""
     own = (ROOT / "docs" / "README.md").read_text().partition(MARKER)[0]
     lines = []
     for path in sorted((ROOT / "docs").glob("*.md")):
@@ -222,7 +222,7 @@ PAGES = {
 
 
 def page(name: str) -> str:
-    """A page as it should be: its own text up to the marker, then what is made."""
+    """Return a page as it should be: its own text up to the marker, then the made part."""
     own = (ROOT / "docs" / name).read_text().partition(MARKER)[0]
     return f"{own.rstrip()}\n\n{MARKER}\n{PAGES[name]().rstrip()}\n"
 

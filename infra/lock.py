@@ -20,7 +20,7 @@ LOCK = ROOT / "infra" / "requirements.lock"
 
 
 def resolve(requirements: Path) -> dict[str, Any]:
-    """Pip's report of what it would install, from its default index alone.
+    """Return pip's report of what it would install from its default index alone.
 
     Raises:
         subprocess.CalledProcessError: the requirements contradict each other, or no network.
@@ -48,7 +48,7 @@ def resolve(requirements: Path) -> dict[str, Any]:
 
 
 def locked(report: dict[str, Any]) -> str:
-    """The lock file: `name==version --hash=sha256:...`, sorted by name.
+    """Return the lock file: `name==version --hash=sha256:...`, sorted by name.
 
     Raises:
         ValueError: a package comes from a local file: its hash would mean nothing elsewhere.

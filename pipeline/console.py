@@ -155,13 +155,13 @@ class Console:
 
 
 def clean(text: str) -> str:
-    """One line of text that is safe to show: secrets masked, control characters replaced."""
+    """Return one line of text that is safe to show: secrets and control characters replaced."""
     shown = redact(text)
     return "".join("�" if unicodedata.category(c) in ("Cc", "Cs", "Cf") else c for c in shown)
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 0.4 s, 42 s, 3 min 05 s, 2 h 07 min, 3 d 04 h."""
+    """Format seconds for people: 0.4 s, 42 s, 3 min 05 s, 2 h 07 min, 3 d 04 h."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -194,7 +194,7 @@ def _progress_text(
 
 
 def _columns(text: str) -> int:
-    """Terminal columns a text takes: wide East Asian characters take two, combining ones none."""
+    """Count the terminal columns of a text: wide characters take two, combining ones none."""
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
         for c in text

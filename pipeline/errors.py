@@ -41,7 +41,7 @@ class PipelineError(Exception):
         return _rebuild, (type(self), self.id, self.what, self.where, self.todo)
 
     def __str__(self) -> str:
-        """The message as the console shows it: one line per part."""
+        """Format the message for the console: one line per part."""
         lines = [f"{self.what} [{self.id}]"]
         if self.where:
             lines.append(f"  where: {self.where}")
@@ -116,7 +116,7 @@ class ErrorReport:
         where: str = "",
         todo: str = "change the keys named above and start a new run; the last checkpoint is kept",
     ) -> ErrorReport:
-        """The report of an error; one of `sdclr` becomes a `TrainingError`.
+        """Return the report of an error; one of `sdclr` becomes a `TrainingError`.
 
         Args:
             error: any.
@@ -129,30 +129,30 @@ class ErrorReport:
         return cls(kind, error.id, error.what, error.where, error.todo, error.exit_code)
 
     def error(self) -> PipelineError:
-        """The error again, of its own kind."""
+        """Return the error again, of its own kind."""
         kinds = {kind.__name__: kind for kind in PipelineError.__subclasses__()}
         kind = kinds.get(self.kind, PipelineError)
         return kind(self.id, self.what, where=self.where, todo=self.todo)
 
     def to_json(self) -> str:
-        """One JSON object."""
+        """Return one JSON object."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ErrorReport:
-        """Of the output of `to_json`."""
+        """Return the report that `to_json` wrote."""
         return cls(**json.loads(text))
 
 
 def reason_of(error: Exception) -> str:
-    """The class that best names why a training stopped, for the gauge of stops."""
+    """Return the class that best names why a training stopped, for the gauge of stops."""
     # A step that was not finite arrives as a TrainingError that says where its evidence is.
     is_evidence = isinstance(error, TrainingError) and error.__cause__ is not None
     return type(error.__cause__ if is_evidence else error).__name__
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The exception that Ray wrapped, at the end of all wrappings.
+    """Return the exception that Ray wrapped, at the end of all wrappings.
 
     When several workers failed, the one that says most: an error of this project, else one that is
     not merely the loss of the connection to a worker that failed before.

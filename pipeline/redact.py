@@ -26,7 +26,7 @@ _ASSIGNED = re.compile(
 
 
 def secrets_of(env: Mapping[str, str]) -> list[str]:
-    """Values of the variables named *SECRET*, *TOKEN*, *PASSWORD* or *KEY*, longest first.
+    """Return values of variables named *SECRET*, *TOKEN*, *PASSWORD* or *KEY*, longest first.
 
     Values under 4 characters and plain words (`true`, `auto` ...) are left out: they occur in
     ordinary text and hide nothing.
@@ -43,7 +43,7 @@ def secrets_of(env: Mapping[str, str]) -> list[str]:
 
 
 def redact(text: str, env: Mapping[str, str] | None = None) -> str:
-    """The text without secrets: environment values, URL userinfo and `password=...` are masked.
+    """Mask secrets in a text: environment values, URL userinfo and `password=...`.
 
     Args:
         text: anything a person may read later.
@@ -53,7 +53,7 @@ def redact(text: str, env: Mapping[str, str] | None = None) -> str:
 
 
 def redact_tree(value: Any, env: Mapping[str, str] | None = None) -> Any:
-    """`redact` applied to every string value inside nested dicts and lists; keys stay."""
+    """Apply `redact` to every string value inside nested dicts and lists; keys stay."""
     return _mask_tree(value, secrets_of(os.environ if env is None else env))
 
 

@@ -110,17 +110,17 @@ class ViewParams:
         return len(self.top)
 
     def rows(self, start: int, stop: int) -> ViewParams:
-        """The parameters of images start..stop - 1: one rank's part of the global batch."""
+        """Return the parameters of images start..stop - 1: one rank's part of the global batch."""
         return self._map(lambda values: values[start:stop])
 
     def to(self, device: str | torch.device) -> ViewParams:
-        """The same parameters on another device."""
+        """Return the same parameters on another device."""
         # A copy to the CPU has to be complete before it is read, so only the other way is lazy.
         lazy = torch.device(device).type != "cpu"
         return self._map(lambda values: values.to(device, non_blocking=lazy))
 
     def take(self, index: Tensor) -> ViewParams:
-        """The parameters of the images of an int64 index."""
+        """Return the parameters of the images of an int64 index."""
         return self._map(lambda values: values.index_select(0, index))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> ViewParams:
@@ -242,7 +242,7 @@ def _render(images_NCHW: Tensor, p: ViewParams, key_N: Tensor, view_CNOO: Tensor
 def centre_view(
     images_BCHW: Tensor, sizes_B2: Tensor, *, crop_px: int, resize_px: int | None
 ) -> Tensor:
-    """The view for evaluation, (B, 3, crop_px, crop_px) float32 in [0, 1], nothing random.
+    """Return the evaluation view, (B, 3, crop_px, crop_px) float32 in [0, 1]; nothing is random.
 
     torchvision's Resize(resize_px), which is bilinear and antialiased, then CenterCrop(crop_px).
 

@@ -58,7 +58,7 @@ class ResNet8(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to (B, 64) features, or to logits while `fc` is a classifier."""
+        """Map images (B, 3, H, W) to features (B, 64), or to logits while `fc` is a classifier."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x_BCHW))))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
@@ -70,7 +70,7 @@ def _shortcut(width_in: int, width_out: int) -> nn.Module:
 
 
 def build_backbone(name: str, *, stem: str, seed: int) -> tuple[nn.Module, int]:
-    """A freshly initialised backbone and the width of its features.
+    """Return a freshly initialised backbone and the width of its features.
 
     Args:
         name: one of `BACKBONES`.

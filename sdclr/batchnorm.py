@@ -54,7 +54,7 @@ def _layout(x: Tensor) -> torch.memory_format:
 
 
 def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel, merged over ranks (Chan et al. 1979)."""
+    """Return mean and biased variance per channel, merged over ranks (Chan et al. 1979)."""
     # The fused kernel of the ordinary layer; torch.var_mean takes twenty times as long on a CPU.
     mean_C, var_C = torch.batch_norm_update_stats(x.detach(), None, None, 0.0)
     both_R2C = collective.stack_over_ranks(torch.stack([mean_C, var_C]))

@@ -49,7 +49,7 @@ _COLLAPSED_RANK_SHARE, _DEAD_ALARM, _SAME, _UNRELATED = 0.5, 0.5, 0.01, 0.9
 
 
 def probe_views(crop_px: int) -> AugmentRecipe:
-    """How the views of a measurement are drawn: in the same way for every run and data set.
+    """Return the recipe of the measuring views, the same for every run and data set.
 
     A measure under views that follow the configuration would rank configurations by how easy their
     views are. Nothing is mirrored: there are images, such as digits, whose mirror image is another
@@ -92,7 +92,7 @@ class Checkup:
 
     @classmethod
     def of_images(cls, images: Images, *, num_images: int, crop_px: int) -> Checkup:
-        """A fixed choice of at most `num_images` images, and two fixed views of side `crop_px`.
+        """Choose at most `num_images` images and two views of side `crop_px`, both fixed.
 
         Raises:
             ValueError: fewer than 2 images.
@@ -111,7 +111,7 @@ class Checkup:
         return cls(chosen, (first, second), recipe)
 
     def __call__(self, model: nn.Module) -> Measures:
-        """All of `MEASURES`, on the dense backbone's features in evaluation mode.
+        """Measure all of `MEASURES` on the dense backbone's features in evaluation mode.
 
         A measure without a value is nan: `disagreement` without a pruned branch, all of them when
         features are not finite.
@@ -150,7 +150,7 @@ class Checkup:
 
 
 def measure(view1_NF: Tensor, view2_NF: Tensor) -> Measures:
-    """The measures of a pair of views that need features only; nan where they are not finite."""
+    """Measure what features of two views alone allow; nan where a value is not finite."""
     finite = bool((view1_NF.isfinite() & view2_NF.isfinite()).all())
     balance = health.TercileBalance(math.nan, math.nan, math.nan, math.nan)
     hits_N = health.retrieval_hits(view1_NF, view2_NF)
@@ -171,7 +171,7 @@ def measure(view1_NF: Tensor, view2_NF: Tensor) -> Measures:
 
 
 def alarms(history: Sequence[Mapping[str, float | None]]) -> list[str]:
-    """What is wrong at the end of a history of measures, in words; empty when nothing is.
+    """Describe what is wrong at the end of a history of measures; empty when nothing is.
 
     Args:
         history: the measures of one model in the order of training, first those before training,

@@ -18,13 +18,13 @@ _LUMA = (0.2989, 0.587, 0.114)  # of ITU-R BT.601, as rounded by torchvision
 
 
 def luma(x_CNP: Tensor) -> Tensor:
-    """Weighted mean of the channels, (N, P)."""
+    """Return the weighted mean of the channels, (N, P)."""
     red, green, blue = _LUMA
     return (x_CNP[0] * red).add_(x_CNP[1], alpha=green).add_(x_CNP[2], alpha=blue)
 
 
 def blend_(x_CNP: Tensor, op_N: Tensor, factor_N: Tensor) -> None:
-    """Brightness, contrast or saturation: x <- clamp(f x + (1 - f) y, 0, 1).
+    """Adjust brightness, contrast or saturation: x <- clamp(f x + (1 - f) y, 0, 1).
 
     y is 0 for brightness, the image's mean luma for contrast, and the pixel's luma for saturation.
 
@@ -79,7 +79,7 @@ def shift_hue_(x_CNP: Tensor, turns_N: Tensor) -> None:
 
 
 def jitter_(x_CNP: Tensor, order_N4: Tensor, factors_N4: Tensor, starts: list[int]) -> None:
-    """Brightness, contrast, saturation and hue in the order of each image.
+    """Adjust brightness, contrast, saturation and hue in the order of each image.
 
     The images must be sorted by the place that hue has in their order. Then all of them turn their
     hue together, and each operation s places before or after hue is one `blend_` of a contiguous
@@ -111,12 +111,12 @@ def gray_(x_CNP: Tensor, rows_R: Tensor) -> None:
 
 
 def blur_kernel_px(crop_px: int) -> int:
-    """The odd number nearest to 10 % of the image side (SimCLR, Chen et al. 2020, app. A)."""
+    """Return the odd number nearest to 10 % of the side (SimCLR, Chen et al. 2020, app. A)."""
     return 2 * (crop_px // 20) + 1
 
 
 def blur_(x_CNHW: Tensor, rows_R: Tensor, sigma_R: Tensor, *, kernel_px: int) -> None:
-    """Gaussian blur of the images `rows_R`, separable, borders reflected.
+    """Blur the images `rows_R` by a separable Gaussian with reflected borders.
 
     Args:
         x_CNHW: in [0, 1], both sides larger than half the kernel.

@@ -49,12 +49,12 @@ class Encoder(nn.Module):
         return round(self.crop_px * RESIZE_PER_CROP)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Images (B, 3, H, W) float in [0, 1] to features (B, F)."""
+        """Map images (B, 3, H, W) float in [0, 1] to features (B, F)."""
         return self.network.features(images_BCHW)
 
     @torch.inference_mode()
     def encode(self, images: ImageSet, *, batch: int = 64) -> Tensor:
-        """Features (N, F) float32, on the CPU, of the centre view of each image."""
+        """Return features (N, F) float32, on the CPU, of the centre view of each image."""
         device = self.network.mean.device
         parts = []
         for start in range(0, len(images), batch):

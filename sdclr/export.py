@@ -39,19 +39,19 @@ class FeatureModel(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S) float32 in [0, 1] to features (B, F)."""
+        """Map images (B, 3, S, S) float32 in [0, 1] to features (B, F)."""
         features: Tensor = self.backbone((images - self.mean) / self.std)
         return features
 
 
 def check_images(side_px: int, num_images: int = 3) -> Tensor:
-    """Fixed random images (B, 3, S, S) in [0, 1], to compare an exported form with the network."""
+    """Return fixed random images (B, 3, S, S) in [0, 1], to compare an export with the network."""
     generator = torch.Generator().manual_seed(_CHECK_SEED)
     return torch.rand(num_images, 3, side_px, side_px, generator=generator)
 
 
 def exported_program(model: FeatureModel, *, side_px: int) -> bytes:
-    """`torch.export` of the model with a free batch size, as the content of a .pt2 file."""
+    """Export the model by `torch.export` with a free batch size; return the .pt2 content."""
     # Two images: a batch of one would be taken for a constant.
     batch = torch.export.Dim("batch", min=1, max=2**20)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def exported_program(model: FeatureModel, *, side_px: int) -> bytes:
 
 
 def onnx_program(model: FeatureModel, *, side_px: int) -> bytes:
-    """The model as ONNX, input `images` and output `features`, with a free batch size.
+    """Export the model as ONNX, input `images` and output `features`, with a free batch size.
 
     torch needs the packages onnx and onnxscript for it.
     """
@@ -87,6 +87,6 @@ def onnx_program(model: FeatureModel, *, side_px: int) -> bytes:
 
 
 def largest_difference(features: Tensor, expected: Tensor) -> float:
-    """Largest |a - b| over max(1, largest |b|): the figure that must stay below 1e-5."""
+    """Return the largest |a - b| over max(1, largest |b|), which must stay below 1e-5."""
     scale = max(1.0, float(expected.abs().max()))
     return float((features - expected).abs().max()) / scale

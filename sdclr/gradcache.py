@@ -76,7 +76,7 @@ def _cut(first: Tensor, second: Tensor, num_chunks: int) -> list[tuple[Tensor, T
 
 
 def _reduced(model: nn.Module, *, now: bool) -> AbstractContextManager[None]:
-    """Whether this backward is the one that reduces gradients over the ranks."""
+    """Return a context in which gradients are reduced over the ranks only if `now`."""
     if now or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return model.no_sync()
@@ -84,7 +84,7 @@ def _reduced(model: nn.Module, *, now: bool) -> AbstractContextManager[None]:
 
 @contextmanager
 def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """What the norms have seen inside is forgotten."""
+    """Restore the batch-norm statistics on exit."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
     copies = [buffer.clone() for buffer in buffers]

@@ -21,7 +21,7 @@ _CHUNK_ROWS = 1024
 
 
 def disagreement(dense_BD: Tensor, pruned_BD: Tensor) -> Tensor:
-    """How differently the pruned network sees each image: 1 - cosine, (B,), in [0, 2].
+    """Return 1 - cosine of the dense and the pruned view of each image: (B,), in [0, 2].
 
     This is SDCLR's own signal for easily forgotten, typically rare images (Jiang et al. 2021):
     feed both networks the same view. Equal directions give 0, opposite ones 2; a zero row gives 1.
@@ -32,7 +32,7 @@ def disagreement(dense_BD: Tensor, pruned_BD: Tensor) -> Tensor:
 
 
 def rankme(features_ND: Tensor) -> float:
-    """Effective rank: exp of the entropy of the singular values that are scaled to sum 1.
+    """Return the effective rank: exp of the entropy of the singular values scaled to sum 1.
 
     Garrido et al. 2023, eq. 1-2, without the paper's 1e-7 inside the logarithm (0 log 0 is 0),
     which moves the value by less than 0.1 % for D <= 512. Features are not centred. Between 1
@@ -55,7 +55,7 @@ def rankme(features_ND: Tensor) -> float:
 
 
 def alpha_req(features_ND: Tensor) -> float:
-    """Decay alpha of the covariance spectrum, eigenvalue_j ~ j^-alpha (Agrawal et al. 2022).
+    """Return the decay alpha of the covariance spectrum (Agrawal et al. 2022).
 
     The slope, with the sign turned, of the least-squares line through (log j, log eigenvalue_j)
     over all eigenvalues above rounding. About 1 is healthy; much more means that few directions
@@ -82,7 +82,7 @@ def alpha_req(features_ND: Tensor) -> float:
 
 
 def dead_frac(features_ND: Tensor, *, tolerance: float = 1e-3) -> float:
-    """Fraction of dimensions that hardly vary: std below `tolerance` times the rms of all stds.
+    """Return the fraction of dimensions with a std below `tolerance` times the rms of all stds.
 
     In [0, 1]; a set of equal rows gives 1.
 
@@ -99,7 +99,7 @@ def dead_frac(features_ND: Tensor, *, tolerance: float = 1e-3) -> float:
 
 
 def view_retrieval(view1_ND: Tensor, view2_ND: Tensor) -> float:
-    """Fraction of images whose view-1 feature is nearest (cosine) to its own view-2 feature.
+    """Return the fraction of images whose view 1 is nearest (cosine) to their own view 2.
 
     The mean of `retrieval_hits`: in [0, 1], 1/N for collapsed features.
     """
@@ -107,7 +107,7 @@ def view_retrieval(view1_ND: Tensor, view2_ND: Tensor) -> float:
 
 
 def retrieval_hits(view1_ND: Tensor, view2_ND: Tensor) -> Tensor:
-    """1 for each image whose view-1 feature is nearest (cosine) to its own view-2 feature, else 0.
+    """Return 1 for each image whose view 1 is nearest (cosine) to its own view 2, else 0.
 
     All N view-2 features compete. A tie of t features for the first place counts 1/t, so collapsed
     features score chance, 1/N. Returns (N,) float64 on the CPU.
@@ -146,7 +146,7 @@ class TercileBalance:
 
 
 def tercile_balance(hits_N: Tensor, clusters_N: Tensor) -> TercileBalance:
-    """Many/Medium/Few without labels: clusters stand in for classes, retrieval for accuracy.
+    """Compute Many, Medium and Few without labels, with clusters in place of classes.
 
     Clusters are ranked by size (equal sizes by number). With K clusters that have images, the K//3
     smallest are few, the next K//3 medium, the rest many: the rule of the labelled groups.
@@ -174,7 +174,7 @@ def tercile_balance(hits_N: Tensor, clusters_N: Tensor) -> TercileBalance:
 
 
 def alignment(view1_ND: Tensor, view2_ND: Tensor, *, power: float = 2.0) -> float:
-    """Mean distance^power of the two views on the unit sphere; the lower, the more invariant.
+    """Return the mean distance^power of the two views on the unit sphere; low is invariant.
 
     Wang and Isola 2020, section 4.1.2 (alpha = `power`). In [0, 2^power]; 0 for equal views.
 
@@ -189,7 +189,7 @@ def alignment(view1_ND: Tensor, view2_ND: Tensor, *, power: float = 2.0) -> floa
 
 
 def uniformity(features_ND: Tensor, *, t: float = 2.0) -> float:
-    """Log of the mean of exp(-t * squared distance) over all pairs i != j on the unit sphere.
+    """Return the log of the mean of exp(-t * squared distance) over all pairs on the sphere.
 
     Wang and Isola 2020, section 4.1.2. In [-4t, 0]: 0 for collapsed features, the lower the more
     evenly they cover the sphere (t = 2 and many random directions in high D: close to -4).

@@ -41,7 +41,7 @@ class Feed(Protocol):
     plan: EpochPlan
 
     def batches(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's batches of an epoch, from a step on."""
+        """Yield this rank's batches of an epoch, from `start_step` on."""
         ...
 
 
@@ -49,11 +49,11 @@ class Images(Protocol):
     """Decoded images at hand, by row."""
 
     def __len__(self) -> int:
-        """Number of images N."""
+        """Return the number of images N."""
         ...
 
     def take(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) uint8 and their sizes (B, 2) on the canvas, in the order of rows."""
+        """Return images (B, 3, H, W) uint8 and their sizes (B, 2), in the order of `rows_B`."""
         ...
 
 
@@ -80,11 +80,11 @@ class ImageSet:
         return len(self.images_NCHW)
 
     def take(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) where the set lies, and their sizes (B, 2), in the order of rows."""
+        """Return images (B, 3, H, W) on the set's device and their sizes (B, 2), in row order."""
         return self.images_NCHW[rows_B.to(self.images_NCHW.device)], self.sizes_N2[rows_B]
 
     def feed(self, plan: EpochPlan, *, seed: int, rank: int = 0) -> SetFeed:
-        """The batches that one rank trains on."""
+        """Return the batches that one rank trains on."""
         return SetFeed(self, plan, seed=seed, rank=rank)
 
 
@@ -101,7 +101,7 @@ class SetFeed:
         self.images, self.plan, self.seed, self.rank = images, plan, seed, rank
 
     def batches(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's batches of an epoch, from a step on."""
+        """Yield this rank's batches of an epoch, from `start_step` on."""
         order = torch.from_numpy(epoch_order(len(self.images), seed=self.seed, epoch=epoch))
         for step in range(start_step, self.plan.num_steps):
             part = self.plan.part(step, self.rank)

@@ -33,7 +33,7 @@ class Clusters:
 def kmeans(
     points_ND: Tensor, num_clusters: int, *, seed: int = 0, max_iterations: int = 50
 ) -> Clusters:
-    """At most `num_clusters` clusters by Euclidean distance, in float64 on the CPU.
+    """Find at most `num_clusters` clusters by Euclidean distance, in float64 on the CPU.
 
     An empty cluster keeps its centre. Fewer distinct points than clusters leave some empty.
 
@@ -59,7 +59,7 @@ def kmeans(
 
 
 def _seeds(points_ND: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
-    """k-means++: each next centre is a point, drawn by its squared distance to those before."""
+    """Choose first centres by k-means++: each is a point drawn by its squared distance."""
     first = int(torch.randint(len(points_ND), (1,), generator=generator))
     chosen = [first]
     squared_N = (points_ND - points_ND[first]).square().sum(dim=1)

@@ -33,11 +33,11 @@ class LinearProbe:
     converged: bool
 
     def logits(self, features_MD: Tensor) -> Tensor:
-        """Scores (M, C); softmax over C gives probabilities."""
+        """Return scores (M, C); their softmax gives probabilities."""
         return as_float(features_MD) @ self.weight_CD.T + self.bias_C
 
     def predict(self, features_MD: Tensor) -> Tensor:
-        """Classes (M,), int64."""
+        """Return classes (M,), int64."""
         return self.logits(features_MD).argmax(dim=1)
 
 
@@ -124,7 +124,7 @@ def fit_logistic(
 
 
 def principal_axes(features_ND: Tensor) -> Tensor:
-    """Orthonormal directions (D, R) of the features' second moments, ascending.
+    """Return orthonormal directions (D, R) of the features' second moments, ascending.
 
     With N < D they span the rows, and the weights of a fit with l2 > 0 lie in that span: the
     objective on `features_ND @ axes_DR` has the same minimum, and the same predictions.
@@ -138,7 +138,7 @@ def principal_axes(features_ND: Tensor) -> Tensor:
 
 
 def as_float(features: Tensor) -> Tensor:
-    """Features at working precision: float64 stays, everything else becomes float32."""
+    """Return features at working precision: float64 stays, everything else becomes float32."""
     return features if features.dtype == torch.float64 else features.to(torch.float32)
 
 

@@ -31,7 +31,7 @@ _ORDER_STREAM, _IMAGE_STREAM, _FEWSHOT_STREAM = 0, 1, 2
 
 
 def exponential_counts(num_max: int, *, imbalance_ratio: float, num_classes: int) -> list[int]:
-    """Images per class by rank, falling exponentially from `num_max` to `num_max / ratio`.
+    """Return images per class by rank, falling exponentially from `num_max` by `ratio`.
 
     Ratio 100 gives the published CIFAR-10-LT (4500..45, in all 11,165) and CIFAR-100-LT (450..4,
     in all 9,754). One class gets `num_max`.
@@ -52,7 +52,7 @@ def exponential_counts(num_max: int, *, imbalance_ratio: float, num_classes: int
 def pareto_counts(
     num_max: int, *, imbalance_ratio: float, num_classes: int, power: float = 6.0
 ) -> list[int]:
-    """Images per class by rank, the quantiles of a Pareto (Lomax) law scaled to both ends.
+    """Return images per class by rank: quantiles of a Pareto (Lomax) law, scaled to both ends.
 
     u_c runs evenly from 1e-3 to 1, n_min is `num_max / imbalance_ratio`; the formula is in the
     module's head. It follows the shape of ImageNet-LT (Liu et al. 2019: Pareto, power 6, 1280..5)
@@ -87,7 +87,7 @@ def pareto_counts(
 
 
 def class_order(num_classes: int, *, seed: int) -> tuple[int, ...]:
-    """The class that holds each rank: entry 0 is the head class. A seeded permutation."""
+    """Return the class that holds each rank: entry 0 is the head class. A seeded permutation."""
     generator = np.random.default_rng([seed, _ORDER_STREAM])
     return tuple(int(label) for label in generator.permutation(num_classes))
 
@@ -95,7 +95,7 @@ def class_order(num_classes: int, *, seed: int) -> tuple[int, ...]:
 def long_tail_split(
     labels_N: Sequence[int] | NDArray[np.integer], *, counts_by_rank: Sequence[int], seed: int
 ) -> IndexArray:
-    """Sorted indices of a long-tailed subset; rank r goes to `class_order(C, seed=seed)[r]`.
+    """Return sorted indices of a long-tailed subset; rank r is `class_order(C, seed=seed)[r]`.
 
     The images of a class are the first ones of a permutation that depends on (seed, class) only:
     a stronger imbalance of the same seed is a subset of a weaker one.
@@ -131,7 +131,7 @@ def fewshot_draws(
     num_draws: int,
     seed: int,
 ) -> list[IndexArray]:
-    """Independent balanced draws (they may overlap), each sorted; every label that occurs counts.
+    """Draw balanced subsets independently, each sorted; every label that occurs counts.
 
     Draw d depends on (seed, d) only, so more draws extend fewer.
 
@@ -167,7 +167,7 @@ class Groups:
 
 
 def groups_by_tercile(counts: Sequence[int]) -> Groups:
-    """The CIFAR rule: by ascending count, Few = first C // 3, Medium = next, Many = the rest.
+    """Group classes by ascending count: the first C // 3 are Few, the next Medium, the rest Many.
 
     10 classes give 4/3/3 (Many/Medium/Few), 100 give 34/33/33. Of equal counts the lower class
     index comes first, that is, goes to the rarer group.
@@ -181,7 +181,7 @@ def groups_by_tercile(counts: Sequence[int]) -> Groups:
 def groups_by_threshold(
     counts: Sequence[int], many_above: int = 100, few_below: int = 20
 ) -> Groups:
-    """The ImageNet rule (Liu et al. 2019): Many > `many_above`, Few < `few_below`, else Medium.
+    """Group classes by count (Liu et al. 2019): Many > `many_above`, Few < `few_below`.
 
     Raises:
         ValueError: `few_below` > `many_above` + 1, where a class could be in two groups.
@@ -220,7 +220,7 @@ class ScoreSummary:
 def group_scores(
     per_class_accuracy: Sequence[float] | NDArray[np.floating], groups: Groups
 ) -> GroupScores:
-    """Scores of one split: group means, `all` = mean over classes, `std` = population std of 3.
+    """Score one split: group means, `all` = mean over classes, `std` = population std of 3.
 
     A class with accuracy nan (absent from the test set) is left out of its group and of `all`. A
     group without any measured class is nan, and then `std` is nan too: the spread of two groups
@@ -242,7 +242,7 @@ def group_scores(
 
 
 def mean_scores(scores: Sequence[GroupScores]) -> ScoreSummary:
-    """Field-wise mean and spread over splits or draws; a nan in any makes the field nan.
+    """Average field by field over splits or draws; a nan in any makes the field nan.
 
     `std` is averaged over the splits. It is not the std of the averaged groups, which is smaller
     whenever the weak group changes from split to split.
@@ -283,7 +283,7 @@ def _as_labels(labels_N: Sequence[int] | NDArray[np.integer]) -> IndexArray:
 def _draw(
     labels: IndexArray, label: int, count: int, entropy: list[int], context: str = ""
 ) -> IndexArray:
-    """`count` seeded indices of one class."""
+    """Draw `count` indices of one class."""
     indices: IndexArray = np.flatnonzero(labels == label).astype(np.int64)
     if not 0 <= count <= len(indices):
         raise ValueError(f"class {label}{context} needs {count} images, has {len(indices)}")

@@ -18,7 +18,7 @@ from sdclr import collective
 
 
 def nt_xent(u_BD: Tensor, v_BD: Tensor, *, temperature: float) -> Tensor:
-    """Mean loss of this rank's 2B rows against the 2N rows of all ranks.
+    """Return the mean loss of this rank's 2B rows against the 2N rows of all ranks.
 
     Row i of both inputs shows the same image; every other row, of either view and any rank, is a
     negative. The mean over ranks of the result, and of its gradients, equals the loss of one rank
@@ -46,7 +46,7 @@ def nt_xent(u_BD: Tensor, v_BD: Tensor, *, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def image_losses(u_BD: Tensor, v_BD: Tensor, *, temperature: float) -> Tensor:
-    """The loss of each of this rank's images (B,), without gradient: the mean of its two rows.
+    """Return the loss of each of this rank's images (B,), without gradient: its two rows' mean.
 
     Their mean is `nt_xent`, whose arguments it takes.
     """
@@ -56,7 +56,7 @@ def image_losses(u_BD: Tensor, v_BD: Tensor, *, temperature: float) -> Tensor:
 
 
 def _logits(u_BD: Tensor, v_BD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Similarities of this rank's 2B rows to the 2N rows of all, and the column of each partner."""
+    """Return similarities of this rank's 2B rows to all 2N rows, and each partner's column."""
     if u_BD.shape != v_BD.shape or u_BD.ndim != 2:
         raise ValueError(
             f"two (B, D) tensors expected, got {tuple(u_BD.shape)}, {tuple(v_BD.shape)}"

@@ -47,11 +47,11 @@ class LossMemory:
         self.sums_2N[:, seen] = self.momentum * self.sums_2N[:, seen] + new_2B
 
     def means(self) -> Tensor:
-        """The running mean of each image (N,) float32; nan for one that no step has seen."""
+        """Return the running mean of each image (N,) float32; nan for one that no step has seen."""
         return means_of(self.sums_2N)
 
 
 def means_of(sums_2N: Tensor) -> Tensor:
-    """`LossMemory.means` from what a state keeps of it."""
+    """Return `LossMemory.means` from what a state keeps of it."""
     means_N: Tensor = sums_2N[0] / sums_2N[1]
     return means_N

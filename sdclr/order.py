@@ -58,25 +58,25 @@ class EpochPlan:
         return rest if rest > 1 else 0
 
     def batch_size(self, step: int) -> int:
-        """Images in global batch `step` of the epoch."""
+        """Return images in global batch `step` of the epoch."""
         return self.global_batch if step < self.num_images // self.global_batch else self.tail
 
     def part(self, step: int, rank: int) -> slice:
-        """The places in the epoch's order that `rank` takes at `step`."""
+        """Return the places in the epoch's order that `rank` takes at `step`."""
         share = self.batch_size(step) // self.num_ranks
         start = step * self.global_batch + rank * share
         return slice(start, start + share)
 
 
 def epoch_order(num_images: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The epoch's permutation of 0..num_images-1."""
+    """Return the epoch's permutation of 0..num_images-1."""
     return numpy_generator(seed, "order", epoch).permutation(num_images)
 
 
 def epoch_windows(
     shard_rows: Sequence[int], *, window_shards: int, seed: int, epoch: int
 ) -> Iterator[NDArray[np.int64]]:
-    """The epoch's order of a set that is read shard by shard, one array of rows for each window.
+    """Yield the epoch's order of a sharded set, one array of rows for each window.
 
     Shards are shuffled and dealt into windows of even size; rows are shuffled within a window. A
     reader needs the shards of one window at a time. One window for all is `epoch_order`.

@@ -114,7 +114,7 @@ def read_photographs(
 
 
 def _read(path: Path, canvas_px: int) -> Tensor | str:
-    """The pixels (3, h, w) uint8 on the scale of the canvas, or why there are none."""
+    """Return the pixels (3, h, w) uint8 on the scale of the canvas, or why there are none."""
     try:
         pixels = _decode(path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

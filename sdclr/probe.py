@@ -62,7 +62,7 @@ class ProbeResult:
 
 
 def standardise(train_ND: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """All inputs, shifted and scaled by the mean and population std of the training features.
+    """Standardise all inputs by the mean and population std of the training features.
 
     A feature that is constant over the training rows, up to rounding, becomes 0 in every output.
     """
@@ -84,7 +84,7 @@ def cross_validated_l2(
     seed: int,
     max_rows: int = MAX_CV_ROWS,
 ) -> float:
-    """The penalty of the grid with the best stratified cross-validated balanced accuracy.
+    """Return the penalty with the best stratified cross-validated balanced accuracy.
 
     Out-of-fold predictions of all folds are pooled, and the score is the mean of the per-class
     accuracies over them; of equal scores the larger penalty wins. More than `max_rows` rows are
@@ -179,7 +179,7 @@ def linear_probe(
 def knn_predict(
     train_ND: Tensor, train_labels_N: Tensor, test_MD: Tensor, *, num_classes: int, k: int = 20
 ) -> Tensor:
-    """Classes (M,) by majority vote of the k training rows of largest cosine similarity.
+    """Predict classes (M,) by majority vote of the k most similar (cosine) training rows.
 
     Equal votes go to the larger summed similarity, then to the lower class index. k above N uses
     all N rows. A zero row has similarity 0 to everything. Memory is bounded by chunking over M.
@@ -207,7 +207,7 @@ def knn_predict(
 def per_class_accuracy(
     predictions_M: Tensor, labels_M: Tensor, num_classes: int
 ) -> NDArray[np.float64]:
-    """Fraction of correct predictions per true class (C,); nan for a class without test rows.
+    """Return the fraction of correct predictions per class (C,); nan without test rows.
 
     Raises:
         ValueError: shapes disagree, or a label is outside 0..num_classes-1.
@@ -226,7 +226,7 @@ def per_class_accuracy(
 def _stratified_folds(
     labels_N: Tensor, num_folds: int, max_rows: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Kept rows, ascending, and the fold of each; -1 for the only sample of a class."""
+    """Return the kept rows, ascending, and the fold of each; -1 for the only sample of a class."""
     generator = torch.Generator().manual_seed(seed)
     keep_frac = min(1.0, max_rows / len(labels_N))
     fold_N = torch.full_like(labels_N, -2)
@@ -253,7 +253,7 @@ def _vote(similarity_BN: Tensor, labels_N: Tensor, num_classes: int, k: int) -> 
 def group_confusion(
     predictions_M: Tensor, labels_M: Tensor, groups: Sequence[Sequence[int]]
 ) -> NDArray[np.float64]:
-    """Where the images of each group of classes are sent: (G, G) shares, rows sum to 1.
+    """Return the shares of each group's images predicted as each group: (G, G), rows sum to 1.
 
     Entry (g, h) is the share of the images of group g that are taken for a class of group h, mean
     over the classes of g; the diagonal counts every class of the own group, not only the right one.

@@ -64,7 +64,7 @@ def prunable_weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _largest(weights: Sequence[Tensor], prune_ratio: float) -> list[Tensor]:
-    """Masks of the weights whose magnitudes reach the threshold of the module's definition.
+    """Return masks of the weights that reach the threshold of the module's definition.
 
     Selection instead of a sort: a sample brackets the threshold, and one pass keeps what lies above
     the bracket and collects the few weights inside it, of which the largest are kept as well. The
@@ -108,18 +108,18 @@ class _Arrays:
         self.xp: Any = np if is_numpy else torch
 
     def parts(self, tensor: Tensor) -> list[Any]:
-        """All of a tensor in its own memory; on a CPU flat, in no special order, cut to caches."""
+        """Cut a tensor into parts of cache size on a CPU, in memory order; one part elsewhere."""
         if self.xp is torch:
             return [tensor.detach()]
         flat = tensor.detach().numpy().ravel(order="K")
         return [flat[i : i + _PART] for i in range(0, len(flat), _PART)]
 
     def nonzero(self, mask: Any) -> Any:
-        """Where a mask is true, as an index."""
+        """Return where a mask is true, as an index."""
         return mask.nonzero() if self.xp is np else mask.nonzero(as_tuple=True)
 
     def sorted(self, arrays: list[Any]) -> Any:
-        """All numbers in one array, ascending, NaN last."""
+        """Return all numbers in one array, ascending, NaN last."""
         together = self.xp.concatenate(arrays)
         return np.sort(together) if self.xp is np else together.sort().values
 
@@ -128,7 +128,7 @@ class _Arrays:
 def magnitude_masks(
     weights: Mapping[str, Tensor], rule: PruneRule, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
-    """Boolean masks, True = kept, of the shapes and on the devices of `weights`.
+    """Return boolean masks, True = kept, of the shapes and on the devices of `weights`.
 
     Args:
         weights: name -> weight, the stem first; only read.

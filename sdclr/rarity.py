@@ -21,7 +21,7 @@ _CHUNK_ROWS = 1024
 def knn_distance(
     features_NF: Tensor, reference_MF: Tensor, *, k: int, own_N: Tensor | None = None
 ) -> Tensor:
-    """Mean cosine distance to the k nearest reference images, (N,) float32, in [0, 2].
+    """Return mean cosine distance to the k nearest reference images, (N,) float32, in [0, 2].
 
     High where the reference is thin: the inverse of a density (Loftsgaarden and Quesenberry 1965),
     averaged over k so that one near-duplicate does not hide a rare image.
@@ -54,7 +54,7 @@ def knn_distance(
 
 
 def rank_share(scores_N: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Each score as its place among all, from 0 (lowest) to 1 (highest); ties get the mean place.
+    """Return each score's place among all, from 0 (lowest) to 1 (highest); ties share the mean.
 
     Scores of different scales can be averaged after this. nan counts as the lowest score.
     """
@@ -66,7 +66,7 @@ def rank_share(scores_N: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def k_center_greedy(features_NF: Tensor, num: int, *, first: int = 0) -> list[int]:
-    """Rows that cover the features: each next one is farthest from all that were chosen before.
+    """Choose rows that cover the features: each next one is farthest from all chosen before.
 
     Gonzalez 1985 on the unit sphere: the largest distance of any row to its nearest chosen one is
     at most twice the best possible. Ties go to the lower row.
@@ -94,7 +94,7 @@ def k_center_greedy(features_NF: Tensor, num: int, *, first: int = 0) -> list[in
 
 
 def pca_2d(features_NF: Tensor) -> tuple[Tensor, tuple[float, float]]:
-    """The two directions of largest variance, for a map: coordinates (N, 2) and their shares.
+    """Project on the two directions of largest variance: coordinates (N, 2) and their shares.
 
     Each axis is turned so that its largest coordinate in magnitude is positive; with fewer than two
     directions the missing coordinates are 0. Shares are of the total variance, in [0, 1].

@@ -53,7 +53,7 @@ class Recipe:
 
 
 def cifar_recipe(method: Method, *, epochs: int = 2000, seed: int = 0) -> Recipe:
-    """The published recipe for 32 px images (Jiang et al. 2021), for global batches of 512.
+    """Return the published recipe for 32 px images (Jiang et al. 2021), for global batches of 512.
 
     Args:
         method: `sdclr` with prune ratio 0.9, or `simclr`.

@@ -60,7 +60,7 @@ def capture_step(
     grad_norm: float,
     network: dict[str, Any],
 ) -> bytes:
-    """All that the next step of `trainer` on `batch` depends on; every rank calls it.
+    """Capture all that the trainer's next step on `batch` depends on; every rank calls it.
 
     Args:
         trainer: before the update. BatchNorm's running statistics do not matter to a training step.
@@ -91,7 +91,7 @@ def capture_step(
 
 
 def read_capture(path: str | Path) -> dict[str, Any]:
-    """The content of a capture.
+    """Return the content of a capture.
 
     Raises:
         CaptureError: another file, a damaged one, or one of another version.

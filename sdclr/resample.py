@@ -30,7 +30,7 @@ def sample_crops(
     ratio: tuple[float, float],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, height and width (B) int64 in px, distributed as torchvision's RandomResizedCrop.
+    """Draw top, left, height, width (B) int64 in px as torchvision's RandomResizedCrop does.
 
     A crop has a share U(scale) of the area, width / height exp(U(log ratio)), and any place inside
     its image. Of ten candidates the first that fits is taken; if none does, which happens to very
@@ -87,7 +87,7 @@ class Window:
 
 
 def axis_weights(window: Window, *, canvas_px: int, out_px: int, kernel: Kernel) -> Tensor:
-    """The resize of one axis as matrices (B, O, N), float32; each row sums to 1.
+    """Return the resize of one axis as matrices (B, O, N), float32; each row sums to 1.
 
     Args:
         window: on this axis.
@@ -155,7 +155,7 @@ def _cut(window: Window, images_1CHW: Tensor, *, axis: int) -> tuple[Window, Ten
 
 
 def _cubic_(distance: Tensor) -> Tensor:
-    """-2 times Keys' cubic with a = -1/2; the factor is left to the normalisation.
+    """Compute -2 times Keys' cubic with a = -1/2; the normalisation removes the factor.
 
     With y = min(d - 2, 0) and z = min(d - 1, 0) both pieces of the cubic are one expression,
     -2 k(d) = y^2 (y + 1) - 2 z^2 (1 + 2 z), which needs no comparison.

@@ -9,14 +9,14 @@ MAX_WARMUP_FRAC = 0.1
 
 
 def warmup_steps(*, warmup_epochs: float, epochs: int, steps_per_epoch: int) -> int:
-    """Warm-up in steps, clamped to a tenth of the run; 0 when that is less than one step."""
+    """Return the warm-up in steps, at most a tenth of the run; 0 when that is below one step."""
     return int(min(warmup_epochs, MAX_WARMUP_FRAC * epochs) * steps_per_epoch)
 
 
 def learning_rate(
     step: int, *, num_steps: int, num_warmup: int, peak: float, final: float
 ) -> float:
-    """Linear warm-up from 0, then a cosine per step to `final`.
+    """Return the learning rate of a step: linear warm-up from 0, then a cosine to `final`.
 
     The cosine is Loshchilov & Hutter 2017, eq. 5, without restarts.
     lr(0) = 0 if there is a warm-up, lr(num_warmup) = peak, lr(num_steps) = final.

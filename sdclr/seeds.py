@@ -14,16 +14,16 @@ import torch
 
 
 def derived_seed(seed: int, *path: str | int) -> int:
-    """A 63-bit seed for the stream `path` of `seed`; different paths give unrelated streams."""
+    """Derive a 63-bit seed for the stream `path`; different paths give unrelated streams."""
     digest = hashlib.sha256(repr((seed, *path)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def torch_generator(seed: int, *path: str | int) -> torch.Generator:
-    """A fresh CPU generator at the start of the stream `path`."""
+    """Return a fresh CPU generator at the start of the stream `path`."""
     return torch.Generator().manual_seed(derived_seed(seed, *path))
 
 
 def numpy_generator(seed: int, *path: str | int) -> np.random.Generator:
-    """A fresh NumPy generator at the start of the stream `path`."""
+    """Return a fresh NumPy generator at the start of the stream `path`."""
     return np.random.default_rng(derived_seed(seed, *path))

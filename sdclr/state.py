@@ -38,7 +38,7 @@ class TrainState:
 
 
 def capture(trainer: Trainer) -> TrainState:
-    """A copy of the trainer's state; later steps do not change it."""
+    """Copy the trainer's state; later steps do not change the copy."""
     tensors = {_MODEL + name: value for name, value in trainer.model.state_dict().items()}
     for name, parameter in trainer.model.named_parameters():
         momentum = trainer.optimizer.state[parameter].get("momentum_buffer")

@@ -49,7 +49,7 @@ class ProbeView:
     hflip_prob: float = 0.5
 
     def __call__(self, images_BCHW: Tensor, sizes_B2: Tensor, generator: torch.Generator) -> Tensor:
-        """Views (B, 3, S, S) float32 in [0, 1], on the device of the images.
+        """Return views (B, 3, S, S) float32 in [0, 1], on the device of the images.
 
         Args:
             images_BCHW: uint8.
@@ -212,7 +212,7 @@ def train_probe(
 
 
 def best_epoch(epochs: Sequence[ProbeEpoch]) -> ProbeEpoch:
-    """The epoch of the highest validation accuracy; of equal ones the first.
+    """Return the epoch of the highest validation accuracy; of equal ones the first.
 
     Raises:
         ValueError: no epochs, or epochs without validation.

@@ -167,7 +167,7 @@ class Trainer:
                 before = time.perf_counter()
 
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The two views (B, 3, h, w) of this rank's images, on the training device.
+        """Return the two views (B, 3, h, w) of this rank's images, on the training device.
 
         Parameters are drawn for the whole global batch and cut by rank: they do not depend on the
         ranks.
@@ -187,7 +187,7 @@ class Trainer:
     def update(
         self, batch: Batch, *, wait_s: float = 0.0, kept_frac: dict[str, float] | None = None
     ) -> StepReport:
-        """One forward, one backward, one SGD step."""
+        """Run one forward, one backward and one SGD step."""
         view1_BCHW, view2_BCHW = self.views(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(view1_BCHW, view2_BCHW)

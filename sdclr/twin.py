@@ -39,18 +39,18 @@ class Network(nn.Module):
         self.backbone, self.head = backbone, head
 
     def features(self, images_BCHW: Tensor) -> Tensor:
-        """Images in [0, 1] to features (B, F), computed in the network's own float type."""
+        """Map images in [0, 1] to features (B, F), computed in the network's own float type."""
         features: Tensor = self.backbone((images_BCHW.to(self.mean.dtype) - self.mean) / self.std)
         return features
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Images in [0, 1] to embeddings (B, D)."""
+        """Map images in [0, 1] to embeddings (B, D)."""
         embeddings: Tensor = self.head(self.features(images_BCHW))
         return embeddings
 
 
 def projection_head(num_features: int, embedding_dim: int, *, depth: int) -> nn.Sequential:
-    """`Linear BN ReLU [Linear BN ReLU] Linear(no bias) BN`: the head of the published runs.
+    """Build the published head: `Linear BN ReLU [Linear BN ReLU] Linear(no bias) BN`.
 
     Args:
         num_features: width of the backbone's features, and of the hidden layers.
@@ -72,7 +72,7 @@ def projection_head(num_features: int, embedding_dim: int, *, depth: int) -> nn.
 def build_network(
     backbone: str, *, stem: str, head_depth: int, embedding_dim: int = 128, seed: int
 ) -> Network:
-    """A freshly initialised network; equal seeds give equal weights, backbone and head apart."""
+    """Build a freshly initialised network; equal seeds give equal weights."""
     trunk, num_features = build_backbone(backbone, stem=stem, seed=derived_seed(seed, "backbone"))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derived_seed(seed, "head"))
@@ -87,7 +87,7 @@ class SimCLR(nn.Module):
         self.network = network
 
     def forward(self, view1_BCHW: Tensor, view2_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, D) of both views; BatchNorm sees the 2B images together."""
+        """Return embeddings (B, D) of both views; BatchNorm sees the 2B images together."""
         f1_BD, f2_BD = self.network(torch.cat([view1_BCHW, view2_BCHW])).chunk(2)
         return f1_BD, f2_BD
 
@@ -112,7 +112,7 @@ class Twin(nn.Module):
             self.masks.register_buffer(name.replace(".", "/"), whole)
 
     def mask_by_weight(self) -> dict[str, Tensor]:
-        """Weight name in the network -> its boolean mask."""
+        """Map each weight's name in the network to its boolean mask."""
         return {name.replace("/", "."): mask for name, mask in self.masks.named_buffers()}
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class Twin(nn.Module):
         return kept_frac
 
     def pruned(self, images_BCHW: Tensor) -> Tensor:
-        """Embeddings (B, D) of the self-competitor."""
+        """Return embeddings (B, D) of the self-competitor."""
         weights = prune.prunable_weights(self.network)
         # As bytes a mask is converted fast on a CPU; compiled for a GPU, the view is refused.
         view: dict[str, Tensor] = {
@@ -147,5 +147,5 @@ class Twin(nn.Module):
         return embeddings
 
     def forward(self, view1_BCHW: Tensor, view2_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings f1 = dense(view 1) and f2 = pruned(view 2), each (B, D)."""
+        """Return embeddings f1 = dense(view 1) and f2 = pruned(view 2), each (B, D)."""
         return self.network(view1_BCHW), self.pruned(view2_BCHW)

@@ -116,7 +116,7 @@ def parse(argv: Sequence[str]) -> Command:
 
 
 def _check_compared(runs: Sequence[str], overrides: Sequence[str], resume: str | None) -> None:
-    """Runs are compared as their records are: no configuration applies, and each counts once."""
+    """Refuse configuration words and repeated runs: records are compared as they are."""
     where = f"report {' '.join(runs)}"
     if overrides or resume is not None:
         raise ConfigError(

@@ -143,7 +143,7 @@ def _show_training(config: Config, plan: DryRun, console: Console) -> None:
 
 
 def _show_scale(config: Config, method: str, plan: DryRun, console: Console) -> None:
-    """What the run needs, by the formulas of docs/scale.md."""
+    """Show what the run needs, by the formulas of docs/scale.md."""
     from pipeline.cli.scale import Workload, si
     from pipeline.model import build
 

@@ -16,7 +16,7 @@ from pipeline.record.folder import RunFolder, data_of, existing_run, numbered
 
 
 def resolve(command: Command) -> RunFolder:
-    """The run of a command; weights that a new one names are loaded once, before any work.
+    """Open the run of a command; weights that a new one names are loaded once, first.
 
     Raises:
         ConfigError: the configuration is wrong, the run to go on with does not exist or has another
@@ -71,7 +71,7 @@ def _found(command: Command) -> RunFolder:
 
 
 def _sweep(root: str, config: Config) -> RunFolder:
-    """The one sweep of a configuration: new, or to be gone on with."""
+    """Open the one sweep of a configuration: new, or to be resumed."""
     name = f"{config.run.name}-sweep-{config_hash(config, sweep=True)[:8]}"
     uri = storage.join(root, name)
     is_new = not storage.exists(storage.join(uri, "run.json"))
@@ -110,13 +110,13 @@ def _existing(command: Command) -> RunFolder:
 
 
 def _has_own_folder(command: Command, config: Config) -> bool:
-    """Whether it is an evaluation of something else than the models of one run."""
+    """Return whether something else than the models of one run is evaluated."""
     given = config.evaluate.checkpoint is not None or bool(config.evaluate.runs)
     return command.stage == "evaluate" and given
 
 
 def _for_evaluation(config: Config) -> RunFolder:
-    """A new folder, so that no run's own evaluation is overwritten."""
+    """Return a new folder, so that no run's own evaluation is overwritten."""
     root = storage.absolute(config.run.root)
     base = f"{config.run.name}-eval-{config_hash(config)[:8]}"
     names = set(storage.list_names(root))

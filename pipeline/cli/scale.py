@@ -226,7 +226,7 @@ class Estimate:
 
 
 def si(value: float, unit: str) -> str:
-    """Three digits with a decimal prefix: 1.23 GB."""
+    """Format three digits with a decimal prefix: 1.23 GB."""
     for prefix in ("", "k", "M", "G", "T"):
         if abs(value) < 999.5 or prefix == "T":
             return f"{value:.3g} {prefix}{unit}"
@@ -250,7 +250,7 @@ IMAGES_PER_GPU_AND_STEP = 64
 
 
 def table(sizes: tuple[int, ...], gpus: tuple[int, ...], speeds: Speeds) -> Iterator[list[str]]:
-    """Rows of text, one column for each size and number of GPUs."""
+    """Yield rows of text, one column for each size and number of GPUs."""
     estimates = []
     for num_images in sizes:
         for num_workers in gpus:
@@ -291,7 +291,7 @@ def table(sizes: tuple[int, ...], gpus: tuple[int, ...], speeds: Speeds) -> Iter
 
 
 def markdown(rows: Iterator[list[str]]) -> str:
-    """A table of Markdown."""
+    """Format a table in Markdown."""
     header, *body = rows
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *body)) + "\n"

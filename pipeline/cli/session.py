@@ -35,7 +35,7 @@ class Dataset:
 
 
 def local_roots(config: Config) -> list[str]:
-    """Keys of the folders that lie on a disk of some machine."""
+    """Return the keys of the folders on a disk of one machine."""
     roots = {"run.root": config.run.root, "data.root": config.data.root}
     return [key for key, root in roots.items() if not root.startswith("s3://")]
 
@@ -82,7 +82,7 @@ class Session:
         return self._cluster
 
     def _resources(self) -> list[str]:
-        """Custom resources of the nodes that the stage needs."""
+        """Return the custom resources of the nodes that the stage needs."""
         placement, stage = self.config.placement, self.command.stage
         names = [
             placement.train_resource if stage in _ON_TRAIN_NODES else None,
@@ -91,7 +91,7 @@ class Session:
         return [name for name in names if name is not None]
 
     def _num_workers(self) -> int:
-        """Training workers at the same time."""
+        """Return the number of training workers that run at the same time."""
         if self.command.stage == "tune":
             return self.config.tune.trial_workers * (self.config.tune.concurrent or 1)
         return self.config.train.workers if self.command.stage in ("all", "train") else 0
@@ -172,7 +172,7 @@ class Session:
             self.record.complete()
 
     def _again(self) -> str:
-        """The words of this run with the next seed."""
+        """Return the command words of this run with the next seed."""
         kept = [word for word in self.command.overrides if not word.startswith("run.seed=")]
         if self.command.resume is not None:
             kept = ["--config", storage.join(self.folder.uri, "config.yaml")]
@@ -181,7 +181,7 @@ class Session:
         return shlex.join([*kept, f"run.seed={self.config.run.seed + 1}"])
 
     def common(self) -> dict[str, Any]:
-        """What every stage is told."""
+        """Return the arguments that every stage gets."""
         return {
             "config": self.config,
             "config_json": self.config.model_dump_json(),
@@ -193,7 +193,7 @@ class Session:
 
     @contextmanager
     def plain_errors(self) -> Iterator[None]:
-        """Failures inside Ray tasks as what they were; any failure goes to the run's record."""
+        """Raise the original cause of a failed Ray task; record any failure in the run."""
         try:
             yield
         except BaseException as error:

@@ -142,7 +142,7 @@ class Stages(Session):
             self.console.stage("export", f"{folder}: {', '.join(names)}")
 
     def mine(self) -> None:
-        """Rank the images of a data set, and show what labels say about the ranking."""
+        """Rank the images of a data set, and show how well the ranking finds rare labels."""
         from pipeline.mine.stage import mine
         from pipeline.report.mining import show_mining
 

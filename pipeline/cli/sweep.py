@@ -49,7 +49,7 @@ class SweepSession(Stages):
         show_result(self.console, self.folder.uri, found)
 
     def open_record(self) -> None:
-        """As for a run; the configuration is kept anew, since a sweep may have become longer."""
+        """Open the record as for a run; store the configuration again, as a sweep may grow."""
         uri = self.folder.uri
         storage.write_bytes(storage.join(uri, "config.yaml"), dump_config(self.config).encode())
         if self.folder.is_new:

@@ -126,7 +126,7 @@ def _start_here(**options: Any) -> None:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use: a container or a batch system may grant fewer than exist."""
+    """Return the CPUs that this process may use; a container may grant fewer than exist."""
     num_cpus = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -138,7 +138,7 @@ def usable_cpus() -> int:
 
 
 def smallest_object_store_bytes() -> int:
-    """Ray's shared memory on the node that has least of it, of those that can run tasks."""
+    """Return the smallest object store in bytes among the nodes that can run tasks."""
     import ray
 
     sizes = [
@@ -177,7 +177,7 @@ def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:
 
 
 def on_nodes_with(resource: str | None) -> dict[str, float]:
-    """What a task or worker asks for to run on nodes of a custom resource; nothing without one.
+    """Return the resources to request for running on marked nodes; empty without a mark.
 
     The share is so small that a node started with 1 of the resource never runs out of it.
     """
@@ -193,7 +193,7 @@ def grown(
     resources: Sequence[str],
     wait_s: float,
 ) -> Cluster:
-    """The cluster once it can hold the workers, or as it is after `wait_s`.
+    """Wait until the cluster can hold the workers, or for `wait_s`; return it.
 
     An autoscaler, if there is one, is asked for the nodes.
 
@@ -226,7 +226,7 @@ def grown(
 
 
 def now(cluster: Cluster) -> Cluster:
-    """The same cluster with the nodes that it has by now."""
+    """Return the same cluster with the nodes that it has by now."""
     return _describe(is_local=cluster.is_local)
 
 
@@ -256,7 +256,7 @@ def _check_answers(address: str) -> None:
 
 
 def _unreachable(error: Exception, address: str | None) -> ClusterError:
-    """Why the cluster could not be joined or started, in words."""
+    """Return the error that says why the cluster could not be joined or started."""
     where = f"RAY_ADDRESS={address}" if address else "this machine"
     unset = "or unset RAY_ADDRESS to start Ray on this machine"
     set_token = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token"
@@ -308,7 +308,7 @@ def _describe(*, is_local: bool) -> Cluster:
 
 
 def _shipped_code() -> dict[str, Any]:
-    """What a cluster needs to import us; a job has shipped its working directory already."""
+    """Return what a cluster needs to import us; a job has shipped its working directory."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         return {}
     return {"py_modules": [str(PROJECT_ROOT / name) for name in ("pipeline", "sdclr")]}

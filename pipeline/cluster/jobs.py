@@ -63,7 +63,7 @@ class ThreadTasks:
     def map(
         self, job: Job, items: Sequence[dict[str, Any]], shared: Any = None
     ) -> Iterator[tuple[int, Result]]:
-        """Results in the order of the items."""
+        """Yield results in the order of the items."""
         with ThreadPoolExecutor(self._num_threads) as pool:
             yield from enumerate(pool.map(lambda item: job(item, shared), items))
 
@@ -83,7 +83,7 @@ class RayTasks:
     def map(
         self, job: Job, items: Sequence[dict[str, Any]], shared: Any = None
     ) -> Iterator[tuple[int, Result]]:
-        """Results as their tasks finish, in any order.
+        """Yield results as their tasks finish, in any order.
 
         Raises:
             PipelineError: that of the first job that failed with one.
@@ -123,7 +123,7 @@ class RayTasks:
 
 
 def ingest_task(row: dict[str, Any], *, job: Job, shared: Any) -> dict[str, Any]:
-    """One item done, as a row of plain values; Ray shows tasks by the name of this function."""
+    """Process one item into a row of plain values; Ray shows tasks by this function's name."""
     import ray
 
     if isinstance(shared, ray.ObjectRef):
@@ -155,7 +155,7 @@ def _unpacked(row: dict[str, Any]) -> Result:
 
 
 def _first_cause(error: Exception) -> str:
-    """The first exception in Ray's text, which wraps that of a task several times."""
+    """Return the first exception in Ray's text, which wraps that of a task several times."""
     text = str(error).strip()
     found = re.search(r"^(?!ray\.)\w+(Error|Exception)\b.*", text, re.MULTILINE)
     first = found.group() if found else text.partition("\n")[0]

@@ -16,7 +16,7 @@ T = TypeVar("T")
 def on_first_rank(
     work: Callable[[], T], *, rank: int, device: torch.device, where: str
 ) -> T | None:
-    """The result of `work` on rank 0, None on all others; every rank calls it.
+    """Run `work` on rank 0 and return its result, None elsewhere; every rank calls it.
 
     A worker whose process lives on while its training has ended breaks no connection: the other
     ranks would wait for its next step until their deadline.

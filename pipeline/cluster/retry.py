@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 
 def again_when_lost(work: Callable[[], _T], *, say: Callable[[str], None]) -> _T:
-    """The result of `work`, which is begun again when Ray lost a part of it: 3 tries in all.
+    """Run `work`, up to 3 times when Ray lost a part of it; return its result.
 
     Args:
         work: leaves nothing behind that a second try would trip over.
@@ -41,7 +41,7 @@ def again_when_lost(work: Callable[[], _T], *, say: Callable[[str], None]) -> _T
 
 
 def in_words(error: BaseException) -> ClusterError | None:
-    """What Ray says about itself, told as ours; None for anything else."""
+    """Translate an error of Ray itself into ours; None for anything else."""
     for inner in _chain(error):
         if type(inner).__name__ == "ExecutionTimeoutError":
             return ClusterError(
@@ -71,7 +71,7 @@ def in_words(error: BaseException) -> ClusterError | None:
 
 
 def _loss(error: BaseException) -> BaseException | None:
-    """The failure of Ray itself behind an error, rather than of what ran in it; None without."""
+    """Return Ray's own failure behind an error; None if what ran in it failed."""
     from ray import exceptions as ray
 
     ours = (ray.RayTaskError, ray.UserCodeException, ray.TaskCancelledError)
@@ -82,7 +82,7 @@ def _loss(error: BaseException) -> BaseException | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what it was raised from or wraps, from the outside in."""
+    """Yield an error and all that it was raised from or wraps, from the outside in."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

@@ -58,7 +58,7 @@ _NOT_OF_SWEEP: dict[str, Any] = {
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a local YAML file (None = the defaults) and of overrides.
+    """Load a local YAML file (None = the defaults) and overrides.
 
     Args:
         path: a file of at most 1 MiB, UTF-8.
@@ -72,7 +72,7 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse_config(text: str | None, *, origin: str, overrides: Sequence[str] = ()) -> Config:
-    """As `load_config`, of text that was read already.
+    """Parse text as `load_config` parses a file.
 
     Args:
         text: YAML as in `pipeline.config.strict_yaml`, or None for the defaults.
@@ -103,7 +103,7 @@ def parse_config(text: str | None, *, origin: str, overrides: Sequence[str] = ()
 
 
 def config_hash(config: Config, *, sweep: bool = False) -> str:
-    """SHA-256 in hex of the values as canonical JSON, without those of `_NOT_HASHED`.
+    """Return the SHA-256 in hex of the values as canonical JSON, without `_NOT_HASHED`.
 
     So it names what a run trains, not where it is kept; equal hashes may be resumed. The hash of a
     sweep covers its section and the evaluation as well, but for the number of trials.
@@ -114,12 +114,12 @@ def config_hash(config: Config, *, sweep: bool = False) -> str:
 
 
 def dump_config(config: Config) -> str:
-    """YAML with every key; `parse_config` of it gives an equal configuration."""
+    """Write YAML with every key; `parse_config` of it gives an equal configuration."""
     return write(config.model_dump(mode="json"))
 
 
 def changed_keys(a: Config, b: Config, *, sweep: bool = False) -> list[str]:
-    """`train.lr: 0.5 -> 0.3` for every key that differs and changes what is trained.
+    """List `train.lr: 0.5 -> 0.3` for every changed key that changes what is trained.
 
     Those are the hashed keys, and `train.workers` where a batch on fewer workers is another one.
     """
@@ -135,7 +135,7 @@ def changed_keys(a: Config, b: Config, *, sweep: bool = False) -> list[str]:
 
 
 def _depends_on_workers(config: Config) -> bool:
-    """Whether statistics of batches, or the last batch, depend on how many share them."""
+    """Return whether statistics of batches, or the last batch, depend on how many share them."""
     t = config.train
     return not t.sync_batchnorm or not t.drop_last or t.micro_batch is not None
 
@@ -198,7 +198,7 @@ def _without_secret(text: str) -> str:
 
 
 def _parse_overrides(overrides: Sequence[str], layers: Layers) -> dict[KeyPath, Any]:
-    """(section, key) or ("preset",) -> value, of the well-formed ones; the rest are refused."""
+    """Parse the well-formed overrides by (section, key) or ("preset",); refuse the rest."""
     given: dict[KeyPath, Any] = {}
     seen: set[KeyPath] = set()
     for override in overrides:
@@ -228,7 +228,7 @@ def _override_value(text: str) -> Any:
 
 
 def _name_problem(path: KeyPath, *, has_value: bool) -> str:
-    """What is wrong with the name of an override, or an empty string."""
+    """Describe what is wrong with the name of an override; empty when nothing is."""
     section, *keys = path
     name = dotted(path)
     if not all(path):

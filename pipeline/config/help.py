@@ -42,7 +42,7 @@ SCHEMA = _properties()
 
 
 def expected(section: str, key: str, *, item: bool = False) -> str:
-    """What a key takes, e.g. `a number > 0`; with `item`, what each entry of its list takes."""
+    """Describe what a key takes, e.g. `a number > 0`; with `item`, an entry of its list."""
     schema = SCHEMA[section][key]
     return _words(schema["items"] if item else schema)
 
@@ -68,7 +68,7 @@ def _words(schema: dict[str, Any]) -> str:
 
 
 def mismatch(section: str, key: str, value: object, *, item: bool = False) -> str:
-    """`expected ..., got ...` with a hint when the mistake is a common one."""
+    """Write `expected ..., got ...`, with a hint when the mistake is a common one."""
     text = f"expected {expected(section, key, item=item)}, got {shown(value)}"
     schema = SCHEMA[section][key]
     schema = schema["items"] if item else schema
@@ -91,7 +91,7 @@ def mismatch(section: str, key: str, value: object, *, item: bool = False) -> st
 
 
 def shown(value: object) -> str:
-    """A value as one would type it, shortened; nothing of it when it may hold a secret."""
+    """Format a value as it is typed, shortened; mask it when it may hold a secret."""
     if isinstance(value, str | list | dict) and len(value) > _SEARCHED_CHARS:
         return f"a value of length {len(value)}"
     text = repr(value) if isinstance(value, str) else write_value(value)
@@ -110,7 +110,7 @@ def _is_number(text: str) -> bool:
 
 
 def suggest_key(section: str, key: str) -> str:
-    """`; did you mean ...?` for an unknown key: near ones in its section, equal ones elsewhere."""
+    """Write `; did you mean ...?` for an unknown key: near ones here, equal ones elsewhere."""
     own = [f"{section}.{name}" for name in _near(key, list(SCHEMA.get(section, ())), _CLOSE)]
     equal = [f"{other}.{key}" for other, keys in SCHEMA.items() if key in keys]
     if not own and not equal:
@@ -123,7 +123,7 @@ def suggest_key(section: str, key: str) -> str:
 
 
 def suggest_section(name: str, *, is_section: bool) -> str:
-    """`; did you mean ...?` for an unknown name at the top level."""
+    """Write `; did you mean ...?` for an unknown name at the top level."""
     near = difflib.get_close_matches(name, [*SCHEMA, "preset", "presets"], n=1)
     if not is_section or not near:
         found = suggest_key("", name)
@@ -133,7 +133,7 @@ def suggest_section(name: str, *, is_section: bool) -> str:
 
 
 def _near(name: str, names: list[str], least: float) -> list[str]:
-    """The closest names by letters, words (batch_size) or initials (learning_rate); two at most."""
+    """Find the two closest names by letters, words (batch_size) or initials (learning_rate)."""
     words = name.split("_")
 
     def closeness(other: str) -> float:
@@ -154,7 +154,7 @@ def _initials(words: list[str]) -> str:
 
 
 def describe_keys() -> str:
-    """All keys by section: name and default, what it takes, what it means. Plain text."""
+    """Describe all keys by section: name, default, what it takes, what it means."""
     blocks = []
     for section, keys in SCHEMA.items():
         kind: Any = Config.model_fields[section].annotation

@@ -129,7 +129,7 @@ class Layers:
             self.refuse(("preset",), f"unknown preset {shown(chosen)}; {hint}", chosen_from)
 
     def build(self) -> Config:
-        """The validated configuration.
+        """Return the validated configuration.
 
         Raises:
             ConfigError: all problems of all layers, and those of the merged values.
@@ -160,7 +160,7 @@ class Layers:
 
 
 def config_error(problems: Sequence[Problem]) -> ConfigError:
-    """One error of the first `MAX_PROBLEMS` problems: a line for each, and the place of each."""
+    """Return one error of the first `MAX_PROBLEMS` problems, each with its line and place."""
     more = len(problems) > MAX_PROBLEMS
     problems = problems[:MAX_PROBLEMS]
     lines = [f"{p.name}: {p.text}" if p.name else p.text for p in problems]
@@ -179,7 +179,7 @@ def config_error(problems: Sequence[Problem]) -> ConfigError:
 
 
 def dotted(path: Sequence[str]) -> str:
-    """`section.key`; parts that are long or may hold a secret are masked."""
+    """Write `section.key`; mask parts that are long or may hold a secret."""
     return ".".join(
         "***" if len(part) > _NAME_CHARS or holds_credential(part) else part for part in path
     )

@@ -60,7 +60,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = self._num_nodes = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        """The next node, stripped of its tag and anchor; null in place of an alias."""
+        """Return the next node, stripped of its tag and anchor; null in place of an alias."""
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if isinstance(event, AliasEvent):
@@ -105,7 +105,7 @@ _Dumper.add_representer(
 
 
 def read(text: str) -> tuple[Any, dict[Path, int]]:
-    """Plain values (None, bool, int, float, str, list, dict with text keys) and where keys stand.
+    """Read plain values (None, bool, int, float, str, list, dict) and the lines of keys.
 
     Returns:
         The value, and the line (from 1) of each mapping key by its path of keys.
@@ -128,13 +128,13 @@ def read(text: str) -> tuple[Any, dict[Path, int]]:
 
 
 def write(tree: dict[str, Any]) -> str:
-    """YAML text of plain values; `read(write(tree))[0] == tree` for finite numbers."""
+    """Write plain values as YAML; `read(write(tree))[0] == tree` for finite numbers."""
     text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return str(text)
 
 
 def write_value(value: object) -> str:
-    """One value on one line, as it would stand after `key: `."""
+    """Write one value on one line, as it would be after `key: `."""
     text = yaml.dump(
         value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=2**31
     )
@@ -180,7 +180,7 @@ def _scalar(node: ScalarNode) -> Any:
 
 
 def _syntax_problem(error: yaml.YAMLError, text: str) -> tuple[int, str]:
-    """Line and reason only: PyYAML's own message quotes the text, which may hold a secret."""
+    """Return line and reason only: PyYAML's own message quotes text that may be secret."""
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
         reason = getattr(error, "problem", None) or getattr(error, "context", None) or "bad syntax"

@@ -22,12 +22,12 @@ _ACCESS_KEY_ID = re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b")
 
 
 def holds_credential(text: str) -> bool:
-    """Whether text looks like it carries one: URL userinfo, `password=...`, an access key id."""
+    """Return whether text may hold a credential: URL userinfo, `password=...`, a key id."""
     return bool(_USERINFO.search(text) or _ACCESS_KEY_ID.search(text) or redact(text, {}) != text)
 
 
 def clean_text(text: str) -> str:
-    """The text itself, unless it holds a credential or a control character (ValueError)."""
+    """Return the text, or raise ValueError if it has a credential or control character."""
     if holds_credential(text):
         raise ValueError("looks like it holds a credential (value not shown)")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
@@ -36,7 +36,7 @@ def clean_text(text: str) -> str:
 
 
 def without_repeats(items: tuple[str, ...]) -> tuple[str, ...]:
-    """The items themselves, unless one occurs twice (ValueError)."""
+    """Return the items, or raise ValueError if one occurs twice."""
     if len(set(items)) < len(items):
         raise ValueError(f"expected each entry once, got {', '.join(items)}")
     return items

@@ -43,7 +43,7 @@ def read_or_name_sample(data_uri: str, info: ShardInfo) -> pa.Table:
 
 
 def find_changed_sample(data: bytes) -> str | None:
-    """The id of the first sample whose image does not have its recorded hash, if it can be told."""
+    """Return the id of the first sample whose image does not have its hash, if known."""
     try:
         child = subprocess.run(
             [sys.executable, "-m", "pipeline.dataset.damage"],

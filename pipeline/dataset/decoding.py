@@ -38,7 +38,7 @@ class ShardDecoder:
     canvas_px: int | None
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
-        """One item of `shard_items` to its rows.
+        """Read the rows of one item of `shard_items`.
 
         Returns:
             set (n,), row (n,) int64: the place in the set, id (n,), label (n,) int64 with -1 for
@@ -60,13 +60,13 @@ class ShardDecoder:
         }
 
     def pixels(self, shard: pa.Table) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Canvases (n, 3, H, W) uint8 of a shard, and the sizes (n, 2) of the images on them."""
+        """Decode a shard into canvases (n, 3, H, W) uint8 and the image sizes (n, 2) on them."""
         pixels, sizes = self.canvases(len(shard))
         self.decode(shard, np.arange(len(shard)), pixels, sizes)
         return pixels, sizes
 
     def canvases(self, num_images: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Room for n images and their sizes: (n, 3, H, W) uint8 and (n, 2) int64."""
+        """Allocate canvases (n, 3, H, W) uint8 and sizes (n, 2) int64 for n images."""
         if self.image.height_px is not None and self.image.width_px is not None:
             height_px, width_px = self.image.height_px, self.image.width_px
         elif self.canvas_px is not None:
@@ -117,7 +117,7 @@ class ShardDecoder:
 def read_parts(
     data_uri: str, shard: ShardInfo, parts: list[NDArray[np.int64]]
 ) -> pa.Table | list[pa.Table]:
-    """Rows of one shard for several readers, as stored and checked; alone if for one reader.
+    """Return checked rows of one shard for several readers; a single item for one reader.
 
     Tables, not lists of bytes: another process reads them where they lie.
 
@@ -156,7 +156,7 @@ def decode_part(
 
 
 def shard_items(manifest: Manifest, set_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """One item for each shard of the named sets, with the row number of its first image."""
+    """Return one item for each shard of the named sets, with its first image's row number."""
     items = []
     for set_name, info in manifest.sets.items():
         if set_name not in set_names:

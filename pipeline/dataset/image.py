@@ -79,7 +79,7 @@ class RejectedImage(Exception):  # noqa: N818
 
 
 def decode_rgb(data: bytes, limits: ImageLimits) -> Pixels:
-    """Pixels (H, W, 3) uint8 of an encoded image, upright; rules in the module's docstring.
+    """Decode an image to upright pixels (H, W, 3) uint8; rules in the module's docstring.
 
     All limits are checked on the header, before pixels are decoded.
 
@@ -93,7 +93,7 @@ def decode_rgb(data: bytes, limits: ImageLimits) -> Pixels:
 def decode_canvas(
     data: bytes, limits: ImageLimits, canvas_px: int, out: Pixels | None = None
 ) -> tuple[Pixels, tuple[int, int]]:
-    """`fit_canvas` of `decode_rgb`, faster: a JPEG far larger than the canvas is decoded smaller.
+    """Decode onto a canvas, faster than `fit_canvas(decode_rgb(...))` for large JPEGs.
 
     The decoder leaves out frequencies (1/2, 1/4 or 1/8 of the size) as long as at least twice the
     size on the canvas is left for the antialiased resize. `out`: a canvas to write to.
@@ -108,7 +108,7 @@ def decode_canvas(
 def _decode(
     data: bytes, limits: ImageLimits, *, at_least_px: int | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """The upright RGB image, and its height and width before any reduction by the decoder."""
+    """Return the upright RGB image, and its height and width before any reduction."""
     if not data:
         raise RejectedImage("empty", "the file has zero bytes")
     if len(data) > limits.max_bytes:
@@ -138,7 +138,7 @@ def _decode(
 
 
 def fit_canvas(rgb: Pixels, canvas_px: int) -> tuple[Pixels, tuple[int, int]]:
-    """An image on a square canvas of equal size for all, so that images stack into one array.
+    """Place an image on a square canvas, so that images stack into one array.
 
     The long side is reduced to `canvas_px` (bicubic with antialiasing, aspect kept); a smaller
     image is not enlarged. It lies at the top left; the rest is zero.
@@ -169,7 +169,7 @@ def _on_canvas(
 
 
 def resized_jpeg(rgb: Pixels, short_px: int) -> bytes | None:
-    """The image as JPEG of quality 95 with its short side reduced to `short_px`, aspect kept.
+    """Encode as JPEG of quality 95 with the short side reduced to `short_px`, aspect kept.
 
     Bicubic with antialiasing. None when it is no larger: nothing is enlarged or encoded again.
 
@@ -234,7 +234,7 @@ def _check_header(image: Image.Image, image_format: str, limits: ImageLimits) ->
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the image upright."""
+    """Return the transposition that makes the image upright."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except MemoryError:

@@ -122,7 +122,7 @@ class Manifest:
     duplicates: Duplicates | None = None  # None: not looked for
 
     def shards(self) -> Iterator[ShardInfo]:
-        """All shards of all sets."""
+        """Yield all shards of all sets."""
         for info in self.sets.values():
             yield from info.shards
 
@@ -131,14 +131,14 @@ _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 
 def canonical_hash(content: dict[str, Any]) -> str:
-    """SHA-256 (hex) of a JSON object without its "hash": keys sorted, no spaces, ASCII."""
+    """Hash a JSON object without its "hash" by SHA-256: keys sorted, no spaces, ASCII."""
     rest = {key: value for key, value in content.items() if key != "hash"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sealed(manifest: Manifest) -> Manifest:
-    """The manifest with its hash filled in."""
+    """Return the manifest with its hash filled in."""
     return replace(manifest, hash=canonical_hash(asdict(manifest)))
 
 
@@ -149,7 +149,7 @@ def write_manifest(data_uri: str, manifest: Manifest) -> None:
 
 
 def read_manifest(data_uri: str) -> Manifest:
-    """The checked manifest of the data set at `data_uri`.
+    """Read and check the manifest of the data set at `data_uri`.
 
     Raises:
         DataError: missing, torn, of another schema version, altered, inconsistent, or with names
@@ -200,7 +200,7 @@ def read_manifest(data_uri: str) -> Manifest:
 
 
 def described(manifest: Manifest) -> str:
-    """Sets, class counts and rejects in a few words, for the console."""
+    """Describe sets, class counts and rejects in a few words, for the console."""
     parts = [f"{name} {info.rows}" for name, info in manifest.sets.items()]
     counts = manifest.sets["pretrain"].class_counts
     if counts:

@@ -42,11 +42,11 @@ class ShardRows:
     labels: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
-        """Number of rows N."""
+        """Return number of rows N."""
         return len(self.ids)
 
     def take(self, rows: Sequence[int]) -> ShardRows:
-        """Some of the rows, in the order given."""
+        """Return some of the rows, in the order given."""
         return ShardRows(
             ids=tuple(self.ids[row] for row in rows),
             images=tuple(self.images[row] for row in rows),
@@ -54,7 +54,7 @@ class ShardRows:
         )
 
     def raw_pixels(self, height_px: int, width_px: int) -> npt.NDArray[np.uint8]:
-        """Images of the encoding "raw" as one array (N, H, W, 3); another size is a DataError."""
+        """Return images of the encoding "raw" as (N, H, W, 3); another size is a DataError."""
         return raw_pixels(
             pa.array(self.ids), pa.array(self.images, pa.binary()), height_px, width_px
         )
@@ -98,7 +98,7 @@ def write_shard(
 
 
 def read_shard(data_uri: str, info: ShardInfo) -> ShardRows:
-    """The rows of `read_table`."""
+    """Return the rows of `read_table`."""
     table = read_table(data_uri, info)
     return ShardRows(
         ids=tuple(table["id"].to_pylist()),
@@ -108,7 +108,7 @@ def read_shard(data_uri: str, info: ShardInfo) -> ShardRows:
 
 
 def labels(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Class index of each row, -1 for unlabelled."""
+    """Return class index of each row, -1 for unlabelled."""
     return np.asarray(table["label"].fill_null(UNLABELLED).to_numpy(), np.int64)
 
 
@@ -140,7 +140,7 @@ def read_table(data_uri: str, info: ShardInfo) -> pa.Table:
 
 
 def read_hashes(data_uri: str, info: ShardInfo) -> tuple[list[str], list[str]]:
-    """Ids of a shard's images and the SHA-256 recorded for each, without reading the images.
+    """Read the ids and recorded SHA-256 of a shard's images, without the images.
 
     `read_shard`, which everything else goes through, checks that they are the images' own.
 
@@ -178,7 +178,7 @@ def read_hashes(data_uri: str, info: ShardInfo) -> tuple[list[str], list[str]]:
 def raw_pixels(
     ids: pa.Array, images: pa.Array, height_px: int, width_px: int
 ) -> npt.NDArray[np.uint8]:
-    """Images of the encoding "raw" as one array (N, H, W, 3), where they lie.
+    """Return images of the encoding "raw" as one array (N, H, W, 3), without a copy.
 
     Raises:
         DataError: an image of another size.
@@ -196,7 +196,7 @@ def raw_pixels(
 
 
 def image_bytes(images: pa.Array) -> Iterator[memoryview]:
-    """The bytes of each image of a column, where they lie."""
+    """Yield the bytes of each image of a column, without a copy."""
     _, ends, data = images.buffers()
     stops = np.frombuffer(ends, np.int32)[images.offset : images.offset + len(images) + 1].tolist()
     view = memoryview(data if data is not None else b"")
@@ -205,7 +205,7 @@ def image_bytes(images: pa.Array) -> Iterator[memoryview]:
 
 
 def _wrong_sample(table: pa.Table) -> str | None:
-    """The first sample whose image does not have its hash."""
+    """Return the first sample whose image does not have its hash."""
     images = image_bytes(table["image"].combine_chunks())
     for row, (image, expected) in enumerate(zip(images, table["sha256"].to_pylist(), strict=True)):
         if hashlib.sha256(image).hexdigest() != expected:
@@ -214,7 +214,7 @@ def _wrong_sample(table: pa.Table) -> str | None:
 
 
 def changed_sample(data: bytes) -> str | None:
-    """Of a shard that is not what it was: the sample whose image differs, if it can be told.
+    """Return the sample whose image changed in a damaged shard, if it can be found.
 
     Arrow may crash on such a file: see `pipeline.dataset.damage`.
     """
@@ -225,7 +225,7 @@ def changed_sample(data: bytes) -> str | None:
 
 
 def _parse(data: bytes, uri: str) -> pa.Table:
-    """The table of a Parquet file that looks as if written here, else DataError.
+    """Return the table of a Parquet file if it looks as written here, else DataError.
 
     The footer is looked at before Arrow parses it: an embedded Arrow schema may name extension
     types, whose loading can run code.

@@ -28,7 +28,7 @@ Table = dict[tuple[str, str], dict[Key, GroupScores]]
 
 
 def aggregate(run_uris: Sequence[str]) -> dict[str, Any]:
-    """The evaluations of several runs as one.
+    """Combine the evaluations of several runs.
 
     Returns:
         {"schema_version", "runs", "scored_on", "notes", "scores": [{"protocol", "model", "n",
@@ -91,7 +91,7 @@ def _check_alike(evaluations: dict[str, dict[str, Any]]) -> None:
 
 
 def _table(evaluations: dict[str, dict[str, Any]]) -> Table:
-    """(protocol, model) -> its scores by split and seed."""
+    """Return the scores by split and seed of each (protocol, model)."""
     table: Table = {}
     for uri, evaluation in evaluations.items():
         key = evaluation["split"], int(evaluation["seed"])
@@ -110,7 +110,7 @@ def _table(evaluations: dict[str, dict[str, Any]]) -> Table:
 
 
 def _partial(table: Table) -> list[str]:
-    """A note for protocols that not every split and seed was scored by; their n is smaller."""
+    """Note the protocols that lack a split or seed; their n is smaller."""
     keys: dict[str, set[Key]] = {}
     for (protocol, _), scores in table.items():
         keys.setdefault(protocol, set()).update(scores)
@@ -122,7 +122,7 @@ def _partial(table: Table) -> list[str]:
 
 
 def _place(evaluations: dict[str, dict[str, Any]], name: tuple[str, str]) -> tuple[int, int]:
-    """Order of the rows: protocols as first met, then models as first met."""
+    """Return the sort key of a row: protocols and models as they first occur."""
     protocols = [
         s["protocol"] for e in evaluations.values() for m in e["models"] for s in m["scores"]
     ]
@@ -168,7 +168,7 @@ def _differences(table: Table) -> list[dict[str, Any]]:
 
 
 def _notes(uris: Sequence[str]) -> list[str]:
-    """Keys, besides split and seed, in which the runs' configurations differ."""
+    """Return keys, besides split and seed, in which the runs' configurations differ."""
     try:
         configs = [
             parse_config(storage.read_bytes(storage.join(uri, "config.yaml")).decode(), origin=uri)

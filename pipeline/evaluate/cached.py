@@ -48,7 +48,7 @@ class CachedProbes:
         self.probe, self.test, self.draws = probe, test, draws
 
     def score(self, protocol: str, model: str) -> dict[str, Any]:
-        """One entry of evaluation.json's `scores`."""
+        """Return one entry of evaluation.json's `scores`."""
         if protocol == "cached-linear":
             predictions = [self._linear(model, None)]
             note = f"{len(self.probe.ids)} labels"

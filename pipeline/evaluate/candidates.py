@@ -47,7 +47,7 @@ class Candidates:
 
 
 def find_candidates(config: Config, run_uri: str, config_hash: str) -> Candidates:
-    """The models that the configuration asks for; the untrained network is always the last.
+    """Return the models that the configuration asks for; the untrained network is always the last.
 
     Raises:
         CheckpointError: a method has no finished checkpoint, or the given one does not fit.

@@ -44,7 +44,7 @@ class PairedDifference:
     n: int
 
     def excludes_zero(self, field: str) -> bool:
-        """Whether the 95 % interval of a field, such as `few`, lies on one side of 0."""
+        """Return whether the 95 % interval of a field, such as `few`, lies on one side of 0."""
         if self.half_width is None:
             return False
         mean, half_width = getattr(self.mean, field), getattr(self.half_width, field)
@@ -52,7 +52,7 @@ class PairedDifference:
 
 
 def paired_difference(a: Sequence[GroupScores], b: Sequence[GroupScores]) -> PairedDifference:
-    """The difference a - b of two methods; entry i of both is the same split and seed.
+    """Return the difference a - b of two methods; entry i of both has one split and seed.
 
     A nan in any pair makes the field nan.
 
@@ -74,7 +74,7 @@ def paired_difference(a: Sequence[GroupScores], b: Sequence[GroupScores]) -> Pai
 
 
 def student_t975(degrees: int) -> float:
-    """The 0.975 quantile of Student's t: a two-sided 95 % interval. Error below 0.001.
+    """Return the 0.975 quantile of Student's t: a two-sided 95 % interval. Error below 0.001.
 
     Beyond 30 degrees of freedom by the expansion of Cornish and Fisher (Abramowitz & Stegun
     26.7.5).

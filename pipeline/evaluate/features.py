@@ -81,7 +81,7 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
-        """Rows of `ShardDecoder`: the pixels replaced by what `_measure` makes of them."""
+        """Replace the pixels of `ShardDecoder`'s rows by what `_measure` makes of them."""
         out = {name: batch[name] for name in ("set", "row", "id", "label")}
         images_nCHW, sizes_n2 = (torch.from_numpy(batch[n].copy()) for n in ("pixels", "size"))
         parts: list[dict[str, Tensor]] = []
@@ -100,7 +100,7 @@ class Extractor:
         return out
 
     def _measure(self, views_BCHW: Tensor, set_name: str) -> dict[str, Tensor]:
-        """Features of each model; of the pre-training set, what pruning changes instead."""
+        """Extract features of each model; of the pre-training set, what pruning changes."""
         if set_name != "pretrain":
             return {
                 f"feature_{name}": model.network.features(views_BCHW)
@@ -123,7 +123,7 @@ def extract(
     cluster: Cluster,
     progress: Callable[[int, int], None],
 ) -> dict[str, SetFeatures]:
-    """Features of the named sets; of `pretrain`, the disagreement only.
+    """Extract features of the named sets; of `pretrain`, the disagreement only.
 
     `progress` is called with (images done, images in all).
 
@@ -170,7 +170,7 @@ class Placement:
 def over_blocks(
     rows: Any, actor: type, arguments: tuple[Any, ...], place: Placement, *, resource: str | None
 ) -> Any:
-    """A Ray dataset of what actors make of decoded rows, each block whole, as it was decoded.
+    """Return a Ray dataset of what actors make of decoded rows, each block whole.
 
     Args:
         rows: of `feed.decoded_rows`.
@@ -199,7 +199,7 @@ def over_blocks(
 
 
 def placement(config: Config, cluster: Cluster) -> Placement:
-    """A worker for each GPU, or for four CPUs; one CPU is left to read and decode."""
+    """Return a worker for each GPU, or for four CPUs; one CPU is left to read and decode."""
     free_cpus = max(1, cluster.num_cpus - 1)
     if config.train.device != "cpu" and cluster.num_gpus > 0:
         num_threads = max(1, min(4, free_cpus // cluster.num_gpus))

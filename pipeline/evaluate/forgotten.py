@@ -28,7 +28,7 @@ def forgotten_images(
     pretrain: SetFeatures,
     groups: Groups | None,
 ) -> dict[str, Any]:
-    """The images whose embedding pruning changes most and least, with small pictures of them."""
+    """Return the images that pruning changes most and least, with small pictures."""
     scores_N = pretrain.disagreement_N
     if scores_N is None:
         raise ValueError("the set was extracted without the pruned branch")
@@ -72,7 +72,7 @@ def pictures(
     *,
     set_name: SetName = "pretrain",
 ) -> dict[int, str]:
-    """Row of a set -> PNG in base64."""
+    """Return a PNG in base64 for each row of a set."""
     reader = decoder(config, data_uri, manifest)
     found: dict[int, str] = {}
     first_row = 0

@@ -103,7 +103,7 @@ def check_labels(manifest: Manifest, set_name: str, found: SetFeatures) -> None:
 def fewshot_rows(
     config: Config, manifest: Manifest, ids: Sequence[str], labels_N: NDArray[np.int64]
 ) -> list[NDArray[np.int64]]:
-    """Rows of the labelled set for each few-shot draw: the published lists, or our own.
+    """Return labelled rows for each few-shot draw: the published lists, or our own.
 
     Args:
         config: how many draws and shots.

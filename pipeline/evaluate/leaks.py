@@ -21,7 +21,7 @@ _SHOWN = 5
 def find_leaks(
     data_uri: str, manifest: Manifest, *, data_resource: str | None = None
 ) -> list[dict[str, Any]]:
-    """Pairs of sets that share images; one Ray task for each shard reads its hashes.
+    """Find pairs of sets that share images; one Ray task per shard reads its hashes.
 
     Args:
         data_uri: the data set.
@@ -47,7 +47,7 @@ def find_leaks(
 
 
 def shared_images(sets: dict[str, dict[str, list[str]]]) -> list[dict[str, Any]]:
-    """The pairs of `find_leaks`, of sets that are given as hash -> ids."""
+    """Find the pairs of `find_leaks` in sets given as hash -> ids."""
     pairs = [(a, b) for a in _HELD_OUT for b in (*_LEARNT_FROM, "val") if a != b]
     found = []
     for held_out, other in sorted(pairs, key=lambda pair: pair[1] != "val"):
@@ -69,7 +69,7 @@ def shared_images(sets: dict[str, dict[str, list[str]]]) -> list[dict[str, Any]]
 
 
 def sentences(leaks: Sequence[dict[str, Any]]) -> list[str]:
-    """One sentence for each pair, with the first names."""
+    """Return one sentence for each pair, with the first names."""
     return [
         f"leak: {leak['images']} of {leak['of']} images of {leak['sets'][0]} are also in "
         f"{leak['sets'][1]}: " + ", ".join(f"{a} = {b}" for a, b in leak["examples"])

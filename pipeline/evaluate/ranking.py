@@ -19,7 +19,7 @@ Mask = NDArray[np.bool_]
 
 
 def auroc(scores_N: Scores, positive_N: Mask) -> float:
-    """Probability that a positive image scores above a negative one, a tie counting one half.
+    """Return the probability that a positive image scores above a negative one; ties 1/2.
 
     Mann and Whitney 1947, in [0, 1]; 0.5 for a score that knows nothing. nan when there are only
     positives or only negatives.
@@ -34,7 +34,7 @@ def auroc(scores_N: Scores, positive_N: Mask) -> float:
 
 
 def precision_at(scores_N: Scores, positive_N: Mask, k: int) -> float:
-    """Share of positives among the k highest scores, in [0, 1].
+    """Return the share of positives among the k highest scores, in [0, 1].
 
     Of images that tie at the border an equal share counts. A score that knows nothing has the share
     of positives in the whole set.
@@ -68,7 +68,7 @@ def bootstrap(
     seed: int,
     num_resamples: int = 500,
 ) -> Interval:
-    """A measure and its percentile interval under resampling of positives and negatives apart.
+    """Return a measure and its bootstrap interval; positives and negatives are resampled apart.
 
     The interval says what another draw of images would change; the network stays the same, so it
     leaves out what another training run would change.
@@ -87,7 +87,7 @@ def bootstrap(
 
 
 def wilson(share: float, num: int) -> Interval:
-    """95 % interval of a share that was counted on `num` independent cases (Wilson 1927).
+    """Return the 95 % interval of a share of `num` independent cases (Wilson 1927).
 
     Ends lie in [0, 1]; nothing counted, or a share that is not known, gives nan.
     """

@@ -21,7 +21,7 @@ FIELDS = ("many", "medium", "few", "std", "all")
 def score_entry(
     protocol: str, accuracies: Sequence[NDArray[np.float64]], groups: Groups, note: str
 ) -> dict[str, Any]:
-    """Mean and spread over n draws, and the mean accuracy of each class.
+    """Return mean and spread over n draws, and the mean accuracy of each class.
 
     Args:
         protocol: its id, which stands beside every number.
@@ -42,7 +42,7 @@ def score_entry(
 
 
 def fields_of(scores: GroupScores) -> dict[str, float]:
-    """The five numbers by name."""
+    """Return the five numbers by name."""
     return {name: float(getattr(scores, name)) for name in FIELDS}
 
 

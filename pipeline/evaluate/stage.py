@@ -129,7 +129,7 @@ class Clock:
 
 
 def _sets(config: Config, manifest: Manifest) -> tuple[str, ...]:
-    """Sets whose features are needed; the paper's protocols make those of their own views."""
+    """Return the sets that need cached features; the paper's protocols make their own."""
     if manifest.class_names is None:
         return ()
     protocols = config.evaluate.protocols
@@ -151,7 +151,7 @@ def _scores(
     console: Console,
     clock: Clock,
 ) -> Scores:
-    """Model -> its scores, in the order of the configured protocols."""
+    """Score each model by the configured protocols, in their order."""
     for name in ("probe", "val", config.evaluate.split):
         if name in features:
             check_labels(manifest, name, features[name])
@@ -215,7 +215,7 @@ def _entry(model: Candidate, scores: Scores, name: str | None = None) -> dict[st
 
 
 def _curve(candidates: Candidates, scores: Scores) -> list[dict[str, Any]]:
-    """Every scored checkpoint of each method by step, when there are earlier ones; else empty."""
+    """List the scored checkpoints of each method by step; empty without earlier ones."""
     methods = dict.fromkeys(m.older_than for m in candidates.models if m.older_than)
     points = [
         (method, model)

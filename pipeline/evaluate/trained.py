@@ -101,7 +101,7 @@ class TrainedProbes:
         }
 
     def note(self, protocol: str, results: Sequence[dict[str, Any]]) -> str:
-        """How many labels were trained on, on which views, and how the epoch was chosen."""
+        """Note how many labels were trained on, which views, and how the epoch was chosen."""
         recipe = _recipe("linear" if protocol == "paper-linear" else "fewshot", self.view)
         num = len(self.rows) if protocol == "paper-linear" else len(self.draws[0])
         per = "" if protocol == "paper-linear" else " per draw"
@@ -179,7 +179,7 @@ class TrainedProbes:
 
 
 def probe_view(config: Config, manifest: Manifest) -> ProbeView:
-    """The published view: padded crops of small square images, resized crops of photographs.
+    """Draw the published view: padded crops of small square images, resized crops of photos.
 
     Flips have probability 1/2, unless training does without (augment.hflip_prob=0), as for digits.
     """
@@ -222,7 +222,7 @@ def _labelled(found: SetFeatures, model: str) -> Labelled:
 def _decoded(
     config: Config, data_uri: str, manifest: Manifest, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Canvases (N, 3, H, W) uint8 and sizes (N, 2) of ascending rows of the labelled set."""
+    """Return canvases (N, 3, H, W) uint8 and sizes (N, 2) of ascending rows of the labelled set."""
     height_px, width_px = feed.canvas_size(config, manifest)
     images = np.empty((len(rows), 3, height_px, width_px), np.uint8)
     sizes, seen = np.empty((len(rows), 2), np.int64), np.zeros(len(rows), np.int64)

@@ -24,7 +24,7 @@ _FILES = {
 
 
 def model_card(facts: dict[str, Any], files: tuple[str, ...]) -> str:
-    """Markdown.
+    """Write the model card in Markdown.
 
     Args:
         facts: of the export stage.
@@ -36,7 +36,7 @@ def model_card(facts: dict[str, Any], files: tuple[str, ...]) -> str:
 
 
 def loading_code(facts: dict[str, Any]) -> str:
-    """Python that loads backbone.safetensors into plain torchvision."""
+    """Write Python code that loads backbone.safetensors into plain torchvision."""
     name, stem = facts["architecture"], facts.get("stem")
     if name == "resnet8":
         return ""  # torchvision has none

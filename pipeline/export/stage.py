@@ -191,7 +191,7 @@ def _facts(config: Config, manifest: Manifest, method: str, config_hash: str) ->
 
 
 def _scores(run_uri: str, method: str, step: int) -> dict[str, Any]:
-    """The scores of this very checkpoint in evaluation.json; empty without any."""
+    """Return this checkpoint's scores from evaluation.json; empty without any."""
     uri = storage.join(run_uri, "evaluation.json")
     if not storage.exists(uri):
         return {"scores": []}

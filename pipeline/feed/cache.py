@@ -28,7 +28,7 @@ from sdclr import EpochPlan, ImageSet, SetFeed
 
 
 def decoder(config: Config, data_uri: str, manifest: Manifest) -> ShardDecoder:
-    """What turns the shards of a data set into pixels, under this configuration."""
+    """Return the decoder of a data set's shards under this configuration."""
     limits = ImageLimits(
         max_bytes=config.ingest.max_image_bytes,
         max_pixels=config.ingest.max_image_pixels,
@@ -38,7 +38,7 @@ def decoder(config: Config, data_uri: str, manifest: Manifest) -> ShardDecoder:
 
 
 def decoded_rows(config: Config, data_uri: str, manifest: Manifest, *set_names: str) -> Any:
-    """A Ray dataset of the decoded rows of some sets, one task for each shard, in no set order."""
+    """Return a Ray dataset of decoded rows, one task a shard, in arbitrary order."""
     import ray.data
 
     # Progress is shown by the console; Ray Data would draw bars of its own over it.
@@ -86,11 +86,11 @@ class SharedImages:
         self._sizes_N2 = torch.from_numpy(np.concatenate([size for _, _, _, size in blocks]))
 
     def __len__(self) -> int:
-        """Number of images N."""
+        """Return the number of images N."""
         return len(self._sizes_N2)
 
     def take(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) uint8 and their sizes (B, 2) on the canvas, in the order of rows."""
+        """Return images (B, 3, H, W) uint8 and their sizes (B, 2), in the order of `rows_B`."""
         rows = rows_B.numpy()
         order = np.argsort(rows, kind="stable")
         ends = np.searchsorted(rows[order], [*self._starts[1:], len(self)])
@@ -105,7 +105,7 @@ class SharedImages:
         return images_BCHW, self._sizes_N2[rows_B]
 
     def to(self, device: torch.device) -> ImageSet:
-        """The whole set in the memory of a device."""
+        """Return the whole set in the memory of a device."""
         shape = (len(self), *self._blocks[0].shape[1:])
         images_NCHW = torch.empty(shape, dtype=torch.uint8, device=device)
         for first, block in zip(self._starts, self._blocks, strict=True):
@@ -114,5 +114,5 @@ class SharedImages:
         return ImageSet(images_NCHW, self._sizes_N2)
 
     def feed(self, plan: EpochPlan, *, seed: int, rank: int = 0) -> SetFeed:
-        """The batches that one rank trains on."""
+        """Return the batches that one rank trains on."""
         return SetFeed(self, plan, seed=seed, rank=rank)

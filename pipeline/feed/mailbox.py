@@ -15,7 +15,7 @@ class Mailbox:
         self._changed = asyncio.Condition()
 
     async def put(self, round_: int, number: int, letters: list[Any]) -> None:
-        """Letter `number` of a round, one for each rank from 1 on."""
+        """Store letter `number` of a round, one for each rank from 1 on."""
         async with self._changed:
             if round_ > self._round:
                 self._round = round_
@@ -25,7 +25,7 @@ class Mailbox:
             self._changed.notify_all()
 
     async def take(self, round_: int, number: int, rank: int) -> Any:
-        """The letter of one rank, as soon as it is there."""
+        """Return the letter of one rank as soon as it is there."""
         key = (round_, number)
         async with self._changed:
             await self._changed.wait_for(lambda: key in self._letters)

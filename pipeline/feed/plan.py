@@ -39,7 +39,7 @@ class StreamBudget:
 
 
 def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:
-    """How the pre-training set is cut into steps.
+    """Return how the pre-training set is cut into steps.
 
     Raises:
         DataError: it does not fill one global batch.
@@ -75,7 +75,7 @@ def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:
 
 
 def canvas_size(config: Config, manifest: Manifest) -> tuple[int, int]:
-    """Height and width in px of the decoded images."""
+    """Return the height and width of the decoded images in px."""
     if manifest.image.height_px is not None and manifest.image.width_px is not None:
         return manifest.image.height_px, manifest.image.width_px
     side_px = config.feed.canvas_px
@@ -90,13 +90,13 @@ def canvas_size(config: Config, manifest: Manifest) -> tuple[int, int]:
 
 
 def decoded_bytes(config: Config, manifest: Manifest) -> int:
-    """Memory of the decoded pre-training set."""
+    """Return the memory of the decoded pre-training set in bytes."""
     height_px, width_px = canvas_size(config, manifest)
     return manifest.sets["pretrain"].rows * 3 * height_px * width_px
 
 
 def is_cached(config: Config, manifest: Manifest) -> bool:
-    """Whether the decoded set is kept in memory, else it is streamed every epoch.
+    """Return whether the decoded set is kept in memory; else it is streamed every epoch.
 
     A function of the configuration and the data set alone, never of the machine: the order of the
     images, and with it every loss, depends on it.
@@ -107,7 +107,7 @@ def is_cached(config: Config, manifest: Manifest) -> bool:
 
 
 def stream_budget(config: Config, manifest: Manifest, *, object_store_bytes: int) -> StreamBudget:
-    """How the set is streamed; the order of its images depends on `window_shards` alone.
+    """Return how the set is streamed; only `window_shards` affects the order of images.
 
     Encoded images of two windows are held (one in use, one being read), pieces of decoded ones,
     and the batches that the ranks have ready.
@@ -204,7 +204,7 @@ def check_fits(config: Config, manifest: Manifest, *, object_store_bytes: int) -
 
 
 def described(config: Config, manifest: Manifest) -> str:
-    """The feed in a few words, for the console."""
+    """Describe the feed in a few words, for the console."""
     size = _size(decoded_bytes(config, manifest))
     if is_cached(config, manifest):
         return f"the decoded set, {size}, is kept in memory"

@@ -64,25 +64,25 @@ class EpochSchedule:
     part_rows: int
 
     def pieces(self) -> Iterator[Piece]:
-        """All pieces in order."""
+        """Yield all pieces in order."""
         starts = range(self.start_step, self.plan.num_steps, self.piece_steps)
         for number, start in enumerate(starts):
             yield Piece(number, start, min(start + self.piece_steps, self.plan.num_steps))
 
     def part_sizes(self, piece: Piece) -> list[int]:
-        """Rows of each part of a piece; the same for every rank."""
+        """Return the rows of each part of a piece, the same for every rank."""
         sizes = [self.plan.batch_size(step) for step in range(piece.start, piece.stop)]
         rows = sum(sizes) // self.plan.num_ranks
         starts = range(0, rows, self.part_rows)
         return [min(self.part_rows, rows - start) for start in starts]
 
     def end_place(self, piece: Piece) -> int:
-        """One past the last place of a piece."""
+        """Return the first place after the piece."""
         last = piece.stop - 1
         return last * self.plan.global_batch + self.plan.batch_size(last)
 
     def slices(self, rows: Rows, first_place: int, shard_starts: Rows) -> dict[int, list[Slice]]:
-        """For each shard that a window needs, the slices that the parts take from it.
+        """Return, for each shard that a window needs, the slices that the parts take from it.
 
         Args:
             rows: rows of the window in order.

@@ -25,7 +25,7 @@ Source: TypeAlias = ImageSet | SharedImages | StreamSource
 
 
 def open_source(config: Config, manifest: Manifest, data_uri: str, device: torch.device) -> Source:
-    """The source of this worker; every worker of the group calls it.
+    """Open the source of this worker; every worker of the group calls it.
 
     On a device or on the host, the batches are the same bit for bit.
     """
@@ -50,12 +50,12 @@ def open_source(config: Config, manifest: Manifest, data_uri: str, device: torch
 
 
 def at_hand(source: Source, num_images: int) -> Images:
-    """Images to look at during training: all that are kept, or about as many of a streamed set."""
+    """Return images to measure in training: the kept set, or some of a streamed one."""
     return source.sample(num_images) if isinstance(source, StreamSource) else source
 
 
 def streamed_set(config: Config, manifest: Manifest, data_uri: str) -> StreamedSet:
-    """What is streamed in a run of this configuration."""
+    """Return what a run of this configuration streams."""
     return StreamedSet(
         decoder=decoder(config, data_uri, manifest),
         shards=manifest.sets["pretrain"].shards,
@@ -67,7 +67,7 @@ def streamed_set(config: Config, manifest: Manifest, data_uri: str) -> StreamedS
 
 
 def new_mailbox() -> Any:
-    """The actor through which ranks get their parts; it ends with the process that made it."""
+    """Start the actor that hands parts to ranks; it ends with its creator."""
     import ray
 
     # Outside the placement group of the training workers, which has no room for it.

@@ -42,13 +42,13 @@ class StreamSource:
         self._rounds = 0
 
     def feed(self, plan: EpochPlan, *, seed: int, rank: int) -> StreamFeed:
-        """The batches of one rank."""
+        """Return the batches of one rank."""
         if seed != self.stream.seed:
             raise ValueError(f"the stream has seed {self.stream.seed}, not {seed}")
         return StreamFeed(self, plan, rank)
 
     def sample(self, num_images: int) -> ImageSet:
-        """About as many images, the first ones of a few shards; ingest stores them in random order.
+        """Return about `num_images` images, the first of a few shards, stored in random order.
 
         Raises:
             PipelineError: as `StreamFeed.batches`.
@@ -58,7 +58,7 @@ class StreamSource:
         return ImageSet(torch.from_numpy(pixels), torch.from_numpy(sizes))
 
     def next_round(self) -> int:
-        """A number for a new walk through the pieces; the same on every rank."""
+        """Return a number for a new walk through the pieces, the same on every rank."""
         self._rounds += 1
         return self._rounds
 
@@ -75,7 +75,7 @@ class StreamFeed:
         self._walk: _Walk | None = None
 
     def batches(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's batches of an epoch, from a step on.
+        """Yield this rank's batches of an epoch, from `start_step` on.
 
         Raises:
             PipelineError: on every rank before the same step, naming the shard or the sample.
@@ -113,7 +113,7 @@ class _Walk:
         self._thread.start()
 
     def next_batch(self) -> Batch:
-        """The next batch, as soon as it is there."""
+        """Return the next batch as soon as it is there."""
         item = self._ready.get()
         if isinstance(item, BaseException):
             raise item
@@ -162,7 +162,7 @@ class _Walk:
     def _batch(
         self, step: int, parts: list[dict[str, Any]], part_rows: int, first: int, num_rows: int
     ) -> Batch:
-        """Rows [first, first + num_rows) of a piece, copied out of shared memory."""
+        """Return rows [first, first + num_rows) of a piece, copied out of shared memory."""
         shape = (num_rows, *parts[0]["pixels"].shape[1:])
         images_BCHW = torch.empty(shape, dtype=torch.uint8, pin_memory=self.source.pin_memory)
         sizes_B2 = torch.empty((num_rows, 2), dtype=torch.int64)
@@ -185,7 +185,7 @@ class _Walk:
         )
 
     def _lead(self) -> Iterator[list[Any]]:
-        """The parts of rank 0; the others' go to the mailbox, and so does what went wrong."""
+        """Yield the parts of rank 0; send the others' parts and any error to the mailbox."""
         number = 0
         try:
             for parts in TaskStream(self.source.stream, self.plan, *self._start).pieces():

@@ -84,7 +84,7 @@ class TaskStream:
         self._covered = self._ahead = (-1, 0)
 
     def pieces(self) -> Iterator[list[list[Any]]]:
-        """For each piece in order: for each rank, references to the parts, all of them decoded.
+        """Yield for each piece, in order, references to the decoded parts of each rank.
 
         A piece counts as used when the next one is asked for.
 
@@ -113,7 +113,7 @@ class TaskStream:
         return EpochSchedule(self.plan, start_step, budget.piece_steps, budget.part_rows)
 
     def _submit_reads(self) -> Iterator[tuple[int, int]]:
-        """One window at each step of the iteration: its epoch, and the place where it ends."""
+        """Submit the reads of one window a step; yield its epoch and the place where it ends."""
         stream = self.stream
         starts = np.cumsum([0, *stream.shard_rows[:-1]])
         for epoch in range(self._start[0], stream.epochs):
@@ -168,7 +168,7 @@ class TaskStream:
 
 
 def sample(stream: StreamedSet, num_images: int) -> list[dict[str, Any]]:
-    """About as many images, decoded: the first ones of a few shards, one part for each shard.
+    """Decode about as many images: the first of a few shards, one part for each shard.
 
     Raises:
         PipelineError: as `TaskStream.pieces`.

@@ -23,7 +23,7 @@ _RANK = {"test": 0, "val": 1}
 def find_duplicates(
     index: ImageIndex, hashes_N2: npt.NDArray[np.uint64], kept_N: npt.NDArray[np.bool_]
 ) -> tuple[Duplicates, Indices]:
-    """What the manifest says of them, and the sorted rows of the index that lose.
+    """Find duplicates: the manifest's entry, and the sorted index rows to drop.
 
     Args:
         index: names and sets of the images.
@@ -57,6 +57,6 @@ def find_duplicates(
 
 
 def losers_by_shard(kept_rows: Mapping[Any, Indices], losers: Indices) -> dict[Any, list[int]]:
-    """Rows within each shard that lose; shards without any are left out."""
+    """Return the rows to drop within each shard; shards without any are left out."""
     found = {key: np.flatnonzero(np.isin(rows, losers)) for key, rows in kept_rows.items()}
     return {key: rows.tolist() for key, rows in found.items() if len(rows)}

@@ -69,25 +69,25 @@ class DryRun:
 
 
 def data_set_name(config: Config) -> str:
-    """`<source>-<hash8>`: the hash covers all of `data` and `ingest` that decides the content."""
+    """Name the data set `<source>-<hash8>`: the hash covers all that decides its content."""
     text = json.dumps(content_sections(config), sort_keys=True, separators=(",", ":"))
     return f"{config.data.source}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def data_set_uri(config: Config) -> str:
-    """Where the data set of this configuration lies, or will lie."""
+    """Return the URI of this configuration's data set, whether it exists or not."""
     return storage.join(storage.absolute(config.data.root), data_set_name(config))
 
 
 def content_sections(config: Config) -> dict[str, Any]:
-    """The part of the configuration that decides what is in the data set."""
+    """Return the part of the configuration that decides what is in the data set."""
     data = config.data.model_dump(mode="json")
     kept = {key: value for key, value in data.items() if key not in _NOT_CONTENT}
     return {"data": kept, "ingest": config.ingest.model_dump(mode="json")}
 
 
 def work_of(config: Config, index: ImageIndex) -> Work:
-    """What the tasks share: the index with its sets in the order of the shards, and the limits."""
+    """Return what the tasks share: the limits, and the index with its sets in shard order."""
     root = None if index.root is None else storage.absolute(index.root)
     work = Work(
         data_uri=data_set_uri(config),
@@ -107,14 +107,14 @@ def work_of(config: Config, index: ImageIndex) -> Work:
 
 
 def chunks_of(work: Work, shard_bytes: int) -> Iterator[Chunk]:
-    """The shards-to-be of all sets."""
+    """Yield the planned shards of all sets."""
     for set_name, rows in work.index.sets.items():
         for number, part in enumerate(cut(row_sizes(work, rows), shard_bytes)):
             yield Chunk(set_name, number, part.start, part.stop)
 
 
 def row_sizes(work: Work, rows: splits.Indices) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Bytes that each of some rows takes in a shard, about."""
+    """Estimate the bytes that each of some rows takes in a shard."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -126,7 +126,7 @@ def row_sizes(work: Work, rows: splits.Indices) -> np.ndarray[Any, np.dtype[np.i
 
 
 def cut(sizes: np.ndarray[Any, np.dtype[np.int64]], shard_bytes: int) -> list[range]:
-    """Row ranges of shards of about equal size, none larger than shard_bytes plus one row."""
+    """Cut rows into shards of about equal size, at most shard_bytes plus one row."""
     if not len(sizes):
         return []
     before = np.cumsum(sizes) - sizes
@@ -138,7 +138,7 @@ def cut(sizes: np.ndarray[Any, np.dtype[np.int64]], shard_bytes: int) -> list[ra
 
 
 def dry_run(config: Config) -> DryRun:
-    """Counts, classes, estimates and a measured sample; writes nothing, starts no Ray.
+    """Count, estimate and measure a sample; write nothing, start no Ray.
 
     Raises:
         PipelineError: what ingest would fail with, as far as it can be known.
@@ -184,14 +184,14 @@ def dry_run(config: Config) -> DryRun:
 
 
 def image_info(index: ImageIndex) -> ImageInfo:
-    """How the images of a source are stored."""
+    """Return how the images of a source are stored."""
     if index.pixels is None:
         return ImageInfo("original", None, None)
     return ImageInfo("raw", index.pixels.shape[1], index.pixels.shape[2])
 
 
 def _mixed_within_shards(config: Config, work: Work) -> dict[str, splits.Indices]:
-    """Rows of a container come in its order: within every shard they are permuted."""
+    """Return rows of a container in its order; within every shard they are permuted."""
     sets = {}
     for name, rows in work.index.sets.items():
         parts = [

@@ -82,7 +82,7 @@ def sample_images(work: Work, seed: int) -> Sample:
 
 
 def mean_reduced_bytes(work: Work, seed: int) -> int | None:
-    """Mean size of the reduced ones among 64 seeded images of the pre-training set; None if none.
+    """Estimate the mean size of reduced images from 64 pre-training images; None if none.
 
     It decides where shards are cut, so it depends on the images and the seed alone: no time limit.
 

@@ -68,7 +68,7 @@ class Outcome:
 
 
 def run_chunk(item: dict[str, Any], work: Work) -> Result:
-    """A job: `write_chunk` of the chunk that the item describes."""
+    """Write the chunk that the item describes by `write_chunk`; a job."""
     outcome = write_chunk(Chunk(**item), work)
     shard = None if outcome.shard is None else asdict(outcome.shard)
     values = {"shard": shard, "rejects": [asdict(reject) for reject in outcome.rejects]}
@@ -77,7 +77,7 @@ def run_chunk(item: dict[str, Any], work: Work) -> Result:
 
 
 def parse_outcome(result: Result) -> Outcome:
-    """The outcome that `run_chunk` packed."""
+    """Return the outcome that `run_chunk` packed."""
     assert result.table is not None
     shard, table = result.values["shard"], result.table
     return Outcome(
@@ -122,7 +122,7 @@ def write_chunk(chunk: Chunk, work: Work) -> Outcome:
 
 
 def _checked(content: bytes | RejectedImage, work: Work) -> bytes:
-    """What is stored of an image, after one full decode has shown that it is within limits."""
+    """Return what is stored of an image, once one full decode has shown it fit."""
     if isinstance(content, RejectedImage):
         raise content
     if work.index.pixels is not None:
@@ -139,7 +139,7 @@ def _hashes(images: list[bytes]) -> np.ndarray[Any, np.dtype[np.uint64]]:
 
 
 def drop_rows(item: dict[str, Any], data_uri: str) -> Result:
-    """A job: replace a shard by one without some of its rows; None when no row is left.
+    """Replace a shard by one without some rows, a job; None when no row is left.
 
     The new one has another name and the old one goes last: a job that is run again, since its node
     died, finds one of the two whole.

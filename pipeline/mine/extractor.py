@@ -82,7 +82,7 @@ class RarityExtractor:
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
-        """Rows of `ShardDecoder`: the pixels replaced by features and disagreements.
+        """Replace the pixels of `ShardDecoder`'s rows by features and disagreements.
 
         Returns:
             row, id, label as they came; for each model feature_NAME (n, F), the mean over views of
@@ -131,7 +131,7 @@ class RarityExtractor:
         return torch.stack(features).mean(0).cpu(), torch.stack(changes).mean(0).cpu()
 
     def _random_views(self, sizes_n2: Tensor, *, first_row: int) -> list[ViewParams]:
-        """Views 2..V of a shard: the same whichever actor gets it, and whenever."""
+        """Draw views 2..V of a shard, the same for whichever actor and at any time."""
         return [
             sample_view(self.recipe, sizes_n2, torch_generator(_SEED, "mine", first_row, view))
             for view in range(1, self.config.mine.num_views)
@@ -144,12 +144,12 @@ class RarityExtractor:
 
 
 def as_twin(model: Twin | SimCLR) -> Twin:
-    """A model with a pruned branch; a SimCLR network is pruned as it is."""
+    """Return a model with a pruned branch; a SimCLR network is pruned as it is."""
     return model if isinstance(model, Twin) else Twin(model.network)
 
 
 def masks_by_ratio(config: Config, twin: Twin) -> list[dict[str, Tensor]]:
-    """The masks of every prune ratio.
+    """Return the masks of every prune ratio.
 
     Raises:
         ConfigError: a ratio leaves a layer without weights.
@@ -172,6 +172,6 @@ def masks_by_ratio(config: Config, twin: Twin) -> list[dict[str, Tensor]]:
 
 
 def reference_sample(num_images: int, num_reference: int) -> NDArray[np.int64]:
-    """Sorted rows of the fixed sample in which neighbours are sought."""
+    """Return sorted rows of the fixed sample in which neighbours are sought."""
     order = numpy_generator(_SEED, "reference").permutation(num_images)
     return np.sort(order[:num_reference])

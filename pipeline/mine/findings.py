@@ -26,7 +26,7 @@ def findings(
     *,
     used: tuple[str, str],
 ) -> dict[str, Any] | None:
-    """How well each score finds the images of the rare classes; None when there are none.
+    """Measure how well each score finds images of rare classes; None without any.
 
     Args:
         scores: (model, score) -> (N,), higher is rarer.

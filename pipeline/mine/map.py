@@ -18,7 +18,7 @@ _NUM_POINTS = 1500
 
 
 def feature_map(scored: ScoredSet, rarity_N: NDArray[np.float64]) -> dict[str, Any]:
-    """Coordinates of at most 1500 images by PCA, and by UMAP as well where `umap` is installed.
+    """Map at most 1500 images by PCA, and by UMAP as well where `umap` is installed.
 
     Returns:
         {"maps": [{"method", "note", "x": [...], "y": [...]}, ...], "label": [...], "rank_share":

@@ -50,7 +50,7 @@ class ScoredSet:
     training_loss_N: NDArray[np.float32] | None = None
 
     def features(self, model: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Features (len(rows), F) of some images, in the order of `rows`."""
+        """Return features (len(rows), F) of some images, in the order of `rows`."""
         import ray
 
         place = {int(row): i for i, row in enumerate(rows)}
@@ -142,7 +142,7 @@ def _collect(scored: Any, num_images: int, progress: Progress) -> ScoredSet:
 
 
 def _add_density(found: ScoredSet, config: Config, progress: Progress) -> None:
-    """Distances to the nearest of a fixed sample, one task for each block."""
+    """Add distances to the nearest of a fixed sample, one task for each block."""
     import ray
 
     num_images = len(found.ids)

@@ -129,7 +129,7 @@ def mine(
 
 
 def signals(scored: ScoredSet, model: str) -> dict[str, NDArray[np.float64]]:
-    """Every score (N,) that can rank, -inf for unknown; `both` is the mean of two ranks."""
+    """Return every score (N,) that can rank, -inf for unknown; `both` is the mean rank."""
     disagreement_N = scored.disagreement[model].astype(np.float64).mean(axis=1)
     distance_N = scored.knn_distance[model].astype(np.float64)
     both_N = (rank_share(disagreement_N) + rank_share(distance_N)) / 2
@@ -141,7 +141,7 @@ def signals(scored: ScoredSet, model: str) -> dict[str, NDArray[np.float64]]:
 
 
 def annotation_batch(config: Config, scored: ScoredSet, order_N: NDArray[np.int64]) -> list[int]:
-    """Rows to have labelled first: rare ones that cover the features of all rare ones."""
+    """Return rows to label first: rare ones that cover the features of all rare ones."""
     wanted = config.mine.batch_images
     num_candidates = max(wanted, round(config.mine.candidate_frac * len(order_N)))
     candidates = order_N[:num_candidates]
@@ -177,7 +177,7 @@ def _findings(
 
 
 def _groups(config: Config, manifest: Manifest) -> Groups | None:
-    """Many, medium and few by pre-training counts, as in the evaluation."""
+    """Return many, medium and few by pre-training counts, as the evaluation does."""
     counts = manifest.sets["pretrain"].class_counts
     if counts is None:
         return None
@@ -188,7 +188,7 @@ def _groups(config: Config, manifest: Manifest) -> Groups | None:
 def _write_scores(
     run_uri: str, config: Config, scored: ScoredSet, order_N: NDArray[np.int64]
 ) -> None:
-    """The table of all images, rarest first, in files of a million rows."""
+    """Write the table of all images, rarest first, in files of a million rows."""
     columns: Table = {
         "rank": np.arange(1, len(order_N) + 1),
         "id": np.array(scored.ids, object)[order_N],
@@ -236,7 +236,7 @@ def _shown(
     order_N: NDArray[np.int64],
     batch: list[int],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Small pictures of the rarest and the most common images, and of the batch."""
+    """Return small pictures of the rarest and the most common images, and of the batch."""
     num_shown = min(_NUM_SHOWN, len(order_N) // 2)
     lists = {
         "rarest": order_N[:num_shown].tolist(),
@@ -283,7 +283,7 @@ def _check_ratios(config: Config, method: str, found: Found, *, with_untrained: 
 
 
 def _training_loss(config: Config, found: Found) -> NDArray[np.float32] | None:
-    """The loss of each image in training, of the run's own pre-training set only."""
+    """Return each image's loss in training, of the run's own pre-training set only."""
     own = config.mine.data is None and config.mine.set == "pretrain"
     sums_2N = found.state.tensors.get(LOSS_MEMORY) if found.state and own else None
     if sums_2N is not None:

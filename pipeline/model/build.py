@@ -28,7 +28,7 @@ from sdclr.twin import IMAGENET_MEAN, IMAGENET_STD
 
 
 def crop_px(config: Config, manifest: Manifest) -> int:
-    """Side of a view in px: the configured one, or that of images which are stored raw and square.
+    """Return the side of a view in px: the configured one, or that of raw square images.
 
     Raises:
         ConfigError: the images have no common size and none is configured.
@@ -47,7 +47,7 @@ def crop_px(config: Config, manifest: Manifest) -> int:
 
 
 def resize_px(config: Config, manifest: Manifest) -> int | None:
-    """The short side before the centre crop of evaluation; None when images fit a view as they are.
+    """Return the short side before evaluation's centre crop; None when images fit a view.
 
     Raises:
         ConfigError: the configured side is smaller than the crop.
@@ -66,7 +66,7 @@ def resize_px(config: Config, manifest: Manifest) -> int | None:
 
 
 def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
-    """What the trainer of one method gets."""
+    """Return the recipe that the trainer of one method gets."""
     a, t, s = config.augment, config.train, config.sdclr
     augment = AugmentRecipe(
         crop_px=crop_px(config, manifest),
@@ -110,13 +110,13 @@ def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
 
 
 def loss_memory(config: Config, num_images: int) -> LossMemory | None:
-    """What keeps the losses of the pre-training images, if the configuration asks for it."""
+    """Return the memory of the pre-training images' losses, if configured."""
     momentum = config.train.loss_memory
     return None if momentum is None else LossMemory(num_images, momentum=momentum)
 
 
 def architecture(config: Config, method: str) -> dict[str, Any]:
-    """The arguments of `sdclr.build_network`, by name."""
+    """Return the arguments of `sdclr.build_network`, by name."""
     depth = config.sdclr.head_depth if method == "sdclr" else config.simclr.head_depth
     return {
         "backbone": config.model.backbone,
@@ -128,7 +128,7 @@ def architecture(config: Config, method: str) -> dict[str, Any]:
 
 
 def new_network(config: Config, method: str, *, init_from: str | None = None) -> Network:
-    """The network that a method starts from: weights by the seed, the backbone's by `init_from`.
+    """Return a method's first network: weights by the seed, the backbone's by `init_from`.
 
     Raises:
         CheckpointError: those weights are of another architecture.
@@ -140,7 +140,7 @@ def new_network(config: Config, method: str, *, init_from: str | None = None) ->
 
 
 def advice(config: Config) -> str | None:
-    """What the configuration may not have meant: the views of grey digits, of other images."""
+    """Warn of settings that are likely a mistake, such as grey-digit views on photos."""
     a = config.augment
     if config.data.source == "digits" or any((a.hflip_prob, a.saturation, a.hue, a.gray_prob)):
         return None
@@ -151,7 +151,7 @@ def advice(config: Config) -> str | None:
 
 
 def state_bytes(config: Config, method: str) -> tuple[int, int]:
-    """Size of the weights, whose gradients are exchanged, and of a checkpoint."""
+    """Return the bytes of the exchanged weights and of a checkpoint."""
     network = new_network(config, method)
     model: Twin | SimCLR = Twin(network) if method == "sdclr" else SimCLR(network)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -161,7 +161,7 @@ def state_bytes(config: Config, method: str) -> tuple[int, int]:
 
 
 def trained_model(config: Config, method: str, state: TrainState) -> Twin | SimCLR:
-    """The model of a checkpoint, in evaluation mode.
+    """Load the model of a checkpoint in evaluation mode.
 
     Raises:
         CheckpointError: the tensors are of another architecture.
@@ -196,7 +196,7 @@ def export_backbone(uri: str, backbone: nn.Module, facts: dict[str, Any]) -> Non
 
 
 def init_uri(config: Config) -> str | None:
-    """Where the weights are that the run starts from, absolute; call it on the driver."""
+    """Return the absolute URI of the weights to start from; call it on the driver."""
     uri = config.train.init_from
     return None if uri is None else storage.absolute(uri)
 

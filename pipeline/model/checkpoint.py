@@ -52,12 +52,12 @@ class Found:
 
 
 def checkpoints_uri(run_uri: str, method: str) -> str:
-    """Where the checkpoints of one method of a run are."""
+    """Return the URI of the checkpoints of one method of a run."""
     return storage.join(run_uri, "models", method, "checkpoints")
 
 
 def checkpoint_uri(folder_uri: str, step: int) -> str:
-    """Where the checkpoint of a step is."""
+    """Return the URI of the checkpoint of a step."""
     return storage.join(folder_uri, f"step-{step:08d}")
 
 
@@ -137,12 +137,12 @@ def load(uri: str, *, config_hash: str | None) -> TrainState:
 
 
 def committed(folder_uri: str) -> list[str]:
-    """URIs of a folder's finished checkpoints in the order of their steps, not yet checked."""
+    """List the URIs of a folder's committed checkpoints by step, not yet checked."""
     return [storage.join(folder_uri, name) for name in _names(folder_uri)[0]]
 
 
 def latest(folder_uri: str, *, config_hash: str) -> Found:
-    """The newest good checkpoint; broken and unfinished ones are passed over, and named.
+    """Return the newest good checkpoint; broken and unfinished ones are skipped and named.
 
     Raises:
         StorageError: the storage does not answer: that says nothing about what is there.
@@ -188,7 +188,7 @@ def retain(
 
 
 def _best(folder_uri: str, names: list[str], measure: str) -> set[str]:
-    """The one with the highest value, of equal ones the newest; none where it was not measured."""
+    """Return the checkpoint of the highest value, the newest of equal ones; else nothing."""
     values: dict[str, float] = {}
     for name in names:
         with suppress(CheckpointError):  # a broken one is not the best
@@ -204,7 +204,7 @@ def _step(name: str) -> int:
 
 
 def _names(folder_uri: str) -> tuple[list[str], list[str]]:
-    """Committed and unfinished checkpoints of a folder, each in the order of their steps."""
+    """Return committed and unfinished checkpoints of a folder, each in step order."""
     names = sorted((n for n in storage.list_names(folder_uri) if _NAME.fullmatch(n)), key=_step)
     committed = [n for n in names if storage.exists(storage.join(folder_uri, n, "commit.json"))]
     return committed, [n for n in names if n not in committed]

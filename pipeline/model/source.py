@@ -35,7 +35,7 @@ class ModelSource:
 
 
 def load_model(config: Config, source: ModelSource, *, init_from: str | None) -> Twin | SimCLR:
-    """The model in evaluation mode.
+    """Return the model in evaluation mode.
 
     Args:
         config: of the run; gives the architecture.
@@ -63,7 +63,7 @@ def load_model(config: Config, source: ModelSource, *, init_from: str | None) ->
 
 
 def given_source(config: Config, uri: str) -> tuple[ModelSource, dict[str, Any]]:
-    """The model at a URI that the user gave, and its step and epochs if it says them.
+    """Load the model at a user's URI; return its step and epochs if the file has them.
 
     It is loaded once, so that what does not fit is told before any worker starts.
 
@@ -80,5 +80,5 @@ def given_source(config: Config, uri: str) -> tuple[ModelSource, dict[str, Any]]
 
 
 def trained_epochs(config: Config, state: TrainState) -> int:
-    """Whole epochs that a checkpoint of this configuration was trained for."""
+    """Return the whole epochs that a checkpoint of this configuration was trained for."""
     return config.train.epochs * int(state.numbers["step"]) // int(state.numbers["num_steps"])

@@ -26,12 +26,12 @@ _TIMM_DOWN = re.compile(r"stages\.(\d)\.downsample\.([01])\.(weight|bias)")
 
 
 def differs(backbone: str) -> bool:
-    """Whether timm names the tensors of this backbone otherwise."""
+    """Return whether timm has other names for this backbone's tensors."""
     return backbone.startswith("convnext")
 
 
 def to_timm(backbone: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A backbone's state dict under timm's names; the tensors are shared.
+    """Rename a backbone's state dict to timm's names; the tensors are shared.
 
     Raises:
         ValueError: a name that torchvision's network does not have.
@@ -42,7 +42,7 @@ def to_timm(backbone: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_timm(backbone: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse of `to_timm`; names that are not timm's, or of its classifier, stay."""
+    """Reverse `to_timm`; other names, and those of timm's classifier, stay."""
     if not differs(backbone):
         return dict(tensors)
     return dict(_from_timm(name, tensor) for name, tensor in tensors.items())

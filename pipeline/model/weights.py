@@ -32,7 +32,7 @@ _MAX_DEPTH = 3
 
 
 def is_weights_file(uri: str) -> bool:
-    """Whether the name is that of a file this module reads."""
+    """Return whether this module reads files of this name."""
     return uri.lower().endswith(SUFFIXES)
 
 
@@ -53,7 +53,7 @@ def check_given(uri: str) -> None:
 
 
 def read_weights(uri: str) -> dict[str, Tensor]:
-    """The tensors of a file under the names it gives them.
+    """Read the tensors of a file under the names it gives them.
 
     Raises:
         CheckpointError: not such a file, or one that holds more than tensors.
@@ -87,7 +87,7 @@ def read_weights(uri: str) -> dict[str, Tensor]:
 
 
 def read_facts(uri: str) -> dict[str, Any]:
-    """What `export_backbone` wrote about a .safetensors file; empty for any other file."""
+    """Read what `export_backbone` wrote about a .safetensors file; empty for other files."""
     if not uri.lower().endswith(".safetensors") or "://" in uri:
         return {}
     try:
@@ -158,7 +158,7 @@ def _foreign(
 
 
 def _block(name: str) -> str:
-    """`layer1.0.conv1.weight` -> `layer1.0`: extra tensors there mean another architecture."""
+    """Return the block `layer1.0` of `layer1.0.conv1.weight`; extra blocks are another network."""
     return ".".join(name.split(".")[:2])
 
 
@@ -167,7 +167,7 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _tensors_in(found: object, depth: int = 0) -> dict[str, Tensor]:
-    """The state dict in what a file held: itself, or inside an entry that is known to hold it."""
+    """Find the state dict in a file's content: itself, or inside a known entry."""
     if not isinstance(found, dict) or depth > _MAX_DEPTH:
         return {}
     tensors = {str(n): t for n, t in found.items() if isinstance(t, Tensor)}

@@ -36,7 +36,7 @@ class RunFolder:
 
 
 def existing_run(name: str, root: str) -> str:
-    """The absolute URI of a run that is given by its folder, or by its name below `root`.
+    """Return the absolute URI of a run given by its folder, or by its name below `root`.
 
     Raises:
         ConfigError: there is none.
@@ -54,12 +54,12 @@ def existing_run(name: str, root: str) -> str:
 
 
 def numbered(base: str, number: int) -> str:
-    """The name of the `number`-th run of a configuration, from 1."""
+    """Return the name of the `number`-th run of a configuration, from 1."""
     return base if number == 1 else f"{base}-{number}"
 
 
 def data_of(run_uri: str) -> dict[str, Any]:
-    """The data set that a run names, as `RunFolder` has it; empty if it names none."""
+    """Return the data set that a run names, as `RunFolder` has it; empty without one."""
     file = storage.join(run_uri, "run.json")
     if not storage.exists(file):
         return {}

@@ -94,7 +94,7 @@ class Monitor:
             self._of(name).inc(float(amount), tags=self._named(name, tags))
 
     def step(self, row: Mapping[str, Any]) -> None:
-        """The numbers of a `step` row of the metrics file."""
+        """Record the numbers of a `step` row of the metrics file."""
         for key in ("step", "num_steps", "loss", "lr", "temperature", "grad_norm", "images_per_s"):
             if row[key] is not None:
                 self.set(f"sdclr_{key}", row[key])
@@ -104,19 +104,19 @@ class Monitor:
             self.add("sdclr_retries", number, action=action)
 
     def mask(self, kept_frac: Mapping[str, float]) -> None:
-        """The kept fractions of a refreshed mask; weight name -> fraction."""
+        """Record the kept fractions of a refreshed mask; weight name -> fraction."""
         for layer, kept in by_group(kept_frac).items():
             self.set("sdclr_kept_frac", kept, layer=layer)
         self.set("sdclr_kept_frac_min", min(kept_frac.values()))
 
     def health(self, measures: Mapping[str, float | None]) -> None:
-        """Label-free measures by name; what could not be measured is left out."""
+        """Record label-free measures by name; unmeasured ones are left out."""
         for measure, value in measures.items():
             if value is not None:
                 self.set("sdclr_health", value, measure=measure)
 
     def checkpoint(self, seconds: float) -> None:
-        """A checkpoint was written."""
+        """Record that a checkpoint was written."""
         self.set("sdclr_checkpoint_s", seconds)
         self.set("sdclr_checkpoint_time_s", time.time())
 
@@ -136,12 +136,12 @@ class Monitor:
 
 
 def run_name(run_uri: str) -> str:
-    """The last part of a run's URI, which names it among the runs of its root."""
+    """Return the last part of a run's URI: its name below the root."""
     return run_uri.rstrip("/").rpartition("/")[2]
 
 
 def by_group(kept_frac: Mapping[str, float]) -> dict[str, float]:
-    """Mean kept fraction of the weights of each top-level module, in order of first appearance."""
+    """Return the mean kept fraction of each top-level module, in order of appearance."""
     groups: dict[str, list[float]] = {}
     for name, kept in kept_frac.items():
         parts = name.removesuffix(".weight").split(".")

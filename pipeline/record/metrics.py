@@ -41,14 +41,14 @@ _MAY_BE_NULL = frozenset({"loss", "grad_norm"})
 
 
 def metrics_uri(run_uri: str) -> str:
-    """Where a run's metrics lines are."""
+    """Return the URI of a run's metrics lines."""
     return storage.join(run_uri, "metrics.jsonl")
 
 
 def read_metrics(
     run_uri: str, *, kind: str | None = None, method: str | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl in order, checked; empty when the file does not exist.
+    """Read and check the rows of metrics.jsonl in order; empty without the file.
 
     Rows of a kind unknown here, and keys unknown here, pass unchecked. Steps rise strictly per
     method and seed. An unreadable last line is skipped: it was being written when the process died.
@@ -79,7 +79,7 @@ def read_metrics(
 
 
 def newest_rows(run_uri: str, *kinds: str) -> dict[str, dict[str, Any]]:
-    """Kind -> its last row that is whole, unchecked, where there is one. Cheap enough to poll."""
+    """Return the last whole row of each kind, unchecked. Cheap enough to poll."""
     uri = metrics_uri(run_uri)
     found: dict[str, dict[str, Any]] = {}
     if not storage.exists(uri):
@@ -116,7 +116,7 @@ def truncate_metrics(run_uri: str, method: str, step: int) -> int:
 
 
 def _lines(uri: str) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
-    """(line number from 1, raw bytes, object or None for a torn last line); blank lines skipped."""
+    """Yield (line number from 1, bytes, object or None for a torn last line); skip blanks."""
     if not storage.exists(uri):
         return
     raws = [(i, raw) for i, raw in enumerate(storage.read_bytes(uri).split(b"\n"), 1) if raw]

@@ -26,13 +26,13 @@ _GIT_TIMEOUT_S = 10.0
 
 
 def command_line(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = None) -> str:
-    """The command as one shell line, secrets masked. argv: None = this process's."""
+    """Return the command as one shell line, secrets masked. argv: None = this process's."""
     words = list(sys.argv) if argv is None else list(argv)
     return shlex.join(redact(word, env) for word in words)
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
-    """Python's version and each package's installed version; null where it is not installed."""
+    """Return the installed version of Python and each package; null where absent."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -43,7 +43,7 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
 
 
 def hardware() -> dict[str, Any]:
-    """Platform, logical CPU count, memory in bytes (null if unknown), names of visible GPUs."""
+    """Return platform, logical CPUs, memory in bytes (null if unknown) and visible GPUs."""
     return {
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),

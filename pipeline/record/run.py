@@ -187,7 +187,7 @@ class RunRecord:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """An exception as the record keeps it: the fields of `ErrorReport`, no secrets."""
+    """Return an exception for the record: the fields of `ErrorReport`, no secrets."""
     if isinstance(error, KeyboardInterrupt | SystemExit):
         code = error.code if isinstance(error, SystemExit) else 130
         code = code if isinstance(code, int) else 1
@@ -204,7 +204,7 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 def read_json(uri: str) -> dict[str, Any]:
-    """A record file with `schema_version` 1.
+    """Read a record file with `schema_version` 1.
 
     Raises:
         DataError: missing, not a JSON object, or of another version.

@@ -21,7 +21,7 @@ ABSENT = "–"
 
 
 def scores_table(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows, one row per protocol and model, all cells text.
+    """Return headers and rows, one row per protocol and model, all cells text.
 
     Rows are ordered by protocol (as first met), then by model (as recorded). Numbers are percent
     with one decimal, followed by the sample standard deviation over the n draws where n > 1. An
@@ -40,7 +40,7 @@ def scores_table(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]
 
 
 def curve_table(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of every scored checkpoint, one row per protocol and checkpoint."""
+    """Return headers and rows of every scored checkpoint, one per protocol and checkpoint."""
     rows = []
     for protocol in protocols_of(evaluation):
         for point in evaluation["curve"]:
@@ -51,7 +51,7 @@ def curve_table(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]]
 
 
 def aggregate_tables(averaged: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
-    """Two tables of aggregate.json: means, and paired differences marked * where 0 is excluded."""
+    """Return two tables: means, and paired differences, marked * where 0 is excluded."""
     means = [
         [s["protocol"], s["model"], *(_percent_with_spread(s, m) for m in METRICS), str(s["n"])]
         for s in averaged["scores"]
@@ -68,7 +68,7 @@ def aggregate_tables(averaged: dict[str, Any]) -> list[tuple[list[str], list[lis
 
 
 def show_evaluation(console: Console, evaluation: dict[str, Any]) -> None:
-    """Notes, the table, the curve if there is one, and what each protocol took."""
+    """Show notes, the table, the curve if there is one, and the time of each protocol."""
     for note in evaluation["notes"]:
         console.stage("evaluate", note)
     console.line()
@@ -82,7 +82,7 @@ def show_evaluation(console: Console, evaluation: dict[str, Any]) -> None:
 
 
 def show_aggregate(console: Console, averaged: dict[str, Any]) -> None:
-    """Notes, means and paired differences of several runs."""
+    """Show notes, means and paired differences of several runs."""
     for note in averaged["notes"]:
         console.stage("evaluate", note)
     for headers, rows in aggregate_tables(averaged):
@@ -96,13 +96,13 @@ def show_aggregate(console: Console, averaged: dict[str, Any]) -> None:
 
 
 def timings_line(evaluation: dict[str, Any]) -> str:
-    """What each protocol took for all models together; `features` serves the cached ones."""
+    """Return the time of each protocol for all models; `features` serves the cached ones."""
     timings = evaluation.get("timings_s", {})
     return "time: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.items())
 
 
 def scores_csv(evaluation: dict[str, Any]) -> str:
-    """The same rows as CSV with a header line: fractions in [0, 1] at full precision.
+    """Write the same rows as CSV with a header line: fractions in [0, 1] at full precision.
 
     Spread columns are empty where n = 1; a value that was not measured is empty.
     """
@@ -123,7 +123,7 @@ def scores_csv(evaluation: dict[str, Any]) -> str:
 
 
 def protocols_of(evaluation: dict[str, Any]) -> list[str]:
-    """Protocol ids in the order in which they are first met."""
+    """Return protocol ids in order of first appearance."""
     found = [s["protocol"] for model in evaluation["models"] for s in model["scores"]]
     return list(dict.fromkeys(found))
 
@@ -131,7 +131,7 @@ def protocols_of(evaluation: dict[str, Any]) -> list[str]:
 def scores_of(
     evaluation: dict[str, Any], protocol: str
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Pairs (model, score) of one protocol, in the order of the record."""
+    """Return pairs (model, score) of one protocol, in the order of the record."""
     return [
         (model, score)
         for model in evaluation["models"]
@@ -141,7 +141,7 @@ def scores_of(
 
 
 def percent(fraction: float | None) -> str:
-    """A fraction as percent with one decimal and no sign; a dash for null or NaN."""
+    """Format a fraction as percent with one decimal and no sign; a dash for null or NaN."""
     value = _finite(fraction)
     return ABSENT if value is None else f"{100 * value:.1f}"
 

@@ -74,7 +74,7 @@ def write_comparison(run_uris: Sequence[str], root: str) -> str:
 
 
 def method_differences(runs: Sequence[Record]) -> list[Record]:
-    """For each protocol and pair of models that every run has: mean difference over the runs.
+    """Return mean paired differences over runs, for each protocol and pair of models.
 
     Each entry has protocol, a, b, n, and per metric {"mean", "half_width"} (95 % of Student's
     paired t; null with one run), fractions in [-1, 1].
@@ -99,7 +99,7 @@ def method_differences(runs: Sequence[Record]) -> list[Record]:
 
 
 def run_differences(runs: Sequence[Record]) -> list[Record]:
-    """Every other run minus the first: by class, for each protocol and model that both have.
+    """Return every other run minus the first, by class, protocol and model.
 
     Each entry has protocol, model, run, n (classes), mean and half_width of the differences of the
     per-class accuracies, and how many classes rose and fell.
@@ -132,7 +132,7 @@ def run_differences(runs: Sequence[Record]) -> list[Record]:
 
 
 def scores_csv(runs: Sequence[Record]) -> str:
-    """One row for each run, protocol and model; fractions at full precision."""
+    """Return one row for each run, protocol and model; fractions at full precision."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["run", "protocol", "model", "n", *METRICS])
@@ -145,7 +145,7 @@ def scores_csv(runs: Sequence[Record]) -> str:
 
 
 def render(runs: Sequence[Record], differences: dict[str, list[Record]]) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     scores = [
         [protocol, title(model["name"]), run["name"], *(percent(score.get(m)) for m in METRICS)]
         for protocol in dict.fromkeys(p for run in runs for p in protocols_of(run["evaluation"]))
@@ -225,7 +225,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _signed(mean: float | None, half_width: float | None) -> str:
-    """A difference in points, its interval, and an asterisk when that excludes 0."""
+    """Format a difference in points, its interval, and an asterisk when that excludes 0."""
     if mean is None:
         return ABSENT
     if half_width is None:

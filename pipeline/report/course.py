@@ -19,7 +19,7 @@ from pipeline.report.results import GROUPS, Record, frequency_order, group_of, s
 
 
 def data_section(manifest: Record | None, evaluation: Record | None, command: str) -> Record:
-    """The sets of the data set and the class histogram of the pre-training set."""
+    """Return the data set's sets and the class histogram of the pre-training set."""
     if manifest is None:
         return {"missing": "No manifest was found for the data set.", "command": command}
     group = group_of(evaluation)
@@ -73,7 +73,7 @@ def _rejects(rejects: Record) -> Record:
 
 
 def training_section(metrics: list[Record], command: str) -> Record:
-    """Loss and learning rate over steps, and a table with the end of each method."""
+    """Return the section of loss and learning rate, with a table of each method's end."""
     steps: dict[str, list[Record]] = {}
     for row in metrics:
         if row["kind"] == "step":
@@ -129,7 +129,7 @@ def _training_row(method: str, rows: list[Record]) -> list[str]:
 
 
 def pruning_section(metrics: list[Record]) -> Record:
-    """Kept fraction of each layer at the last mask, and of three layers over the epochs."""
+    """Return the section of kept fractions: the last mask, and three layers over epochs."""
     masks = [row for row in metrics if row["kind"] == "mask" and row["kept_frac"]]
     if not masks:
         return {"missing": "No pruning mask has been logged. Only SDCLR prunes: it needs sdclr in "
@@ -187,7 +187,7 @@ def _layer(name: str) -> str:
 
 
 def _percent_text(fraction: float) -> str:
-    """Two significant digits below 10 %, so that 0.84 % does not read as 1 %."""
+    """Format with two significant digits below 10 %, so that 0.84 % is not shown as 1 %."""
     value = 100 * fraction
     if 0 < value < 0.001:
         return "< 0.001 %"
@@ -195,7 +195,7 @@ def _percent_text(fraction: float) -> str:
 
 
 def facts_section(run: Record, run_uri: str) -> list[tuple[str, list[tuple[str, str]]]]:
-    """All else that the record says, as titled lists of (name, value)."""
+    """Return the rest of the record as titled lists of (name, value)."""
     git, hardware, data = run.get("git") or {}, run.get("hardware") or {}, run.get("data") or {}
     dirty = {True: ", with uncommitted changes", False: "", None: ""}[git.get("dirty")]
     memory = hardware.get("memory_bytes")

@@ -31,7 +31,7 @@ _NUM_DRAWN = 4
 
 
 def health_section(metrics: list[Record], command: str) -> Record:
-    """Curves over epochs, the last measures of each method, and the alarms that still hold."""
+    """Return the section of health: curves, last measures, and the alarms that still hold."""
     by_method: dict[str, list[Record]] = {}
     for row in metrics:
         if row["kind"] == "health":

@@ -62,7 +62,7 @@ def show_mining(console: Console, run_uri: str, record: Record) -> None:
 
 
 def render(record: Record, run_name: str) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     names = record["class_names"]
     lists = {
         key: (heading, [image_entry(item, names) for item in record[key]])
@@ -78,7 +78,7 @@ def render(record: Record, run_name: str) -> str:
 
 
 def summary_section(record: Record | None, command: str) -> Record:
-    """What was scored by what, and the maps."""
+    """Return the section that says what was scored by what, with the maps."""
     if record is None:
         text = "The images have not been ranked by how rare they are yet."
         return {"missing": text, "command": command}
@@ -116,7 +116,7 @@ def summary_section(record: Record | None, command: str) -> Record:
 
 
 def findings_rows(found: Record) -> list[list[str]]:
-    """Rows below `FINDINGS_HEADERS`; the last one is chance."""
+    """Return rows below `FINDINGS_HEADERS`; the last one is chance."""
     few = str(found["num_few"])
     rows = []
     for entry in found["scores"]:
@@ -128,7 +128,7 @@ def findings_rows(found: Record) -> list[list[str]]:
 
 
 def findings_csv(found: Record) -> str:
-    """The same at full precision, one row for each score and k."""
+    """Return the same at full precision, one row for each score and k."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["score", "network", "auroc", "low", "high", "k", "precision", "base_rate"])
@@ -165,7 +165,7 @@ def _share(value: float | None) -> str:
 
 
 def _clouds(record: Record) -> tuple[list[tuple[str, str, list[int]]], list[Record]]:
-    """(name, CSS class, rows of the map) for each colour: by group, or else by rank."""
+    """Return (name, CSS class, rows of the map) for each colour: by group, else by rank."""
     drawn, groups = record["map"], record["groups"]
     num = len(drawn["label"])
     clouds: list[tuple[str, str, list[int]]] = []

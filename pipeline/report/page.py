@@ -71,7 +71,7 @@ def load(run_uri: str) -> Records:
 
 
 def render(records: Records) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     run, manifest, evaluation = records.run, records.manifest, records.evaluation
     names = (evaluation or manifest or {}).get("class_names")
 
@@ -100,7 +100,7 @@ def render(records: Records) -> str:
 
 
 def render_sweep(records: Records, content: dict[str, Any]) -> str:
-    """The page of a sweep as HTML; `content` is that of sweep.json."""
+    """Return the page of a sweep as HTML; `content` is that of sweep.json."""
     best = storage.join(records.run_uri, "best.yaml")
     page = {
         "run": records.run,

@@ -30,17 +30,17 @@ Record = dict[str, Any]
 
 
 def title(method: str) -> str:
-    """A method's or model's name as a reader knows it."""
+    """Return a method's or model's name as a reader knows it."""
     return TITLES.get(method, method)
 
 
 def style(method: str) -> str:
-    """The CSS class of a method's colour, the same in every chart."""
+    """Return the CSS class of a method's colour, the same in every chart."""
     return STYLES.get(method, "c4")
 
 
 def scores_section(evaluation: Record | None, manifest: Record | None, command: str) -> Record:
-    """The scores table, what stands out in it, and how much of that chance explains."""
+    """Return the scores table, its notable rows, and how much of that chance explains."""
     if evaluation is None:
         if manifest is not None and manifest.get("class_names") is None:
             return {"missing": "The data set has no labels, so no accuracy can be measured."}
@@ -62,7 +62,7 @@ def scores_section(evaluation: Record | None, manifest: Record | None, command: 
 
 
 def _findings(evaluation: Record) -> list[str]:
-    """One sentence per protocol that scored both methods, then how far chance reaches."""
+    """Return a sentence for each protocol that scored both methods, then the reach of chance."""
     found = []
     for protocol in protocols_of(evaluation):
         by_model = {model["name"]: score for model, score in scores_of(evaluation, protocol)}
@@ -97,18 +97,18 @@ def _findings(evaluation: Record) -> list[str]:
 
 
 def frequency_order(counts: list[int]) -> list[int]:
-    """Class indices, most frequent first; equal counts keep their order."""
+    """Return class indices, most frequent first; equal counts keep their order."""
     return sorted(range(len(counts)), key=lambda i: -counts[i])
 
 
 def group_of(evaluation: Record | None) -> dict[int, tuple[str, str]]:
-    """Class index -> (group title, CSS class); empty before the evaluation has set the groups."""
+    """Return (group title, CSS class) by class; empty before the evaluation sets groups."""
     groups = (evaluation or {}).get("groups") or {}
     return {i: (name, css) for key, name, css in GROUPS for i in groups.get(key, [])}
 
 
 def classes_section(evaluation: Record | None, manifest: Record | None) -> Record:
-    """A dot plot of accuracy by class for each protocol, and the same numbers as a table."""
+    """Draw accuracy by class for each protocol, and return the numbers as a table."""
     if evaluation is None or not evaluation.get("class_names"):
         return {"missing": "Accuracy by class appears here after the evaluation."}
     counts, names = evaluation["pretrain_counts"], evaluation["class_names"]
@@ -156,7 +156,7 @@ def classes_section(evaluation: Record | None, manifest: Record | None) -> Recor
 
 
 def _num_scored(evaluation: Record, manifest: Record | None) -> list[int]:
-    """Images of each class in the set that was scored on; empty when that is not recorded."""
+    """Return the images of each class in the scored set; empty when not recorded."""
     name = evaluation.get("scored_on", "test")
     counts = ((manifest or {}).get("sets", {}).get(name) or {}).get("class_counts") or []
     return list(counts) if len(counts) == len(evaluation["class_names"]) else []
@@ -183,7 +183,7 @@ def _legend(data: list[Points]) -> list[Record]:
 
 
 def _spans(order: list[int], group: dict[int, tuple[str, str]]) -> list[Span]:
-    """The groups as runs in the order by frequency; none when they are not contiguous."""
+    """Return the groups as runs in order of frequency; empty if they are not contiguous."""
     ranked = [group.get(i, ("", "")) for i in order]
     found = []
     for pair in dict.fromkeys(ranked):
@@ -198,7 +198,7 @@ def _spans(order: list[int], group: dict[int, tuple[str, str]]) -> list[Span]:
 def forgotten_section(
     forgotten: Record | None, class_names: list[str] | None, command: str
 ) -> Record:
-    """The images that pruning changes most and least, and the mean of each frequency group."""
+    """Return the images that pruning changes most and least, and each group's mean."""
     if forgotten is None:
         text = "The images that pruning forgets have not been looked for yet."
         return {"missing": text, "command": command}
@@ -235,7 +235,7 @@ def forgotten_section(
 
 
 def image_entry(item: Record, class_names: list[str] | None) -> Record:
-    """What a contact sheet shows of one image of a record."""
+    """Return what a contact sheet shows of one image of a record."""
     label = item.get("label")
     known = class_names is not None and label is not None and 0 <= label < len(class_names)
     name = class_names[label] if known and class_names is not None and label is not None else None
@@ -250,7 +250,7 @@ def image_entry(item: Record, class_names: list[str] | None) -> Record:
 
 
 def _png_source(text: object) -> str | None:
-    """A data URI if the text really is a PNG in base64, else None."""
+    """Return a data URI if the text really is a PNG in base64, else None."""
     try:
         image = base64.b64decode(str(text), validate=True)
     except (binascii.Error, ValueError):

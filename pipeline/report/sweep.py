@@ -26,7 +26,7 @@ _LEGEND = (("best", "best"), ("ran to the end", "complete"), ("stopped early", "
 
 
 def page(sweep: Record) -> Record:
-    """What the template needs of sweep.json."""
+    """Return what the template needs of sweep.json."""
     first, *others = sweep["objectives"]
     return {
         "objective": words(first),
@@ -42,7 +42,7 @@ def page(sweep: Record) -> Record:
 
 
 def words(objective: str) -> str:
-    """An objective for people."""
+    """Return an objective's name for people."""
     return _WORDS.get(objective, objective)
 
 
@@ -71,7 +71,7 @@ def _confirmed(sweep: Record) -> Record:
 
 
 def _findings(sweep: Record, name: str) -> list[str]:
-    """Whether the best differs from each other setting by more than its seeds do."""
+    """Return whether the best differs from each other setting by more than its seeds do."""
     first, *others = sweep["confirmed"]
     if not others:
         return ["The configured setting is the best one that was found."]

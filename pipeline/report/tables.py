@@ -19,7 +19,7 @@ from pipeline.report.results import GROUPS, Record, frequency_order, group_of, s
 
 
 def curve_section(evaluation: Record | None) -> list[Record]:
-    """Few and All over the epochs of every scored checkpoint, a drawing for each protocol.
+    """Draw Few and All over the epochs of every scored checkpoint, for each protocol.
 
     Empty when the evaluation scored the newest checkpoints only.
     """
@@ -51,7 +51,7 @@ def curve_section(evaluation: Record | None) -> list[Record]:
 
 
 def confusion_section(evaluation: Record | None) -> list[Record]:
-    """For each protocol that recorded it: where the images of each group are sent, by model."""
+    """Show where the images of each group are sent, for each protocol and model."""
     found = []
     for protocol in protocols_of(evaluation) if evaluation else []:
         rows = [
@@ -66,7 +66,7 @@ def confusion_section(evaluation: Record | None) -> list[Record]:
 
 
 def csv_files(evaluation: Record | None, metrics: list[Record]) -> dict[str, str]:
-    """File name -> content: scores, accuracy by class and measures of health, where recorded."""
+    """Return file contents by name: scores, accuracy by class, measures of health."""
     files = {}
     if evaluation is not None:
         files["scores.csv"] = scores_csv(evaluation)

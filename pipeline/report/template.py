@@ -14,7 +14,7 @@ _FOLDER = Path(__file__).parent
 
 
 def to_html(template: str, page: Mapping[str, Any]) -> str:
-    """The page of a template in this folder."""
+    """Render the page of a template in this folder."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,  # for every template: the suffix .j2 would switch the usual rule off

@@ -63,7 +63,7 @@ def _store(uri: str) -> Store:
 
 
 def join(root: str, *parts: str) -> str:
-    """`root` with `parts` appended, one slash between; an empty part is skipped.
+    """Append `parts` to `root`, one slash between; an empty part is skipped.
 
     Parts are plain names: below file:// they are quoted, so that `a%20b` stays what it is.
     """
@@ -76,14 +76,14 @@ def join(root: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A local path or file:// URI as an absolute path, the same in every process; others as is."""
+    """Make a local path or file:// URI absolute; leave other URIs as they are."""
     if "://" in uri and not uri.startswith("file://"):
         return uri
     return str(local_path(uri).resolve())
 
 
 def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
-    """The whole object. Missing, unreadable or unreachable raises StorageError.
+    """Read the whole object. Missing, unreadable or unreachable raises StorageError.
 
     With `max_bytes` no more than one byte beyond it is fetched: a longer answer says that the
     object is too large, at a bounded price.
@@ -92,12 +92,12 @@ def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
 
 
 def read_range(uri: str, start: int, stop: int) -> bytes:
-    """Bytes start..stop-1 of an object, fewer where it ends before; 0 <= start < stop."""
+    """Read bytes start..stop-1 of an object, fewer at its end; 0 <= start < stop."""
     return _store(uri).read_range(uri, start, stop)
 
 
 def is_missing(error: StorageError) -> bool:
-    """Whether a read failed because there is no such file or object (its bucket being there)."""
+    """Return whether a read failed because there is no such object; its bucket exists."""
     if error.where.startswith("s3://"):
         from pipeline.storage import s3_errors
 
@@ -106,7 +106,7 @@ def is_missing(error: StorageError) -> bool:
 
 
 def num_retries() -> int:
-    """Storage calls that this process tried again since it started."""
+    """Count the storage calls that this process tried again since it started."""
     return sum(RETRIES.values())
 
 
@@ -119,12 +119,12 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def exists(uri: str) -> bool:
-    """Whether an object or a non-empty folder is at `uri`; an unreachable storage raises."""
+    """Return whether an object or a non-empty folder is at `uri`; unreachable storage raises."""
     return _store(uri).exists(uri)
 
 
 def list_names(uri: str) -> list[str]:
-    """Names of the immediate children of a folder, sorted; empty when there is no such folder.
+    """List the names of a folder's immediate children, sorted; empty without a folder.
 
     Temporary files that a killed writer left behind are not listed.
     """
@@ -132,13 +132,13 @@ def list_names(uri: str) -> list[str]:
 
 
 def list_sizes(uri: str) -> dict[str, int]:
-    """Sizes in bytes of the objects immediately in a folder, sorted by name."""
+    """Return sizes in bytes of the objects immediately in a folder, sorted by name."""
     children = _store(uri).children(uri)
     return {name: size for name, size in sorted(children.items()) if size is not None}
 
 
 def list_tree(uri: str) -> dict[str, int]:
-    """Sizes in bytes of all objects below a folder by relative name, sorted by name."""
+    """Return sizes in bytes of all objects below a folder by relative name, sorted."""
     return dict(sorted(_store(uri).tree(uri).items()))
 
 
@@ -156,12 +156,12 @@ def delete_tree(uri: str) -> None:
 
 
 def size_bytes(uri: str) -> int:
-    """Size of one object in bytes; a missing object raises StorageError."""
+    """Return the size of one object in bytes; a missing object raises StorageError."""
     return _store(uri).size(uri)
 
 
 def open_readable(uri: str) -> BinaryIO:
-    """A seekable binary file for reading; close it. A missing object raises StorageError."""
+    """Open a seekable binary file; close it. A missing object raises StorageError."""
     return _store(uri).open(uri)
 
 

@@ -29,15 +29,15 @@ class StorageHandler(fs.FileSystemHandler):  # type: ignore[misc]
         return isinstance(other, StorageHandler) and other._scheme == self._scheme
 
     def get_type_name(self) -> str:
-        """Shown in messages of Ray."""
+        """Return the name that Ray's messages show."""
         return "sdclr"
 
     def normalize_path(self, path: str) -> str:
-        """Paths are plain already."""
+        """Return the path, which is plain already."""
         return path
 
     def get_file_info(self, paths: list[str]) -> list[Any]:
-        """What is at each path."""
+        """Return what is at each path."""
         return [self._info(path) for path in paths]
 
     def _info(self, path: str) -> Any:
@@ -49,7 +49,7 @@ class StorageHandler(fs.FileSystemHandler):  # type: ignore[misc]
         return fs.FileInfo(path, fs.FileType.Directory if there else fs.FileType.NotFound)
 
     def get_file_info_selector(self, selector: Any) -> list[Any]:
-        """All objects below a folder, or those immediately in it."""
+        """List all objects below a folder, or those immediately in it."""
         tree = storage.list_tree(self._uri(selector.base_dir))
         return [
             fs.FileInfo(f"{selector.base_dir}/{name}", fs.FileType.File, size=size)
@@ -58,7 +58,7 @@ class StorageHandler(fs.FileSystemHandler):  # type: ignore[misc]
         ]
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        """Folders come into being with their first object."""
+        """Do nothing: folders exist with their first object."""
 
     def delete_dir(self, path: str) -> None:
         """Delete all below."""
@@ -69,7 +69,7 @@ class StorageHandler(fs.FileSystemHandler):  # type: ignore[misc]
         storage.delete_tree(self._uri(path))
 
     def delete_root_dir_contents(self) -> NoReturn:
-        """Never."""
+        """Refuse."""
         raise NotImplementedError("a whole storage is not emptied")
 
     def delete_file(self, path: str) -> None:
@@ -86,19 +86,19 @@ class StorageHandler(fs.FileSystemHandler):  # type: ignore[misc]
         storage.write_bytes(self._uri(dest), storage.read_bytes(self._uri(src)))
 
     def open_input_stream(self, path: str) -> Any:
-        """The whole object, read at once."""
+        """Open the whole object, read at once."""
         return pa.BufferReader(storage.read_bytes(self._uri(path)))
 
     def open_input_file(self, path: str) -> Any:
-        """The whole object, read at once."""
+        """Open the whole object, read at once."""
         return self.open_input_stream(path)
 
     def open_output_stream(self, path: str, metadata: Any) -> Any:
-        """Bytes that are published whole when the stream is closed."""
+        """Open a stream that is published whole when it is closed."""
         return pa.PythonFile(_Upload(self._uri(path)), mode="w")
 
     def open_append_stream(self, path: str, metadata: Any) -> NoReturn:
-        """Objects do not grow."""
+        """Refuse: objects do not grow."""
         raise NotImplementedError("objects do not grow")
 
 
@@ -115,7 +115,7 @@ class _Upload(io.BytesIO):
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
-    """A file system for what is below `uri`, and its path there; (None, path) on local storage."""
+    """Return a file system for what is below `uri`, and its path there; local: (None, path)."""
     scheme, separator, path = uri.partition("://")
     if not separator or scheme == "file":
         return None, uri

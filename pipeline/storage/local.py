@@ -22,7 +22,7 @@ _DELETE_TRIES = 10
 
 
 def local_path(uri: str) -> Path:
-    """The path of a local URI: `file:///a%20b` or a plain path, `~` expanded."""
+    """Return the path of a local URI: `file:///a%20b` or a plain path, `~` expanded."""
     if uri.startswith("file://"):
         return Path(unquote(uri.removeprefix("file://")))
     return Path(uri).expanduser()
@@ -61,12 +61,12 @@ class LocalStore:
     """pipeline.storage.Store on the local file system."""
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
-        """The whole file, or its first max_bytes + 1 bytes."""
+        """Read the whole file, or its first max_bytes + 1 bytes."""
         with _told(uri, "read"), open(local_path(uri), "rb") as file:
             return file.read(-1 if max_bytes is None else max_bytes + 1)
 
     def read_range(self, uri: str, start: int, stop: int) -> bytes:
-        """Bytes start..stop-1."""
+        """Read bytes start..stop-1."""
         with _told(uri, "read"), open(local_path(uri), "rb") as file:
             file.seek(start)
             return file.read(stop - start)
@@ -89,7 +89,7 @@ class LocalStore:
             _fsync_folder(path.parent)
 
     def exists(self, uri: str) -> bool:
-        """Whether a file, or a folder with something in it, is there."""
+        """Return whether a file, or a folder with something in it, is there."""
         path = local_path(uri)
         with _told(uri, "look up"):
             try:
@@ -99,7 +99,7 @@ class LocalStore:
         return bool(self.children(uri)) if is_folder else True
 
     def children(self, uri: str) -> dict[str, int | None]:
-        """Immediate children: size in bytes of files, None for folders."""
+        """Return immediate children: size in bytes of files, None for folders."""
         found: dict[str, int | None] = {}
         with _told(uri, "list"):
             try:
@@ -115,7 +115,7 @@ class LocalStore:
         return found
 
     def tree(self, uri: str) -> dict[str, int]:
-        """All regular files below the folder; linked folders are not entered."""
+        """List regular files below the folder; linked folders are not entered."""
         root = local_path(uri)
         found: dict[str, int] = {}
 
@@ -137,7 +137,7 @@ class LocalStore:
         return found
 
     def scan(self, uri: str, part: ScanPart, max_names: int) -> ScanPage:
-        """Regular files below `part.prefix`; subfolders not reached are left as parts.
+        """List regular files below `part.prefix`; leave subfolders not reached as parts.
 
         Linked folders are named, not entered: they may lead outside, or round and round.
         """
@@ -175,12 +175,12 @@ class LocalStore:
                         raise
 
     def size(self, uri: str) -> int:
-        """Size of the file in bytes."""
+        """Return the size of the file in bytes."""
         with _told(uri, "look up"):
             return local_path(uri).stat().st_size
 
     def open(self, uri: str) -> BinaryIO:
-        """The file, open for reading."""
+        """Open the file for reading."""
         with _told(uri, "open"):
             return open(local_path(uri), "rb")
 

@@ -70,7 +70,7 @@ class ObjectStore:
         self._deadline_s, self._read_timeout_s, self._try_s = deadline_s, read_timeout_s, try_s
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
-        """The whole object, in one request: ranges fetched side by side could mix two versions."""
+        """Read the whole object in one request: ranges side by side could mix two versions."""
         limit = {} if max_bytes is None else {"Range": f"bytes=0-{max_bytes}"}
 
         async def get(fs: Any) -> bytes:
@@ -84,7 +84,7 @@ class ObjectStore:
         return self._call(uri, "read", get)
 
     def read_range(self, uri: str, start: int, stop: int, etag: str | None = None) -> bytes:
-        """Bytes start..stop-1; with `etag`, of that version of the object only."""
+        """Read bytes start..stop-1; with `etag`, of that version of the object only."""
         options = {
             "Range": f"bytes={start}-{stop - 1}",
             **({} if etag is None else {"IfMatch": etag}),
@@ -92,7 +92,7 @@ class ObjectStore:
         return self._call(uri, "read", lambda fs: _get(fs, uri, **options))
 
     def write(self, uri: str, data: bytes) -> None:
-        """One put, whole or not at all; parts, which a killed process leaves, only above 5 GB."""
+        """Write by one put, whole or not at all; above 5 GB in parts, which a kill leaves."""
 
         async def put(fs: Any) -> None:
             if len(data) >= _ONE_PUT_BYTES:
@@ -105,7 +105,7 @@ class ObjectStore:
         self._call(uri, "write", put)
 
     def exists(self, uri: str) -> bool:
-        """Whether an object, or a prefix with something below, is there."""
+        """Return whether an object, or a prefix with something below, is there."""
 
         async def look(fs: Any) -> bool:
             if _key(uri):
@@ -119,7 +119,7 @@ class ObjectStore:
         return self._call(uri, "look up", look)
 
     def children(self, uri: str) -> dict[str, int | None]:
-        """Immediate children: size in bytes of objects, None for prefixes."""
+        """Return immediate children: size in bytes of objects, None for prefixes."""
         found: dict[str, int | None] = {}
 
         async def list_them(fs: Any) -> list[Any]:
@@ -133,7 +133,7 @@ class ObjectStore:
         return found
 
     def tree(self, uri: str) -> dict[str, int]:
-        """All objects below the prefix."""
+        """List all objects below the prefix."""
         prefix = _path(uri).rstrip("/") + "/"
 
         async def find(fs: Any) -> list[Any]:
@@ -146,7 +146,7 @@ class ObjectStore:
         }
 
     def scan(self, uri: str, part: ScanPart, max_names: int) -> ScanPage:
-        """Keys below the prefix in order; what is left is cut by the next character of the key."""
+        """List keys below the prefix in order; cut the rest by the next character of the key."""
         root = _folder_key(uri)
         names: list[str] = []
         sizes: list[int] = []
@@ -166,7 +166,7 @@ class ObjectStore:
         return ScanPage(names, sizes, self._rest(uri, root, part.prefix, after.removeprefix(root)))
 
     def _rest(self, uri: str, root: str, prefix: str, after: str) -> list[ScanPart]:
-        """The keys beyond `after` as parts, one for each character that follows the prefix."""
+        """Return the keys beyond `after` as parts, one for each character after the prefix."""
         if after == prefix:
             return [ScanPart(prefix, after)]
         parts = [ScanPart(after[: len(prefix) + 1], after)]
@@ -195,11 +195,11 @@ class ObjectStore:
         self._call(uri, "delete", delete)
 
     def size(self, uri: str) -> int:
-        """Size of the object in bytes."""
+        """Return the size of the object in bytes."""
         return self._head(uri)[0]
 
     def open(self, uri: str) -> BinaryIO:
-        """The object as a seekable file that fetches ranges of the one version it found."""
+        """Open the object as a seekable file that fetches ranges of one version."""
         size, etag = self._head(uri)
 
         def read(start: int, stop: int) -> bytes:
@@ -266,7 +266,7 @@ async def _get(fs: Any, uri: str, **options: Any) -> bytes:
 
 
 async def _list_keys(fs: Any, uri: str, *, prefix: str, **options: Any) -> list[tuple[str, int]]:
-    """One page of keys with their sizes, in the order of the keys."""
+    """List one page of keys with their sizes, in key order."""
     bucket = _path(uri).partition("/")[0]
     page = await fs._call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **options)
     return [(str(entry["Key"]), int(entry["Size"])) for entry in page.get("Contents", [])]

@@ -27,23 +27,23 @@ def _response(error: BaseException) -> dict[str, Any]:
 
 
 def error_code(error: BaseException) -> str:
-    """The code of S3 in an error, such as NoSuchBucket; empty when it has none."""
+    """Return S3's code in an error, such as NoSuchBucket; empty without one."""
     return str(_response(error).get("Error", {}).get("Code", ""))
 
 
 def http_status(error: BaseException) -> int:
-    """The HTTP status behind an error, 0 when there was no answer."""
+    """Return the HTTP status behind an error, 0 when there was no answer."""
     return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def is_missing(error: StorageError) -> bool:
-    """Whether the object is not there, in a bucket that is."""
+    """Return whether the object is missing while its bucket exists."""
     cause = error.__cause__
     return isinstance(cause, FileNotFoundError) and error_code(cause) != "NoSuchBucket"
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether the same call may succeed in a moment."""
+    """Return whether the same call may succeed soon."""
     if isinstance(error, (FileNotFoundError, PermissionError)):
         return False
     if _response(error):
@@ -60,7 +60,7 @@ def is_passing(error: Exception) -> bool:
 
 
 def words(error: Exception, uri: str, num_tries: int, waited_s: float) -> tuple[str, str]:
-    """What happened and what to do, for people."""
+    """Return what happened and what to do, for people."""
     bucket = uri.removeprefix("s3://").partition("/")[0]
     tries = f"{num_tries} {'try' if num_tries == 1 else 'tries'} in {waited_s:.0f} s"
     if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)):

@@ -32,7 +32,7 @@ _POLL_S, _POLL_REMOTE_S = 0.5, 5.0
 
 
 def check(config: Config, manifest: Manifest, cluster: Cluster) -> None:
-    """Everything that can be known to fail before a worker starts.
+    """Refuse everything that is known to fail before a worker starts.
 
     Raises:
         PipelineError: too few images, too many workers, sizes that are missing or do not fit.
@@ -43,7 +43,7 @@ def check(config: Config, manifest: Manifest, cluster: Cluster) -> None:
 
 
 def check_data(config: Config, manifest: Manifest, *, object_store_bytes: int) -> None:
-    """The part of `check` that asks nothing of a cluster.
+    """Check what `check` can check without a cluster.
 
     Raises:
         PipelineError: as `check`.
@@ -79,7 +79,7 @@ def check_split(config: Config, manifest: Manifest) -> None:
 
 
 def uses_gpu(config: Config, cluster: Cluster) -> bool:
-    """Whether the workers train on GPUs."""
+    """Return whether the workers train on GPUs."""
     if config.train.device == "auto":
         return cluster.num_gpus >= config.train.workers
     return config.train.device == "cuda"
@@ -258,7 +258,7 @@ def _torch_trainer(config: Config, job: Job, datasets: dict[str, Any], *, use_gp
 
 
 def _failure(error: BaseException, run_uri: str) -> PipelineError:
-    """The first cause of a failed run, in the workers' words rather than Ray's."""
+    """Return the first cause of a failed run, in the workers' words rather than Ray's."""
     root = root_cause(error)
     if isinstance(root, PipelineError):
         return root
@@ -300,7 +300,7 @@ class _ProgressView:
         )
 
     def _newest(self) -> tuple[str, int] | None:
-        """The newest line of a run that is gone on with: it is no progress of this one."""
+        """Return the newest line of a resumed run: it is no progress of this one."""
         with suppress(PipelineError):
             if newest := metrics.newest_rows(self.run_uri, "step").get("step"):
                 return newest["method"], newest["step"]

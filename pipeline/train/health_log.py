@@ -41,7 +41,7 @@ class HealthLog:
         self._history: list[dict[str, Any]] = [row["measures"] for row in earlier]
 
     def is_due(self) -> bool:
-        """Whether the features are to be looked at between the last step and the next."""
+        """Return whether the features are measured between the last step and the next."""
         step = self._trainer.step
         epochs_done, rest = divmod(step, self._trainer.steps_per_epoch)
         is_last = step == self._trainer.num_steps
@@ -68,7 +68,7 @@ class HealthLog:
 
 
 def tell(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """The last measures of each method in one line."""
+    """Show the last measures of each method in one line."""
     for row in {row["method"]: row for row in rows}.values():
         known = {n: v for n, v in row["measures"].items() if v is not None and math.isfinite(v)}
         shown = [

@@ -102,7 +102,7 @@ class Notices:
         self._known: Any = None
 
     def is_new(self, step: int) -> bool:
-        """Whether there is a notice that was not there before."""
+        """Return whether there is a new notice."""
         import ray.train
 
         if self._every_steps is None or step % self._every_steps:

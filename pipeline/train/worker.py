@@ -114,7 +114,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_due(step: int, *, steps_per_epoch: int, num_steps: int, train: Train) -> bool:
-    """Whether a checkpoint is due by the epochs; by the step alone, so that all ranks agree."""
+    """Return whether a checkpoint is due, by the step alone, so that all ranks agree."""
     epochs_done, rest = divmod(step, steps_per_epoch)
     if rest != 0:
         return False
@@ -149,7 +149,7 @@ class MethodRun:
         )
 
     def train(self, images: feed.Source, stop: StopWatch | None) -> None:
-        """From the newest good checkpoint, or from the start, to the end."""
+        """Train from the newest good checkpoint, or from the start, to the end."""
         refused = self._restore()
         batches = images.feed(self.plan, seed=self.config.run.seed, rank=self.rank)
         health = self._on_first_rank(lambda: self._health(images))
@@ -306,7 +306,7 @@ class MethodRun:
         return time.monotonic() - writer.saved_at_s >= every_s
 
     def _report(self, report: StepReport) -> None:
-        """For the dashboard; every rank calls it equally often, or all would wait."""
+        """Report to the dashboard; every rank must call it equally often."""
         import ray.train
 
         ray.train.report({"method": self.method, "step": report.step, "loss": report.loss})

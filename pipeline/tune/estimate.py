@@ -51,7 +51,7 @@ class Estimate:
 
 
 def estimate(config: Config, plan: DryRun) -> tuple[Estimate, Placement]:
-    """The cost on this machine, or on the cluster at RAY_ADDRESS, where the probe then runs.
+    """Estimate the cost on this machine, or on the cluster at RAY_ADDRESS.
 
     Raises:
         ConfigError: the size of views is not known.
@@ -83,7 +83,7 @@ def estimate(config: Config, plan: DryRun) -> tuple[Estimate, Placement]:
 
 
 def probe_s(config: Config, side_px: int, on_gpu: bool) -> tuple[float, float]:
-    """Seconds of one training step of one worker, and of one image in a forward pass."""
+    """Time one training step of one worker, and one image in a forward pass."""
     device = "cuda" if on_gpu else "cpu"
     torch.set_num_threads(config.tune.cpus_per_trial)
     batch = max(2, config.train.global_batch // config.tune.trial_workers)
@@ -128,7 +128,7 @@ def _recipe(config: Config, method: str) -> Any:
 def of_seconds(
     config: Config, plan: DryRun, placement: Placement, step_s: float, image_s: float
 ) -> Estimate:
-    """The cost, from the seconds of a step and of an image."""
+    """Compute the cost from the seconds of a step and of an image."""
     t, epochs = config.tune, config.train.epochs
     epoch = EpochPlan(
         num_images=plan.sets["pretrain"].rows,
@@ -165,7 +165,7 @@ def of_seconds(
 
 
 def expected_epochs(epochs: int, grace: int, reduction_factor: int) -> float:
-    """Mean epochs of a trial when one in `reduction_factor` passes each rung."""
+    """Return mean epochs of a trial when one in `reduction_factor` passes each rung."""
     expected, share, rung = 0.0, 1.0, grace
     before = 0
     while rung < epochs:

@@ -31,7 +31,7 @@ class DecodedSet:
     ids_N: NDArray[Any]
 
     def image_set(self) -> ImageSet:
-        """The images as `sdclr` reads them, on the same memory."""
+        """Return the images as `sdclr` reads them, on the same memory."""
         with warnings.catch_warnings():
             # Objects in Ray's store cannot be written, and nobody writes to an ImageSet.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -39,7 +39,7 @@ class DecodedSet:
 
 
 def needed_sets(config: Config, manifest: Manifest) -> tuple[str, ...]:
-    """What a sweep reads: the images that are trained on and, for `fewshot`, probe and val.
+    """Return the sets that a sweep reads: pre-training, and for `fewshot` probe and val.
 
     Raises:
         ConfigError: the objective needs labels that the data set does not have.

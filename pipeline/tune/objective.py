@@ -45,7 +45,7 @@ def objectives(config: Config) -> dict[str, str]:
 
 
 def with_rank_floor(view_retrieval: float, rankme: float, floor: float) -> float:
-    """Retrieval, scaled down where the features use fewer dimensions than the floor.
+    """Scale retrieval down where the features use fewer dimensions than the floor.
 
     A network can tell its probe images apart in very few dimensions, which serves nothing else. The
     factor min(1, rankme / floor) is continuous, so a search sees which way is out.
@@ -54,7 +54,7 @@ def with_rank_floor(view_retrieval: float, rankme: float, floor: float) -> float
 
 
 def measure_of(config: Config, manifest: Manifest, sets: Mapping[str, DecodedSet]) -> Measure:
-    """The function that measures a network in training; it leaves the network as it was."""
+    """Return the function that measures a network in training and leaves it unchanged."""
     if config.tune.objective == "fewshot":
         return FewShot(config, manifest, sets["probe"], sets["val"])
     return Unlabelled(config, manifest, sets["pretrain"])
@@ -82,7 +82,7 @@ class FewShot:
         self._rows = np.unique(np.concatenate(draws))
 
     def __call__(self, model: Twin | SimCLR) -> Measures:
-        """Accuracies are fractions in [0, 1]; `balance` is the STD of many, medium and few."""
+        """Measure accuracies in [0, 1]; `balance` is the STD of many, medium and few."""
         probe_nF = self._features(model, self._probe, self._rows)
         # Only the rows of some draw are looked at, so only they have features.
         probe_NF = np.zeros((len(self._probe.ids_N), probe_nF.shape[1]), np.float32)
@@ -132,7 +132,7 @@ class Unlabelled:
         )
 
     def __call__(self, model: Twin | SimCLR) -> Measures:
-        """`view_retrieval` with its floor applied, `view_retrieval_raw` without."""
+        """Measure `view_retrieval` with its floor applied, and `view_retrieval_raw` without."""
         found = self._checkup(model)
         raw, rankme = found["view_retrieval"], found["rankme"]
         return {

@@ -35,7 +35,7 @@ class Placement:
 def place(
     config: Config, *, num_cpus: int, num_gpus: int, node_cpus: float | None = None
 ) -> Placement:
-    """The placement of a sweep on so many CPUs (that of Ray Data not counted) and GPUs.
+    """Return the placement of a sweep on so many CPUs (that of Ray Data not counted) and GPUs.
 
     `node_cpus` are those of the largest node, when there are several: a worker is on one node.
 
@@ -82,7 +82,7 @@ def place(
 
 
 def place_on(config: Config, cluster: Cluster) -> Placement:
-    """The placement on a cluster that this process is connected to."""
+    """Return the placement on a cluster that this process is connected to."""
     return place(
         config,
         num_cpus=cluster.num_cpus - _DATA_CPUS,
@@ -92,7 +92,7 @@ def place_on(config: Config, cluster: Cluster) -> Placement:
 
 
 def place_here(config: Config) -> Placement:
-    """The placement on this machine, without Ray."""
+    """Return the placement on this machine, without Ray."""
     import torch
 
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -31,7 +31,7 @@ CONFIGURED, PUBLISHED = "configured", "published"
 
 
 def best_of(config: Config, records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The complete trial with the best first objective; of equal ones the earliest. None: none."""
+    """Return the complete trial with the best first objective, the earliest of equal ones."""
     ((name, mode), *_) = objectives(config).items()
     sign = 1.0 if mode == "max" else -1.0
     whole = [r for r in records if r.status == "complete" and r.last(name) is not None]
@@ -39,7 +39,7 @@ def best_of(config: Config, records: Sequence[TrialRecord]) -> TrialRecord | Non
 
 
 def pareto_front(config: Config, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Complete trials that no other one beats in both objectives, the best in the first one first.
+    """Return complete trials that no other one beats in both objectives, best first.
 
     Empty with one objective. Of trials with equal values all are kept.
     """
@@ -66,7 +66,7 @@ def pareto_front(config: Config, records: Sequence[TrialRecord]) -> list[TrialRe
 
 
 def confirmations(config: Config, trials: Trials) -> list[dict[str, Any]]:
-    """What is trained at the end: settings x fresh seeds; see `Plan.of`.
+    """Return what is trained at the end: settings x fresh seeds; see `Plan.of`.
 
     Settings: the best of each method, and the configured and the published one of the winning
     method when they are others. A setting and seed that have a record keep its number, so more
@@ -118,7 +118,7 @@ def _settings(config: Config, trials: Trials) -> list[tuple[str, str, Params]]:
 
 
 def summary(config: Config, trials: Trials) -> dict[str, Any]:
-    """The content of sweep.json.
+    """Return the content of sweep.json.
 
     Raises:
         TrainingError: no trial came to its end.
@@ -191,7 +191,7 @@ def _trial(record: TrialRecord, names: dict[str, str]) -> dict[str, Any]:
 def _confirmed(
     trials: Trials, label: str, method: str, params: Params, names: dict[str, str]
 ) -> dict[str, Any]:
-    """Mean and sample standard deviation over the seeds, by objective."""
+    """Return mean and sample standard deviation over the seeds, by objective."""
     records = [
         r
         for r in trials.all("confirm")

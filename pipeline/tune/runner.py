@@ -63,20 +63,20 @@ class Recorder(tune.Callback):
         )  # fmt: skip
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A new record, or an unfinished one goes on."""
+        """Open a new record, or resume an unfinished one."""
         record = self._record(trial)
         record.status, self.changed_s = "running", time.monotonic()
         self.running.add(record.name)
         self._save(record)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its process failed, and it waits for another one."""
+        """Record that the trial's process failed and that it waits for another one."""
         self._ended(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A row of measures, or the reason why there will be none."""
+        """Record a row of measures, or the reason why there will be none."""
         record, self.changed_s = self._record(trial), time.monotonic()
         if result.get("error"):
             record.error = ErrorReport.from_json(result["error"])
@@ -91,7 +91,7 @@ class Recorder(tune.Callback):
         return record
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It came to its end, or ASHA stopped it."""
+        """Record that the trial reached its end, or that ASHA stopped it."""
         record = self._ended(trial)
         if record.error is not None:
             record.status = "failed"
@@ -101,7 +101,7 @@ class Recorder(tune.Callback):
         self._save(record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its process failed more often than it may."""
+        """Record that the trial's process failed more often than allowed."""
         record = self._ended(trial)
         text = Path(trial.error_file).read_text("utf-8", "replace") if trial.error_file else ""
         last = (text.strip().splitlines() or ["its process ended"])[-1][:_ERROR_CHARS]

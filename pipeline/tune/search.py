@@ -54,7 +54,7 @@ class NumberedSampler(BaseSampler):
         return self._made[1]
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
-        """Delegated, as are the methods below."""
+        """Delegate to Optuna's sampler, as the methods below do."""
         return self._of(trial).infer_relative_search_space(study, trial)
 
     def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:  # noqa: D102
@@ -81,7 +81,7 @@ def _sampler(kind: str, seed: int) -> BaseSampler:
 
 
 def frozen(record: TrialRecord, searched: Sequence[Parameter], objectives: Sequence[str]) -> Any:
-    """A record as a trial of Optuna, with its course, and PRUNED when ASHA stopped it.
+    """Return a record as Optuna's trial, with its history, PRUNED when ASHA stopped it.
 
     A complete trial whose last measure is not finite is a failed one.
     """
@@ -214,7 +214,7 @@ def asha(
     grace_epochs: int,
     reduction_factor: int,
 ) -> RecordedASHA:
-    """ASHA (Li et al. 2020) by epochs, its rungs filled with what finished trials reached there.
+    """Set up ASHA (Li et al. 2020) by epochs, its rungs filled from finished trials.
 
     Unfinished trials report their past epochs again when they resume, and so enter by themselves.
     """

@@ -36,17 +36,17 @@ class Parameter:
     choices: tuple[int, ...] = ()
 
     def distribution(self) -> BaseDistribution:
-        """As Optuna knows it."""
+        """Return the range as Optuna's distribution."""
         if self.choices:
             return CategoricalDistribution(self.choices)
         return FloatDistribution(self.low, self.high, log=self.log)
 
     def contains(self, value: float) -> bool:
-        """Whether a trial could have this value."""
+        """Return whether a trial could have this value."""
         return value in self.choices if self.choices else self.low <= value <= self.high
 
     def fraction(self, value: float) -> float:
-        """Where a value lies between the ends of the range, in [0, 1]."""
+        """Return the position of a value between the ends of the range, in [0, 1]."""
         if self.choices:
             return self.choices.index(int(value)) / max(1, len(self.choices) - 1)
         if self.log:
@@ -56,7 +56,7 @@ class Parameter:
 
 
 def parameters(config: Config, method: str) -> tuple[Parameter, ...]:
-    """The searched parameters of one method, in the order of `tune.search`; may be empty."""
+    """Return the searched parameters of one method in `tune.search` order; may be empty."""
     t = config.tune
     low, high = _PRUNE_RATIO[config.model.stem]
     known = {
@@ -87,7 +87,7 @@ def parameters(config: Config, method: str) -> tuple[Parameter, ...]:
 
 
 def known_points(config: Config, method: str) -> list[Params]:
-    """Points that are tried first: the configured values, then the published ones.
+    """Return the points that are tried first: the configured, then the published values.
 
     Points outside the searched ranges are left out, and so are repetitions.
     """
@@ -100,12 +100,12 @@ def known_points(config: Config, method: str) -> list[Params]:
 
 
 def configured_point(config: Config, method: str) -> Params:
-    """The searched keys as configured, inside their ranges or not."""
+    """Return the searched keys as configured, inside their ranges or not."""
     return {p.key: configured_value(config, p.key) for p in parameters(config, method)}
 
 
 def published_point(config: Config, method: str) -> Params:
-    """The searched keys as published for this stem; where nothing is published, as configured."""
+    """Return the published values of the searched keys; where none is, the configured."""
     prune_ratio, temperature = _PUBLISHED[config.model.stem]
     published = {
         "sdclr.prune_ratio": prune_ratio,
@@ -116,13 +116,13 @@ def published_point(config: Config, method: str) -> Params:
 
 
 def configured_value(config: Config, key: str) -> Any:
-    """The value of `section.key`."""
+    """Return the value of `section.key`."""
     section, name = key.split(".")
     return getattr(getattr(config, section), name)
 
 
 def trial_config(config: Config, method: str, params: Mapping[str, Any], *, seed: int) -> Config:
-    """The configuration of one trial: one method, its parameters, its workers and its seed.
+    """Return the configuration of one trial: method, parameters, workers and seed.
 
     Raises:
         ConfigError: the values do not go together.
@@ -140,7 +140,7 @@ def trial_config(config: Config, method: str, params: Mapping[str, Any], *, seed
 
 
 def best_config(config: Config, method: str, params: Mapping[str, Any]) -> Config:
-    """The sweep's configuration with the best parameters in place, for `run.py train`."""
+    """Return the sweep's configuration with the best parameters, for `run.py train`."""
     values = config.model_dump()
     values["train"]["methods"] = (method,)
     values["run"]["name"] = f"{config.run.name[:36]}-best"

@@ -35,7 +35,7 @@ from sdclr.schedule import MAX_WARMUP_FRAC
 
 
 def grace_epochs(config: Config) -> int:
-    """Epochs before ASHA may stop a trial: more than the warm-up lasts.
+    """Return the epochs before ASHA may stop a trial: more than the warm-up lasts.
 
     By default those of one round of elimination, a third: earlier measures stop the best settings
     too (docs/sweeps.md).
@@ -61,7 +61,7 @@ def grace_epochs(config: Config) -> int:
 
 
 def check_sweep(config: Config, manifest: Manifest, cluster: Cluster) -> Placement:
-    """Everything that can be known to fail before the first trial; returns the placement.
+    """Refuse everything that is known to fail before the first trial; return the placement.
 
     Raises:
         PipelineError: as `pipeline.train.driver.check`, and: no val set, no room for a trial, an

@@ -29,13 +29,13 @@ JOURNAL = "study.journal"
 
 
 def directions(names: dict[str, str]) -> list[StudyDirection]:
-    """As Optuna calls `max` and `min`."""
+    """Return the directions in Optuna's terms."""
     known = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
     return [known[mode] for mode in names.values()]
 
 
 def make(config: Config, trials: Trials, method: str, backend: Any = None) -> optuna.Study:
-    """The study of one method; in memory without a backend."""
+    """Return the study of one method; in memory without a backend."""
     names = objectives(config)
     study = optuna.create_study(
         study_name=method,
@@ -62,7 +62,7 @@ def publish(run_uri: str, trials: Trials, config: Config) -> None:
 
 
 def importances(config: Config, trials: Trials, method: str) -> dict[str, float] | None:
-    """Share of each parameter in the variation among good trials (PED-ANOVA, Watanabe et al. 2023).
+    """Return each parameter's share in the variation of good trials (PED-ANOVA).
 
     Of the first objective, over the trials that ran to their end. None when they are too few or all
     equally good.

@@ -79,7 +79,7 @@ class Plan:
 
     @classmethod
     def of(cls, given: Mapping[str, Any], base: Config) -> Plan:
-        """From what a search suggested: `method`, `number`, and the keys that are searched.
+        """Make the plan of what a search suggested: `method`, `number` and the searched keys.
 
         A confirmation has `label` and `seed` as well.
         """
@@ -138,7 +138,7 @@ class TrialRun(MethodRun):
         return refused
 
     def _past_rows(self) -> list[Row]:
-        """Rows up to the restored step; later ones, of an attempt that was lost, are dropped."""
+        """Return rows up to the restored step; drop later ones, of an attempt that was lost."""
         epochs_done, rows = self.trainer.step // self.plan.num_steps, []
         if storage.exists(self._log_uri):
             for line in storage.read_bytes(self._log_uri).split(b"\n"):
@@ -168,11 +168,11 @@ class TrialRun(MethodRun):
         return {k: v if v is None or math.isfinite(v) else None for k, v in row.items()}
 
     def _export(self) -> None:
-        """Nothing: a trial's weights are in its checkpoint, and the best one is trained again."""
+        """Do nothing: a trial's weights are in its checkpoint, and the best is trained again."""
 
 
 def run_trial(given: dict[str, Any], *, job: SweepJob, sets: Mapping[str, Any]) -> None:
-    """What Ray Tune runs; `given` as in `Plan.of`, `sets` are references to decoded sets."""
+    """Run one trial in Ray Tune; `given` as in `Plan.of`, `sets` are references to sets."""
     from ray import tune
 
     base = Config.model_validate_json(job.config)
@@ -275,7 +275,7 @@ def _trial_worker(passed: dict[str, Any]) -> dict[str, Any]:
 
 
 def _message(row: Row | None, is_past: bool, config: Config) -> Row:
-    """What Ray gets: the epoch and the objectives for Tune, the whole row for the record."""
+    """Return what Ray gets: epoch and objectives for Tune, the whole row for the record."""
     if row is None:
         return {}
     values = {name: row[name] for name in objectives(config) if row.get(name) is not None}

@@ -68,7 +68,7 @@ class TrialRecord:
         return int(self.rows[-1]["epoch"] or 0) if self.rows else 0
 
     def last(self, key: str) -> float | None:
-        """The newest value of a measure; None if there is none or it is not finite."""
+        """Return the newest value of a measure; None if there is none or it is not finite."""
         value = self.rows[-1].get(key) if self.rows else None
         return None if value is None or not math.isfinite(value) else float(value)
 
@@ -82,7 +82,7 @@ _ADAPTER: TypeAdapter[TrialRecord] = TypeAdapter(TrialRecord)
 
 
 def trial_name(method: str, number: int) -> str:
-    """`sdclr-0003`."""
+    """Return a name such as `sdclr-0003`."""
     return f"{method}-{number:04d}"
 
 
@@ -103,17 +103,17 @@ class Trials:
                 self._records[name] = record
 
     def uri(self, name: str) -> str:
-        """The folder of a trial."""
+        """Return the folder of a trial."""
         return storage.join(self.run_uri, "trials", name)
 
     def all(self, role: Role = "search", method: str | None = None) -> list[TrialRecord]:
-        """Records by method and number."""
+        """Return records by method and number."""
         records = list(self._records.values())  # one step: Tune's thread adds to them
         found = [r for r in records if r.role == role and method in (None, r.method)]
         return sorted(found, key=lambda r: (r.method, r.number))
 
     def get(self, name: str) -> TrialRecord | None:
-        """The record of a name."""
+        """Return the record of a name."""
         return self._records.get(name)
 
     def save(self, record: TrialRecord, *, lazily: bool = False) -> None:

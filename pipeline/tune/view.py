@@ -71,7 +71,7 @@ class View:
         self._console.table(*self.table())
 
     def line(self) -> str:
-        """How many are done, running, stopped and failed, the best so far, and the time left."""
+        """Report how many are done, running, stopped and failed, the best, and the time left."""
         records = self._records()
         done = [r for r in records if r.status in FINISHED]
         running = len(records) - len(done)
@@ -100,7 +100,7 @@ class View:
         return max(0.0, (planned - len(done)) * mean_s - spent_s) / self._concurrent
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """The running trials and the best of those that are done."""
+        """Return the running trials and the best of those that are done."""
         names = objectives(self._config)
         ((name, mode), *_) = names.items()
         sign = 1.0 if mode == "max" else -1.0
@@ -128,7 +128,7 @@ class View:
 
 
 def result_table(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The settings that were trained with fresh seeds: mean and standard deviation."""
+    """Summarise the settings trained with fresh seeds: mean and standard deviation."""
     names = list(content["objectives"])
     rows = []
     for entry in content["confirmed"]:
@@ -144,7 +144,7 @@ def result_table(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def show_result(console: Console, run_uri: str, content: dict[str, Any]) -> None:
-    """The end of a sweep: the table of fresh seeds, where the best setting is, what to type next.
+    """Show the end of a sweep: fresh seeds, where the best setting is, what to type next.
 
     Args:
         console: to write on.

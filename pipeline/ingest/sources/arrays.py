@@ -20,7 +20,7 @@ _DIGITS_NUM_TEST_PER_CLASS = 40
 
 
 def digits_index(data: Data) -> ImageIndex:
-    """The 1,797 scanned digits that scikit-learn ships (Alpaydin and Kaynak 1998), 16 x 16 RGB.
+    """Index the 1,797 digits of scikit-learn (Alpaydin and Kaynak 1998), 16 x 16 RGB.
 
     Test: `num_test_per_class` (40) of every class; val: `num_val_per_class` (none); probe: the
     rest; pretrain: a long-tailed part of probe.
@@ -63,7 +63,7 @@ def digits_index(data: Data) -> ImageIndex:
 
 
 def cifar_index(data: Data) -> ImageIndex:
-    """CIFAR-10 or CIFAR-100 with its official test set; index lists count training images.
+    """Index CIFAR-10 or CIFAR-100 with its test set; index lists count training images.
 
     pretrain: `pretrain_index`, else a long-tailed part of the training images outside val.
     probe: `probe_index`, else all training images outside val. val: `val_index`, else
@@ -78,7 +78,7 @@ def cifar_index(data: Data) -> ImageIndex:
 
 
 def cifar_sets(images: cifar_files.CifarImages, data: Data) -> ImageIndex:
-    """The sets of `cifar_index`, of images that were read already."""
+    """Return the sets of `cifar_index`, from images that were already read."""
     num_train, num_all = images.num_train, len(images.labels)
 
     def listed(key: str, uri: str | None) -> Indices | None:

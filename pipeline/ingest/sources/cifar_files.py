@@ -97,7 +97,7 @@ _LAYOUTS: dict[Kind, tuple[_Layout, ...]] = {
 def read_cifar(
     path: str, kind: Kind, *, num_train: int = NUM_TRAIN, num_test: int = NUM_TEST
 ) -> CifarImages:
-    """All images of a CIFAR folder.
+    """Read all images of a CIFAR folder.
 
     Args:
         path: URI of the folder with the files, or of the folder that contains it.
@@ -135,7 +135,7 @@ def read_cifar(
 
 
 def has_cifar(path: str, kind: Kind) -> bool:
-    """Whether `read_cifar` would find files of this kind at `path`."""
+    """Return whether `read_cifar` would find files of this kind at `path`."""
     return _look(path, kind) is not None
 
 

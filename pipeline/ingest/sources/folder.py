@@ -17,7 +17,7 @@ from pipeline.ingest.sources.index import ImageIndex
 
 
 def folder_index(data: Data, tasks: Tasks) -> ImageIndex:
-    """The images below `data.path`, sorted by name before any split.
+    """Index the images below `data.path`, sorted by name before any split.
 
     Labelled (`data.labelled`, or guessed when two or more folders hold all images): the first
     folder of a name is its class. Sets: see `splits.sets_of`. Unlabelled: pretrain is all

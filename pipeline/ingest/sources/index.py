@@ -78,18 +78,18 @@ class ImageIndex:
     fewshot: tuple[tuple[str, ...], ...] = ()
 
     def ids_of(self, rows: Indices) -> list[str]:
-        """Ids of some of the images, in the order given."""
+        """Return ids of some of the images, in the order given."""
         return list(self.ids.take(pa.array(rows)).to_pylist())
 
     def class_counts(self, name: str) -> list[int] | None:
-        """Images per class of one set, None when unlabelled."""
+        """Return images per class of one set, None when unlabelled."""
         if self.class_names is None:
             return None
         labels = self.labels_N[self.sets[name]]
         return [int(count) for count in np.bincount(labels, minlength=len(self.class_names))]
 
     def num_used(self) -> int:
-        """Images that are in at least one set."""
+        """Return images that are in at least one set."""
         used_N = np.zeros(len(self.ids), bool)
         for rows in self.sets.values():
             used_N[rows] = True

@@ -21,7 +21,7 @@ _NAMES_PER_TASK = 20_000
 def list_files(
     root: str, endings: tuple[str, ...], tasks: Tasks
 ) -> tuple[pa.LargeStringArray, npt.NDArray[np.int64]]:
-    """Names relative to `root` and sizes in bytes, sorted by name.
+    """List names relative to `root` and sizes in bytes, sorted by name.
 
     Names that begin with a dot, and files below such folders, do not count. This process lists
     the first 20,000 files; what is beyond goes to the tasks, in rounds, as it is found.
@@ -58,7 +58,7 @@ def list_files(
 
 
 def list_part(item: dict[str, Any], shared: Any) -> Result:
-    """A job: one part of the place; its values are the parts that it left."""
+    """List one part of the place, a job; its values are the parts that it left."""
     part = ScanPart(item["prefix"], item["after"])
     page = storage.scan(shared["root"], part, max_names=_NAMES_PER_TASK)
     rest = [(part.prefix, part.after) for part in page.rest]
@@ -105,12 +105,12 @@ def check_plain(name: str, where: str) -> None:
 
 
 def as_strings(values: list[str]) -> pa.LargeStringArray:
-    """A column of names."""
+    """Return a column of names."""
     return pa.array(values, pa.large_string())
 
 
 def joined(folders: Any, names: pa.LargeStringArray) -> pa.LargeStringArray:
-    """FOLDER/NAME for each name, with a column of folders or one for all."""
+    """Join FOLDER/NAME for each name, with a column of folders or one for all."""
     text = pa.large_string()
     if isinstance(folders, str):
         folders = pa.scalar(folders, text)
@@ -118,7 +118,7 @@ def joined(folders: Any, names: pa.LargeStringArray) -> pa.LargeStringArray:
 
 
 def first_folder(names: pa.LargeStringArray) -> pa.LargeStringArray:
-    """What precedes the first slash of each name; null where there is none."""
+    """Return what precedes the first slash of each name; null where there is none."""
     position = pc.find_substring(names, "/")
     folder = pc.struct_field(pc.extract_regex(names, r"^(?P<folder>[^/]*)/"), "folder")
     return pc.if_else(pc.less(position, 0), pa.scalar(None, pa.large_string()), folder)

@@ -9,7 +9,7 @@ from pipeline.ingest.sources.index import ImageIndex
 
 
 def index_source(data: Data, tasks: Tasks) -> ImageIndex:
-    """The index of the configured source; order and splits depend on the configuration only.
+    """Open the configured source; order and splits depend on the configuration only.
 
     Args:
         data: the section of the configuration.

@@ -33,7 +33,7 @@ _MAX_FOOTER_BYTES = 64 * 2**20
 
 
 def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
-    """The rows of all tables below `data.path` (or of the one table), by name and row.
+    """Index the rows of all tables below `data.path` (or of one table), by name and row.
 
     Ids are FILE/ROW. Sets: see `splits.sets_of`. A row group is a block.
 
@@ -93,7 +93,7 @@ def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
 
 
 def files_of(path: str, ending: str, tasks: Tasks) -> tuple[str, list[str]]:
-    """Folder and names of the container files at `path`: itself, or all below it, sorted."""
+    """Return folder and names of the container files at `path`: itself, or all below it."""
     if path.lower().endswith(ending):
         folder, _, name = storage.absolute(path).rpartition("/")
         return folder, [name]
@@ -102,7 +102,7 @@ def files_of(path: str, ending: str, tasks: Tasks) -> tuple[str, list[str]]:
 
 
 def look_at_table(item: dict[str, Any], shared: Any) -> Result:
-    """A job: rows and image bytes of each row group; the labels as text, if there are any."""
+    """Return rows and image bytes of each row group, and the labels as text; a job."""
     uri = storage.join(shared["root"], item["name"])
     with open_table(uri) as file:
         _check_column(file, shared["image"], uri, "data.image_column", _is_bytes)
@@ -131,7 +131,7 @@ def look_at_table(item: dict[str, Any], shared: Any) -> Result:
 
 @contextmanager
 def open_table(uri: str) -> Iterator[pq.ParquetFile]:
-    """The file, once its footer shows that no extension type is declared.
+    """Open the table once its footer shows that no extension type is declared.
 
     Raises:
         DataError: not a Parquet file, one with an extension type, or one that proves broken.
@@ -153,7 +153,7 @@ def open_table(uri: str) -> Iterator[pq.ParquetFile]:
 
 
 def _footer(source: BinaryIO) -> bytes:
-    """The metadata at the end of the file, which is left at its beginning again."""
+    """Read the metadata at the end of the file, and seek back to its beginning."""
     size = source.seek(0, io.SEEK_END)
     source.seek(max(0, size - 8))
     tail = source.read(8)
@@ -167,7 +167,7 @@ def _footer(source: BinaryIO) -> bytes:
 
 
 def _declares_extension(footer: bytes) -> bool:
-    """Whether the Arrow schema in the footer names an extension type.
+    """Return whether the Arrow schema in the footer names an extension type.
 
     It is a flat buffer in base64, whose strings are stored as they are. Bytes before it may look
     like its beginning, so every run of base64 is decoded from each of four starts.
@@ -185,7 +185,7 @@ def _declares_extension(footer: bytes) -> bool:
 def read_rows(
     uri: str, image_column: str, rows: np.ndarray[Any, np.dtype[np.int64]]
 ) -> Iterator[tuple[int, bytes]]:
-    """Position in `rows` (any order of rows) and image bytes, in the order of the table.
+    """Yield position in `rows` (any order of rows) and image bytes, in the table's order.
 
     Values are decoded one by one: a dictionary could blow up a batch beyond any size.
     """

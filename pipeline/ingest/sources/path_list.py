@@ -38,7 +38,7 @@ class _Lines(NamedTuple):
 
 
 def list_index(data: Data) -> ImageIndex:
-    """The images that the lists name, in the order of the lists before any split.
+    """Index the images that the lists name, in their order before any split.
 
     With `test_list` that is the test set; else it is drawn as from a folder. pretrain and probe
     come from `data.path`.
@@ -94,7 +94,7 @@ def list_index(data: Data) -> ImageIndex:
 
 
 def read_list(uri: str, root: str, *, labelled: bool | None) -> _Lines:
-    """Paths relative to `root`, and labels as text: None without labels or if they are unwanted.
+    """Read paths relative to `root`, and labels as text; None for none or unwanted ones.
 
     Raises:
         DataError: unreadable, empty, labels on some lines only, or a path that leads elsewhere.
@@ -209,7 +209,7 @@ def _refuse_repeats(ids: pa.LargeStringArray, uri: str) -> None:
 
 
 def _mean_bytes(root: str, ids: pa.LargeStringArray, data: Data) -> int:
-    """Mean size of a seeded sample of the files; missing ones do not count."""
+    """Estimate the mean size from a seeded sample of the files, without missing ones."""
     generator = np.random.default_rng([data.split_seed, _SIZE_STREAM])
     rows = generator.permutation(len(ids))[:_NUM_SIZED]
     names = ids.take(pa.array(rows)).to_pylist()

@@ -23,7 +23,7 @@ _NUM_FETCHED = 16
 def read_images(
     index: ImageIndex, rows: Indices, *, max_bytes: int
 ) -> Iterator[tuple[int, Content]]:
-    """Position in `rows` and what is stored there, in no set order; each position once.
+    """Yield position in `rows` and the stored content in arbitrary order, each once.
 
     Args:
         index: says where the images are; its root is absolute.
@@ -91,7 +91,7 @@ def _from_tar(
     positions: Indices,
     max_bytes: int,
 ) -> Iterator[tuple[int, Content]]:
-    """Each block of neighbours in one read, which is one request of an object store."""
+    """Read each block of neighbours at once, which is one request to an object store."""
     blocks = containers.block_N[rows[positions]]
     for block in np.unique(blocks):
         fetched = []

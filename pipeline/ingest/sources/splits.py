@@ -28,7 +28,7 @@ _HELD_OUT: tuple[Literal["test", "val"], ...] = ("test", "val")
 def classes_of(
     names: pa.LargeStringArray | None, num_images: int
 ) -> tuple[tuple[str, ...] | None, npt.NDArray[np.int32]]:
-    """Class names, sorted, and the class index of each image; None and -1s without names.
+    """Return sorted class names and each image's class index; None and -1s without names.
 
     Names that are all whole numbers are the indices themselves: class 7 is row 7 of every table.
 
@@ -57,7 +57,7 @@ def classes_of(
 def sets_of(
     labels_N: npt.NDArray[np.int32], class_names: Sequence[str] | None, data: Data
 ) -> dict[str, Indices]:
-    """Sorted rows of the sets of a source that brings none of its own.
+    """Split a source that has no sets of its own into sorted rows of sets.
 
     Labelled: test and val = `num_test_per_class` and `num_val_per_class` of every class when set;
     probe = the rest; pretrain = the long tail of probe, or all of it when none is asked for.
@@ -98,7 +98,7 @@ def sets_of(
 
 
 def ordered(sets: Mapping[str, Indices], *, seed: int) -> dict[str, Indices]:
-    """Every set in its own seeded order."""
+    """Return every set in its own seeded order."""
     return {
         name: row_order(np.sort(rows), set_name=name, seed=seed)
         for name, rows in sorted(sets.items())
@@ -108,7 +108,7 @@ def ordered(sets: Mapping[str, Indices], *, seed: int) -> dict[str, Indices]:
 def block_ordered(
     sets: Mapping[str, Indices], block_N: npt.NDArray[np.int32], *, seed: int
 ) -> dict[str, Indices]:
-    """Every set with its blocks in a seeded order, so that a block is read once.
+    """Return every set with its blocks in a seeded order, so that a block is read once.
 
     The rows of a block stay together; `shard_order` mixes those of a shard.
     """
@@ -122,13 +122,13 @@ def block_ordered(
 
 
 def shard_order(rows: Indices, *, set_name: str, number: int, seed: int) -> Indices:
-    """A seeded permutation of the rows of one shard."""
+    """Return a seeded permutation of the rows of one shard."""
     entropy = [seed, _SHARD_STREAM, number, *set_name.encode()]
     return np.random.default_rng(entropy).permutation(rows)
 
 
 def row_order(rows: Indices, *, set_name: str, seed: int) -> Indices:
-    """A seeded permutation of a set's rows, so that every shard is a random sample of the set."""
+    """Permute a set's rows by a seed, so that every shard is a random sample of the set."""
     entropy = [seed, _ROW_STREAM, *set_name.encode()]
     return np.random.default_rng(entropy).permutation(rows)
 
@@ -142,7 +142,7 @@ def hold_out(
     set_name: Literal["test", "val"] = "test",
     pool: Indices | None = None,
 ) -> Indices:
-    """Sorted indices of `num_per_class` seeded images of every class, from `pool` (None = all).
+    """Hold out `num_per_class` seeded images of every class from `pool` (None = all).
 
     Raises:
         DataError: a class would keep no image.
@@ -165,7 +165,7 @@ def hold_out(
 
 
 def long_tail(labels: Indices, pool: Indices, *, num_classes: int, data: Data) -> Indices:
-    """Sorted indices of the long-tailed subset of `pool` that the data section asks for.
+    """Return sorted indices of the long-tailed subset of `pool` that `data` configures.
 
     `pool` is sorted. All of it when no imbalance is drawn. Without `num_max` the head gets as
     many images as the classes allow at their ranks.
@@ -206,7 +206,7 @@ def long_tail(labels: Indices, pool: Indices, *, num_classes: int, data: Data) -
 
 
 def read_index(uri: str, *, key: str, num_images: int) -> Indices:
-    """An index list in its own order: `.npy` integers, `.txt` one integer a line, `.json` list.
+    """Read an index list in its order: `.npy` integers, `.txt` one a line, `.json` list.
 
     Args:
         uri: where the list is.

@@ -28,7 +28,7 @@ class BrokenTarError(ValueError):
 
 
 def members(file: BinaryIO, file_bytes: int) -> Iterator[Member]:
-    """All entries in their order.
+    """Yield all entries in their order.
 
     Raises:
         BrokenTarError: a header is damaged, or the content would reach beyond the end.
@@ -93,7 +93,7 @@ def _decimal(text: str) -> int:
 
 
 def _pax(content: bytes) -> dict[str, str]:
-    """Records of LENGTH KEY=VALUE and a newline."""
+    """Parse records of LENGTH KEY=VALUE and a newline."""
     found, rest = {}, content
     while rest.strip(b"\0"):
         digits, space, _ = rest.partition(b" ")

@@ -28,7 +28,7 @@ _MAX_LABEL_BYTES = 32
 
 
 def webdataset_index(data: Data, tasks: Tasks) -> ImageIndex:
-    """The images of all tar files below `data.path` (or of the one file), in their order.
+    """Index the images of all tar files below `data.path` (or of one file), in order.
 
     Ids are FILE/ENTRY. Sets: see `splits.sets_of`. Neighbours of about 4 MiB are a block.
 
@@ -69,7 +69,7 @@ def webdataset_index(data: Data, tasks: Tasks) -> ImageIndex:
 
 
 def look_at_tar(item: dict[str, Any], shared: Any) -> Result:
-    """A job: name, start, size and label of every image of one archive, in its order."""
+    """List name, start, size and label of every image of one archive, in order; a job."""
     uri = storage.join(shared["root"], item["name"])
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, str] = {}
@@ -158,7 +158,7 @@ def _labels(table: pa.Table, wanted: bool | None, root: str) -> pa.LargeStringAr
 def _blocks(
     file_N: np.ndarray[Any, np.dtype[np.int32]], place_N: np.ndarray[Any, np.dtype[np.int64]]
 ) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Numbers of stretches of about 4 MiB within a file."""
+    """Return number the stretches of about 4 MiB within a file."""
     stretch_N = place_N // _BLOCK_BYTES
     starts_N = np.diff(file_N, prepend=-1) != 0
     starts_N |= np.diff(stretch_N, prepend=-1) != 0

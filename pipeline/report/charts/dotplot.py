@@ -47,7 +47,7 @@ def points(
     label: str,
     spans: Sequence[Span] = (),
 ) -> str:
-    """Accuracy of each class for each model.
+    """Draw the accuracy of each class for each model.
 
     Args:
         names: class names, most frequent first.
@@ -65,7 +65,7 @@ def points(
 
 
 def marker(kind: str, x: float, y: float, r: float = 5.0) -> str:
-    """Path of a marker centred at (x, y): disc, diamond, cross or square, about `r` in radius."""
+    """Return the path of a marker centred at (x, y): disc, diamond, cross or square."""
     if kind == "disc":
         return f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z"
     if kind == "diamond":
@@ -82,12 +82,12 @@ def marker(kind: str, x: float, y: float, r: float = 5.0) -> str:
 
 
 def marker_of(index: int) -> str:
-    """The marker of the model at this place in the order of models."""
+    """Return the marker of the model at this place in the order of models."""
     return _MARKERS[index % len(_MARKERS)]
 
 
 def _offset(index: int, data: Sequence[Points]) -> float:
-    """How far below the middle of its row a model is drawn: whiskers must not hide each other."""
+    """Return how far below a row's middle a model is drawn, so that whiskers stay visible."""
     if not any(series.intervals for series in data):
         return 0.0
     return (index - (len(data) - 1) / 2) * min(6.0, 0.75 * ROW / len(data))

@@ -39,7 +39,7 @@ class Bar:
 
 
 def curves(data: Sequence[Curve], *, label: str, x_label: str, y_label: str) -> str:
-    """Lines over a common x axis; the y axis need not begin at 0."""
+    """Draw lines over a common x axis; the y axis need not begin at 0."""
     thinned = [(curve, *thin(curve.x, curve.y)) for curve in data]
     all_x = [v for curve in data for v in curve.x]
     all_y = [v for _, _, ys in thinned for v in ys if v is not None]
@@ -57,7 +57,7 @@ def curves(data: Sequence[Curve], *, label: str, x_label: str, y_label: str) -> 
 def thin(
     x: Sequence[float], y: Sequence[float | None], num_max: int = MAX_POINTS
 ) -> tuple[list[float], list[float | None]]:
-    """At most `num_max` points: means of equally many neighbours; the last point stays as it is.
+    """Thin to at most `num_max` points: means of equally many neighbours, the last as it is.
 
     A group in which any y is missing or not finite becomes a gap (None).
     """
@@ -76,13 +76,13 @@ def thin(
 
 
 def uses_log(data: Sequence[Bar]) -> bool:
-    """Whether the largest value is more than 20 times the smallest one above 0."""
+    """Return whether the largest value is more than 20 times the smallest one above 0."""
     values = [bar.value for bar in data if bar.value]
     return bool(values) and max(values) > LOG_RATIO * min(values)
 
 
 def bars(data: Sequence[Bar], *, label: str, x_label: str, y_label: str, suffix: str = "") -> str:
-    """Bars in the given order; the scale is logarithmic when `uses_log`.
+    """Draw bars in the given order; the scale is logarithmic when `uses_log`.
 
     Args:
         data: the bars.

@@ -23,7 +23,7 @@ class Cloud:
 
 
 def scatter(clouds: Sequence[Cloud], *, label: str) -> str:
-    """All points on one square map, both axes to the same scale; later clouds lie on top.
+    """Draw all points on one square map of equal scales; later clouds on top.
 
     Points that are not finite are left out; "" when nothing is left.
     """

@@ -21,7 +21,7 @@ _GAP_FRAC = 0.04
 
 
 def canvas(height: float, label: str) -> ET.Element:
-    """An empty drawing of `height` units with the text a screen reader says."""
+    """Open an empty drawing of `height` units with the text for screen readers."""
     attributes = {"viewBox": f"0 0 {_number(WIDTH)} {_number(height)}", "role": "img"}
     return ET.Element("svg", {**attributes, "aria-label": printable(label), "class": "chart"})
 
@@ -39,12 +39,12 @@ def add(parent: ET.Element, tag: str, text: str = "", **attributes: str | float)
 
 
 def to_text(drawing: ET.Element) -> str:
-    """The drawing as markup for inlining in HTML."""
+    """Return the drawing as markup for inlining in HTML."""
     return ET.tostring(drawing, encoding="unicode")
 
 
 def printable(text: str) -> str:
-    """Text without control characters, which XML does not allow even escaped; lines are kept."""
+    """Remove control characters, which XML does not allow even escaped; keep lines."""
     return "".join(
         "\N{REPLACEMENT CHARACTER}"
         if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"
@@ -54,7 +54,7 @@ def printable(text: str) -> str:
 
 
 def shorten(text: str, num_chars: int) -> str:
-    """At most `num_chars` characters, cut at the end with an ellipsis."""
+    """Cut a text to at most `num_chars` characters, with an ellipsis at the end."""
     return text if len(text) <= num_chars else text[: max(1, num_chars - 1)] + "…"
 
 
@@ -69,7 +69,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Position of a value; values outside the range are moved to its nearer end."""
+        """Return the position of a value; values out of range move to the nearer end."""
         value = min(max(value, self.low), self.high)
         low, high = self.low, self.high
         if self.log:
@@ -85,7 +85,7 @@ class Scale:
 def spanning(
     values: Sequence[float], start: float, end: float, *, zero: bool = False, top: float = math.inf
 ) -> Scale:
-    """A linear scale around finite `values` with a small gap on both sides.
+    """Return a linear scale around finite `values` with a small gap on both sides.
 
     Args:
         values: what has to fit; not empty.
@@ -103,12 +103,12 @@ def spanning(
 
 
 def spanning_log(values: Sequence[float], start: float, end: float) -> Scale:
-    """A logarithmic scale for values > 0; its low end is half the smallest, so no bar vanishes."""
+    """Return a logarithmic scale for values > 0, from half the smallest."""
     return Scale(min(values) / 2, max(values) * 1.1, start, end, log=True)
 
 
 def tick_text(value: float) -> str:
-    """A tick's value, short: 0.05, 12, 1.5k, 2M, 1e-06."""
+    """Format a tick's value briefly: 0.05, 12, 1.5k, 2M, 1e-06."""
     if value == 0:
         return "0"
     for limit, suffix in ((1e6, "M"), (1e3, "k")):
@@ -127,7 +127,7 @@ def axes(
     suffix: str = "",
     x_ticks: bool = True,
 ) -> None:
-    """Horizontal grid with values at the left, ticks below, labels above and below the plot."""
+    """Draw a horizontal grid with values at the left, ticks below, labels above and below."""
     for value in y.ticks(6):
         add(drawing, "path", d=f"M{_number(x.start)} {_number(y(value))}H{_number(x.end)}",
             class_="grid")  # fmt: skip
@@ -142,7 +142,7 @@ def axes(
 
 
 def name_width(names: Sequence[str]) -> float:
-    """Width of the column that holds row names."""
+    """Return the width of the column of row names."""
     return min(190.0, max(map(len, names)) * CHAR + 10)
 
 
@@ -175,5 +175,5 @@ def _log_ticks(scale: Scale, num_max: int) -> list[float]:
 
 
 def _number(value: float) -> str:
-    """A coordinate with one hundredth of a unit, which no screen can show."""
+    """Format a coordinate to one hundredth of a unit, which no screen can show."""
     return f"{value:.2f}".rstrip("0").rstrip(".")

@@ -42,12 +42,12 @@ class Drawn:
 
 
 def style_of(kind: str) -> str:
-    """The CSS class of a kind."""
+    """Return the CSS class of a kind."""
     return _STYLE[kind]
 
 
 def parallel(axes: Sequence[Axis], trials: Sequence[Drawn], *, label: str) -> str:
-    """A vertical axis for each parameter and objective, a line for each trial."""
+    """Draw a vertical axis for each parameter and objective, and a line for each trial."""
     drawn = [t for t in trials if all(v is not None for v in t.values)]
     if not drawn or len(axes) < 2:
         return ""
@@ -81,7 +81,7 @@ def landscape(
     best: tuple[float, float] | None,
     label: str,
 ) -> str:
-    """Contours of a value over two parameters: a smooth mean of the trials near each cell.
+    """Draw contours of a value over two parameters: a smooth mean of the trials nearby.
 
     Cells without a trial nearby are left empty: nothing is known there. Five shades, each a fifth
     of the range of the smoothed values.
@@ -122,7 +122,7 @@ def landscape(
 
 
 def _smoothed(x: float, y: float, places: Sequence[tuple[float, float, float]]) -> float | None:
-    """Nadaraya-Watson mean with a Gaussian kernel; None where no trial is within reach."""
+    """Return the Nadaraya-Watson mean with a Gaussian kernel; None out of reach of trials."""
     distances = [math.hypot(x - a, y - b) for a, b, _ in places]
     if min(distances) > _REACH:
         return None
@@ -137,7 +137,7 @@ def courses(
     y_label: str,
     label: str,
 ) -> str:
-    """The objective over the epochs, a line for each trial (name, kind, points)."""
+    """Draw the objective over the epochs, a line for each trial (name, kind, points)."""
     known = [(e, v) for _, _, points in trials for e, v in points if v is not None]
     if not known:
         return ""
@@ -161,7 +161,7 @@ def courses(
 def front(
     points: Sequence[tuple[str, float, float, bool]], *, x_label: str, y_label: str, label: str
 ) -> str:
-    """Two objectives against each other; (name, x, y, is on the front), the front joined."""
+    """Draw two objectives (name, x, y, is on the front) and join the front."""
     if not points:
         return ""
     drawing = svg.canvas(290, label)
