@@ -137,3 +137,25 @@ def test_torn_and_hostile_files_are_refused(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(WeightsFileError):
             sdclr.load_backbone(file, crop_px=16)
+
+
+def test_the_notebook_of_the_docs_runs_from_the_first_cell_to_the_last(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    notebook = Path(__file__).resolve().parent.parent / "docs" / "rare_photographs.ipynb"
+    cells = json.loads(notebook.read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] for cell in cells if cell["cell_type"] == "code")
+    for name, value in {"PHOTOGRAPHS": str(folder), "EPOCHS": "1", "BACKBONE": "resnet8"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for cell in code:
+        exec(compile(cell, str(notebook), "exec"), names)
+    printed = capsys.readouterr().out
+    assert "16 photographs, 0 rejects" in printed and "view_retrieval" in printed
+    assert sum(str(folder) in line for line in printed.splitlines()) == 5  # the rarest, by path
+    assert (tmp_path / "backbone.safetensors").exists()
