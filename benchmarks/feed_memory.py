@@ -32,7 +32,7 @@ STEP_S, MIB = 0.02, 2**20
 
 
 class Levels:
-    """What `look` returned, every `interval_s` seconds since the start, by `time.monotonic`."""
+    """Values of `look`, taken every `interval_s` seconds since the start."""
 
     def __init__(self, look: Callable[[], int], interval_s: float) -> None:
         self.times_s: list[float] = []

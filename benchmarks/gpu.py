@@ -32,7 +32,7 @@ from sdclr import EpochPlan, ImageSet, Recipe, Trainer, Twin, build_network, cif
 from sdclr.augment import AugmentRecipe, apply_view, sample_view
 from sdclr.imageset import Batch
 
-# A way that compiles takes minutes and cannot be stopped; a limit of ten minutes lies around all.
+# A way that compiles takes minutes and cannot be stopped; a limit of ten minutes applies to all.
 LIMIT_S, LIMIT_COMPILED_S = 520.0, 350.0
 NUM_LOADERS, SHARED_MEMORY = 16, Path("/dev/shm")
 
@@ -338,7 +338,7 @@ def measure(device: str, *, small: bool) -> list[Row]:
 
 
 def main() -> None:
-    """Measure and print; the device is told apart from the machine's CPU."""
+    """Measure and print; the device is named apart from the machine's CPU."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to test the logic")

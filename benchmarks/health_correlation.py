@@ -1,4 +1,4 @@
-"""Do measures without labels rank trained models as labelled probes do? On CIFAR-10-LT.
+"""Rank correlation of label-free measures with labelled probes, on CIFAR-10-LT.
 
     python -m benchmarks.health_correlation train --data FOLDER --pretrain-index FILE.npy --out FILE
     python -m benchmarks.health_correlation table --out FILE

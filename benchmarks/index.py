@@ -1,4 +1,4 @@
-"""What the driver of an ingest holds of each image: memory of a plan for a million names."""
+"""Memory of an ingest's driver for each image, in a plan for a million names."""
 
 from __future__ import annotations
 

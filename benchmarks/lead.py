@@ -1,4 +1,4 @@
-"""What rank 0 spends on handing out a streamed set: CPU time of its process for each decode task.
+"""Cost of handing out a streamed set: CPU time of rank 0 for each decode task.
 
     python -m benchmarks.lead
 

@@ -52,7 +52,7 @@ for report in trainer.run(images.feed(plan, seed=0)):
 
 
 def _bare(uri: str, threads: int) -> float:
-    """Return median images per second of the bare loop, its first half left out."""
+    """Return the median images per second of the bare loop, its first half left out."""
     arguments = [uri, str(_EPOCHS), str(_EVERY), str(threads)]
     done = subprocess.run(
         [sys.executable, "-c", _BARE, *arguments], check=True, stdout=subprocess.PIPE, text=True
@@ -89,7 +89,7 @@ def rows() -> list[Row]:
 
 
 def _run(folder: Path, cache: str, name: str) -> float:
-    """Return median images per second of a run, its first half left out."""
+    """Return the median images per second of a run, its first half left out."""
     timeline = run_stage(
         folder, "train", f"train.epochs={_EPOCHS}", f"run.name={name}", f"feed.cache={cache}",
         f"train.log_every_steps={_EVERY}",

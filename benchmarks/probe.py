@@ -85,7 +85,7 @@ def features(network: Network, images_NCHW: Tensor) -> Tensor:
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
-    """Return mean of the per-class accuracies, in percent."""
+    """Return the mean of the per-class accuracies, in percent."""
     return 100 * float(np.nanmean(per_class_accuracy(predictions, labels, NUM_CLASSES)))
 
 

@@ -1,4 +1,4 @@
-"""What has to happen before the first step: `run.py --help`, and the parts of `run.py train`.
+"""Time before the first step: `run.py --help`, and the parts of `run.py train`.
 
     python -m benchmarks.startup
 

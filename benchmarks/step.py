@@ -43,7 +43,7 @@ Gradients = tuple[float, dict[str, Tensor]]
 
 
 class GivenViews(Trainer):
-    """A trainer whose views are made once: what is timed is the step alone."""
+    """A trainer with views that are made once, so that the step alone is timed."""
 
     given: tuple[Tensor, Tensor]
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of the streamed feed share: sets to stream, an S3 server, Ray on one CPU."""
+"""Common parts of the streamed feed's benchmarks: sets, an S3 server, Ray on one CPU."""
 
 from __future__ import annotations
 

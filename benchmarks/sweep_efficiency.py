@@ -1,4 +1,4 @@
-"""How many epochs do TPE and ASHA save against random search and a grid? On the demo's digits.
+"""Epochs that TPE and ASHA save against random search and a grid, on the demo's digits.
 
     python -m benchmarks.sweep_efficiency train --out FILE
     python -m benchmarks.sweep_efficiency table --out FILE
@@ -8,7 +8,7 @@ on the validation part in the course of a short SDCLR training; one such table f
 seed. `table` then replays searches on it over many seeds of the search: a sampler's point is moved
 to the nearest cell, and a trial costs the epochs that it reads. Nothing is trained again, so a
 search sees no noise between repeats of a cell; real workers would run trials side by side, where
-this replay runs one after the other; and no search is told the published setting, which a sweep
+this replay runs one after the other; and no search gets the published setting, which a sweep
 tries first.
 
 Measured: epochs spent until the search has a complete trial within one point of the best cell, as

@@ -1,4 +1,4 @@
-"""What a person sees while a stage runs. The only writer to stdout; errors go to stderr.
+"""Output for a person while a stage runs. The only writer to stdout; errors go to stderr.
 
 On a terminal, progress is one line rewritten in place. Anywhere else (a log file, a pod) it is one
 plain line per interval, so a log of a week stays readable and free of control characters.

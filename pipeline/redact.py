@@ -1,4 +1,4 @@
-"""How secrets are kept out of everything that a person may read later.
+"""Removal of secrets from everything that a person may read later.
 
 A secret is the value of an environment variable named like one, the user part of a URL, or what
 follows `password=` and the like. It is replaced by `***`.

@@ -27,7 +27,7 @@ _CHUNK_PX = 2**16  # canvas or view pixels worked on together on a CPU, so that 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentRecipe:
-    """How views are drawn.
+    """Distributions that views are drawn from.
 
     Args:
         crop_px: side of the square views, px.
@@ -80,7 +80,7 @@ class AugmentRecipe:
 
 @dataclass(frozen=True, eq=False)
 class ViewParams:
-    """All that is random in the views of B images; tensors of length B.
+    """Random parameters of the views of B images; tensors of length B.
 
     Args:
         top, left, height, width: int64, the crop in px of the canvas.

@@ -76,7 +76,7 @@ def probe_views(crop_px: int) -> AugmentRecipe:
 
 @dataclass(frozen=True, eq=False)
 class Checkup:
-    """A probe set: call it with a model to have it measured.
+    """A probe set that measures the model it is called with.
 
     Args:
         images: the N images.

@@ -1,4 +1,4 @@
-"""What the ranks of a training run do together; each function also works without a process group.
+"""Collective operations of the training ranks; each also works without a process group.
 
 Convention for gradients: each rank's loss L_r is its own, collectives differentiate the *sum* of
 all ranks' losses, and DistributedDataParallel averages parameter gradients over R ranks. The result

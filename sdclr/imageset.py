@@ -21,7 +21,7 @@ class Batch:
     """One rank's part of a global batch.
 
     Args:
-        images_BCHW: uint8; an image smaller than the canvas lies in the top left corner.
+        images_BCHW: uint8; an image smaller than the canvas is in the top left corner.
         sizes_B2: int64, height and width in px of each image on its canvas.
         rows_B: int64, which images of the set these are.
         start: place of the first of them in the global batch.
@@ -46,7 +46,7 @@ class Feed(Protocol):
 
 
 class Images(Protocol):
-    """Decoded images at hand, by row."""
+    """Decoded images in memory, by row."""
 
     def __len__(self) -> int:
         """Return the number of images N."""

@@ -17,7 +17,7 @@ from sdclr.seeds import torch_generator
 
 @dataclass(frozen=True)
 class Clusters:
-    """What k-means found.
+    """Result of k-means.
 
     Args:
         labels_N: int64 on the CPU; a tie goes to the lower number. A cluster may be empty.

@@ -126,7 +126,7 @@ def fit_logistic(
 def principal_axes(features_ND: Tensor) -> Tensor:
     """Return orthonormal directions (D, R) of the features' second moments, ascending.
 
-    With N < D they span the rows, and the weights of a fit with l2 > 0 lie in that span: the
+    With N < D they span the rows, and a fit with l2 > 0 has its weights in that span: the
     objective on `features_ND @ axes_DR` has the same minimum, and the same predictions.
     """
     wide_ND = features_ND.double()
@@ -151,6 +151,6 @@ def check_training_rows(features_ND: Tensor, labels_N: Tensor, num_classes: int)
         )
     low, high = int(labels_N.min()), int(labels_N.max())
     if not 0 <= low <= high < num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {low}..{high}")
+        raise ValueError(f"labels must be in 0..{num_classes - 1}, got {low}..{high}")
     if not bool(features_ND.isfinite().all()):
         raise ValueError("a training feature is not finite")

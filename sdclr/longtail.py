@@ -112,7 +112,7 @@ def long_tail_split(
     labels, num_classes = _as_labels(labels_N), len(counts_by_rank)
     if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
-            f"labels must lie in 0..{num_classes - 1} for {num_classes} counts, "
+            f"labels must be in 0..{num_classes - 1} for {num_classes} counts, "
             f"got {labels.min()}..{labels.max()}"
         )
     chosen = [

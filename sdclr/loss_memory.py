@@ -1,6 +1,6 @@
-"""How hard every image has been for the network: a running mean of its own loss.
+"""Memory of how hard every image is for the network: a running mean of its own loss.
 
-What a network learns late keeps a high loss over the epochs, and rare images are learnt late: the
+Images that a network learns late keep a high loss over the epochs. Rare images are among them: the
 memorisation signal of boosted contrastive learning (Zhou et al. 2022).
 
     mean_i = sum over t of m^(T - t) L_i(t) / sum over t of m^(T - t)

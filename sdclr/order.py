@@ -1,4 +1,4 @@
-"""Which images make up each global batch: a pure function of (seed, epoch), cut by rank.
+"""The images of each global batch: a pure function of (seed, epoch), cut by rank.
 
 The order knows nothing of workers: R ranks take R consecutive parts of the same global batch, so
 the images and their negatives at a step do not depend on R, and a run resumes at (epoch, step)
@@ -18,7 +18,7 @@ from sdclr.seeds import numpy_generator
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPlan:
-    """How an epoch is cut into steps.
+    """Cut of an epoch into steps.
 
     Args:
         num_images: images in the set.

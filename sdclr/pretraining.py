@@ -29,7 +29,7 @@ _NUM_PROBED = 512
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a pre-training leaves.
+    """Result of a pre-training.
 
     Attributes:
         encoder: the trained backbone with its view.

@@ -30,7 +30,7 @@ class StarvedLayerError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class PruneRule:
-    """How the mask is made.
+    """Rule by which a mask is made.
 
     Args:
         prune_ratio: fraction of weights removed, p in [0, 1].
@@ -66,7 +66,7 @@ def prunable_weights(network: nn.Module) -> dict[str, Tensor]:
 def _largest(weights: Sequence[Tensor], prune_ratio: float) -> list[Tensor]:
     """Return masks of the weights that reach the threshold of the module's definition.
 
-    Selection instead of a sort: a sample brackets the threshold, and one pass keeps what lies above
+    Selection instead of a sort: a sample brackets the threshold, and one pass keeps what is above
     the bracket and collects the few weights inside it, of which the largest are kept as well. The
     result is exact; should the sample mislead, everything is sorted.
     """

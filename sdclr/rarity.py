@@ -1,6 +1,6 @@
-"""Which images of a collection are rare, without labels, and which to have labelled first.
+"""Rarity of images without labels, and the choice of images to label first.
 
-Two signals: how far an image lies from its nearest neighbours (`knn_distance`), and how much of its
+Two signals: how far an image is from its nearest neighbours (`knn_distance`), and how much of its
 embedding pruning changes (`sdclr.health.disagreement`). `k_center_greedy` picks a diverse batch.
 
 Shapes: N images, M reference images, F features, V distinct scores,
@@ -21,7 +21,7 @@ _CHUNK_ROWS = 1024
 def knn_distance(
     features_NF: Tensor, reference_MF: Tensor, *, k: int, own_N: Tensor | None = None
 ) -> Tensor:
-    """Return mean cosine distance to the k nearest reference images, (N,) float32, in [0, 2].
+    """Return the mean cosine distance to the k nearest reference images, (N,), in [0, 2].
 
     High where the reference is thin: the inverse of a density (Loftsgaarden and Quesenberry 1965),
     averaged over k so that one near-duplicate does not hide a rare image.

@@ -1,4 +1,4 @@
-"""How to train: everything that a trainer needs to know besides the network and the images."""
+"""The recipe: everything that a trainer needs besides the network and the images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Method = Literal["sdclr", "simclr"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train.
+    """Settings of a training.
 
     Args:
         method: `sdclr`, or `simclr` as the baseline.

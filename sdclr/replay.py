@@ -39,11 +39,11 @@ class CaptureError(ValueError):
 
 @dataclass(frozen=True)
 class Replay:
-    """What a repeated step did.
+    """Result of a repeated step.
 
     Args:
         loss, grad_norm: before the update.
-        first_bad: the first layer whose output is not finite, else the first parameter whose
+        first_bad: the first layer with an output that is not finite, else the first parameter whose
             gradient is not; empty when all are finite.
     """
 

@@ -69,7 +69,7 @@ def sample_crops(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Window:
-    """What is resized, on one axis, of each image.
+    """Range that is resized on one axis of each image.
 
     Args:
         start_B: first px of the window on the canvas.

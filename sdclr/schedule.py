@@ -29,7 +29,7 @@ def learning_rate(
         final: the learning rate that the cosine ends in.
 
     Raises:
-        ValueError: the step or the warm-up lies outside of the run.
+        ValueError: the step or the warm-up is outside the run.
     """
     if not 0 <= num_warmup < num_steps:
         raise ValueError(f"num_warmup must be in [0, {num_steps}), got {num_warmup}")

@@ -101,7 +101,7 @@ class ProbeView:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRecipe:
-    """How the classifier is trained; the defaults are those of `paper-linear` on CIFAR.
+    """Training of the classifier; the defaults are those of `paper-linear` on CIFAR.
 
     Args:
         epochs: passes over the labelled images.
@@ -179,7 +179,7 @@ def train_probe(
     if len(images) != len(labels_N) or not len(labels_N):
         raise ValueError(f"{len(images)} images and {len(labels_N)} labels")
     if not 0 <= int(labels_N.min()) <= int(labels_N.max()) < num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}")
+        raise ValueError(f"labels must be in 0..{num_classes - 1}")
     classifier = nn.Linear(num_features, num_classes)
     with torch.no_grad():
         classifier.weight.normal_(0, recipe.init_std, generator=torch_generator(seed, "probe"))

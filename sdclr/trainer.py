@@ -36,7 +36,7 @@ from sdclr.twin import Network, SimCLR, Twin
 class NonFiniteError(ArithmeticError):
     """The loss or the gradient is not finite; parameters and momentum are those before the step.
 
-    The running statistics of BatchNorm have seen the batch: go on from a checkpoint.
+    The running statistics of BatchNorm have seen the batch: resume from a checkpoint.
     `sdclr.replay` keeps such a step in a file and repeats it.
     """
 
@@ -47,7 +47,7 @@ class NonFiniteError(ArithmeticError):
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one step did.
+    """Result of one step.
 
     Args:
         epoch: the epoch of the step, from 0.

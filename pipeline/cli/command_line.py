@@ -28,13 +28,13 @@ _OVERRIDE = re.compile(r"[A-Za-z_]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Command:
-    """What the user asked for.
+    """Command that the user typed.
 
     Args:
         stage: one of `STAGES`.
         config_file: YAML file; None = the embedded demo.
         overrides: `section.key=value`, as typed.
-        resume: a run to go on with: its folder, or its name below run.root.
+        resume: a run to resume: its folder, or its name below run.root.
         dry_run: check and show the plan only.
         runs: of `report`, the runs to compare; empty = the page of one run.
     """
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str]) -> Command:
     parser.add_argument("words", nargs="*", metavar="STAGE | section.key=value")
     parser.add_argument("--config", metavar="FILE", help="YAML file, see tune_configs/")
     parser.add_argument(
-        "--resume", metavar="RUN", help="go on with this run: the same configuration, exactly"
+        "--resume", metavar="RUN", help="resume this run: the same configuration, exactly"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, do nothing")
     parser.add_argument("--help-keys", action="store_true", help="list every configuration key")

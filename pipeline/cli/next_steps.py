@@ -1,4 +1,4 @@
-"""What a run leaves, where it is, and what to type next."""
+"""End of a command: what a run has written, where it is, and what to type next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FILES = ("evaluation.json", "aggregate.json", "report.html", "mining.html")
 def show_results(
     console: Console, folder: RunFolder, timings_s: Mapping[str, float], *, again: str
 ) -> None:
-    """Tell the end of a run.
+    """Report the end of a run.
 
     Args:
         console: where to.

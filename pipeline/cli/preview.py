@@ -30,7 +30,7 @@ def preview(command: Command, console: Console) -> None:
     """
     folder = resolve(command)
     config = folder.config
-    console.stage("run", f"{'new run' if folder.is_new else 'go on with'} {folder.uri}")
+    console.stage("run", f"{'new run' if folder.is_new else 'resume'} {folder.uri}")
     for change in changed_keys(Config(), config):
         console.line(f"  {change}")
     plan = dry_run(config)

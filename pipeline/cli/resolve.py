@@ -1,4 +1,4 @@
-"""Which run a command is about: a new one, the newest of a configuration, or the one of --resume.
+"""Choice of a command's run: a new one, the newest of a configuration, or that of --resume.
 
 How folders are named: `pipeline.record.folder`.
 """
@@ -19,7 +19,7 @@ def resolve(command: Command) -> RunFolder:
     """Open the run of a command; weights that a new one names are loaded once, first.
 
     Raises:
-        ConfigError: the configuration is wrong, the run to go on with does not exist or has another
+        ConfigError: the configuration is wrong, the run to resume does not exist or has another
             configuration, or there is no run to evaluate.
         CheckpointError: those weights are not there, or do not fit.
     """
@@ -86,7 +86,7 @@ def _existing(command: Command) -> RunFolder:
     try:
         text = storage.read_bytes(file).decode()
     except UnicodeDecodeError as error:
-        todo = "restore it from a copy; the run cannot be gone on with"
+        todo = "restore the file from a backup; without it the run cannot be resumed"
         raise ConfigError(
             "E-CONFIG-008", f"it is not UTF-8 text ({error})", where=file, todo=todo
         ) from None
@@ -99,7 +99,7 @@ def _existing(command: Command) -> RunFolder:
     if changes:
         raise ConfigError(
             "E-CONFIG-009",
-            "a run goes on with its own configuration; changed keys:\n" + "\n".join(changes),
+            "a run resumes with its own configuration; changed keys:\n" + "\n".join(changes),
             where=uri,
             todo="leave them out, or start a new run; train.init_from takes trained weights",
         )

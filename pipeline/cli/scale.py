@@ -1,4 +1,4 @@
-"""What a run needs at a given size: shards, memory, bytes on every wire, time, cost.
+"""Needs of a run at a given size: shards, memory, bytes on every wire, time, cost.
 
     python -m pipeline.cli.scale                      the tables of docs/scale.md
     python -m pipeline.cli.scale --images 5e6 --gpus 16 --images-per-s 900 --price-per-gpu-hour 2.5
@@ -29,7 +29,7 @@ WINDOW_SHARDS, PART_BYTES = 8, 16 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is to be done.
+    """Size of the work.
 
     Args:
         num_images: N.
@@ -141,7 +141,7 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Speeds:
-    """What a place does in a second.
+    """Throughput of a place.
 
     Args:
         images_per_s: of one GPU, both views, both branches, forward and backward.

@@ -104,7 +104,7 @@ class Session:
         return self._record
 
     def open_record(self) -> None:
-        """Create the run's record, or go on with it; a failure from here on is written to it."""
+        """Create or reopen the run's record; a failure from here on is written to it."""
         uri = self.folder.uri
         if self.folder.is_new:
             storage.write_bytes(storage.join(uri, "config.yaml"), dump_config(self.config).encode())
@@ -120,7 +120,7 @@ class Session:
                 self._record.resume()
             else:
                 self._record.note()
-        self.console.stage("run", f"{uri}  (go on with it: --resume {uri})")
+        self.console.stage("run", f"{uri}  (to resume it: --resume {uri})")
 
     def use_dataset(self, uri: str, manifest: Manifest) -> None:
         """Take a data set for this invocation; that of an existing run may not have changed.

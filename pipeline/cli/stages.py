@@ -1,4 +1,4 @@
-"""The stages in order: which run, which data set, which cluster, and what the user is told."""
+"""The stages in order: their run, data set and cluster, and what each reports."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run_stages(command: Command, console: Console) -> None:
 
 
 class Stages(Session):
-    """The stages of one invocation, and what each tells the user."""
+    """The stages of one invocation, and what each reports to the user."""
 
     def ingest(self) -> float:
         """Make the data set, or find it made; returns the seconds it took."""

@@ -1,4 +1,4 @@
-"""The stage tune from the command line: its folder and record, and what the user is told."""
+"""The stage tune from the command line: its folder, its record and its messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.tune.view import show_result
 
 
 def run_sweep(command: Command, console: Console) -> None:
-    """Begin the sweep of a configuration, or go on with it.
+    """Start or resume the sweep of a configuration.
 
     Raises:
         PipelineError: with its exit code; the sweep's record says the same.
@@ -62,4 +62,4 @@ class SweepSession(Stages):
         else:
             self._record = RunRecord.open(uri)
             self._record.resume()
-        self.console.stage("run", f"{uri}  (the same command goes on with it)")
+        self.console.stage("run", f"{uri}  (the same command resumes it)")

@@ -1,1 +1,1 @@
-"""Ray: joining it, sharing work out, retrying what it lost."""
+"""Ray: connection, distribution of work, retries of lost work."""

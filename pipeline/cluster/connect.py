@@ -48,7 +48,7 @@ _BUILT_IN = ("CPU", "GPU", "TPU", "memory", "object_store_memory", "node:", "acc
 
 @dataclass(frozen=True)
 class Cluster:
-    """What this process is connected to."""
+    """Cluster that this process is connected to."""
 
     address: str
     is_local: bool
@@ -102,7 +102,7 @@ def connected() -> Iterator[Cluster]:
 
 
 def _start_here(**options: Any) -> None:
-    """Start a cluster of this process, and tell its workers which one they belong to.
+    """Start a cluster of this process, and give its workers the address.
 
     What clears up after a dead run of Ray Train looks for the cluster by itself. Next to one that
     `ray start` made it would find that one, miss its run there, and end the living run.

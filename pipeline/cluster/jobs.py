@@ -24,7 +24,7 @@ from pipeline.errors import ClusterError, ErrorReport, PipelineError
 
 @dataclass(frozen=True)
 class Result:
-    """What a job returns: values that JSON can hold, and columns."""
+    """Result of a job: values that JSON can hold, and columns."""
 
     values: Any = None
     table: pa.Table | None = None
@@ -35,7 +35,7 @@ Job: TypeAlias = Callable[[dict[str, Any], Any], Result]
 
 
 class Tasks(Protocol):
-    """Runs a job for every item; results as they come, with the number of their item.
+    """Execution of a job for every item; results arrive with the number of their item.
 
     `num_retries` counts the storage calls of the jobs that were tried again.
     """

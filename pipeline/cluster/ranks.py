@@ -1,4 +1,4 @@
-"""What the first rank does alone, without leaving the others waiting for it when it fails."""
+"""Work of the first rank alone; its failure releases the other ranks."""
 
 from __future__ import annotations
 

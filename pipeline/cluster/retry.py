@@ -1,4 +1,4 @@
-"""What Ray lost: workers, actors, nodes, objects. Such work is done again; in the end it is told.
+"""Retry of work that failed because Ray lost a worker, actor, node or object.
 
 Ray repeats plain tasks by itself, and Ray Data replaces an actor that dies at work. It gives up at
 once when an actor is lost before it has started, as one on a node that has just died is.
@@ -23,7 +23,7 @@ def again_when_lost(work: Callable[[], _T], *, say: Callable[[str], None]) -> _T
 
     Args:
         work: leaves nothing behind that a second try would trip over.
-        say: told of every loss.
+        say: called with every loss.
 
     Raises:
         Exception: what `work` raises for another reason, or in the last try.
@@ -48,7 +48,7 @@ def in_words(error: BaseException) -> ClusterError | None:
                 "E-CLUSTER-009",
                 f"Ray Data found no free CPU or GPU for its tasks: {_first_line(inner)}",
                 where="the cluster",
-                todo="wait until other work has ended or add nodes, then go on with --resume; for "
+                todo="wait until other work has ended or add nodes, then use --resume; for "
                 "tasks that are slow by nature raise RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S",
             )
     lost = _loss(error)
@@ -59,13 +59,13 @@ def in_words(error: BaseException) -> ClusterError | None:
             "E-CLUSTER-010",
             f"a worker could not start: {str(lost).strip().splitlines()[-1]}",
             where="the cluster",
-            todo="cure what it says, then go on with --resume",
+            todo="fix what it says, then use --resume",
         )
     return ClusterError(
         "E-CLUSTER-011",
         f"Ray lost a part of the work again and again: {type(lost).__name__}: {_first_line(lost)}",
         where="the cluster",
-        todo="look for nodes that died or ran out of memory in the dashboard, then go on with "
+        todo="look for nodes that died or ran out of memory in the dashboard, then use "
         "--resume",
     )
 

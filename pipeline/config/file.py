@@ -37,7 +37,7 @@ _REASON_CHARS = 500
 # used in other ways than at first.
 _PLACE = {"root", "name"}
 # Nor do budgets and deadlines, what is kept, and by how many the batches are shared change what is
-# trained: after a loss a run may go on with fewer workers.
+# trained: after a loss a run may resume with fewer workers.
 _OPERATION = {
     "workers", "max_failures", "max_preemptions", "max_controller_failures",
     "collective_timeout_s", "stall_timeout_s", "checkpoint_timeout_s", "stop_grace_s",

@@ -16,5 +16,5 @@ class Health(Section):
         description="epochs between two checks; also before training and at its end",
     )
     num_images: int = Field(
-        default=512, ge=2, description="images that are looked at; fewer when the set is smaller"
+        default=512, ge=2, description="images that are measured; fewer when the set is smaller"
     )

@@ -144,7 +144,7 @@ def _near(name: str, names: list[str], least: float) -> list[str]:
         return ratio + _SHARED_WORD_BONUS * bool(set(words) & set(others))
 
     best = max(map(closeness, names), default=0.0)
-    # `batch_size` is as near to one batch key as to another: both are told.
+    # `batch_size` is as near to one batch key as to another: both are named.
     near = [name for name in names if closeness(name) >= max(least, best - _AS_CLOSE)]
     return sorted(near, key=closeness, reverse=True)[:2]
 

@@ -50,7 +50,7 @@ class YamlRefusedError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes; notes tags, anchors and aliases instead of following them."""
+    """Loader that composes nodes; it notes tags, anchors and aliases and follows none."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
@@ -89,7 +89,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that this loader or any YAML 1.1 reader would take for something else."""
+    """Dumper that quotes text which this loader or a YAML 1.1 reader could misread."""
 
     yaml_implicit_resolvers = {
         first: list(found) for first, found in yaml.SafeDumper.yaml_implicit_resolvers.items()

@@ -112,7 +112,7 @@ class Tune(Section):
 
 
 class Cost(Section):
-    """What time costs, for --dry-run."""
+    """Price of time, for --dry-run."""
 
     price_per_gpu_hour_usd: float | None = Field(
         default=None, ge=0, description="null = no price is shown"

@@ -1,4 +1,4 @@
-"""What sections of the schema are made of: their base class, and types of their values.
+"""Parts of the schema's sections: their base class, and types of their values.
 
 Errors never contain the text they refuse when it may be a secret.
 """

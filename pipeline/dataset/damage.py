@@ -1,4 +1,4 @@
-"""Which image of a damaged shard was changed: asked in a process of its own.
+"""Search for the changed image of a damaged shard, in a process of its own.
 
 Arrow may crash on bytes that were tampered with, so a shard is parsed only after its hash was
 found right. To name the sample of a shard whose hash is wrong, a child process parses it, and may

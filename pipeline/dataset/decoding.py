@@ -23,7 +23,7 @@ from pipeline.errors import DataError
 
 @dataclass(frozen=True)
 class ShardDecoder:
-    """Reads the shards of one data set.
+    """Reader of the shards of one data set.
 
     Args:
         data_uri: the data set.

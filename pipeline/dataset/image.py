@@ -1,6 +1,6 @@
 """Image bytes from strangers to RGB pixels, within limits, or a rejection with a reason.
 
-Formats: JPEG, PNG, WebP, told apart by their first bytes; no other parser is ever started. GIF,
+Formats: JPEG, PNG, WebP, recognised by their first bytes; no other parser is ever started. GIF,
 BMP, TIFF and HEIF are recognised and rejected by name.
 
 What becomes of the less usual:
@@ -62,7 +62,7 @@ _SWAPS_SIDES = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image may cost: size of the file, pixels (height x width), shorter side at least."""
+    """Limits of an image: size of the file, pixels (height x width), least shorter side."""
 
     max_bytes: int = 64 * 2**20
     max_pixels: int = 64_000_000
@@ -141,7 +141,7 @@ def fit_canvas(rgb: Pixels, canvas_px: int) -> tuple[Pixels, tuple[int, int]]:
     """Place an image on a square canvas, so that images stack into one array.
 
     The long side is reduced to `canvas_px` (bicubic with antialiasing, aspect kept); a smaller
-    image is not enlarged. It lies at the top left; the rest is zero.
+    image is not enlarged. It is at the top left; the rest is zero.
 
     Args:
         rgb: (H, W, 3) uint8.

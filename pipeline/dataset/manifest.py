@@ -52,7 +52,7 @@ class SetInfo:
 @with_config(_STRICT)
 @dataclass(frozen=True)
 class ImageInfo:
-    """How the `image` column is stored.
+    """Storage format of the `image` column.
 
     raw: uint8 RGB, row by row, height_px x width_px x channels. original: the file's own bytes, or
     those of its reduced copy, of any size (height_px and width_px are None).
@@ -87,7 +87,7 @@ class Rejects:
 @with_config(_STRICT)
 @dataclass(frozen=True)
 class Duplicates:
-    """Images whose stored bytes another image of another name has as well.
+    """Images stored under different names with identical bytes.
 
     Attributes:
         num_groups: sets of images of the same bytes.
@@ -237,7 +237,7 @@ def _check_names(manifest: Manifest) -> None:
         folder, _, name = shard.name.partition("/")
         if folder != "shards" or not name or "/" in name:
             raise DataError(
-                "E-DATA-014", "a shard lies outside shards/", where=shard.name[:200], todo=_AGAIN
+                "E-DATA-014", "a shard is outside shards/", where=shard.name[:200], todo=_AGAIN
             )
 
 

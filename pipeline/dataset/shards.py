@@ -1,4 +1,4 @@
-"""One shard: a Parquet file of images whose every byte and every row is checked on reading.
+"""One shard: a Parquet file of images; every byte and every row is checked on reading.
 
 The bytes of a shard depend on its rows only: no compression (images hardly shrink, and no codec
 version enters), no dictionary, no statistics, one row group, no embedded Arrow schema. Columns,
@@ -42,7 +42,7 @@ class ShardRows:
     labels: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
-        """Return number of rows N."""
+        """Return the number of rows N."""
         return len(self.ids)
 
     def take(self, rows: Sequence[int]) -> ShardRows:
@@ -108,7 +108,7 @@ def read_shard(data_uri: str, info: ShardInfo) -> ShardRows:
 
 
 def labels(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Return class index of each row, -1 for unlabelled."""
+    """Return the class index of each row, -1 for unlabelled."""
     return np.asarray(table["label"].fill_null(UNLABELLED).to_numpy(), np.int64)
 
 

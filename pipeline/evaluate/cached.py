@@ -24,7 +24,7 @@ _KNN_K = 20
 
 
 class CachedProbes:
-    """Fitted on the labelled set, scored on the held-out one.
+    """Probes that are fitted on the labelled set and scored on the held-out one.
 
     Args:
         config: folds and seed of the cross-validation.

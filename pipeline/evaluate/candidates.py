@@ -1,4 +1,4 @@
-"""Which models an evaluation scores: the newest of each method, every kept one, or one given."""
+"""Models that an evaluation scores: the newest of each method, every kept one, or one given."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _add_method(
 ) -> None:
     folder = checkpoint.checkpoints_uri(run_uri, method)
     newest = checkpoint.latest(folder, config_hash=config_hash)
-    found.notes += [f"{method}: passed over {text}" for text in newest.refused]
+    found.notes += [f"{method}: skipped {text}" for text in newest.refused]
     if newest.state is None:
         reasons = f" ({'; '.join(newest.refused)})" if newest.refused else ""
         raise CheckpointError(
@@ -107,7 +107,7 @@ def _add_earlier(
         state = checkpoint.load(uri, config_hash=config_hash)
     except CheckpointError as error:
         name = storage.absolute(uri).rpartition("/")[2]
-        found.notes.append(f"{method}: passed over {name}: {error.what}")
+        found.notes.append(f"{method}: skipped {name}: {error.what}")
         return
     step = int(state.numbers["step"])
     # Only its dense backbone is scored.

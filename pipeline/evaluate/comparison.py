@@ -44,7 +44,7 @@ class PairedDifference:
     n: int
 
     def excludes_zero(self, field: str) -> bool:
-        """Return whether the 95 % interval of a field, such as `few`, lies on one side of 0."""
+        """Return whether the 95 % interval of a field, such as `few`, is on one side of 0."""
         if self.half_width is None:
             return False
         mean, half_width = getattr(self.mean, field), getattr(self.half_width, field)

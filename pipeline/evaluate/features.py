@@ -31,7 +31,7 @@ from sdclr.health import disagreement
 
 @dataclass
 class SetFeatures:
-    """What was extracted of one set.
+    """Features of one set.
 
     Args:
         ids: names of the samples.
@@ -47,7 +47,7 @@ class SetFeatures:
 
 
 class Extractor:
-    """Turns decoded rows into features; one instance lives in each actor.
+    """Actor that turns decoded rows into features.
 
     Args:
         config_json: the run's configuration.
@@ -158,7 +158,7 @@ def extract(
 
 @dataclass(frozen=True)
 class Placement:
-    """How work on frozen networks is spread over the cluster: resources of one worker."""
+    """Distribution of work on frozen networks over the cluster: resources of one worker."""
 
     device: str
     num_workers: int

@@ -88,7 +88,7 @@ def refuse(leaks: Sequence[dict[str, Any]], manifest: Manifest, *, max_frac: flo
         largest = max(leak["images"] / leak["of"] for leak in grave)
         raise DataError(
             "E-DATA-037",
-            "images that are scored on are also learnt from:\n" + "\n".join(sentences(grave)),
+            "images that are scored on are also trained on:\n" + "\n".join(sentences(grave)),
             where=f"data set {manifest.name}",
             todo="take them out of one of the sets, delete the data set and ingest again; "
             f"evaluate.max_leak_frac={largest:.4g} scores it as it is",

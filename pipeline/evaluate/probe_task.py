@@ -1,4 +1,4 @@
-"""What runs in a Ray task of the published protocols: one classifier on one model's features.
+"""Ray task of the published protocols: one classifier on one model's features.
 
 Shapes: N shared labelled images, n of them trained on, M images to score on, D features, C classes,
 B views of one step, S side of the views in px.

@@ -1,4 +1,4 @@
-"""How well a score finds the images that it should: AUROC, precision at k, intervals.
+"""Quality of a ranking: AUROC, precision at k, intervals.
 
 Shapes: N images. `positive_N` says which of them are looked for; a higher score should mean them.
 """

@@ -52,7 +52,7 @@ def evaluate(
     Raises:
         CheckpointError: a method of the run has no finished checkpoint, or the given one is unfit.
         ConfigError: the data set has labels, but not the sets that the protocols need.
-        DataError: labels are missing, unknown or few, or scored images are also learnt from.
+        DataError: labels are missing, unknown or few, or scored images are also trained on.
     """
     candidates = find_candidates(config, run_uri, config_hash)
     is_labelled = manifest.class_names is not None

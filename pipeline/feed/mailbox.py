@@ -1,4 +1,4 @@
-"""Where ranks pick up what rank 0 has put there for them: an actor, one for a group of workers."""
+"""Mailbox from which ranks fetch their parts: one actor for a group of workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the feed will do, known before a worker starts: steps of an epoch, cached or streamed."""
+"""Plan of the feed, made before a worker starts: steps of an epoch, cached or streamed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _STORE_FRAC = 0.7
 
 @dataclass(frozen=True)
 class StreamBudget:
-    """How a set is streamed within its memory.
+    """Division of the memory that a set is streamed within.
 
     Args:
-        window_shards: shards whose images are mixed.
+        window_shards: shards that are read together and mixed.
         piece_steps: steps that are handed out together.
         part_rows: images that one task decodes, at most.
         pieces_ahead: pieces in flight, the one in use included.

@@ -1,4 +1,4 @@
-"""Which task reads and decodes which images of a streamed epoch: pure functions of the plan.
+"""Schedule of a streamed epoch's tasks: pure functions of the plan.
 
     window   shards that are read together; their rows are mixed (`sdclr.epoch_windows`)
     piece    consecutive steps that are handed out together
@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """What one shard holds of one part: rows in the set, rows in the shard, places in the part."""
+    """Rows of one part in one shard: rows in the set, rows in the shard, places in the part."""
 
     part: Part
     rows: Rows

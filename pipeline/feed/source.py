@@ -1,4 +1,4 @@
-"""Where a Ray Train worker gets its batches from, as the configuration says."""
+"""Source of a Ray Train worker's batches, chosen by the configuration."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class StreamSource:
     Args:
         stream: what, and how.
         mailbox: actor through which rank 0 hands out parts; None for a single rank.
-        pin_memory: batches lie in pinned memory, for copies to a GPU.
+        pin_memory: batches are in pinned memory, for copies to a GPU.
     """
 
     def __init__(self, stream: StreamedSet, *, mailbox: Any = None, pin_memory: bool) -> None:
@@ -67,7 +67,7 @@ class StreamFeed:
     """The batches of a streamed set for one rank; a `sdclr.Feed`.
 
     Reading on from where the last epoch ended, or was left, costs nothing; any other position
-    starts the tasks anew from there.
+    restarts the tasks from there.
     """
 
     def __init__(self, source: StreamSource, plan: EpochPlan, rank: int) -> None:

@@ -33,7 +33,7 @@ _END = (2**62, 0)
 
 @dataclass(frozen=True)
 class StreamedSet:
-    """What is streamed, how, and how far ahead.
+    """A set to stream, with its budget and read-ahead.
 
     Args:
         decoder: of the data set.
@@ -59,14 +59,14 @@ class StreamedSet:
 
 @dataclass
 class _Submitted:
-    """A piece whose tasks are submitted: for each rank the references of its parts in order."""
+    """A piece with submitted tasks: the references of each rank's parts, in order."""
 
     parts: list[list[Any]]
     statuses: list[Any]
 
 
 class TaskStream:
-    """Submits the tasks of a run from (epoch, step) to its end."""
+    """Submission of a run's tasks from (epoch, step) to its end."""
 
     def __init__(self, stream: StreamedSet, plan: EpochPlan, epoch: int, start_step: int) -> None:
         import ray

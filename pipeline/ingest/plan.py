@@ -1,4 +1,4 @@
-"""What ingest is about to do, before any image is read: the data set's name, its shards."""
+"""Plan of an ingest, made before any image is read: the data set's name, its shards."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from pipeline.ingest.task import Chunk, Work
 
 # Bytes of a row besides image and id: hash in hex, label, lengths.
 _ROW_OVERHEAD_BYTES = 80
-# Where the data set lies and how its source got there do not change what is in it.
+# Place and origin of the data set do not change its content.
 _NOT_CONTENT = {"root", "download"}
 
 
 @dataclass(frozen=True)
 class PlannedSet:
-    """What ingest would write for one set, before any image is rejected."""
+    """Planned content of one set, before any image is rejected."""
 
     rows: int
     class_counts: list[int] | None
@@ -47,7 +47,7 @@ class PlannedSet:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What ingest would do.
+    """Plan of an ingest, with a measured sample.
 
     Args:
         data_uri: where.
@@ -55,7 +55,7 @@ class DryRun:
         class_names: None when there are no labels.
         sets: by name.
         num_images: of all sets.
-        sample: what reading some images showed; None for images that are at hand as pixels.
+        sample: what reading some images showed; None for images that are in memory as pixels.
         manifest: as it would be written, but for hashes, rejects and exact sizes.
     """
 

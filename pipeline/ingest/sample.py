@@ -24,7 +24,7 @@ SIDES_PX = (32, 64, 128, 256, 512, 1024, 2048)
 
 @dataclass(frozen=True)
 class Sample:
-    """What n images showed.
+    """Findings on n images.
 
     Attributes:
         num_images: n, rejects included.

@@ -57,7 +57,7 @@ _MANY = 100_000  # listing takes a while: say when it is over
 
 @dataclass
 class _Ingested:
-    """What the tasks made: shards and the rows of the index in them, by chunk; and the rejects."""
+    """Result of the tasks: shards with their index rows, by chunk, and the rejects."""
 
     shards: dict[Chunk, ShardInfo]
     rows: dict[Chunk, Indices]
@@ -94,7 +94,7 @@ def ingest(
     uri = data_set_uri(config)
     if storage.exists(storage.join(uri, MANIFEST_NAME)):
         manifest = _reuse(config, uri)
-        note("made before: the source is not read again; delete the folder to make it anew")
+        note("made before: the source is not read again; delete the folder to ingest it again")
         return uri, manifest
     if tasks is None:
         tasks = RayTasks(where=uri, data_resource=config.placement.data_resource)

@@ -1,4 +1,4 @@
-"""What one ingest task does: read the images of one chunk, check each, write them as one shard.
+"""Ingest task: read the images of one chunk, check each, write them as one shard.
 
 Runs in Ray worker processes, many at a time; it imports neither torch nor the sources.
 """
@@ -34,7 +34,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Work:
-    """What all tasks share.
+    """Plan and limits that all tasks share.
 
     Attributes:
         data_uri: where shards go.
@@ -53,7 +53,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the n images of one chunk; `shard` is None when every one was rejected.
+    """Outcome of the n images of one chunk; `shard` is None when every one was rejected.
 
     Attributes:
         kept: positions within the chunk of the rows of the shard, in their order.

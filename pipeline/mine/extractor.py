@@ -1,4 +1,4 @@
-"""What each actor of the mine stage does: decoded rows to features and disagreements.
+"""Actor of the mine stage: from decoded rows to features and disagreements.
 
 Shapes: n rows of one shard, B images of one forward pass, F features, R prune ratios, V views.
 """
@@ -35,7 +35,7 @@ _SEED = 0
 
 
 class RarityExtractor:
-    """Holds a trained twin, and the same network before training where labels allow to compare.
+    """Actor with a trained twin and, where labels allow a comparison, the untrained network.
 
     Args:
         config_json: the run's configuration.

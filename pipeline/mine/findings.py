@@ -1,4 +1,4 @@
-"""What labels, where there are some, say about a ranking that was made without them.
+"""Check of a label-free ranking by labels, where there are some.
 
 Shapes: N images, C classes.
 """

@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class ScoredSet:
-    """What is known of the N images of a set, in its order.
+    """Scores of the N images of a set, in its order.
 
     Args:
         ids: names of the samples.

@@ -41,7 +41,7 @@ class Found:
     Args:
         state: None when there is no good checkpoint.
         uri: where it is; empty without one.
-        refused: one sentence for each finished checkpoint that was passed over.
+        refused: one sentence for each finished checkpoint that was skipped.
         unfinished: names of those that a killed process left behind.
     """
 

@@ -1,4 +1,4 @@
-"""Where a model that is to be scored or exported comes from, and the model itself.
+"""Source of a model that is to be scored or exported, and the model itself.
 
 Three kinds: a checkpoint of a run, weights of any origin, and the network before training.
 """
@@ -65,7 +65,7 @@ def load_model(config: Config, source: ModelSource, *, init_from: str | None) ->
 def given_source(config: Config, uri: str) -> tuple[ModelSource, dict[str, Any]]:
     """Load the model at a user's URI; return its step and epochs if the file has them.
 
-    It is loaded once, so that what does not fit is told before any worker starts.
+    It is loaded once, so that what does not fit is reported before any worker starts.
 
     Raises:
         CheckpointError: nothing that can be scored is there, or it does not fit the configuration.

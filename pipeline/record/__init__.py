@@ -1,1 +1,1 @@
-"""What a run leaves: run.json, metrics.jsonl, scores, gauges, and their schema."""
+"""Record of a run: run.json, metrics.jsonl, scores, gauges, and their schema."""

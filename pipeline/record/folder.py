@@ -69,7 +69,7 @@ def data_of(run_uri: str) -> dict[str, Any]:
             return {}
         return {"data_uri": str(data["uri"]), "manifest_hash": str(data["manifest_hash"])}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        todo = "restore it from a copy; the run cannot be gone on with"
+        todo = "restore the file from a backup; without it the run cannot be resumed"
         raise DataError(
             "E-DATA-083", f"The record is broken ({error!r})", where=file, todo=todo
         ) from None

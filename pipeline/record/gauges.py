@@ -1,7 +1,7 @@
 """Numbers of a live run for Prometheus: one table, and the one way in which they reach Ray.
 
 Ray exports each as `ray_<name>`, counters as `ray_<name>_total`, at the metrics port of every node.
-Series are few whatever the model and the length of a run: layers are told by group, tags are names
+Series are few whatever the model and the length of a run: layers are grouped, tags are names
 of runs, methods, reasons and ranks, never of images, steps or files.
 """
 
@@ -24,7 +24,7 @@ class Metric:
     Args:
         name: as the code says it, with its unit.
         kind: a gauge is set, a counter only rises.
-        tags: what tells its series apart.
+        tags: labels of its series.
         help: what it means, for the dashboard.
     """
 
@@ -56,7 +56,7 @@ TABLE = (
     Metric("sdclr_checkpoint_s", "gauge", _METHOD, "time that the last checkpoint took"),
     Metric("sdclr_checkpoint_time_s", "gauge", _METHOD, "Unix time of the last checkpoint"),
     Metric("sdclr_checkpoint_failures", "counter", _METHOD, "checkpoints that were not written"),
-    Metric("sdclr_checkpoints_refused", "counter", _METHOD, "broken checkpoints passed over"),
+    Metric("sdclr_checkpoints_refused", "counter", _METHOD, "broken checkpoints skipped"),
     Metric("sdclr_retries", "counter", ("run", "action"), "repeated requests to storage"),
     Metric("sdclr_rejects", "counter", ("data", "reason"), "images rejected at ingest"),
     Metric("sdclr_trials", "gauge", (*_METHOD, "status"), "trials of a sweep, by status"),
@@ -69,7 +69,7 @@ _MAX_LAYERS = 24
 
 
 class Monitor:
-    """Hands numbers to Ray under fixed tags; does nothing where Ray is not running.
+    """Gauges in Ray under fixed tags; silent where Ray is not running.
 
     Args:
         tags: of every number set here, such as run and method.

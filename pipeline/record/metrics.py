@@ -1,4 +1,4 @@
-"""RUN/metrics.jsonl: one JSON object per line, written while a run goes on, read by the report.
+"""RUN/metrics.jsonl: one JSON object per line, written during a run, read by the report.
 
     {"kind": "step", ...}    loss, learning rate, speed: every few steps of one method
     {"kind": "mask", ...}    kept fraction of each layer: at the start of each epoch, SDCLR only

@@ -1,4 +1,4 @@
-"""Where a run came from: versions, hardware, git state, command line.
+"""Provenance of a run: versions, hardware, git state, command line.
 
 Nothing here imports a heavy package: versions are read from installed metadata, and GPUs are listed
 only when somebody else has imported torch already.

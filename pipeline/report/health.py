@@ -37,7 +37,7 @@ def health_section(metrics: list[Record], command: str) -> Record:
         if row["kind"] == "health":
             by_method.setdefault(row["method"], []).append(row)
     if not by_method:
-        return {"missing": "The features have not been looked at yet.", "command": command}
+        return {"missing": "The features have not been measured yet.", "command": command}
     drawn = []
     for name, (label, factor, caption) in list(_MEASURES.items())[:_NUM_DRAWN]:
         data = [

@@ -22,7 +22,7 @@ from pipeline.report.template import to_html
 
 @dataclass(frozen=True)
 class Records:
-    """What the page is made of; None where a stage has not run yet."""
+    """Records that the page is made of; None where a stage has not run yet."""
 
     run_uri: str
     run: dict[str, Any]

@@ -32,7 +32,7 @@ from pipeline.storage.scan import ScanPage, ScanPart
 
 
 class Store(Protocol):
-    """What a kind of storage offers; every method takes a whole URI."""
+    """Operations of one kind of storage; every method takes a whole URI."""
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes: ...  # noqa: D102
     def read_range(self, uri: str, start: int, stop: int) -> bytes: ...  # noqa: D102
@@ -145,7 +145,7 @@ def list_tree(uri: str) -> dict[str, int]:
 def scan(uri: str, part: ScanPart | None = None, *, max_names: int = 20_000) -> ScanPage:
     """List one part of the objects below a folder; about `max_names` of them, the rest as parts.
 
-    Unlike `list_tree` this can be shared out: parts are disjoint and complete, in no set order.
+    Unlike `list_tree` this can be shared out: parts are disjoint and complete, in arbitrary order.
     """
     return _store(uri).scan(uri, part or ScanPart(), max_names)
 
@@ -191,7 +191,7 @@ def safe_name(name: str) -> str:
 
 
 class LineLog:
-    """Appends JSON objects, one a line, to a record at `uri`; use as a context manager.
+    """Log of JSON objects, one a line, at `uri`; use as a context manager.
 
     Lines already there are kept; a torn last line (a killed writer) is cut off on opening.
     Local files get every line at once. An object store cannot append, so there the whole object

@@ -1,4 +1,4 @@
-"""One ingest at a time in a place: the one that started last goes on, an earlier one ends.
+"""One ingest at a time in a place: the newest continues, an earlier one ends.
 
 Object stores have no lock that all of them know. A claim is a small file with a random token:
 whoever starts writes its own, and looks before it commits whether it is still there. So an ingest

@@ -1,4 +1,4 @@
-"""Local files behind pipeline.storage: atomic replacement, and OS errors told in words."""
+"""Local files behind pipeline.storage: atomic replacement, and OS errors in words."""
 
 from __future__ import annotations
 

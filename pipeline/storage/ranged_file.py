@@ -1,4 +1,4 @@
-"""A seekable file whose bytes are fetched range by range, as object stores serve them."""
+"""A seekable file that fetches its bytes range by range, as object stores serve them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often this process had to ask storage again, by what it asked for."""
+"""Count of this process's storage retries by operation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What S3 and its client say when a call fails: what passes, what does not, and both in words."""
+"""Errors of S3 and its client: which are worth a retry, and all of them in words."""
 
 from __future__ import annotations
 

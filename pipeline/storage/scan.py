@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class ScanPart:
-    """What is to be listed: names that begin with `prefix`, and of these the ones after `after`.
+    """A part to be listed: names that begin with `prefix` and come after `after`.
 
     Both are relative to the place that is scanned; the default is the whole place.
     """

@@ -20,7 +20,7 @@ from sdclr import TrainState
 
 
 class CheckpointWriter:
-    """Saves states to one folder; use as a context manager.
+    """Writer of states to one folder; use as a context manager.
 
     Args:
         folder_uri: the checkpoints of one method of a run.
@@ -30,7 +30,7 @@ class CheckpointWriter:
         keep_best: the one whose measure of this name is highest is kept as well; None = none.
         deadline_s: how long any call may wait for the storage.
         before_commit: called in the writing thread first; what the checkpoint must not be ahead of.
-        monitor: told how long each took, and of failures.
+        monitor: gets the time of each checkpoint, and failures.
     """
 
     def __init__(

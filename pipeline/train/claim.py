@@ -1,4 +1,4 @@
-"""Which training a run's folder belongs to, and whether every worker sees that folder.
+"""Claim of a training on a run's folder, and the check that every worker sees the folder.
 
     RUN/training.json   a random token, written by the driver before the workers start
 
@@ -33,7 +33,7 @@ def begin(run_uri: str) -> str:
 
 
 def refuse_another(run_uri: str, token: str) -> None:
-    """Stop before a checkpoint is written into a run that another training goes on with.
+    """Stop before a checkpoint is written into a run that another training has resumed.
 
     Raises:
         StorageError: so it is; workers that start again because of it learn it together.

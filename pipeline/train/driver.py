@@ -128,7 +128,7 @@ def train(
     health_log.tell(console, metrics.read_metrics(run_uri, kind="health"))
     for row in metrics.read_metrics(run_uri, kind="fallback"):
         for sentence in row["refused"]:
-            console.stage("train", f"{row['method']}: passed over {sentence}")
+            console.stage("train", f"{row['method']}: skipped {sentence}")
     gpu: str | None = result.return_value.get("gpu")
     return gpu
 
@@ -139,7 +139,7 @@ def _fit_again(
     """Train, and again when Ray Train's own controller failed: it does not restart itself."""
     from ray.train import ControllerError
 
-    # Ray Train's own barriers (reports, notices) wait for ever unless told otherwise.
+    # Ray Train's own barriers (reports, notices) wait for ever by default.
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(config.train.collective_timeout_s)
     for failures in range(config.train.max_controller_failures + 1):
         outcome = _Outcome()
@@ -173,7 +173,7 @@ def _watch(thread: threading.Thread, config: Config, run_uri: str, console: Cons
                     "E-TRAIN-004",
                     f"there was no new step for {limit_s:g} s",
                     where=run_uri,
-                    todo=f"look at the workers in the dashboard; go on with --resume {run_uri}, "
+                    todo=f"look at the workers in the dashboard; use --resume {run_uri}, "
                     "and raise train.stall_timeout_s if a step may take so long",
                 )
     except (SystemExit, KeyboardInterrupt):
@@ -197,7 +197,7 @@ def _save_before_the_end(config: Config, run_uri: str, console: Console) -> None
 
 
 class _Outcome:
-    """What a call in another thread returned or raised."""
+    """Outcome of a call in another thread."""
 
     def __init__(self) -> None:
         self.value: Any = None

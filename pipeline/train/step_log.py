@@ -1,4 +1,4 @@
-"""The metrics of one method while it trains: rank 0 writes lines, every rank tells its waiting."""
+"""The metrics of one method in training: rank 0 writes lines, every rank its waiting time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sdclr import StepReport
 
 
 class MethodLog:
-    """Counts steps and writes lines; use as a context manager.
+    """Step counter that writes lines; use as a context manager.
 
     Args:
-        run_uri: whose metrics.jsonl.
+        run_uri: the run with the metrics.jsonl.
         config: how often, and what a line repeats.
         method: of the lines.
         num_steps: of the whole run of the method.
@@ -52,7 +52,7 @@ class MethodLog:
             self._log.flush()
 
     def fallback(self, refused: list[str]) -> None:
-        """Say which checkpoints were passed over."""
+        """Report which checkpoints were skipped."""
         if self._log is not None and refused:
             row = {"kind": "fallback", "stage": "train", "method": self._method}
             self._log.append({**row, "refused": refused, "time_s": time.time()})

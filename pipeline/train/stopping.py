@@ -1,4 +1,4 @@
-"""A run that is told to end saves first: the driver asks through storage, a worker answers.
+"""Graceful stop: the driver asks for a checkpoint through storage, a worker answers.
 
     RUN/stop.json       written by the driver when it gets SIGTERM or Ctrl-C
     RUN/stopped.json    written by the first worker, once a checkpoint is committed
@@ -50,7 +50,7 @@ def ask(run_uri: str, *, grace_s: float) -> dict[str, Any] | None:
 
 
 class StopWatch:
-    """Looks for the request in a thread of its own; use as a context manager."""
+    """Thread that polls for the request; use as a context manager."""
 
     def __init__(self, run_uri: str) -> None:
         self._run_uri = run_uri
@@ -90,7 +90,7 @@ class StopWatch:
 
 
 class Notices:
-    """Whether a node of the run is about to be taken away; every rank asks at the same steps.
+    """Notices that a node is about to be taken away; every rank asks at the same steps.
 
     Args:
         every_steps: how often Ray Train is asked, which takes the time of a broadcast; None =

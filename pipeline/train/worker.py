@@ -1,4 +1,4 @@
-"""What runs in each Ray Train worker: the loop of `sdclr` with storage, metrics and resume.
+"""The Ray Train worker: the loop of `sdclr` with storage, metrics and resume.
 
 A method whose last checkpoint is committed is not trained again, so a restarted worker group, or a
 resumed run, goes on where the run stopped.
@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Job:
-    """What the driver tells a worker; plain values only.
+    """The driver's order to a worker; plain values only.
 
     Args:
         config: the resolved configuration, as JSON.
@@ -82,7 +82,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """Train all methods of the run; every rank calls it.
 
     Returns:
-        {"error": None}, or the report of a failure that a restart cannot cure. Other
+        {"error": None}, or the report of a failure that a restart cannot fix. Other
         failures are raised, so that Ray Train restarts the workers.
     """
     import ray.train
@@ -102,7 +102,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                 MethodRun(work, config, manifest, method, rank, device).train(images, stop)
                 gc.collect()  # a model and its gradients refer to each other
     except (TrainingError, StarvedLayerError, ConfigError, DataError, CheckpointError) as error:
-        # The same on every rank and on every try: tell the driver instead of restarting.
+        # The same on every rank and on every try: report to the driver instead of restarting.
         report = ErrorReport.of(error, where=work.run_uri)
         return {"error": report.to_json(), "reason": reason_of(error)}
     except Exception as error:
@@ -223,7 +223,7 @@ class MethodRun:
         log.flush()
 
     def _restore(self) -> list[str]:
-        """Go on from the checkpoint that rank 0 chooses; what it had to pass over, in words.
+        """Resume from the checkpoint that rank 0 chooses; what it had to skip, in words.
 
         Each rank looking for itself could find another one, when storage answers one and not the
         other: they would train different steps and hang.

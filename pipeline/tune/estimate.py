@@ -1,4 +1,4 @@
-"""What a sweep would cost, for --dry-run: a few real steps of the network on random images, timed.
+"""Cost of a sweep for --dry-run, from a few timed steps of the network on random images.
 
 Not counted: start-up, reading the data set, the fits of the few-shot probes.
 """
@@ -29,7 +29,7 @@ _SIDE_PX = {"digits": 16, "cifar10": 32, "cifar100": 32}
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a whole sweep.
+    """Estimate of a whole sweep.
 
     Args:
         num_trials: of the search, and `num_retrained` with fresh seeds.
@@ -165,7 +165,7 @@ def of_seconds(
 
 
 def expected_epochs(epochs: int, grace: int, reduction_factor: int) -> float:
-    """Return mean epochs of a trial when one in `reduction_factor` passes each rung."""
+    """Return the mean epochs of a trial when one in `reduction_factor` passes each rung."""
     expected, share, rung = 0.0, 1.0, grace
     before = 0
     while rung < epochs:

@@ -1,4 +1,4 @@
-"""What a trial is judged by, measured on the network as it trains.
+"""Objectives of a trial, measured on the network as it trains.
 
     tune.objective   first objective                                        with tune.balance
     fewshot          balanced accuracy on val, mean over few-shot draws,    STD of many, medium
@@ -84,7 +84,7 @@ class FewShot:
     def __call__(self, model: Twin | SimCLR) -> Measures:
         """Measure accuracies in [0, 1]; `balance` is the STD of many, medium and few."""
         probe_nF = self._features(model, self._probe, self._rows)
-        # Only the rows of some draw are looked at, so only they have features.
+        # Only rows of some draw are scored, so only they have features.
         probe_NF = np.zeros((len(self._probe.ids_N), probe_nF.shape[1]), np.float32)
         probe_NF[self._rows] = probe_nF
         val_MF = self._features(model, self._val, np.arange(len(self._val.ids_N)))

@@ -1,4 +1,4 @@
-"""How many trials fit the cluster at the same time, and what each of them takes."""
+"""Placement of trials: how many fit the cluster at once, and what each takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DRIVER_CPUS = 0.01
 
 @dataclass(frozen=True)
 class Placement:
-    """What a trial takes.
+    """Resources of a trial.
 
     Args:
         resources: of the trial's own process, for Ray Tune.

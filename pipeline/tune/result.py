@@ -1,4 +1,4 @@
-"""What a sweep found: sweep.json, a function of the trials' records.
+"""Result of a sweep: sweep.json, a function of the trials' records.
 
 The best trial is the best of those that ran to their end. Its own score is too good, since it was
 chosen for it; so the comparison with the configured setting and with the other methods is made of

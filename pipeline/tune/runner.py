@@ -39,7 +39,7 @@ _ERROR_CHARS = 500
 
 
 class Recorder(tune.Callback):
-    """Writes the record of each trial; called by Tune, in the driver.
+    """Callback of Tune in the driver; it writes the record of each trial.
 
     Args:
         trials: where they are kept.
@@ -201,7 +201,7 @@ def _space(base: Config, points: list[dict[str, Any]] | None) -> dict[str, Any]:
 def _fit(tuner: Any, failure: list[BaseException]) -> None:
     try:
         tuner.fit()
-    except BaseException as error:  # told by the main thread
+    except BaseException as error:  # raised by the main thread
         failure.append(error)
 
 

@@ -36,7 +36,7 @@ _NUM_RANDOM_FIRST = 6
 
 
 class NumberedSampler(BaseSampler):
-    """A sampler whose draws for trial n depend on (seed, n) and on the results, nothing else.
+    """A sampler that draws trial n from (seed, n) and the results alone.
 
     Args:
         kind: `tpe` (multivariate), `random` or `nsga2`.
@@ -125,7 +125,7 @@ def rebuild(
 class RecordedSearch(OptunaSearch):
     """OptunaSearch that steps by epoch, and knows stopped and failed trials from complete ones.
 
-    As it comes, it tells Optuna that a trial which ASHA stopped is complete, with its last value:
+    As it comes, it reports to Optuna a trial that ASHA stopped as complete, with its last value:
     TPE then takes half-trained values for final ones.
 
     Args:
@@ -165,7 +165,7 @@ class RecordedSearch(OptunaSearch):
         return {"method": self._study.study_name, "number": trial.number}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Tell Optuna the value of an epoch; failures and repeated epochs are passed over."""
+        """Tell Optuna the value of an epoch; failures and repeated epochs are skipped."""
         if not isinstance(self.metric, str) or self.metric not in result:
             return  # Optuna takes no course of two objectives
         if result["epoch"] > self._told.get(trial_id, 0):
@@ -192,7 +192,7 @@ class RecordedSearch(OptunaSearch):
 
 
 class RecordedASHA(AsyncHyperBandScheduler):
-    """ASHA that does not judge again what a resumed trial tells of its past.
+    """ASHA that does not judge again the past epochs that a resumed trial reports.
 
     The trials beside it have gone on since: an epoch that was good enough when it was new may not
     be so now, and the trial would be stopped behind rungs that it had passed.

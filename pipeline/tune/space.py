@@ -1,4 +1,4 @@
-"""What a sweep searches: parameters by method, known points, and the configuration of a trial.
+"""Search space of a sweep: parameters by method, known points, a trial's configuration.
 
 A parameter's name is its configuration key. Each method has its own space, since `prune_ratio`
 means nothing to SimCLR, and so its own study, which gets the same number of trials.

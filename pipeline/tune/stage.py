@@ -117,7 +117,7 @@ class Sweep:
         self.trials = Trials(self.run_uri)
         self._sets: dict[str, Any] | None = None
         methods = config.train.methods
-        verb = "gone on with" if self.trials.all() else "begun"
+        verb = "resumed" if self.trials.all() else "started"
         self.console.stage(
             "tune",
             f"{verb}: {config.tune.trials} trials of {config.train.epochs} epochs for each of "

@@ -42,7 +42,7 @@ LASTING = (TrainingError, StarvedLayerError, ConfigError, DataError, CheckpointE
 
 @dataclass(frozen=True)
 class SweepJob:
-    """What every trial of a sweep gets; plain values only.
+    """Data that every trial of a sweep gets; plain values only.
 
     Args:
         config: the sweep's configuration, as JSON.
@@ -60,7 +60,7 @@ class SweepJob:
 
 @dataclass(frozen=True)
 class Plan:
-    """One trial: what Tune calls its configuration, made complete.
+    """One trial: the completed form of what Tune calls its configuration.
 
     Args:
         name: of its folder and record.

@@ -129,7 +129,7 @@ class Trials:
     def _read(self, name: str) -> TrialRecord | None:
         uri = storage.join(self.uri(name), "trial.json")
         if not _NAME.fullmatch(name) or not storage.exists(uri):
-            return None  # a killed driver had not yet written it: the trial begins again
+            return None  # a killed driver had not yet written it: the trial restarts
         try:
             record = _ADAPTER.validate_json(storage.read_bytes(uri))
         except ValidationError as error:

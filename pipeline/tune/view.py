@@ -20,7 +20,7 @@ _NUM_BEST = 5
 
 
 class View:
-    """What is shown of one part of a sweep.
+    """Console view of one part of a sweep.
 
     Args:
         console: to write on.

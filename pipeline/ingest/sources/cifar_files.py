@@ -187,7 +187,7 @@ def _read_pickled(content: bytes, kind: Kind, num_images: int, uri: str) -> tupl
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Admits what a pickled numpy array is made of; every other name is refused."""
+    """Unpickler for the parts of a numpy array; every other name is refused."""
 
     _ADMITTED = frozenset(
         {

@@ -1,4 +1,4 @@
-"""Which images go to which set: seeded hold-out, long-tailed subset, published index lists."""
+"""Division of images into sets: seeded hold-out, long-tailed subset, published lists."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def read_index(uri: str, *, key: str, num_images: int) -> Indices:
     Args:
         uri: where the list is.
         key: the configuration key that names it, for messages.
-        num_images: indices must lie in 0..num_images - 1, none twice.
+        num_images: indices must be in 0..num_images - 1, none twice.
 
     Raises:
         DataError: unreadable, empty, out of range, or with duplicates.

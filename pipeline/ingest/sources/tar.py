@@ -1,4 +1,4 @@
-"""What is in a tar archive, read header by header in bounded time and memory.
+"""Members of a tar archive, read header by header in bounded time and memory.
 
 Only names, sizes and positions are taken; nothing is ever unpacked. Formats: ustar, and the long
 names of GNU and pax. A header is 512 bytes, followed by the content, filled up to 512.
@@ -24,7 +24,7 @@ class Member(NamedTuple):
 
 
 class BrokenTarError(ValueError):
-    """Not a tar archive, or one that ends or lies in the middle."""
+    """Not a tar archive, or one that is cut or inconsistent."""
 
 
 def members(file: BinaryIO, file_bytes: int) -> Iterator[Member]:

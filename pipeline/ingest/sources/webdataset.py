@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files whose entries of one name but for the ending make a sample.
+"""WebDataset shards: tar files; entries that differ only in the ending make a sample.
 
 The image is the entry that ends in .jpg, .jpeg, .png or .webp; `.cls` is its label, a whole
 number. Other entries (.txt, .json, ...) are left alone. An archive is refused whole, before
@@ -158,7 +158,7 @@ def _labels(table: pa.Table, wanted: bool | None, root: str) -> pa.LargeStringAr
 def _blocks(
     file_N: np.ndarray[Any, np.dtype[np.int32]], place_N: np.ndarray[Any, np.dtype[np.int64]]
 ) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Return number the stretches of about 4 MiB within a file."""
+    """Number the stretches of about 4 MiB within a file."""
     stretch_N = place_N // _BLOCK_BYTES
     starts_N = np.diff(file_N, prepend=-1) != 0
     starts_N |= np.diff(stretch_N, prepend=-1) != 0

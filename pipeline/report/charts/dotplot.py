@@ -51,7 +51,7 @@ def points(
 
     Args:
         names: class names, most frequent first.
-        data: one entry per model; drawn in reverse order, so that the first lies on top.
+        data: one entry per model; drawn in reverse order, so that the first is on top.
         label: what a screen reader says.
         spans: frequency groups in the same order, side by side; may be empty.
     """

@@ -60,7 +60,7 @@ def shorten(text: str, num_chars: int) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps values in [low, high] to positions from `start` to `end`, linearly or by logarithm."""
+    """Linear or logarithmic map of values in [low, high] to positions from `start` to `end`."""
 
     low: float
     high: float

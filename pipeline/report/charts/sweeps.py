@@ -1,4 +1,4 @@
-"""Drawings of a sweep: parallel coordinates, a map of two parameters, courses, a Pareto front.
+"""Drawings of a sweep: parallel coordinates, a map of two parameters, curves, a Pareto front.
 
 Values in, SVG out; "" when there is nothing to draw. A trial is drawn by what became of it: `best`,
 `complete` or `pruned`.
