@@ -65,8 +65,7 @@ def in_words(error: BaseException) -> ClusterError | None:
         "E-CLUSTER-011",
         f"Ray lost a part of the work again and again: {type(lost).__name__}: {_first_line(lost)}",
         where="the cluster",
-        todo="look for nodes that died or ran out of memory in the dashboard, then use "
-        "--resume",
+        todo="look for nodes that died or ran out of memory in the dashboard, then use --resume",
     )
 
 
