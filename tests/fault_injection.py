@@ -18,6 +18,7 @@ from pipeline.model import checkpoint
 from pipeline.record.metrics import newest_rows, read_metrics
 from sdclr import TrainState
 from tests.conftest import REPO
+from tests.running import wait_for
 
 # Read by the head when it starts: a dead node is noticed after 3 s instead of 15. A loaded network
 # needs more patience.
@@ -165,11 +166,7 @@ class Driver:
 
     def wait_until(self, condition: Callable[[], Any], timeout_s: float = 300) -> None:
         """Wait for something that happens while it runs."""
-        end_s = time.monotonic() + timeout_s
-        while not condition():
-            assert self.process.poll() is None, f"the run ended:\n{self.output[-3000:]}"
-            assert time.monotonic() < end_s, f"it did not happen:\n{self.output[-3000:]}"
-            time.sleep(0.05)
+        wait_for(condition, self.process, deadline_s=timeout_s, log=self._log)
 
 
 def only_run(root: str) -> str:

@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+
+from tests.running import end, wait_for
 
 RAY = Path(sys.executable).parent / "ray"
 _START_S, _STOP_S = 90, 30
@@ -95,11 +97,11 @@ class LoopbackRay:
         self._start(
             f"--address={self.address}", f"--num-cpus={num_cpus}", f"--resources={resources}"
         )
-        log, end_s = self.folder / f"start-{len(self._nodes) - 1}.log", time.monotonic() + _START_S
-        while "Ray runtime started" not in log.read_text(errors="replace"):
-            if self._nodes[-1].poll() is not None or time.monotonic() > end_s:
-                raise RuntimeError(log.read_text(errors="replace")[-3000:])
-            time.sleep(0.2)
+        log = self.folder / f"start-{len(self._nodes) - 1}.log"
+        wait_for(
+            lambda: "Ray runtime started" in log.read_text(errors="replace"), self._nodes[-1],
+            deadline_s=_START_S, log=log, every_s=0.2,
+        )  # fmt: skip
 
     def _start(self, *options: str) -> None:
         ports = dict(zip(_PORT_OPTIONS, free_ports(len(_PORT_OPTIONS)), strict=True))
@@ -117,18 +119,17 @@ class LoopbackRay:
         self._nodes.append(process)
 
     def _wait_for_dashboard(self) -> None:
-        end_s = time.monotonic() + _START_S
-        while time.monotonic() < end_s:
-            if self._nodes[0].poll() is not None:
-                break
-            headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-            request = urllib.request.Request(f"{self.dashboard_url}/api/version", headers=headers)
-            try:
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        request = urllib.request.Request(f"{self.dashboard_url}/api/version", headers=headers)
+
+        def answers() -> bool:
+            with suppress(urllib.error.URLError, OSError):
                 with urllib.request.urlopen(request, timeout=5):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        raise RuntimeError((self.folder / "start-0.log").read_text()[-3000:])
+                    return True
+            return False
+
+        log = self.folder / "start-0.log"
+        wait_for(answers, self._nodes[0], deadline_s=_START_S, log=log, every_s=0.5)
 
     def __exit__(
         self,
@@ -138,10 +139,5 @@ class LoopbackRay:
     ) -> None:
         # The head last: a node that loses it logs for a while. `ray stop` would end every Ray here.
         for process in reversed(self._nodes):
-            process.terminate()
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process, grace_s=_STOP_S)
         shutil.rmtree(self.folder, ignore_errors=True)

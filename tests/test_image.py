@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import resource
 import struct
 import tracemalloc
 import zlib
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from pipeline.dataset.image import (
     fit_canvas,
     png_bytes,
 )
+from tests.running import memory_rise_bytes
 
 LIMITS = ImageLimits()
 
@@ -112,13 +113,32 @@ def test_the_bomb_is_68_bytes_and_costs_nothing() -> None:
     tracemalloc.stop()
 
 
-def test_a_webp_bomb_is_stopped_by_its_header() -> None:
+# The first image loads Pillow's WebP.
+SET_UP = """
+from contextlib import suppress
+from io import BytesIO
+from PIL import Image
+from pipeline.dataset.image import ImageLimits, RejectedImage, decode_rgb
+
+small = BytesIO()
+Image.new("RGB", (8, 8)).save(small, "WEBP")
+decode_rgb(small.getvalue(), ImageLimits())
+"""
+DECODE = """
+with suppress(RejectedImage):
+    decode_rgb(Path(sys.argv[1] + ".webp").read_bytes(), ImageLimits())
+"""
+
+
+def test_a_webp_bomb_is_stopped_by_its_header(tmp_path: Path) -> None:
     data = bytearray(encoded(Image.fromarray(photo()), "WEBP", lossless=True))
     start = data.index(b"VP8L") + 9  # after the chunk's size and the signature byte
     data[start : start + 4] = b"\xff\xff\xff\x0f"  # width and height, 14 bits each
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert rejected(bytes(data)) == "too_many_pixels"
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_kib < 50_000
+    (tmp_path / "bomb.webp").write_bytes(data)
+    (tmp_path / "whole.webp").write_bytes(encoded(Image.new("RGB", (4000, 4000)), "WEBP"))
+    rises = [memory_rise_bytes(SET_UP, DECODE, str(tmp_path / name)) for name in ("bomb", "whole")]
+    assert rises[0] < 10_000_000 < 40_000_000 < rises[1]  # control: pixels that are decoded
 
 
 def test_limits_are_those_given_and_not_pillows() -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import pytest
 from tests.conftest import REPO
 from tests.loopback_ray import LoopbackRay
 from tests.loopback_s3 import ACCESS_KEY, SECRET_KEY, LoopbackS3
+from tests.running import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -93,14 +94,6 @@ def ask(cluster: LoopbackRay, path: str) -> Any:
 def newest_job(cluster: LoopbackRay) -> Any:
     jobs = [j for j in ask(cluster, "/api/jobs/") if j["type"] == "SUBMISSION"]
     return max(jobs, key=lambda job: job["start_time"])
-
-
-def wait_for(condition: Callable[[], Any], deadline_s: float = 200) -> Any:
-    end_s = time.monotonic() + deadline_s
-    while not (found := condition()):
-        assert time.monotonic() < end_s, "not within the deadline"
-        time.sleep(0.5)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +230,7 @@ def run_until_stopped(
         assert status in ("PENDING", "RUNNING"), log
         return num_lines >= 3
 
-    wait_for(has_come_far)
+    wait_for(has_come_far, every_s=0.5)
     stop = ["ray", "job", "stop", "--address", cluster.dashboard_url, name]
     subprocess.run(stop, env=cluster.environment(), check=True, capture_output=True, timeout=100)
     assert ask(cluster, f"/api/jobs/{name}")["status"] == "STOPPED"

@@ -8,10 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ from pipeline.model import checkpoint
 from pipeline.record.metrics import read_metrics
 from sdclr.backbone import build_backbone
 from tests.conftest import REPO
+from tests.running import started, tail, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -240,27 +239,16 @@ def test_a_run_is_exported_and_its_weights_are_scored_like_the_run(unbroken: Unb
     assert "sdclr - checkpoint" in result.stdout and "+0.0" in result.stdout
 
 
-def wait_for(condition: Any, process: subprocess.Popen[bytes], deadline_s: float = 120) -> None:
-    end_s = time.monotonic() + deadline_s
-    while not condition():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < end_s, "nothing to kill within the deadline"
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def killed(
     unbroken: Unbroken, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, Path]]:
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, str(REPO / "pipeline" / "run.py"), *TINY]
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
     commits = "runs/*/models/sdclr/checkpoints/*/commit.json"
-    wait_for(lambda: list(folder.glob(commits)), process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with started(command, folder=folder, environment=environment(), log="log.txt") as process:
+        wait_for(lambda: list(folder.glob(commits)), process, log=folder / "log.txt")
+        process.send_signal(signal.SIGKILL)
     yield folder, only_run(folder)
 
 
@@ -297,12 +285,10 @@ def test_resume_with_another_configuration_is_refused_by_key(killed: tuple[Path,
 @pytest.mark.promise("R19")
 def test_sigterm_ends_with_143_and_the_record_says_so(ray_cluster: None, tmp_path: Path) -> None:
     command = [sys.executable, str(REPO / "pipeline" / "run.py"), *TINY]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    wait_for(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")), process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 143
+    log = tmp_path / "log.txt"
+    with started(command, folder=tmp_path, environment=environment(), log=log.name) as process:
+        wait_for(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")), process, log=log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143, tail(log)
     record = json.loads((only_run(tmp_path) / "run.json").read_text())
     assert (record["status"], record["error"]["exit_code"]) == ("failed", 143)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from tests.conftest import REPO
 from tests.loopback_ray import LoopbackRay
+from tests.running import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -52,9 +52,7 @@ def environment_of(ray_cluster: LoopbackRay) -> dict[str, str]:
 
 
 def wait_for_nodes(environment: dict[str, str], num_nodes: int) -> None:
-    end_s = time.monotonic() + 90
-    while len(work(environment)["nodes"]) < num_nodes:
-        assert time.monotonic() < end_s, "the nodes did not come up"
+    wait_for(lambda: len(work(environment)["nodes"]) >= num_nodes, deadline_s=90)
 
 
 def run(environment: dict[str, str], folder: Path, *words: str) -> Any:
@@ -65,12 +63,22 @@ def run(environment: dict[str, str], folder: Path, *words: str) -> Any:
 
 
 def work(environment: dict[str, str]) -> Any:
-    time.sleep(2)  # events of tasks arrive once a second
     result = subprocess.run(
         [sys.executable, "-c", LIST_WORK], env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
+
+
+def work_with(environment: dict[str, str], *names: str) -> Any:
+    """Return the work once all these names are in it: events of tasks arrive once a second."""
+
+    def complete() -> Any:
+        found = work(environment)
+        seen = [name for name, _ in [*found["tasks"], *found["actors"]]]
+        return found if all(any(n in name for name in seen) for n in names) else None
+
+    return wait_for(complete, deadline_s=60)
 
 
 def test_data_tasks_and_training_workers_run_on_their_own_nodes(
@@ -80,7 +88,7 @@ def test_data_tasks_and_training_workers_run_on_their_own_nodes(
     names = ("placement.train_resource=train", "placement.data_resource=data")
     result = run(cluster, tmp_path, *words, *names)
     assert result.returncode == 0, result.stderr
-    found = work(cluster)
+    found = work_with(cluster, "ingest_task", "ShardDecoder", "RayTrainWorker", "Extractor")
     kind = {
         node: next((name for name in ("train", "data") if name in resources), "head")
         for node, resources in found["nodes"].items()
@@ -102,7 +110,7 @@ def test_trials_of_a_sweep_run_on_the_nodes_for_training(
     words += ("tune.retrain_seeds=0", "train.methods=[sdclr]", "placement.train_resource=train")
     result = run(cluster, tmp_path, "tune", *words)
     assert result.returncode == 0, result.stderr
-    found = work(cluster)
+    found = work_with(cluster, "ImplicitFunc")
     nodes = {node for name, node in found["actors"] if name == "ImplicitFunc"}
     assert nodes and all("train" in found["nodes"][node] for node in nodes), found
 

@@ -11,14 +11,13 @@ import pytest
 from pipeline import storage
 from pipeline.train import stopping
 from tests.loopback_s3 import LoopbackS3
+from tests.running import wait_for
 
 
 def serve(run_uri: str, step: int) -> threading.Thread:
     def work() -> None:
         with stopping.StopWatch(run_uri) as stop:
-            end_s = time.monotonic() + 20
-            while not stop.is_asked and time.monotonic() < end_s:
-                time.sleep(0.01)
+            wait_for(lambda: stop.is_asked, deadline_s=20)
             stop.answer(method="sdclr", step=step)
             assert not stop.is_asked
 
@@ -42,13 +41,17 @@ def test_without_a_worker_the_wait_ends_with_the_grace(tmp_path: Path) -> None:
     assert time.monotonic() - began_s < 10
 
 
-def test_an_old_request_is_forgotten(tmp_path: Path) -> None:
+def test_an_old_request_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopping.ask(str(tmp_path), grace_s=0)
     stopping.clear(str(tmp_path))
     assert storage.list_names(str(tmp_path)) == []
+    looks: list[bool] = []
+    exists = storage.exists
+    monkeypatch.setattr(stopping, "_POLL_S", 0.001)
+    monkeypatch.setattr(storage, "exists", lambda uri: looks.append(exists(uri)) or looks[-1])
     with stopping.StopWatch(str(tmp_path)) as stop:
-        time.sleep(0.6)
-        assert not stop.is_asked
+        wait_for(lambda: len(looks) >= 3, deadline_s=20)
+        assert not stop.is_asked and not any(looks)
 
 
 def test_over_s3(s3: LoopbackS3) -> None:

@@ -19,6 +19,7 @@ from pipeline import storage
 from pipeline.errors import DataError, StorageError
 from pipeline.storage.s3 import ObjectStore
 from tests.loopback_s3 import ACCESS_KEY, SECRET_KEY, LoopbackS3
+from tests.running import wait_for
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -167,10 +168,8 @@ def test_kill_9_at_any_moment_leaves_a_whole_object(tmp_path: Path) -> None:
             [sys.executable, "-c", code, str(target)], cwd=REPO, stdout=subprocess.PIPE
         )
         assert process.stdout is not None and process.stdout.readline() == b"on\n"
-        deadline_s = time.monotonic() + 30
-        while not target.exists() and time.monotonic() < deadline_s:
-            time.sleep(0.005)
-        time.sleep(delay_s)
+        wait_for(target.exists, process, deadline_s=30, every_s=0.005)
+        time.sleep(delay_s)  # a moment of the next write; every one must do
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from pipeline.tune.runner import run_trials
 from pipeline.tune.trial import SweepJob
 from pipeline.tune.trials import Trials
 from tests.conftest import REPO
+from tests.running import started, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -55,19 +55,8 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def begun(folder: Path, *words: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command(*words), cwd=folder, env=environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes]) -> None:
-    end_s = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, "the sweep ended before it could be disturbed"
-        assert time.monotonic() < end_s, "nothing to disturb within the deadline"
-        time.sleep(0.05)
+def begun(folder: Path, *words: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return started(command(*words), folder=folder, environment=environment(), log="log.txt")
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -118,10 +107,9 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(
     ray_cluster: None, tmp_path: Path
 ) -> None:
     words = ("train.methods=[sdclr]", "tune.retrain_seeds=0", "tune.concurrent=2")
-    process = begun(tmp_path, *words)
-    wait_for(lambda: finished(tmp_path), process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with begun(tmp_path, *words) as process:
+        wait_for(lambda: finished(tmp_path), process, log=tmp_path / "log.txt")
+        process.send_signal(signal.SIGKILL)
     before = finished(tmp_path)
     files = {name: list((the_sweep(tmp_path) / "trials" / name).rglob("*")) for name in before}
     result = run(tmp_path, *words)
@@ -155,21 +143,21 @@ def test_a_killed_trial_goes_on_and_ends_like_the_others(ray_cluster: None, tmp_
     (tmp_path / "cut").mkdir()
     whole = run(tmp_path / "whole", *words)
     assert whole.returncode == 0, whole.stderr
-    process = begun(tmp_path / "cut", *words)
     pattern = "runs/*/trials/*/measures.jsonl"
 
     def rows() -> int:
         return sum(f.read_text().count("\n") for f in (tmp_path / "cut").glob(pattern))
 
-    wait_for(lambda: rows() >= 8, process)
-    killed = [
-        pid
-        for pid, name in workers()
-        if name.startswith("ray::") and any(n in name for n in ("ImplicitFunc", "run_trial"))
-    ]
-    assert killed
-    os.kill(killed[0], signal.SIGKILL)
-    assert process.wait(timeout=300) == 0
+    with begun(tmp_path / "cut", *words) as process:
+        wait_for(lambda: rows() >= 8, process, log=tmp_path / "cut" / "log.txt")
+        killed = [
+            pid
+            for pid, name in workers()
+            if name.startswith("ray::") and any(n in name for n in ("ImplicitFunc", "run_trial"))
+        ]
+        assert killed
+        os.kill(killed[0], signal.SIGKILL)
+        assert process.wait(timeout=300) == 0
     first, second = records(tmp_path / "whole"), records(tmp_path / "cut")
     assert first.keys() == second.keys() and len(first) >= 2 * 2 + 2  # two methods, fresh seeds
     for name, record in first.items():
@@ -243,8 +231,6 @@ def test_a_sweep_that_finds_no_room_says_so_instead_of_waiting(
         run_trials(**settings)
     assert refreshed and not trials.all("confirm")
     ray.kill(other)
-    end_s = time.monotonic() + 120  # the trial that was given up begins now, and finds no data
-    while not (found := trials.all("confirm")) or found[0].status == "running":
-        assert time.monotonic() < end_s
-        time.sleep(0.2)
+    # The trial that was given up starts now, and finds no data.
+    found = wait_for(lambda: [t for t in trials.all("confirm") if t.status != "running"])
     assert found[0].status == "failed" and found[0].error is not None

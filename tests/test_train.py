@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, TrainingError
 from pipeline.record import metrics
 from pipeline.train import driver, stopping
 from pipeline.train.worker import MethodRun, is_due
+from tests.refusals import raises
 
 
 def console() -> tuple[Console, io.StringIO]:
@@ -153,31 +154,42 @@ def test_the_barriers_of_ray_train_have_the_deadline_of_the_other_collectives() 
         assert get_env_vars_to_propagate()["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] == "7"
 
 
+STALL_100_S = load_config(None, ["train.stall_timeout_s=100"])
+
+
+class Watched:
+    """A thread of training on a clock of its own, which a wait for its end moves."""
+
+    def __init__(
+        self, run: Path, monkeypatch: pytest.MonkeyPatch, *, step_every_s: float, ends_s: float
+    ) -> None:
+        self.now_s = self._step_s = 0.0
+        self._run, self._every_s, self._step = run, step_every_s, 0
+        alive: Any = SimpleNamespace(is_alive=lambda: self.now_s < ends_s, join=self._join)
+        self.thread: threading.Thread = alive
+        monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: self.now_s))
+
+    def _join(self, timeout_s: float) -> None:
+        self.now_s += timeout_s
+        if self.now_s - self._step_s >= self._every_s:
+            self._step, self._step_s = self._step + 1, self.now_s
+            write_step(self._run, self._step)
+
+
 @pytest.mark.promise("R15")
-def test_a_run_that_makes_no_step_is_ended(tmp_path: Path) -> None:
+def test_a_run_that_makes_no_step_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_step(tmp_path, 1)
-    config, never = load_config(None, ["train.stall_timeout_s=0.4"]), threading.Event()
-    thread = threading.Thread(target=never.wait, daemon=True)
-    thread.start()
-    began_s = time.monotonic()
-    with pytest.raises(TrainingError, match="no new step for 0.4 s"):
-        driver._watch(thread, config, str(tmp_path), console()[0])
-    assert time.monotonic() - began_s < 20
-    never.set()
+    work = Watched(tmp_path, monkeypatch, step_every_s=1e9, ends_s=1e9)
+    with raises("E-TRAIN-004", "100 s"):
+        driver._watch(work.thread, STALL_100_S, str(tmp_path), console()[0])
+    assert 100 < work.now_s < 102
 
 
 @pytest.mark.promise("R15", control=True)
-def test_a_run_that_goes_on_is_not_ended(tmp_path: Path) -> None:
-    def work() -> None:
-        for step in range(1, 8):
-            write_step(tmp_path, step)
-            time.sleep(0.5)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    config = load_config(None, ["train.stall_timeout_s=3.0"])
-    driver._watch(thread, config, str(tmp_path), console()[0])
-    assert not thread.is_alive()
+def test_a_run_that_goes_on_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Watched(tmp_path, monkeypatch, step_every_s=99, ends_s=500)
+    driver._watch(work.thread, STALL_100_S, str(tmp_path), console()[0])
+    assert work.now_s >= 500
 
 
 @pytest.mark.promise("R19")
@@ -195,7 +207,7 @@ def test_the_workers_are_asked_to_save_and_the_interruption_goes_on(
                     stop.answer(method="sdclr", step=step)
                     done.wait(20)
                     return
-                time.sleep(0.05)
+                done.wait(0.05)
 
     thread, (shown, stream) = threading.Thread(target=work, daemon=True), console()
     thread.start()

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from tests.conftest import REPO
 from tests.loopback_ray import LoopbackRay
+from tests.running import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -63,7 +63,5 @@ def test_two_runs_and_a_cluster_of_another_do_not_end_each_other(
 
 def wait_for_current(place: Path, port: str) -> None:
     """Until every Ray of this RAY_TMPDIR would take the cluster of that port for its own."""
-    file, end_s = place / "ray" / "ray_current_cluster", time.monotonic() + 60
-    while not (file.exists() and file.read_text().strip().endswith(f":{port}")):
-        assert time.monotonic() < end_s, "the cluster did not name itself"
-        time.sleep(0.2)
+    file = place / "ray" / "ray_current_cluster"
+    wait_for(lambda: file.exists() and file.read_text().strip().endswith(f":{port}"), deadline_s=60)

@@ -129,7 +129,7 @@ def ingest_task(row: dict[str, Any], *, job: Job, shared: Any) -> dict[str, Any]
     if isinstance(shared, ray.ObjectRef):
         shared = ray.get(shared)
     before = storage.num_retries()
-    failure, result = None, Result()
+    failure, result = "", Result()  # no null: the column is text in every block
     try:
         result = job(json.loads(row["item"]), shared)
     except PipelineError as error:
@@ -148,7 +148,7 @@ def ingest_task(row: dict[str, Any], *, job: Job, shared: Any) -> dict[str, Any]
 
 
 def _unpacked(row: dict[str, Any]) -> Result:
-    if row["error"] is not None:
+    if row["error"]:
         raise ErrorReport.from_json(row["error"]).error()
     table = pa.ipc.open_stream(row["table"]).read_all() if row["table"] else None
     return Result(json.loads(row["values"]), table, row["num_retries"])
