@@ -21,7 +21,8 @@ ALLOWED_IN_SDCLR = {"torch", "torchvision", "numpy", "PIL", "sdclr", *sys.stdlib
 FLOORS = (
     {"errors", "redact"},
     {"storage", "config", "console"},
-    {"dataset", "cluster", "record"},
+    {"dataset", "cluster"},
+    {"record"},
     {"ingest", "feed", "model"},
     {"train", "evaluate", "export"},
     {"tune", "mine", "report"},

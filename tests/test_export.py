@@ -15,13 +15,14 @@ import torch
 from safetensors import safe_open
 
 from pipeline.config import Config
-from pipeline.config.file import load_config
+from pipeline.config.file import config_hash, load_config
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.export import stage as stage
 from pipeline.export.card import loading_code, model_card
 from pipeline.export.stage import export_network
 from pipeline.model import checkpoint
 from pipeline.model.build import new_network
+from pipeline.record.context import RunContext
 from sdclr import Network, TrainState
 from sdclr.export import FeatureModel, check_images, exported_program, largest_difference
 from tests.conftest import REPO
@@ -216,28 +217,26 @@ def test_the_stage_exports_the_newest_checkpoint_of_each_method_with_its_scores(
     folder = checkpoint.checkpoints_uri(str(tmp_path), "simclr")
     for step in (2, 4):
         state = TrainState(tensors, {"step": step, "num_steps": 4})
-        checkpoint.save(folder, state, config_hash="mine")
+        checkpoint.save(folder, state, config_hash=config_hash(config))
     models = [
         {"name": "simclr", "step": step, "scores": [SCORE | {"all": step}]} for step in (2, 4)
     ]
     evaluation = {"scored_on": "test", "models": models}
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
-    arguments = {
-        "config_json": "",
-        "run_uri": str(tmp_path),
-        "data_uri": "",
-        "manifest": manifest(16, 16),
-    }
-    written = stage.export(config, config_hash="mine", **arguments)  # type: ignore[arg-type]
+    written = stage.export(RunContext(config, str(tmp_path), "", manifest(16, 16)))
     target = tmp_path / "export" / "simclr"
     assert written == {str(target): ["backbone.safetensors", "README.md"]}
     with safe_open(target / "backbone.safetensors", "pt") as opened:
         facts = json.loads(opened.metadata()["sdclr"])
     assert (facts["step"], facts["epochs"], facts["crop_px"]) == (4, config.train.epochs, 16)
     assert [score["all"] for score in facts["scores"]] == [4]
-    assert facts["config_hash"] == "mine" and "data_hash" in facts and facts["input_mean"]
-    with pytest.raises(CheckpointError, match="method simclr has no checkpoint to export"):
-        stage.export(config, config_hash="other", **arguments)  # type: ignore[arg-type]
+    assert (
+        facts["config_hash"] == config_hash(config) and "data_hash" in facts and facts["input_mean"]
+    )
+    other = load_config(None, ["train.methods=[simclr]", "run.seed=7"])
+    with pytest.raises(CheckpointError) as caught:
+        stage.export(RunContext(other, str(tmp_path), "", manifest(16, 16)))
+    assert caught.value.id == "E-CHECKPOINT-002"
 
 
 def test_equal_networks_give_equal_weight_files(tmp_path: Path) -> None:

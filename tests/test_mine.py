@@ -17,6 +17,7 @@ from pipeline.mine.extractor import RarityExtractor, reference_sample
 from pipeline.mine.findings import findings
 from pipeline.mine.stage import mine
 from pipeline.model import build, checkpoint
+from pipeline.record.context import RunContext
 from sdclr import LossMemory, Trainer, capture
 from sdclr.longtail import Groups
 
@@ -165,16 +166,8 @@ def test_a_ratio_that_starves_a_layer_is_refused_by_name(tmp_path: Path) -> None
 def mined(tmp_path: Path, config: object = CONFIG, losses_2N: torch.Tensor | None = None) -> dict:  # type: ignore[type-arg]
     manifest = data_set(tmp_path)
     trained_run(tmp_path / "run", manifest, losses_2N)
-    return mine(
-        config,  # type: ignore[arg-type]
-        config_json=config.model_dump_json(),  # type: ignore[attr-defined]
-        config_hash=config_hash(CONFIG),
-        run_uri=str(tmp_path / "run"),
-        data_uri=str(tmp_path),
-        manifest=manifest,
-        cluster=CLUSTER,
-        progress=lambda *_: None,
-    )
+    run = RunContext(config, str(tmp_path / "run"), str(tmp_path), manifest)  # type: ignore[arg-type]
+    return mine(run, cluster=CLUSTER, progress=lambda *_: None)
 
 
 @pytest.mark.ray
@@ -229,15 +222,7 @@ def test_what_cannot_be_mined_is_told_before_anything_starts(tmp_path: Path) -> 
         mined(tmp_path, load_config(None, [*WORDS, "mine.set=test"]))
     (tmp_path / "run" / "models").rename(tmp_path / "elsewhere")
     manifest = data_set(tmp_path / "again")
+    run = RunContext(CONFIG, str(tmp_path / "run"), str(tmp_path / "again"), manifest)
     with pytest.raises(CheckpointError, match="method sdclr has no checkpoint"):
-        mine(
-            CONFIG,
-            config_json=CONFIG.model_dump_json(),
-            config_hash=config_hash(CONFIG),
-            run_uri=str(tmp_path / "run"),
-            data_uri=str(tmp_path / "again"),
-            manifest=manifest,
-            cluster=CLUSTER,
-            progress=lambda *_: None,
-        )
+        mine(run, cluster=CLUSTER, progress=lambda *_: None)
     assert torch.get_num_threads() >= 1

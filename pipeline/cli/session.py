@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline import storage
 from pipeline.cli.command_line import Command
@@ -18,6 +17,7 @@ from pipeline.config.file import config_hash, dump_config
 from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import DataError, PipelineError, root_cause
+from pipeline.record.context import RunContext
 from pipeline.record.folder import RunFolder
 from pipeline.record.run import RunRecord
 
@@ -180,16 +180,11 @@ class Session:
             kept = ["--config", self.command.config_file, *kept]
         return shlex.join([*kept, f"run.seed={self.config.run.seed + 1}"])
 
-    def common(self) -> dict[str, Any]:
-        """Return the arguments that every stage gets."""
-        return {
-            "config": self.config,
-            "config_json": self.config.model_dump_json(),
-            "config_hash": config_hash(self.config),
-            "run_uri": self.folder.uri,
-            "data_uri": self.dataset.uri,
-            "manifest": self.dataset.manifest,
-        }
+    @property
+    def context(self) -> RunContext:
+        """What every stage works on."""
+        data = self.dataset
+        return RunContext(self.config, self.folder.uri, data.uri, data.manifest)
 
     @contextmanager
     def plain_errors(self) -> Iterator[None]:

@@ -97,7 +97,7 @@ class Stages(Session):
         if said := build.advice(self.config):
             self.console.stage("train", said)
         with self.plain_errors(), self.record.stage("train"):
-            gpu = train(cluster=self.cluster, console=self.console, **self.common())
+            gpu = train(self.context, cluster=self.cluster, console=self.console)
         if gpu is not None:
             self.record.set_gpus([gpu] * self.config.train.workers)
 
@@ -108,7 +108,7 @@ class Stages(Session):
 
         self.console.stage("evaluate", ", ".join(self.config.evaluate.protocols))
         with self.plain_errors(), self.record.stage("evaluate"):
-            evaluation = evaluate(cluster=self.cluster, console=self.console, **self.common())
+            evaluation = evaluate(self.context, cluster=self.cluster, console=self.console)
         if evaluation is None:
             self.console.stage("evaluate", "the data set has no labels, so there are no scores")
             return
@@ -137,7 +137,7 @@ class Stages(Session):
 
         self.console.stage("export", ", ".join(self.config.export.formats))
         with self.plain_errors(), self.record.stage("export"):
-            written = export(**self.common())
+            written = export(self.context)
         for folder, names in written.items():
             self.console.stage("export", f"{folder}: {', '.join(names)}")
 
@@ -147,16 +147,13 @@ class Stages(Session):
         from pipeline.report.mining import show_mining
 
         with self.plain_errors():
-            common = self.common()
+            run = self.context
             if self.config.mine.data is not None:
-                uri = storage.absolute(self.config.mine.data)
-                common |= {"data_uri": uri, "manifest": read_manifest(uri)}
-            self.console.stage("mine", f"{common['manifest'].name}, {self.config.mine.set} set")
+                run = run.on_data(storage.absolute(self.config.mine.data))
+            self.console.stage("mine", f"{run.manifest.name}, {self.config.mine.set} set")
             with self.record.stage("mine"):
                 mining = again_when_lost(
-                    lambda: mine(
-                        cluster=now(self.cluster), progress=self.console.progress, **common
-                    ),
+                    lambda: mine(run, cluster=now(self.cluster), progress=self.console.progress),
                     say=lambda text: self.console.stage("mine", text),
                 )
         show_mining(self.console, self.folder.uri, mining)

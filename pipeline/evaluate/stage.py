@@ -25,6 +25,7 @@ from pipeline.evaluate.forgotten import forgotten_images
 from pipeline.evaluate.labelled import check_labels, check_sets, fewshot_rows
 from pipeline.evaluate.score import score_entry, write_json
 from pipeline.evaluate.trained import TrainedProbes
+from pipeline.record.context import RunContext
 from sdclr.longtail import Groups, groups_by_tercile, groups_by_threshold
 
 SCHEMA_VERSION = 1
@@ -33,17 +34,7 @@ FILE = "evaluation.json"
 Scores = dict[str, list[dict[str, Any]]]
 
 
-def evaluate(
-    config: Config,
-    *,
-    config_json: str,
-    config_hash: str,
-    run_uri: str,
-    data_uri: str,
-    manifest: Manifest,
-    cluster: Cluster,
-    console: Console,
-) -> dict[str, Any] | None:
+def evaluate(run: RunContext, *, cluster: Cluster, console: Console) -> dict[str, Any] | None:
     """Score the run's models; writes evaluation.json and forgotten.json.
 
     Returns:
@@ -54,7 +45,8 @@ def evaluate(
         ConfigError: the data set has labels, but not the sets that the protocols need.
         DataError: labels are missing, unknown or few, or scored images are also trained on.
     """
-    candidates = find_candidates(config, run_uri, config_hash)
+    config, manifest, run_uri, data_uri = run.config, run.manifest, run.run_uri, run.data_uri
+    candidates = find_candidates(config, run_uri, run.config_hash)
     is_labelled = manifest.class_names is not None
     found_leaks: list[dict[str, Any]] = []
     clock = Clock()
@@ -73,7 +65,7 @@ def evaluate(
         features = again_when_lost(
             lambda: extract(
                 config,
-                config_json,
+                run.config_json,
                 sources=[model.source for model in candidates.models],
                 data_uri=data_uri,
                 manifest=manifest,
@@ -91,7 +83,7 @@ def evaluate(
     if not is_labelled or groups is None or counts is None:
         return None
     scores = _scores(
-        config, config_json, data_uri, manifest, features, groups, candidates, cluster, console,
+        config, run.config_json, data_uri, manifest, features, groups, candidates, cluster, console,
         clock,
     )  # fmt: skip
     evaluation = {

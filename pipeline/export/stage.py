@@ -27,6 +27,7 @@ from pipeline.export.card import model_card
 from pipeline.model import build, checkpoint, timm_names
 from pipeline.model.source import trained_epochs
 from pipeline.record import provenance
+from pipeline.record.context import RunContext
 from sdclr.export import (
     FeatureModel,
     check_images,
@@ -40,15 +41,7 @@ MAX_DIFFERENCE = 1e-5
 _ONNX_INSTALL = "python -m pip install onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0"
 
 
-def export(
-    config: Config,
-    *,
-    config_json: str,
-    config_hash: str,
-    run_uri: str,
-    data_uri: str,
-    manifest: Manifest,
-) -> dict[str, list[str]]:
+def export(run: RunContext) -> dict[str, list[str]]:
     """Export the newest checkpoint of every method of the run.
 
     Returns:
@@ -59,24 +52,24 @@ def export(
         ConfigError: a format needs a package that is not installed.
         PipelineError: a form does not give the network's features.
     """
-    written = {}
+    config, written = run.config, {}
     for method in config.train.methods:
-        folder = checkpoint.checkpoints_uri(run_uri, method)
-        found = checkpoint.latest(folder, config_hash=config_hash)
+        folder = checkpoint.checkpoints_uri(run.run_uri, method)
+        found = checkpoint.latest(folder, config_hash=run.config_hash)
         if found.state is None:
             raise CheckpointError(
                 "E-CHECKPOINT-002",
                 f"method {method} has no checkpoint to export",
                 where=folder,
-                todo=f"train it first: python pipeline/run.py train --resume {run_uri}",
+                todo=f"train it first: python pipeline/run.py train --resume {run.run_uri}",
             )
         network = build.trained_model(config, method, found.state).network
-        facts = _facts(config, manifest, method, config_hash) | {
+        facts = _facts(config, run.manifest, method, run.config_hash) | {
             "step": int(found.state.numbers["step"]),
             "epochs": trained_epochs(config, found.state),
         }
-        facts |= _scores(run_uri, method, facts["step"])
-        target = storage.join(run_uri, "export", method)
+        facts |= _scores(run.run_uri, method, facts["step"])
+        target = storage.join(run.run_uri, "export", method)
         written[target] = export_network(network, facts, target, formats=config.export.formats)
     return written
 

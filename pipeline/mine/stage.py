@@ -33,6 +33,7 @@ from pipeline.mine.map import feature_map
 from pipeline.mine.scoring import Progress, ScoredSet, score_set
 from pipeline.model import build
 from pipeline.model.checkpoint import Found, checkpoints_uri, latest
+from pipeline.record.context import RunContext
 from sdclr import Twin
 from sdclr.longtail import Groups, groups_by_tercile, groups_by_threshold
 from sdclr.loss_memory import means_of
@@ -46,17 +47,7 @@ _ROWS_PER_FILE = 1_000_000
 Table = dict[str, NDArray[Any]]
 
 
-def mine(
-    config: Config,
-    *,
-    config_json: str,
-    config_hash: str,
-    run_uri: str,
-    data_uri: str,
-    manifest: Manifest,
-    cluster: Cluster,
-    progress: Progress,
-) -> dict[str, Any]:
+def mine(run: RunContext, *, cluster: Cluster, progress: Progress) -> dict[str, Any]:
     """Score, rank and write; returns the content of mining.json.
 
     Raises:
@@ -65,6 +56,7 @@ def mine(
             score is the training loss, which the run did not keep for these images.
         DataError: the set has fewer than 2 images.
     """
+    config, manifest, run_uri, data_uri = run.config, run.manifest, run.run_uri, run.data_uri
     if config.mine.set not in manifest.sets:
         raise ConfigError(
             "E-CONFIG-026",
@@ -78,14 +70,14 @@ def mine(
             "E-DATA-082", "a ranking needs 2 images or more", where=data_uri, todo="add images"
         )
     method = "sdclr" if "sdclr" in config.train.methods else config.train.methods[0]
-    found = _newest(run_uri, method, config_hash)
+    found = _newest(run_uri, method, run.config_hash)
     training_loss_N = _training_loss(config, found)
     labelled = manifest.class_names is not None and info.class_counts is not None
     _check_ratios(config, method, found, with_untrained=labelled)
     scored = score_set(
         config,
-        config_json,
-        config_hash=config_hash,
+        run.config_json,
+        config_hash=run.config_hash,
         method=method,
         checkpoint_uri=found.uri,
         data_uri=data_uri,

@@ -190,6 +190,25 @@ def safe_name(name: str) -> str:
     return name
 
 
+def to_json(value: object, *, indent: int | None = None) -> bytes:
+    """Return a value as JSON text with a final line break.
+
+    NaN and infinities, which JSON lacks, become null. Characters that UTF-8 lacks are escaped.
+    """
+    text = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, indent=indent)
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value
+
+
 class LineLog:
     """Log of JSON objects, one a line, at `uri`; use as a context manager.
 
@@ -215,8 +234,7 @@ class LineLog:
 
     def append(self, record: Mapping[str, object]) -> None:
         """Add one line. NaN and infinities, which JSON lacks, are written as null."""
-        text = json.dumps(_finite(record), allow_nan=False, ensure_ascii=False)
-        line = text.encode("utf-8", "backslashreplace") + b"\n"
+        line = to_json(record)
         if self._local is not None:
             self._local.append(line)
             return
@@ -259,13 +277,3 @@ class LineLog:
         tb: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return value

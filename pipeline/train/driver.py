@@ -23,6 +23,7 @@ from pipeline.dataset.manifest import Manifest, verify_shards
 from pipeline.errors import ConfigError, ErrorReport, PipelineError, TrainingError, root_cause
 from pipeline.model import build
 from pipeline.record import metrics
+from pipeline.record.context import RunContext
 from pipeline.record.gauges import Monitor, run_name
 from pipeline.storage import arrow
 from pipeline.train import claim, health_log, stopping
@@ -85,17 +86,7 @@ def uses_gpu(config: Config, cluster: Cluster) -> bool:
     return config.train.device == "cuda"
 
 
-def train(
-    config: Config,
-    *,
-    config_json: str,
-    config_hash: str,
-    run_uri: str,
-    data_uri: str,
-    manifest: Manifest,
-    cluster: Cluster,
-    console: Console,
-) -> str | None:
+def train(run: RunContext, *, cluster: Cluster, console: Console) -> str | None:
     """Pre-train every method of the configuration; results are on storage when it returns.
 
     Returns:
@@ -104,13 +95,14 @@ def train(
     Raises:
         PipelineError: what went wrong, with the workers' own words first.
     """
+    config, manifest, run_uri, data_uri = run.config, run.manifest, run.run_uri, run.data_uri
     check(config, manifest, cluster)
     verify_shards(data_uri, manifest)
     use_gpu = uses_gpu(config, cluster)
     local_threads = max(1, (cluster.num_cpus - 1) // config.train.workers)
     job = Job(
-        config=config_json,
-        config_hash=config_hash,
+        config=run.config_json,
+        config_hash=run.config_hash,
         run_uri=run_uri,
         data_uri=data_uri,
         init_from=build.init_uri(config),
