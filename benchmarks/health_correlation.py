@@ -36,9 +36,10 @@ from sdclr import (
     centre_view,
     cifar_recipe,
 )
+from sdclr.accuracy import per_class_accuracy
 from sdclr.checkup import Checkup
 from sdclr.longtail import fewshot_draws, group_scores, groups_by_tercile
-from sdclr.probe import knn_predict, linear_probe, per_class_accuracy
+from sdclr.probe import knn_predict, linear_probe
 from sdclr.seeds import numpy_generator
 
 PX, BATCH = 16, 128

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from benchmarks.table import Row, main
 from sdclr import EpochPlan, ImageSet, Network, Trainer, build_network, cifar_recipe
-from sdclr.probe import linear_probe, per_class_accuracy
+from sdclr.accuracy import per_class_accuracy
+from sdclr.probe import linear_probe
 from sdclr.trained_probe import PAPER_LINEAR, ProbeView, best_epoch, train_probe
 
 NUM_CLASSES, SEEDS, CHUNK = 10, (0, 1, 2), 256

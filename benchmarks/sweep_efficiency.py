@@ -48,9 +48,10 @@ from sdclr import (
     Trainer,
     centre_view,
 )
+from sdclr.accuracy import per_class_accuracy
 from sdclr.augment import AugmentRecipe
 from sdclr.longtail import fewshot_draws
-from sdclr.probe import linear_probe, per_class_accuracy
+from sdclr.probe import linear_probe
 from sdclr.seeds import numpy_generator
 
 SIDE, PX, BATCH = 5, 16, 64

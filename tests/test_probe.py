@@ -11,17 +11,11 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from sdclr import probe
-from sdclr.probe import (
-    FALLBACK_L2,
-    cross_validated_l2,
-    fit_logistic,
-    group_confusion,
-    knn_predict,
-    linear_probe,
-    per_class_accuracy,
-    standardise,
-)
+from sdclr import crossval, probe
+from sdclr.accuracy import group_confusion, per_class_accuracy
+from sdclr.crossval import FALLBACK_L2, CrossValidation
+from sdclr.logistic import fit_logistic, suitable_threads
+from sdclr.probe import knn_predict, linear_probe, standardise
 
 
 def blobs(
@@ -32,6 +26,12 @@ def blobs(
     labels = torch.arange(num_rows) % num_classes
     rows = centres[labels] + noise * torch.randn(num_rows, num_features, generator=generator)
     return rows, labels
+
+
+def cross_validated_l2(rows: Tensor, labels: Tensor, **settings) -> float:
+    validation = CrossValidation.of(labels, **settings)
+    folds = range(validation.num_folds)
+    return validation.choose(labels, [validation.predict(rows, labels, k) for k in folds])
 
 
 # --- standardise
@@ -64,7 +64,7 @@ def test_chosen_penalty_equals_scikit_learns_on_the_same_folds() -> None:
     rows = torch.cat([faint * 0.1, blobs(180, 1, 40, seed=1, noise=0.5)[0]], dim=1)
     grid = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
     chosen = cross_validated_l2(rows, labels, num_classes=3, l2_grid=grid, num_folds=4, seed=1)
-    kept, fold = probe._stratified_folds(labels, 4, 10_000, 1)
+    kept, fold = crossval._stratified_folds(labels, 4, 10_000, 1)
     assert torch.equal(kept, torch.arange(180))
     assert all(np.bincount(labels[fold == k]).tolist() == [15, 15, 15] for k in range(4))
     splits = [((fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]) for k in range(4)]
@@ -103,7 +103,7 @@ def test_score_is_balanced_over_classes(monkeypatch) -> None:
         seen.append(original(predictions, truth, num_classes))
         return seen[-1]
 
-    monkeypatch.setattr(probe, "per_class_accuracy", spy)
+    monkeypatch.setattr(crossval, "per_class_accuracy", spy)
     chosen = cross_validated_l2(
         rows, labels, num_classes=2, l2_grid=[1e-3, 1e4], num_folds=3, seed=0
     )
@@ -119,18 +119,18 @@ def test_penalty_keeps_its_weight_against_the_summed_loss(monkeypatch) -> None:
         calls.append((len(x), l2))
         return fit_logistic(x, y, num_classes=num_classes, l2=l2, **kwargs)
 
-    monkeypatch.setattr(probe, "fit_logistic", spy)
+    monkeypatch.setattr(crossval, "fit_logistic", spy)
     cross_validated_l2(rows, labels, num_classes=2, l2_grid=[0.1, 0.2], num_folds=5, seed=0)
     assert {(n, round(l2 * n, 9)) for n, l2 in calls} == {(80, 10.0), (80, 20.0)}
 
 
 def test_thinning_is_stratified_and_seeded() -> None:
     labels = torch.tensor([0] * 900 + [1] * 90 + [2] * 9 + [3])
-    kept, fold = probe._stratified_folds(labels, 5, 100, seed=0)
+    kept, fold = crossval._stratified_folds(labels, 5, 100, seed=0)
     assert np.bincount(labels[kept]).tolist() == [90, 9, 2, 1]
     assert fold[labels[kept] == 3].tolist() == [-1]
-    again, _ = probe._stratified_folds(labels, 5, 100, seed=0)
-    other, _ = probe._stratified_folds(labels, 5, 100, seed=1)
+    again, _ = crossval._stratified_folds(labels, 5, 100, seed=0)
+    other, _ = crossval._stratified_folds(labels, 5, 100, seed=1)
     assert torch.equal(kept, again) and not torch.equal(kept, other)
 
 
@@ -142,7 +142,7 @@ def test_choice_is_a_function_of_the_seed_and_leaves_the_global_generator_alone(
     )
     assert torch.equal(before, torch.get_rng_state())
     assert first.l2 == second.l2 and torch.equal(first.predictions_M, second.predictions_M)
-    folds = [probe._stratified_folds(labels, 3, 10_000, seed)[1] for seed in (4, 5)]
+    folds = [crossval._stratified_folds(labels, 3, 10_000, seed)[1] for seed in (4, 5)]
     assert not torch.equal(*folds)
 
 
@@ -153,7 +153,7 @@ def test_few_shots() -> None:
     for grid in ([1e-3, 1e-1], [5.0, 7.0]):
         assert cross_validated_l2(rows[:4], labels[:4], l2_grid=grid, **kwargs) == FALLBACK_L2
     # Three shots and five folds: three folds, of one row a class each.
-    assert probe._stratified_folds(labels, 5, 10_000, 0)[1].unique().tolist() == [0, 1, 2]
+    assert crossval._stratified_folds(labels, 5, 10_000, 0)[1].unique().tolist() == [0, 1, 2]
     assert cross_validated_l2(rows, labels, l2_grid=[1e-3, 1e-1], **kwargs) in (1e-3, 1e-1)
     # Classes with one sample always train; the others are held out.
     assert cross_validated_l2(rows[:11], labels[:11], l2_grid=[1e-3, 1e-1], **kwargs) in (
@@ -171,6 +171,35 @@ def test_grid_of_one_needs_no_fit_and_bad_settings_are_refused() -> None:
         cross_validated_l2(rows, labels, num_classes=4, num_folds=1, seed=0)
 
 
+def test_a_fold_elsewhere_is_the_fold_here() -> None:
+    rows, labels = blobs(90, 3, 20, seed=0)
+    validation = CrossValidation.of(labels, num_classes=3, num_folds=3, seed=4)
+    train, test = probe.on_axes(rows, rows[:7])
+    parts = {fold: validation.predict(train, labels, fold) for fold in (2, 0, 1)}
+    apart = probe.final_probe(train, labels, test, validation, [parts[k] for k in range(3)])
+    whole = linear_probe(rows, labels, rows[:7], num_classes=3, num_folds=3, seed=4)
+    assert apart.l2 == whole.l2 and torch.equal(apart.predictions_M, whole.predictions_M)
+    reversed_path = [parts[k].flip(0) for k in range(3)]  # predictions of other penalties
+    assert validation.choose(labels, reversed_path) != whole.l2
+
+
+# --- threads
+
+
+@pytest.mark.parametrize("num_rows, inside", [(10, 1), (2**25, 3)])
+def test_small_fits_take_one_thread_and_give_the_others_back(num_rows: int, inside: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        features = torch.empty(1).expand(num_rows, 4)  # takes no memory
+        with pytest.raises(KeyError), suitable_threads(features, 2):
+            assert torch.get_num_threads() == inside
+            raise KeyError
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 # --- linear probe
 
 
@@ -178,7 +207,7 @@ def test_linear_probe_learns_what_is_there_and_nothing_else() -> None:
     train, labels = blobs(400, 4, 16, seed=0, noise=1.0)
     test, truth = blobs(200, 4, 16, seed=1, noise=1.0)
     result = linear_probe(train * 1000 + 7, labels, test * 1000 + 7, num_classes=4, seed=0)
-    assert result.converged and result.l2 in probe.L2_GRID
+    assert result.converged and result.l2 in crossval.L2_GRID
     assert (result.predictions_M == truth).double().mean() > 0.95
     shuffled = labels[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
     chance = linear_probe(train, shuffled, test, num_classes=4, seed=0)

@@ -16,8 +16,9 @@ from torch import Tensor
 from pipeline.config import Config
 from pipeline.evaluate.features import SetFeatures
 from pipeline.evaluate.score import score_entry
+from sdclr.accuracy import group_confusion, per_class_accuracy
 from sdclr.longtail import Groups
-from sdclr.probe import group_confusion, knn_predict, linear_probe, per_class_accuracy
+from sdclr.probe import knn_predict, linear_probe
 
 PROTOCOLS = ("cached-linear", "cached-fewshot", "knn-k20")
 _KNN_K = 20

@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.errors import TrainingError
 from pipeline.model.source import ModelSource, load_model
 from sdclr import ImageSet
-from sdclr.probe import per_class_accuracy
+from sdclr.accuracy import per_class_accuracy
 from sdclr.trained_probe import ProbeRecipe, ProbeView, best_epoch, train_probe
 
 
