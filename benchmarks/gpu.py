@@ -230,7 +230,7 @@ class Bench:
         return means
 
     def ways(self, case: Case) -> dict[str, Callable[[], tuple[Trainer, Batch]]]:
-        """Name of each way to run the step -> what makes its trainer."""
+        """Return the maker of a trainer for each way to run the step, by name."""
 
         def contiguous() -> tuple[Trainer, Batch]:
             made = self.trainer(case, precision="bfloat16")

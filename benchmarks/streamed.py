@@ -166,7 +166,7 @@ class Streamed:
 def tasks_alone(stream: StreamedSet, plan: EpochPlan) -> Callable[[], None]:
     """Return a call that does an epoch's tasks, and what is between them, in this process.
 
-    What a task returns is pickled and copied, as into the object store, and read where it lies.
+    What a task returns is pickled and copied, as into the object store, and read without a copy.
     """
 
     def call() -> None:

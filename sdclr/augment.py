@@ -5,7 +5,7 @@
 
 The operations are SimCLR's (Chen et al. 2020, appendix A) with torchvision's definitions, in this
 order: random resized crop with flip, colour jitter, grayscale, blur. An image smaller than the
-canvas lies in its top left corner; its size is the valid area, and no view sees beyond it.
+canvas is in its top left corner; its size is the valid area, and no view sees beyond it.
 
 Shapes: B images, C = 3 channels, H x W pixels of the canvas.
 """

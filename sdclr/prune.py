@@ -55,7 +55,7 @@ class PruneRule:
 
 
 def prunable_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Name -> weight of every Conv2d in order of registration; stem and downsample included."""
+    """Map names to the weights of every Conv2d in registration order, stem and downsample too."""
     return {
         f"{name}.weight": module.weight
         for name, module in network.named_modules()
@@ -163,7 +163,7 @@ def magnitude_masks(
 
 
 def kept_fractions(masks: Mapping[str, Tensor]) -> dict[str, float]:
-    """Name -> fraction of weights kept, in [0, 1]."""
+    """Map names to the fraction of weights kept, in [0, 1]."""
     counts = torch.stack([mask.sum() for mask in masks.values()]).tolist()
     return {
         name: count / mask.numel()

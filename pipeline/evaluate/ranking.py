@@ -89,7 +89,7 @@ def bootstrap(
 def wilson(share: float, num: int) -> Interval:
     """Return the 95 % interval of a share of `num` independent cases (Wilson 1927).
 
-    Ends lie in [0, 1]; nothing counted, or a share that is not known, gives nan.
+    Ends are in [0, 1]; nothing counted, or a share that is not known, gives nan.
     """
     if num < 1 or not np.isfinite(share):
         return Interval(share, float("nan"), float("nan"))

@@ -71,5 +71,5 @@ def data_of(run_uri: str) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         todo = "restore the file from a backup; without it the run cannot be resumed"
         raise DataError(
-            "E-DATA-083", f"The record is broken ({error!r})", where=file, todo=todo
+            "E-DATA-083", f"the record is broken ({error!r})", where=file, todo=todo
         ) from None

@@ -63,7 +63,7 @@ class RunRecord:
         if storage.exists(uri):
             raise ConfigError(
                 "E-CONFIG-032",
-                f"The run {name!r} exists already",
+                f"the run {name!r} exists already",
                 where=uri,
                 todo=f"continue it with --resume {run_uri}, or choose another run.name",
             )
@@ -211,18 +211,18 @@ def read_json(uri: str) -> dict[str, Any]:
     """
     if not storage.exists(uri):
         raise DataError(
-            "E-DATA-085", "The record is missing", where=uri, todo="check the run's name and root"
+            "E-DATA-085", "the record is missing", where=uri, todo="check the run's name and root"
         )
     try:
         content = json.loads(storage.read_bytes(uri))
     except (ValueError, RecursionError) as error:
         raise DataError(
-            "E-DATA-086", f"The record is not JSON ({error})", where=uri, todo="restore it"
+            "E-DATA-086", f"the record is not JSON ({error})", where=uri, todo="restore it"
         ) from None
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise DataError(
             "E-DATA-087",
-            f"The record does not have schema_version {SCHEMA_VERSION}",
+            f"the record does not have schema_version {SCHEMA_VERSION}",
             where=uri,
             todo="read it with the version of this program that wrote it",
         )

@@ -38,7 +38,7 @@ _LABELLED = ("fewshot", "many", "medium", "few")
 
 
 def objectives(config: Config) -> dict[str, str]:
-    """Name of each objective -> `max` or `min`; one or two entries."""
+    """Return `max` or `min` by the name of each objective; one or two entries."""
     first = config.tune.objective
     found = {first: "min" if first == "train_loss" else "max"}
     return found | ({BALANCE: "min"} if config.tune.balance else {})

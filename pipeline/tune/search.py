@@ -199,7 +199,7 @@ class RecordedASHA(AsyncHyperBandScheduler):
     """
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """CONTINUE or STOP; the value enters its rung in any case."""
+        """Return CONTINUE or STOP; the value enters its rung in any case."""
         action: str = super().on_trial_result(tune_controller, trial, result)
         is_over = result["epoch"] >= self._max_t
         return self.CONTINUE if result.get("is_past") and not is_over else action
