@@ -23,9 +23,8 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from pipeline.config import Config
 from pipeline.ingest.sources.cifar_files import read_cifar
-from pipeline.tune.objective import with_rank_floor
+from pipeline.tune.objective import RANKME_FLOOR, with_rank_floor
 from sdclr import (
     EpochPlan,
     ImageSet,
@@ -46,7 +45,6 @@ PX, BATCH = 16, 128
 NUM_PRETRAIN, NUM_PROBE_PER_CLASS, NUM_TEST_PER_CLASS = 2000, 150, 100
 SHOTS, DRAWS = 10, 5
 UNTRAINED = -1  # number of the model that is scored as it was made
-RANKME_FLOOR = Config().tune.rankme_floor
 NUM_BOOTSTRAP, LEVEL = 2000, 95
 SCORES = ("linear", "fewshot", "few_linear")
 

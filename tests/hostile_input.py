@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from PIL import Image
 
 from pipeline.dataset.image import ImageLimits, decode_rgb
 from pipeline.errors import DataError
+from pipeline.ingest import plan
 from tests.sources import image_bytes, index_of, ingested, stored, write_tar
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "hostile-input.md"
@@ -160,7 +162,7 @@ IMAGES = {
     "tiny.png": Case("3 x 3 px", lambda: encoded(Image.new("RGB", (3, 3)), "PNG"),
                      "rejected: too_small"),
     "large.png": Case(
-        "a file above ingest.max_image_bytes (here 1 MB): not read beyond that",
+        "a file above the limit (here 1 MB): not read beyond that",
         lambda: PNG() + bytes(1_000_000),
         "rejected: too_many_bytes",
     ),
@@ -237,8 +239,11 @@ def image_outcomes(folder: Path) -> dict[str, str]:
     for name, case in IMAGES.items():
         (folder / "in").mkdir(exist_ok=True)
         (folder / "in" / name).write_bytes(case.make())
-    limits = {"max_reject_frac": 1.0, "max_image_bytes": 1_000_000}
-    uri, manifest, _ = ingested("folder", folder / "in", folder / "out", ingest=limits)
+    small = ImageLimits(max_bytes=1_000_000)
+    with mock.patch.object(plan, "ImageLimits", lambda: small):
+        uri, manifest, _ = ingested(
+            "folder", folder / "in", folder / "out", ingest={"max_reject_frac": 1.0}
+        )
     outcomes = {
         reject.id: f"rejected: {reject.reason} ({reject.detail})"
         for reject in manifest.rejects.examples

@@ -51,7 +51,6 @@ TRAINING = (
     "train.checkpoint_every_s=2",
     "train.log_every_steps=1",
     "train.max_failures=1000",
-    "train.max_controller_failures=100",
     "train.device=cpu",
     "evaluate.protocols=[knn-k20]",
 )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import Data
+from pipeline.config.data import Data, Sets
 from pipeline.errors import DataError
 from pipeline.ingest.sources.arrays import cifar_index, cifar_sets
 from pipeline.ingest.sources.cifar_files import CIFAR10_NAMES, CifarImages, Kind, read_cifar
@@ -155,14 +155,15 @@ def cifar_data(**keys: Any) -> Data:
 
 
 def test_cifar_sets_by_index_lists(tmp_path: Path, small: CifarImages) -> None:
-    data = cifar_data(
-        pretrain_index=write_list(tmp_path / "pretrain.npy", [3, 1, 2]),
-        val_index=write_list(tmp_path / "val.json", [0, 10]),
-        fewshot_index=(
+    sets = Sets(
+        pretrain=write_list(tmp_path / "pretrain.npy", [3, 1, 2]),
+        val=write_list(tmp_path / "val.json", [0, 10]),
+        fewshot=(
             write_list(tmp_path / "few1.txt", [5, 4]),
             write_list(tmp_path / "few2.txt", [6]),
         ),
     )
+    data = cifar_data(sets=sets)
     index = cifar_sets(small, data)
     assert rows_of(index, "pretrain") == [1, 2, 3]
     assert rows_of(index, "val") == [0, 10]
@@ -178,7 +179,7 @@ def test_cifar_sets_by_index_lists(tmp_path: Path, small: CifarImages) -> None:
 @pytest.mark.promise("R24")
 def test_cifar_sets_by_profile_leave_val_out(tmp_path: Path, small: CifarImages) -> None:
     val = write_list(tmp_path / "val.npy", list(range(10)))
-    index = cifar_sets(small, cifar_data(val_index=val, imbalance_ratio=4.0))
+    index = cifar_sets(small, cifar_data(sets=Sets(val=val), imbalance_ratio=4.0))
     counts = sorted(index.class_counts("pretrain") or [])
     assert counts[-1] == 4 and counts[0] == 1
     assert min(rows_of(index, "pretrain")) >= 10
@@ -188,11 +189,11 @@ def test_cifar_sets_by_profile_leave_val_out(tmp_path: Path, small: CifarImages)
 def test_lists_that_do_not_belong_together_are_refused(tmp_path: Path, small: CifarImages) -> None:
     one, two = (write_list(tmp_path / f"{n}.npy", [n, n + 1]) for n in (1, 2))
     with pytest.raises(DataError, match="1 images of val are also in pretrain"):
-        cifar_sets(small, cifar_data(pretrain_index=one, val_index=two))
+        cifar_sets(small, cifar_data(sets=Sets(pretrain=one, val=two)))
     with pytest.raises(DataError, match="1 images of val are also in probe"):
-        cifar_sets(small, cifar_data(imbalance_ratio=None, probe_index=one, val_index=two))
+        cifar_sets(small, cifar_data(imbalance_ratio=None, sets=Sets(probe=one, val=two)))
     with pytest.raises(DataError, match="1 of 2 few-shot images are not in the probe"):
-        cifar_sets(small, cifar_data(pretrain_index=one, probe_index=one, fewshot_index=(two,)))
+        cifar_sets(small, cifar_data(sets=Sets(pretrain=one, probe=one, fewshot=(two,))))
 
 
 @pytest.fixture
@@ -216,10 +217,12 @@ def test_the_published_split_of_the_real_cifar10(published: tuple[Path, Path]) -
         Data(
             source="cifar10",
             path=str(images),
-            pretrain_index=str(splits / "split1_D_i.npy"),
-            probe_index=str(splits / "trainIdxList.npy"),
-            val_index=str(splits / "valIdxList.npy"),
-            fewshot_index=tuple(str(splits / f"split{n}_S_b.npy") for n in range(1, 6)),
+            sets=Sets(
+                pretrain=str(splits / "split1_D_i.npy"),
+                probe=str(splits / "trainIdxList.npy"),
+                val=str(splits / "valIdxList.npy"),
+                fewshot=tuple(str(splits / f"split{n}_S_b.npy") for n in range(1, 6)),
+            ),
         )
     )
     assert {name: len(rows) for name, rows in index.sets.items()} == {

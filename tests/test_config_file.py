@@ -69,7 +69,7 @@ def random_config(rng: random.Random) -> Config:
     paths = ["x: y", "- a", "#a", "a #b", "'q'", '"d"', "~", "é\u2028", " pad ", "1:30", "*a", "{"]
     tree: dict[str, dict[str, Any]] = {
         "run": {"name": rng.choice(names), "root": rng.choice(paths), "seed": rng.randrange(2**31)},
-        "data": {"fewshot_index": rng.sample(paths, rng.randrange(4)), "source": "folder",
+        "data": {"sets": {"fewshot": rng.sample(paths, rng.randrange(4))}, "source": "folder",
                  "path": rng.choice(paths), "imbalance_ratio": rng.choice([None, 1.5])},
         "train": {"lr": 10 ** rng.uniform(-9, 9), "methods": rng.choice([["sdclr"], ["simclr"]])},
     }  # fmt: skip

@@ -135,7 +135,8 @@ SECRET = "wJalrXUtnFEMI/K7MDENG"
     "text",
     [
         f"run: {{root: 's3://AKID:{SECRET}@bucket/x'}}",
-        f"data: {{fewshot_index: ['https://me:{SECRET}@host/x.npy']}}",
+        f"data: {{sets: {{fewshot: ['https://me:{SECRET}@host/x.npy']}}}}",
+        f"data: {{sets: {{'https://me:{SECRET}@host/x.npy': 1}}}}",
         f"run: {{root: 'https://bucket/x?X-Amz-Signature={SECRET}'}}",
         f"run: {{root: 'x?password={SECRET}'}}",
         f"train: {{lr: 's3://AKID:{SECRET}@bucket'}}",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster.jobs import ThreadTasks
+from pipeline.config.data import Sets
 from pipeline.dataset.manifest import read_manifest, verify_shards
 from pipeline.ingest.plan import chunks_of, work_of
 from pipeline.ingest.sources.open import index_source
@@ -62,7 +63,7 @@ def test_the_image_of_the_test_set_wins(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("z/0.png,0")
     uri, manifest, notes = ingested(
         "list", tmp_path / "main.csv", tmp_path / "out",
-        test_list=str(tmp_path / "test.csv"), ingest={"drop_duplicates": True},
+        sets=Sets(test=str(tmp_path / "test.csv")), ingest={"drop_duplicates": True},
     )  # fmt: skip
     assert set(stored(uri, manifest)) == {"b.png", "z/1.png"}
     assert set(stored(uri, manifest, "test")) == {"z/0.png"}
@@ -75,7 +76,7 @@ def test_control_without_dropping_the_image_is_in_both_sets(tmp_path: Path) -> N
     write_files(tmp_path, {"a.png": SAME, "b.png": SAME, "c.png": image_bytes(1)})
     (tmp_path / "main.csv").write_text("a.png,0\nc.png,0")
     (tmp_path / "test.csv").write_text("b.png,0")
-    lists = {"test_list": str(tmp_path / "test.csv")}
+    lists = {"sets": Sets(test=str(tmp_path / "test.csv"))}
     uri, manifest, notes = ingested("list", tmp_path / "main.csv", tmp_path / "out", **lists)
     assert SAME in stored(uri, manifest).values() and SAME in stored(uri, manifest, "test").values()
     assert "1 groups across sets: kept" in notes[0]

@@ -146,12 +146,12 @@ def test_a_changed_image_stops_the_reading_by_the_name_of_its_sample(tmp_path: P
 
 @pytest.mark.promise("R28")
 def test_an_image_that_cannot_be_decoded_any_more_stops_by_name(tmp_path: Path) -> None:
-    whole = png_bytes(raw_images(1)[0])
+    whole = png_bytes(raw_images(1)[0].repeat(2, 0).repeat(2, 1))  # 12 x 10 px
     manifest = stored(
         tmp_path, [whole, whole[: len(whole) // 2]], ImageInfo("original", None, None)
     )
     with pytest.raises(DataError, match="sample image-1 passed ingest and cannot be decoded now"):
-        decoded(tmp_path, manifest, "feed.canvas_px=32", "ingest.min_side_px=1")
+        decoded(tmp_path, manifest, "feed.canvas_px=32")
 
 
 def test_a_set_to_be_kept_beyond_the_memory_is_refused_with_both_sizes() -> None:

@@ -183,7 +183,7 @@ def test_wrong_bytes_from_s3_stop_by_name(
 def test_a_broken_sample_stops_every_rank_before_the_same_step_by_name(
     folder: Path, tmp_path: Path, kind: str
 ) -> None:
-    whole = png_bytes(raw_images(1)[0])
+    whole = png_bytes(raw_images(1)[0].repeat(2, 0).repeat(2, 1))  # 12 x 10 px
     images = [whole] * NUM_IMAGES
     if kind == "undecodable":
         images[40] = whole[: len(whole) // 2]
@@ -197,7 +197,6 @@ def test_a_broken_sample_stops_every_rank_before_the_same_step_by_name(
         None,
         [
             "feed.canvas_px=32",
-            "ingest.min_side_px=1",
             f"train.epochs={EPOCHS}",
             "feed.cache=none",
             f"train.global_batch={BATCH}",

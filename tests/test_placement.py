@@ -106,7 +106,7 @@ def test_data_tasks_and_training_workers_run_on_their_own_nodes(
 def test_trials_of_a_sweep_run_on_the_nodes_for_training(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
-    words = ("tune.objective=train_loss", "tune.search=[lr]", "tune.trials=2", "train.epochs=2")
+    words = ("tune.objective=train_loss", "tune.search={lr}", "tune.trials=2", "train.epochs=2")
     words += ("tune.retrain_seeds=0", "train.methods=[sdclr]", "placement.train_resource=train")
     result = run(cluster, tmp_path, "tune", *words)
     assert result.returncode == 0, result.stderr

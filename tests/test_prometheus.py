@@ -165,7 +165,7 @@ def do_everything(
     ends["train"] = end_of(training)
     diverging = ("run.name=diverged", "train.epochs=5", "train.lr=1e30")
     ends["diverged"] = end_of(start("train", *diverging))
-    sweep = ("tune.objective=train_loss", "tune.search=[lr]", "tune.trials=2")
+    sweep = ("tune.objective=train_loss", "tune.search={lr}", "tune.trials=2")
     sweep += ("tune.retrain_seeds=0", "train.epochs=2", "run.name=sweep")
     sweep += ("tune.early_stopping=false",)
     ends["sweep"] = end_of(start("tune", *sweep))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.data import Sets
 from pipeline.errors import ConfigError, DataError
 from tests.loopback_s3 import LoopbackS3
 from tests.sources import image_bytes, index_of, ingested, names_of, stored, write_files
@@ -45,7 +46,8 @@ def test_three_lists_make_three_sets_with_one_set_of_classes(tmp_path: Path) -> 
     lists = {"l.csv": "n01/a b.png,cat\nn01/c.png,cat", "v.csv": "n02/d.png,dog"}
     lists["t.csv"] = "n02/é.png,ant"
     write_files(tmp_path, {**FILES, **{name: text.encode() for name, text in lists.items()}})
-    keys = {"val_list": str(tmp_path / "v.csv"), "test_list": str(tmp_path / "t.csv")}
+    val, test = str(tmp_path / "v.csv"), str(tmp_path / "t.csv")
+    keys: dict[str, Any] = {"sets": Sets(val=val, test=test)}
     index = index_of("list", tmp_path / "l.csv", **keys)
     assert index.class_names == ("ant", "cat", "dog")
     assert names_of(index, "val") == ["n02/d.png"] and names_of(index, "test") == ["n02/é.png"]
@@ -55,7 +57,7 @@ def test_three_lists_make_three_sets_with_one_set_of_classes(tmp_path: Path) -> 
     with pytest.raises(DataError, match="need labels"):
         index_of("list", tmp_path / "l.csv", **keys, labelled=False)
     with pytest.raises(DataError, match="listed more than once, first: n02/d.png"):
-        index_of("list", tmp_path / "l.csv", val_list=keys["val_list"], test_list=keys["val_list"])
+        index_of("list", tmp_path / "l.csv", sets=Sets(val=val, test=val))
 
 
 def test_whole_uris_below_the_root_on_s3(s3: LoopbackS3, tmp_path: Path) -> None:
@@ -113,5 +115,5 @@ def test_other_endings_and_missing_labels_are_told(tmp_path: Path) -> None:
             index_of("list", tmp_path / file)
     with pytest.raises(DataError, match="has no labels"):
         index_of("list", tmp_path / "l.txt", labelled=True)
-    with pytest.raises(ConfigError, match="data.val_list|does not apply"):
-        index_of("folder", tmp_path, val_list="x.txt")
+    with pytest.raises(ConfigError, match="E-CONFIG-220"):
+        index_of("folder", tmp_path, sets=Sets(val="x.txt"))

@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from pipeline.cluster.jobs import ThreadTasks
-from pipeline.config import Data
+from pipeline.config.data import Data, Sets
 from pipeline.errors import ConfigError, DataError
-from pipeline.ingest.sources import index
+from pipeline.ingest.sources import open as opening
 from pipeline.ingest.sources.index import ImageIndex
 
 
 def index_source(data: Data) -> ImageIndex:
-    return index.index_source(data, ThreadTasks())
+    return opening.index_source(data, ThreadTasks())
 
 
 def sets(index: ImageIndex) -> dict[str, list[str]]:
@@ -83,8 +83,8 @@ def test_impossible_splits_are_refused_in_words(data: Data) -> None:
 
 
 def test_index_lists_apply_to_cifar_only() -> None:
-    with pytest.raises(ConfigError, match="index lists do not apply"):
-        index_source(Data(pretrain_index="x.npy"))
+    with pytest.raises(ConfigError, match="E-CONFIG-220"):
+        index_source(Data(sets=Sets(pretrain="x.npy")))
 
 
 # --- folders ---

@@ -47,7 +47,7 @@ def write_list(path: Path, values: list[int]) -> str:
 @pytest.mark.parametrize("ending", ["npy", "txt", "json"])
 def test_index_lists_of_every_kind(tmp_path: Path, ending: str) -> None:
     uri = write_list(tmp_path / f"list.{ending}", [7, 0, 3])
-    assert read_index(uri, key="val_index", num_images=8).tolist() == [7, 0, 3]
+    assert read_index(uri, key="sets.val", num_images=8).tolist() == [7, 0, 3]
     for values, message in (
         ([8], "images are 0..7"),
         ([-1], "images are 0..7"),
@@ -56,8 +56,8 @@ def test_index_lists_of_every_kind(tmp_path: Path, ending: str) -> None:
     ):
         uri = write_list(tmp_path / f"list.{ending}", values)
         with pytest.raises(DataError, match=message) as caught:
-            read_index(uri, key="val_index", num_images=8)
-        assert "val_index" in caught.value.what and caught.value.where == uri
+            read_index(uri, key="sets.val", num_images=8)
+        assert "sets.val" in caught.value.what and caught.value.where == uri
 
 
 @pytest.mark.parametrize(
@@ -79,4 +79,4 @@ def test_index_lists_of_every_kind(tmp_path: Path, ending: str) -> None:
 def test_broken_index_lists_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match="index list"):
-        read_index(str(tmp_path / name), key="val_index", num_images=8)
+        read_index(str(tmp_path / name), key="sets.val", num_images=8)

@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.config.file import load_config
 from pipeline.errors import ClusterError
+from pipeline.tune import runner
 from pipeline.tune.images import DecodedSet
 from pipeline.tune.placement import place
 from pipeline.tune.runner import run_trials
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.ray
 TINY = (
     "data.num_val_per_class=10", "data.num_max=60", "train.global_batch=64", "train.epochs=6",
     "train.warmup_epochs=0", "evaluate.shots_per_class=2", "evaluate.fewshot_draws=1",
-    "evaluate.cv_folds=2", "tune.trials=4", "tune.grace_epochs=1", "tune.reduction_factor=2",
+    "evaluate.cv_folds=2", "tune.trials=4", "tune.grace_epochs=1",
     "tune.retrain_seeds=1",
 )  # fmt: skip
 
@@ -106,7 +107,7 @@ def mapping_at(address: int) -> str:
 def test_a_killed_driver_loses_nothing_and_repeats_nothing(
     ray_cluster: None, tmp_path: Path
 ) -> None:
-    words = ("train.methods=[sdclr]", "tune.retrain_seeds=0", "tune.concurrent=2")
+    words = ("train.methods=[sdclr]", "tune.retrain_seeds=0")
     with begun(tmp_path, *words) as process:
         wait_for(lambda: finished(tmp_path), process, log=tmp_path / "log.txt")
         process.send_signal(signal.SIGKILL)
@@ -195,7 +196,7 @@ def test_two_workers_in_a_trial_and_two_objectives_without_labels(
     result = run(
         tmp_path, "tune.trial_workers=2", "tune.objective=view_retrieval", "tune.balance=true",
         "tune.trials=2", "train.epochs=2", "tune.retrain_seeds=0", "train.methods=[sdclr]",
-        "tune.probe_images=64", "tune.sampler=nsga2", "tune.concurrent=1",
+        "tune.sampler=nsga2",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     found = json.loads((the_sweep(tmp_path) / "sweep.json").read_text())
@@ -207,7 +208,7 @@ def test_two_workers_in_a_trial_and_two_objectives_without_labels(
 
 @pytest.mark.slow
 def test_a_sweep_that_finds_no_room_says_so_instead_of_waiting(
-    ray_cluster: None, tmp_path: Path
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
@@ -218,7 +219,8 @@ def test_a_sweep_that_finds_no_room_says_so_instead_of_waiting(
         def here(self) -> bool:
             return True
 
-    base = load_config(None, ["tune.placement_timeout_s=4"])
+    monkeypatch.setattr(runner, "PLACEMENT_TIMEOUT_S", 4.0)
+    base = load_config(None)
     placement = place(base, num_cpus=4, num_gpus=0)
     job = SweepJob(base.model_dump_json(), str(tmp_path), str(tmp_path / "none"), None, 0.0)
     trials, refreshed = Trials(str(tmp_path)), []

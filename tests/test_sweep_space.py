@@ -24,7 +24,7 @@ from tests.trial_records import EPOCHS, config
 
 def test_the_space_depends_on_the_method_and_the_stem() -> None:
     both = ("prune_ratio", "temperature", "lr", "weight_decay", "head_depth")
-    c = config(f"tune.search=[{','.join(both)}]")
+    c = config(f"tune.search={{{', '.join(both)}}}")
     sdclr = [p.key for p in parameters(c, "sdclr")]
     simclr = [p.key for p in parameters(c, "simclr")]
     assert sdclr == ["sdclr.prune_ratio", "sdclr.temperature", "train.lr", "train.weight_decay",
@@ -34,8 +34,8 @@ def test_the_space_depends_on_the_method_and_the_stem() -> None:
         parameters(config(f"model.stem={stem}"), "sdclr")[0] for stem in ("cifar", "imagenet")
     )
     assert (cifar.low, cifar.high) == (0.3, 0.98) and (imagenet.low, imagenet.high) == (0.1, 0.7)
-    with pytest.raises(ConfigError, match="range of prune ratios is empty"):
-        parameters(config("tune.prune_ratio_min=0.99"), "sdclr")
+    given = parameters(config("tune.search={prune_ratio: [0.5, 0.97], lr}"), "sdclr")
+    assert (given[0].low, given[0].high, given[0].log, given[1].log) == (0.5, 0.97, False, True)
 
 
 def test_known_points_are_the_configured_and_the_published_ones() -> None:
@@ -45,7 +45,7 @@ def test_known_points_are_the_configured_and_the_published_ones() -> None:
     ]
     assert len(known_points(config(), "sdclr")) == 1  # both are the same
     assert known_points(config(), "simclr") == [{"simclr.temperature": 0.2}]
-    outside = config("tune.prune_ratio_max=0.6", "sdclr.prune_ratio=0.5")
+    outside = config("tune.search={prune_ratio: [0.3, 0.6], temperature}", "sdclr.prune_ratio=0.5")
     assert known_points(outside, "sdclr") == [{"sdclr.prune_ratio": 0.5, "sdclr.temperature": 0.2}]
 
 
@@ -62,11 +62,11 @@ def test_a_trial_trains_one_method_with_its_values_and_the_best_config_is_comple
         trial_config(config("tune.trial_workers=3"), "sdclr", params, seed=0)
 
 
-@pytest.mark.parametrize("search", ["[temperature]", "[prune_ratio, lr]"])
+@pytest.mark.parametrize("search", ["{temperature}", "{prune_ratio, lr}"])
 def test_the_training_loss_is_refused_across_temperatures_and_ratios(search: str) -> None:
     with pytest.raises(ConfigError, match="values of different functions"):
         config(f"tune.search={search}", "tune.objective=train_loss")
-    allowed = config("tune.search=[lr, weight_decay]", "tune.objective=train_loss")
+    allowed = config("tune.search={lr, weight_decay}", "tune.objective=train_loss")
     assert allowed.tune.objective == "train_loss"  # the same loss for all trials
 
 
@@ -87,8 +87,7 @@ def test_grace_is_longer_than_the_warm_up() -> None:
 
 def test_placement_follows_the_resources() -> None:
     assert place(config(), num_cpus=2, num_gpus=0).concurrent == 2
-    assert place(config("tune.concurrent=1"), num_cpus=2, num_gpus=0).concurrent == 1
-    assert place(config("tune.cpus_per_trial=2"), num_cpus=5, num_gpus=0).concurrent == 2
+    assert place(config("tune.trial_workers=2"), num_cpus=5, num_gpus=0).concurrent == 2
     with pytest.raises(ConfigError, match="workers of one trial cannot share a GPU"):
         place(config("tune.gpus_per_worker=0.5", "tune.trial_workers=2"), num_cpus=16, num_gpus=2)
     assert place(config("tune.trial_workers=2"), num_cpus=16, num_gpus=2).concurrent == 1
@@ -101,12 +100,12 @@ def test_placement_follows_the_resources() -> None:
     assert marked.resources["CPU"] == 1 and 0 < marked.resources["train"] < 0.01
 
 
-@pytest.mark.parametrize("override", ["tune.cpus_per_trial=8", "train.device=cuda"])
+@pytest.mark.parametrize("override", ["tune.trial_workers=8", "train.device=cuda"])
 def test_a_trial_that_does_not_fit_is_refused(override: str) -> None:
     with pytest.raises(ClusterError, match="no trial can be placed"):
         place(config(override), num_cpus=4, num_gpus=0)
-    with pytest.raises(ClusterError, match="on one node at most 2 CPU"):
-        place(config("tune.cpus_per_trial=3"), num_cpus=8, num_gpus=0, node_cpus=2)
+    with pytest.raises(ClusterError, match="on one node at most 0.5 CPU"):
+        place(config(), num_cpus=8, num_gpus=0, node_cpus=0.5)
 
 
 def test_expected_epochs_of_early_stopping() -> None:
@@ -123,13 +122,13 @@ def test_expected_epochs_of_early_stopping() -> None:
 
 def test_the_estimate_adds_up() -> None:
     c = config("tune.trials=10", "tune.retrain_seeds=2", "tune.objective=view_retrieval",
-               "tune.probe_images=50", "cost.price_per_gpu_hour_usd=2.0", "tune.grace_epochs=1",
+               "cost.price_per_gpu_hour_usd=2.0", "tune.grace_epochs=1",
                "train.warmup_epochs=0")  # fmt: skip
     sets, nothing = {"pretrain": PlannedSet(391, None, 1, 1)}, None
     plan = DryRun("", True, None, sets, 391, nothing, nothing)  # type: ignore[arg-type]
     on_gpu = Placement({}, cpus=1, gpus=1, gpus_per_worker=1, concurrent=4)
     found = of_seconds(c, plan, on_gpu, 0.5, 0.01)
-    epoch_s = 3 * 0.5 + 100 * 0.01  # three steps of 128, and two views of 50 images
+    epoch_s = 3 * 0.5 + 782 * 0.01  # three steps of 128, and two views of all images
     assert found.most_h == pytest.approx((20 + 6) * EPOCHS * epoch_s / 4 / 3600)
     likely = (20 * expected_epochs(EPOCHS, 1, 3) + 6 * EPOCHS) * epoch_s / 4 / 3600
     assert found.likely_h == pytest.approx(likely) and likely < found.most_h

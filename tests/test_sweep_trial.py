@@ -31,7 +31,7 @@ from tests.trial_records import sweep_of
 
 SMALL = (
     "data.num_val_per_class=8", "data.num_max=60", "train.epochs=3", "train.global_batch=64",
-    "tune.probe_images=64", "evaluate.shots_per_class=2", "evaluate.fewshot_draws=2",
+    "evaluate.shots_per_class=2", "evaluate.fewshot_draws=2",
     "evaluate.cv_folds=2",
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.config import Config
 from pipeline.config.file import changed_keys, load_config
 from pipeline.config.strict_yaml import read
-from pipeline.model.build import advice
+from pipeline.model.build import FINAL_LR, advice
 from pipeline.tune.space import known_points, parameters, trial_config
 from pipeline.tune.stage import grace_epochs
 
@@ -74,9 +74,9 @@ def test_cifar_recipes_are_the_published_ones(name: str, num_max: int) -> None:
     train, augment = config.train, config.augment
     assert (train.epochs, train.global_batch, train.lr) == (2000, 512, 0.5)
     assert (train.momentum, train.weight_decay) == (0.9, 1e-4)
-    assert (train.warmup_epochs, train.final_lr) == (10, 1e-6)
-    assert (augment.crop_scale_min, augment.crop_scale_max, augment.hflip_prob) == (0.1, 1, 0.5)
-    assert (augment.crop_ratio_min, augment.crop_ratio_max) == (3 / 4, 4 / 3)
+    assert (train.warmup_epochs, FINAL_LR) == (10, 1e-6)
+    assert (augment.crop_scale, augment.hflip_prob) == ((0.1, 1), 0.5)
+    assert augment.crop_ratio == (3 / 4, 4 / 3)
     assert (augment.brightness, augment.contrast, augment.saturation) == (0.4, 0.4, 0.4)
     assert (augment.hue, augment.jitter_prob, augment.gray_prob) == (0.1, 0.8, 0.2)
     assert augment.blur_prob == 0
@@ -90,9 +90,9 @@ def test_imagenet_recipe_is_the_published_one() -> None:
     assert config.simclr.temperature == 0.2
     assert (config.train.epochs, config.train.global_batch, config.train.lr) == (500, 256, 0.5)
     augment = config.augment
-    assert (augment.crop_px, augment.crop_scale_min, augment.hflip_prob) == (224, 0.08, 0.5)
+    assert (augment.crop_px, augment.crop_scale[0], augment.hflip_prob) == (224, 0.08, 0.5)
     assert (augment.brightness, augment.hue, augment.gray_prob) == (0.4, 0.1, 0.2)
-    assert (augment.blur_prob, augment.blur_sigma_min, augment.blur_sigma_max) == (0.5, 0.1, 2)
+    assert (augment.blur_prob, augment.blur_sigma) == (0.5, (0.1, 2))
     assert (config.feed.canvas_px, config.evaluate.resize_px) == (384, 256)
     assert config.evaluate.groups == "threshold" and config.data.profile == "pareto"
 

@@ -61,7 +61,7 @@ def _show_sweep(config: Config, plan: DryRun, console: Console) -> None:
             "E-CONFIG-006",
             "a sweep is scored on a validation set, and the data set has none",
             where=plan.data_uri,
-            todo="set data.num_val_per_class or data.val_index, or tune.objective=view_retrieval",
+            todo="set data.num_val_per_class or data.sets.val, or tune.objective=view_retrieval",
         )
     for method in config.train.methods:
         for p in parameters(config, method):

@@ -93,7 +93,7 @@ class Session:
     def _num_workers(self) -> int:
         """Return the number of training workers that run at the same time."""
         if self.command.stage == "tune":
-            return self.config.tune.trial_workers * (self.config.tune.concurrent or 1)
+            return self.config.tune.trial_workers
         return self.config.train.workers if self.command.stage in ("all", "train") else 0
 
     @property

@@ -12,6 +12,21 @@ Source = Literal["digits", "cifar10", "cifar100", "folder", "list", "parquet", "
 _NEEDS_PATH = ("folder", "list", "parquet", "webdataset")
 
 
+class Sets(Section):
+    """Files that name the images of a set."""
+
+    pretrain: Text | None = None
+    probe: Text | None = None
+    val: Text | None = None
+    test: Text | None = None
+    fewshot: Texts = ()
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The sets that a file names."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name))
+
+
 class Data(Section):
     """Source images, and the long-tailed set made of them."""
 
@@ -43,19 +58,23 @@ class Data(Section):
     split_seed: int = Field(
         default=0, ge=0, lt=2**31, description="draws the order of classes and their images"
     )
-    pretrain_index: Text | None = Field(
-        default=None, description=".npy/.txt/.json list of pre-training images; replaces the draw"
+    sets: Sets = Field(
+        default=Sets(),
+        description="files that name the images of a set, in place of a draw. cifar10, cifar100: "
+        "indices as .npy, .txt or .json for pretrain, probe, val and fewshot (one file per draw). "
+        "list: files like data.path for val and test",
+        json_schema_extra={
+            "words": "a mapping of pretrain, probe, val and test to a file, and of fewshot to a "
+            "list of files"
+        },
     )
-    probe_index: Text | None = Field(default=None, description="list of labelled probe images")
-    val_index: Text | None = Field(default=None, description="list of validation images")
-    fewshot_index: Texts = Field(default=(), description="few-shot lists, one per draw")
     num_test_per_class: int | None = Field(
         default=None, ge=1, description="for sources without a test set; null = the source decides"
     )
     num_val_per_class: int | None = Field(
         default=None,
         ge=1,
-        description="labelled images set aside to tune on; null = none, or those of val_index",
+        description="labelled images set aside to tune on; null = none, or those of data.sets",
     )
     labelled: bool | None = Field(
         default=None, description="false = ignore labels; null = seen from the source's layout"
@@ -63,8 +82,6 @@ class Data(Section):
     image_root: Text | None = Field(
         default=None, description="list only: where its paths start; null = the list's own folder"
     )
-    val_list: Text | None = Field(default=None, description="list only: validation images")
-    test_list: Text | None = Field(default=None, description="list only: test images")
     image_column: Text = Field(
         default="image", description="parquet only: column of image bytes, such as image.bytes"
     )
@@ -99,11 +116,6 @@ class Ingest(Section):
     max_reject_frac: float = Field(
         default=0.001, ge=0, le=1, description="rejected images above this fraction fail the stage"
     )
-    max_image_bytes: int = Field(default=64 * MIB, ge=1, description="larger files are rejected")
-    max_image_pixels: int = Field(
-        default=64_000_000, ge=1, description="images of more pixels are rejected before decoding"
-    )
-    min_side_px: int = Field(default=8, ge=1, description="smaller images are rejected")
     resize_short_px: int | None = Field(
         default=None,
         ge=8,

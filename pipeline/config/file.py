@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.config.help import SCHEMA, describe_keys, shown, suggest_key, suggest_section
+from pipeline.config.help import (
+    SCHEMA,
+    describe_keys,
+    is_mapping,
+    shown,
+    suggest_key,
+    suggest_section,
+)
 from pipeline.config.layers import KeyPath, Layers, Problem, config_error, dotted
 from pipeline.config.strict_yaml import MAX_BYTES, YamlRefusedError, read, write, write_value
 from pipeline.config.types import holds_credential
@@ -39,9 +46,8 @@ _PLACE = {"root", "name"}
 # Nor do budgets and deadlines, what is kept, and by how many the batches are shared change what is
 # trained: after a loss a run may resume with fewer workers.
 _OPERATION = {
-    "workers", "max_failures", "max_preemptions", "max_controller_failures",
-    "collective_timeout_s", "stall_timeout_s", "checkpoint_timeout_s", "stop_grace_s",
-    "checkpoint_every_s", "keep_checkpoints", "keep_every_epochs", "keep_best",
+    "workers", "max_failures", "collective_timeout_s", "stop_grace_s", "checkpoint_every_s",
+    "keep_checkpoints", "keep_every_epochs", "keep_best",
 }  # fmt: skip
 _NOT_HASHED: dict[str, Any] = {
     "run": _PLACE, "train": _OPERATION, "placement": True,
@@ -52,7 +58,7 @@ _NOT_OF_SWEEP: dict[str, Any] = {
     "run": _PLACE,
     "export": True,
     "mine": True,
-    "tune": {"trials", "retrain_seeds", "concurrent", "placement_timeout_s"},
+    "tune": {"trials", "retrain_seeds"},
     "cost": True,
 }
 
@@ -97,8 +103,8 @@ def parse_config(text: str | None, *, origin: str, overrides: Sequence[str] = ()
     else:
         chosen_from = place(("preset",))
     layers.add_preset(presets, chosen, place, chosen_from)
-    for (section, key), value in given.items():
-        layers.add({section: {key: value}}, lambda _: _COMMAND_LINE)
+    for path, value in given.items():
+        layers.override(path, value, _COMMAND_LINE)
     return layers.build()
 
 
@@ -233,7 +239,8 @@ def _name_problem(path: KeyPath, *, has_value: bool) -> str:
     name = dotted(path)
     if not all(path):
         return "expected section.key=value"
-    if path == ("preset",) or (len(keys) == 1 and section in SCHEMA):
+    in_mapping = section in SCHEMA and len(keys) == 2 and is_mapping(section, keys[0])
+    if path == ("preset",) or (len(keys) == 1 and section in SCHEMA) or in_mapping:
         return "" if has_value else f"no value given; write {name}=VALUE"
     if section in SCHEMA and not keys:
         return f"is a section; write {name}.KEY=VALUE"

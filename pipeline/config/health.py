@@ -15,6 +15,3 @@ class Health(Section):
         ge=1,
         description="epochs between two checks; also before training and at its end",
     )
-    num_images: int = Field(
-        default=512, ge=2, description="images that are measured; fewer when the set is smaller"
-    )

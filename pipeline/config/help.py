@@ -47,6 +47,12 @@ def expected(section: str, key: str, *, item: bool = False) -> str:
     return _words(schema["items"] if item else schema)
 
 
+def is_mapping(section: str, key: str) -> bool:
+    """Whether a key takes names of its own with a value each."""
+    schema = SCHEMA[section].get(key, {})
+    return schema.get("type") == "object" or "$ref" in schema or "allOf" in schema
+
+
 def _words(schema: dict[str, Any]) -> str:
     if "words" in schema:
         return str(schema["words"])

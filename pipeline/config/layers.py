@@ -14,7 +14,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.config import Config
-from pipeline.config.help import SCHEMA, mismatch, shown, suggest_key, suggest_section
+from pipeline.config.help import (
+    SCHEMA,
+    expected,
+    is_mapping,
+    mismatch,
+    shown,
+    suggest_key,
+    suggest_section,
+)
 from pipeline.config.types import holds_credential
 from pipeline.errors import ConfigError
 from pipeline.redact import redact
@@ -90,6 +98,14 @@ class Layers:
             elif body is not None:  # a section whose keys are all commented out is null
                 self.refuse((*prefix, section), f"expected keys below it, got {shown(body)}", place)
 
+    def override(self, path: KeyPath, value: object, place: str) -> None:
+        """Set section.key, or one name of a mapping, whose other names stay as they are."""
+        section, key, *name = path
+        if name:
+            below = self.values.get(section, {}).get(key, SCHEMA[section][key]["default"])
+            value = {**(below if isinstance(below, dict) else {}), name[0]: value}
+        self.add({section: {key: value}}, lambda _: place)
+
     def _set(self, path: KeyPath, value: object, place: str) -> None:
         section, key = path[-2:]
         if key in SCHEMA[section]:
@@ -149,11 +165,19 @@ class Layers:
         index = [part for part in rest if isinstance(part, int)]  # else: a branch of a choice
         if entry["type"] == "too_short" and entry["input"]:
             return  # refused entries do not count; they have problems of their own
+        name = key
+        if is_mapping(section, key):
+            if rest:
+                name = ".".join(dotted((str(part),)) for part in (key, rest[0]))
+        else:
+            name += "".join(f"[{number}]" for number in index)
         if entry["type"] == "value_error":
             text = str(entry["ctx"]["error"])
+        elif entry["type"] == "extra_forbidden" or rest[1:] == ["[key]"]:
+            text = f"unknown name; expected {expected(section, key)}"
         else:
-            text = mismatch(section, key, entry["input"], item=bool(index))
-        name = key + "".join(f"[{number}]" for number in index)
+            item = bool(index) and "items" in SCHEMA[section][key]
+            text = mismatch(section, key, entry["input"], item=item)
         if not any(problem.name == f"{section}.{name}" for problem in self.problems):
             origin = self.origins.get(f"{section}.{key}", "default value")
             self.refuse((section, name), text, origin)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.config.types import Section
+from pipeline.config.types import Pair, Section
 
 Backbone = Literal[
     "resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2",
@@ -72,10 +73,16 @@ class Augment(Section):
     crop_px: int | None = Field(
         default=None, ge=4, description="side of a view; null = side of the stored images"
     )
-    crop_scale_min: float = Field(default=0.4, gt=0, le=1, description="least area, fraction")
-    crop_scale_max: float = Field(default=1.0, gt=0, le=1, description="most area, fraction")
-    crop_ratio_min: float = Field(default=0.75, gt=0, description="least width / height")
-    crop_ratio_max: float = Field(default=4 / 3, gt=0, description="most width / height")
+    crop_scale: Pair = Field(
+        default=(0.4, 1.0),
+        description="area of the crop as a fraction of the image",
+        json_schema_extra={"words": "two numbers in (0, 1], the least first"},
+    )
+    crop_ratio: Pair = Field(
+        default=(0.75, 4 / 3),
+        description="width / height of the crop",
+        json_schema_extra={"words": "two numbers > 0, the least first"},
+    )
     hflip_prob: float = Field(default=0.0, ge=0, le=1, description="mirror left and right")
     jitter_prob: float = Field(default=0.8, ge=0, le=1, description="of the four that follow")
     brightness: float = Field(default=0.4, ge=0, le=1, description="factor 1 +- this")
@@ -84,14 +91,18 @@ class Augment(Section):
     hue: float = Field(default=0.0, ge=0, le=0.5, description="shift +- this, in turns")
     gray_prob: float = Field(default=0.0, ge=0, le=1, description="drop the colours")
     blur_prob: float = Field(default=0.0, ge=0, le=1, description="Gaussian blur")
-    blur_sigma_min: float = Field(default=0.1, gt=0, description="least sigma, px")
-    blur_sigma_max: float = Field(default=2.0, gt=0, description="most sigma, px")
+    blur_sigma: Pair = Field(
+        default=(0.1, 2.0),
+        description="sigma of the blur, px",
+        json_schema_extra={"words": "two numbers > 0, the least first"},
+    )
 
-    @field_validator("crop_scale_max", "crop_ratio_max", "blur_sigma_max")
+    @field_validator("crop_scale", "crop_ratio", "blur_sigma")
     @classmethod
-    def _not_below_min(cls, most: float, info: ValidationInfo) -> float:
-        name = str(info.field_name).removesuffix("max") + "min"
-        least = info.data.get(name)
-        if least is not None and most < least:
-            raise ValueError(f"expected at least augment.{name} = {least}, got {most}")
-        return most
+    def _in_order(cls, pair: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        least, most = pair
+        highest = 1.0 if info.field_name == "crop_scale" else math.inf
+        if not 0 < least <= most <= highest:
+            words = cls.model_json_schema()["properties"][info.field_name]["words"]
+            raise ValueError(f"expected {words}, got [{least:g}, {most:g}]")
+        return pair

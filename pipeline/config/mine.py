@@ -32,12 +32,6 @@ class Mine(Section):
         default=4, ge=1, description="fixed views of each image; the first is the plain one"
     )
     knn_k: int = Field(default=10, ge=1, description="neighbours whose distance is averaged")
-    reference_images: int = Field(
-        default=20_000, ge=2, description="at most; a fixed sample in which neighbours are sought"
-    )
     batch_images: int = Field(
         default=100, ge=1, description="how many images to suggest for annotation"
-    )
-    candidate_frac: float = Field(
-        default=0.1, gt=0, le=1, description="rarest part of the set that they are chosen from"
     )

@@ -49,7 +49,6 @@ class Train(Section):
     warmup_epochs: float = Field(
         default=10.0, ge=0, description="linear warm-up, at most a tenth of the run"
     )
-    final_lr: float = Field(default=1e-6, ge=0, description="where the cosine ends")
     drop_last: bool = Field(default=True, description="skip the last, partial batch of an epoch")
     sync_batchnorm: bool = Field(default=True, description="statistics over all workers")
     precision: Literal["float32", "bfloat16"] = Field(
@@ -65,9 +64,6 @@ class Train(Section):
     checkpoint_every_s: float | None = Field(
         default=600.0, ge=0, description="and in between, as often as this; null = never"
     )
-    checkpoint_timeout_s: float = Field(
-        default=300.0, gt=0, description="a checkpoint that takes longer to write is an error"
-    )
     keep_checkpoints: int = Field(default=2, ge=1, description="newest ones kept")
     keep_every_epochs: int | None = Field(
         default=None, ge=1, description="those of every n-th epoch are kept as well"
@@ -80,18 +76,13 @@ class Train(Section):
     stop_grace_s: float = Field(
         default=20.0, ge=0, description="for a last checkpoint after SIGTERM or Ctrl-C"
     )
-    max_failures: int = Field(default=2, ge=0, description="restarts after errors of a worker")
-    max_preemptions: int = Field(
-        default=20, ge=0, description="restarts after a node was reclaimed"
-    )
-    max_controller_failures: int = Field(
-        default=3, ge=0, description="restarts after failures of Ray Train itself"
+    max_failures: int = Field(
+        default=2,
+        ge=0,
+        description="restarts after errors of a worker; nodes that are reclaimed count apart",
     )
     collective_timeout_s: int = Field(
         default=600, ge=1, description="a worker that waits longer for the others gives up"
-    )
-    stall_timeout_s: float = Field(
-        default=1800.0, gt=0, description="a run without a new step for so long is ended"
     )
     init_from: Text | None = Field(
         default=None, description="URI of a backbone.safetensors that a new run starts from"
@@ -103,7 +94,11 @@ class Train(Section):
         description="momentum of a running mean of every image's loss over the epochs, which mine "
         "can rank by, such as 0.97; null = not kept",
     )
-    log_every_steps: int = Field(default=10, ge=1, description="steps between lines of metrics")
+    log_every_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="steps between lines of metrics; null = 1 in a run of up to 200 steps, else 10",
+    )
 
     @field_validator("global_batch")
     @classmethod
@@ -150,10 +145,6 @@ class Evaluate(Section):
     fewshot_draws: int = Field(default=10, ge=1, description="few-shot sets to average over")
     shots_per_class: int | None = Field(
         default=None, ge=1, description="null = 1 % of the labels, >= 1"
-    )
-    batch: int = Field(default=256, ge=1, description="images per forward pass")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the networks when features are extracted"
     )
     cv_folds: int = Field(default=5, ge=2, description="cross-validation of the regularisation")
     resize_px: int | None = Field(

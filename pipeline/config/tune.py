@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.config.types import Choices, Section, without_repeats
+from pipeline.config.types import Pair, Section
 
 Searched = Literal["prune_ratio", "temperature", "lr", "weight_decay", "head_depth"]
+BOUNDS: dict[Searched, Pair] = {
+    "prune_ratio": (0.0, 0.999), "temperature": (1e-3, 10.0), "lr": (1e-6, 100.0),
+    "weight_decay": (1e-9, 1.0),
+}  # fmt: skip
+"""Within which a range of `tune.search` may be."""
 _WARPS_LOSS = {"prune_ratio", "temperature"}
 
 
 class Tune(Section):
     """A sweep: every method of train.methods gets the same number of trials."""
 
-    search: Annotated[tuple[Searched, ...], Choices, AfterValidator(without_repeats)] = Field(
-        default=("prune_ratio", "temperature"),
-        description="what is searched; prune_ratio for sdclr only, the others for each method",
+    search: dict[Searched, Pair | None] = Field(
+        default={"prune_ratio": None, "temperature": None},
+        min_length=1,
+        description="what is searched, and from where to where; null = the usual range. "
+        "prune_ratio is for sdclr only, the others are for each method, head_depth is 2 or 3",
+        json_schema_extra={
+            "words": "a mapping of prune_ratio, temperature, lr, weight_decay or head_depth to "
+            "null or two numbers, the least first"
+        },
     )
     trials: int = Field(
         default=16, ge=1, description="per method; the same command with more goes on"
@@ -36,24 +47,6 @@ class Tune(Section):
         description="a second objective, minimised: STD over many/medium/few on val, or without "
         "labels over terciles of clusters; the result is a Pareto front, no trial is stopped early",
     )
-    rankme_floor: float = Field(
-        default=8.0, ge=1, description="effective rank below which view_retrieval is scaled down"
-    )
-    probe_images: int = Field(
-        default=1024, ge=16, description="pre-training images that are measured without labels"
-    )
-    prune_ratio_min: float | None = Field(
-        default=None, ge=0, lt=1, description="null = by model.stem: 0.3 cifar, 0.1 imagenet"
-    )
-    prune_ratio_max: float | None = Field(
-        default=None, gt=0, lt=1, description="null = by model.stem: 0.98 cifar, 0.7 imagenet"
-    )
-    temperature_min: float = Field(default=0.05, gt=0, le=10, description="log-uniform")
-    temperature_max: float = Field(default=1.0, gt=0, le=10, description="log-uniform")
-    lr_min: float = Field(default=0.05, gt=0, description="log-uniform")
-    lr_max: float = Field(default=1.0, gt=0, description="log-uniform")
-    weight_decay_min: float = Field(default=1e-5, gt=0, description="log-uniform")
-    weight_decay_max: float = Field(default=1e-3, gt=0, description="log-uniform")
     early_stopping: bool = Field(
         default=True, description="ASHA: stop the worst trials at epochs that grow geometrically"
     )
@@ -63,10 +56,6 @@ class Tune(Section):
         description="before any trial is stopped; more than the warm-up; null = a third of the "
         "run, or the warm-up and one more",
     )
-    reduction_factor: int = Field(
-        default=3, ge=2, description="of the trials that come to a rung, one in this many goes on"
-    )
-    measure_every_epochs: int = Field(default=1, ge=1, description="and after the last epoch")
     retrain_seeds: int = Field(
         default=3,
         ge=0,
@@ -78,16 +67,25 @@ class Tune(Section):
         ge=1,
         description="1: the trial trains in its own process; more: a Ray Train run for each trial",
     )
-    cpus_per_trial: int = Field(default=1, ge=1, description="threads of a trial without a GPU")
     gpus_per_worker: float | None = Field(
         default=None, gt=0, le=1, description="part of a GPU; null = a whole one where there are"
     )
-    concurrent: int | None = Field(
-        default=None, ge=1, description="trials at the same time; null = as many as fit"
-    )
-    placement_timeout_s: float = Field(
-        default=600.0, gt=0, description="give up when no trial could be placed for so long"
-    )
+
+    @field_validator("search")
+    @classmethod
+    def _in_range(cls, search: dict[Searched, Pair | None]) -> dict[Searched, Pair | None]:
+        for name, pair in search.items():
+            if pair is None:
+                continue
+            if name not in BOUNDS:
+                raise ValueError(f"{name} has no range; write {name}: null")
+            (lowest, highest), (least, most) = BOUNDS[name], pair
+            if not lowest <= least < most <= highest:
+                raise ValueError(
+                    f"expected two numbers in [{lowest:g}, {highest:g}] for {name}, the least "
+                    f"first, got [{least:g}, {most:g}]"
+                )
+        return search
 
     @field_validator("objective")
     @classmethod
@@ -100,15 +98,6 @@ class Tune(Section):
                 "view_retrieval, or take it out of tune.search"
             )
         return objective
-
-    @field_validator("prune_ratio_max", "temperature_max", "lr_max", "weight_decay_max")
-    @classmethod
-    def _above_min(cls, most: float | None, info: ValidationInfo) -> float | None:
-        name = str(info.field_name).removesuffix("max") + "min"
-        least = info.data.get(name)
-        if most is not None and least is not None and most <= least:
-            raise ValueError(f"expected more than tune.{name} = {least}, got {most}")
-        return most
 
 
 class Cost(Section):

@@ -47,6 +47,9 @@ Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS), AfterValid
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
 Choices = Field(strict=False, min_length=1)
 
+Pair = Annotated[tuple[float, float], Field(strict=False)]
+"""Two numbers, the least and the most."""
+
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 

@@ -28,6 +28,9 @@ from pipeline.model.source import ModelSource, load_model
 from sdclr import SimCLR, Twin, centre_view
 from sdclr.health import disagreement
 
+BATCH_IMAGES = 256
+"""Images of one forward pass."""
+
 
 @dataclass
 class SetFeatures:
@@ -72,7 +75,6 @@ class Extractor:
         self.config = Config.model_validate_json(config_json)
         self.crop_px, self.resize_px = crop_px, resize_px
         self.device = torch.device(device)
-        self.bf16 = self.config.evaluate.precision == "bfloat16"
         self.models: dict[str, Twin | SimCLR] = {
             source.name: load_model(self.config, source, init_from=init_from) for source in sources
         }
@@ -85,16 +87,15 @@ class Extractor:
         out = {name: batch[name] for name in ("set", "row", "id", "label")}
         images_nCHW, sizes_n2 = (torch.from_numpy(batch[n].copy()) for n in ("pixels", "size"))
         parts: list[dict[str, Tensor]] = []
-        for start in range(0, len(images_nCHW), self.config.evaluate.batch):
-            part = slice(start, start + self.config.evaluate.batch)
+        for start in range(0, len(images_nCHW), BATCH_IMAGES):
+            part = slice(start, start + BATCH_IMAGES)
             views_BCHW = centre_view(
                 images_nCHW[part].to(self.device),
                 sizes_n2[part],
                 crop_px=self.crop_px,
                 resize_px=self.resize_px,
             )
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                parts.append(self._measure(views_BCHW, str(batch["set"][0])))
+            parts.append(self._measure(views_BCHW, str(batch["set"][0])))
         for name in parts[0]:
             out[name] = torch.cat([part[name].float().cpu() for part in parts]).numpy()
         return out

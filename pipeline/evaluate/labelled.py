@@ -34,7 +34,7 @@ def check_sets(config: Config, manifest: Manifest) -> None:
             "E-CONFIG-013",
             f"the data set has no {missing} set, it has {have}",
             where=f"evaluate.split={scored_on}, data set {manifest.name}",
-            todo="set data.num_test_per_class or data.val_index and ingest, or another split",
+            todo="set data.num_test_per_class or data.sets.val and ingest, or another split",
         )
     wanting = [p for p in config.evaluate.protocols if p in NEEDS_VAL]
     if wanting and "val" not in manifest.sets:
@@ -42,7 +42,7 @@ def check_sets(config: Config, manifest: Manifest) -> None:
             "E-CONFIG-014",
             f"{' and '.join(wanting)} choose the epoch on a val set, the data set has {have}",
             where=f"evaluate.protocols, data set {manifest.name}",
-            todo="give data.val_index and ingest, or use cached-linear or paper-fewshot-last, "
+            todo="give data.sets.val and ingest, or use cached-linear or paper-fewshot-last, "
             "which need none",
         )
     learnt, scored = (manifest.sets[n].class_counts for n in ("probe", scored_on))
@@ -124,7 +124,7 @@ def fewshot_rows(
             "E-DATA-034",
             f"{len(unknown)} few-shot images are not in the labelled set",
             where=f"{where}, first: {unknown[0]}",
-            todo="use few-shot lists that are part of data.probe_index",
+            todo="use few-shot lists that are part of data.sets.probe",
         )
     draws = [np.array([row_of[i] for i in listed], np.int64) for listed in manifest.fewshot]
     names = manifest.class_names or ()
@@ -136,7 +136,7 @@ def fewshot_rows(
                 f"few-shot list {number + 1} has no image of {len(empty)} classes: "
                 f"{_listed([names[c] for c in empty])}",
                 where=where,
-                todo="use lists with images of every class (data.fewshot_index), or none: then "
+                todo="use lists with images of every class (data.sets.fewshot), or none: then "
                 "balanced draws are made",
             )
     return draws

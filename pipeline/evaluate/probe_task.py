@@ -78,16 +78,11 @@ def train_job(
     network = load_model(config, job.source, init_from=job.init_from).network.to(job.device).eval()
     rows_n = np.arange(len(labels_N)) if job.rows_n is None else job.rows_n
     images = ImageSet(torch.from_numpy(images_NCHW[rows_n]), torch.from_numpy(sizes_N2[rows_n]))
-    bf16 = config.evaluate.precision == "bfloat16"
-
-    def features(views_BCSS: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(torch.device(job.device).type, dtype=torch.bfloat16, enabled=bf16):
-            return network.features(views_BCSS)
 
     epochs = []
     try:
         for epoch in train_probe(
-            features,
+            network.features,
             images,
             torch.from_numpy(labels_N[rows_n]),
             num_features=test.features_MD.shape[1],

@@ -29,12 +29,7 @@ from sdclr import EpochPlan, ImageSet, SetFeed
 
 def decoder(config: Config, data_uri: str, manifest: Manifest) -> ShardDecoder:
     """Return the decoder of a data set's shards under this configuration."""
-    limits = ImageLimits(
-        max_bytes=config.ingest.max_image_bytes,
-        max_pixels=config.ingest.max_image_pixels,
-        min_side_px=config.ingest.min_side_px,
-    )
-    return ShardDecoder(data_uri, manifest.image, limits, config.feed.canvas_px)
+    return ShardDecoder(data_uri, manifest.image, ImageLimits(), config.feed.canvas_px)
 
 
 def decoded_rows(config: Config, data_uri: str, manifest: Manifest, *set_names: str) -> Any:

@@ -92,11 +92,7 @@ def work_of(config: Config, index: ImageIndex) -> Work:
     work = Work(
         data_uri=data_set_uri(config),
         index=replace(index, root=root),
-        limits=ImageLimits(
-            max_bytes=config.ingest.max_image_bytes,
-            max_pixels=config.ingest.max_image_pixels,
-            min_side_px=config.ingest.min_side_px,
-        ),
+        limits=ImageLimits(),
         resize_short_px=config.ingest.resize_short_px,
     )
     if work.resize_short_px is not None and index.pixels is None:

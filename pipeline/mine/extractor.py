@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.evaluate.features import BATCH_IMAGES
 from pipeline.model import build, checkpoint
 from sdclr import (
     PruneRule,
@@ -92,8 +93,8 @@ class RarityExtractor:
         images_nCHW, sizes_n2 = (torch.from_numpy(batch[n].copy()) for n in ("pixels", "size"))
         views = self._random_views(sizes_n2, first_row=int(batch["row"][0]))
         parts: dict[str, list[Tensor]] = {}
-        for start in range(0, len(images_nCHW), self.config.evaluate.batch):
-            stop = min(start + self.config.evaluate.batch, len(images_nCHW))
+        for start in range(0, len(images_nCHW), BATCH_IMAGES):
+            stop = min(start + BATCH_IMAGES, len(images_nCHW))
             images_BCHW = images_nCHW[start:stop].to(self.device)
             shown = [
                 centre_view(

@@ -25,6 +25,9 @@ from pipeline.mine.extractor import RarityExtractor, reference_sample
 from pipeline.model import build
 from sdclr.rarity import knn_distance
 
+REFERENCE_IMAGES = 20_000
+"""At most: a fixed sample in which neighbours are sought."""
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -146,7 +149,7 @@ def _add_density(found: ScoredSet, config: Config, progress: Progress) -> None:
     import ray
 
     num_images = len(found.ids)
-    chosen_M = reference_sample(num_images, config.mine.reference_images)
+    chosen_M = reference_sample(num_images, REFERENCE_IMAGES)
     own_N = np.full(num_images, -1, np.int64)
     own_N[chosen_M] = np.arange(len(chosen_M))
     distance: Any = ray.remote(_block_distance)

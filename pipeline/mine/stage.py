@@ -30,7 +30,7 @@ from pipeline.evaluate.forgotten import pictures
 from pipeline.mine.extractor import TRAINED, as_twin, masks_by_ratio
 from pipeline.mine.findings import findings
 from pipeline.mine.map import feature_map
-from pipeline.mine.scoring import Progress, ScoredSet, score_set
+from pipeline.mine.scoring import REFERENCE_IMAGES, Progress, ScoredSet, score_set
 from pipeline.model import build
 from pipeline.model.checkpoint import Found, checkpoints_uri, latest
 from pipeline.record.context import RunContext
@@ -41,6 +41,8 @@ from sdclr.rarity import k_center_greedy, rank_share
 from sdclr.state import LOSS_MEMORY
 
 SCHEMA_VERSION = 1
+CANDIDATE_FRAC = 0.1
+"""The rarest part of a set, from which a batch for annotation is chosen."""
 _NUM_SHOWN = 48
 _ROWS_PER_FILE = 1_000_000
 
@@ -107,7 +109,7 @@ def mine(run: RunContext, *, cluster: Cluster, progress: Progress) -> dict[str, 
         "prune_ratios": list(config.mine.prune_ratios),
         "num_views": config.mine.num_views,
         "knn_k": config.mine.knn_k,
-        "num_reference": min(config.mine.reference_images, info.rows),
+        "num_reference": min(REFERENCE_IMAGES, info.rows),
         "scored": info.rows,
         "class_names": list(manifest.class_names) if manifest.class_names else None,
         "findings": _findings(config, manifest, scored, scores, batch) if labelled else None,
@@ -135,7 +137,7 @@ def signals(scored: ScoredSet, model: str) -> dict[str, NDArray[np.float64]]:
 def annotation_batch(config: Config, scored: ScoredSet, order_N: NDArray[np.int64]) -> list[int]:
     """Return rows to label first: rare ones that cover the features of all rare ones."""
     wanted = config.mine.batch_images
-    num_candidates = max(wanted, round(config.mine.candidate_frac * len(order_N)))
+    num_candidates = max(wanted, round(CANDIDATE_FRAC * len(order_N)))
     candidates = order_N[:num_candidates]
     features = torch.from_numpy(scored.features(TRAINED, candidates))
     return [int(candidates[i]) for i in k_center_greedy(features, wanted)]

@@ -65,15 +65,19 @@ def resize_px(config: Config, manifest: Manifest) -> int | None:
     return configured
 
 
+FINAL_LR = 1e-6
+"""Where the cosine ends, as published."""
+
+
 def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
     """Return the recipe that the trainer of one method gets."""
     a, t, s = config.augment, config.train, config.sdclr
     augment = AugmentRecipe(
         crop_px=crop_px(config, manifest),
-        crop_scale_min=a.crop_scale_min,
-        crop_scale_max=a.crop_scale_max,
-        crop_ratio_min=a.crop_ratio_min,
-        crop_ratio_max=a.crop_ratio_max,
+        crop_scale_min=a.crop_scale[0],
+        crop_scale_max=a.crop_scale[1],
+        crop_ratio_min=a.crop_ratio[0],
+        crop_ratio_max=a.crop_ratio[1],
         hflip_prob=a.hflip_prob,
         jitter_prob=a.jitter_prob,
         brightness=a.brightness,
@@ -82,8 +86,8 @@ def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
         hue=a.hue,
         gray_prob=a.gray_prob,
         blur_prob=a.blur_prob,
-        blur_sigma_min=a.blur_sigma_min,
-        blur_sigma_max=a.blur_sigma_max,
+        blur_sigma_min=a.blur_sigma[0],
+        blur_sigma_max=a.blur_sigma[1],
     )
     return Recipe(
         method="sdclr" if method == "sdclr" else "simclr",
@@ -92,7 +96,7 @@ def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
         momentum=t.momentum,
         weight_decay=t.weight_decay,
         warmup_epochs=t.warmup_epochs,
-        final_lr=t.final_lr,
+        final_lr=FINAL_LR,
         temperature=s.temperature if method == "sdclr" else config.simclr.temperature,
         augment=augment,
         seed=config.run.seed,

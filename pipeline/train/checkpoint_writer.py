@@ -85,7 +85,7 @@ class CheckpointWriter:
                     f"the checkpoint of step {self._step} is not written after "
                     f"{self._deadline_s:g} s",
                     where=self._folder_uri,
-                    todo="check the storage, or raise train.checkpoint_timeout_s",
+                    todo="check whether the storage answers, and how fast it writes",
                 )
             self._thread = None
         failure, self._failure = self._failure, None

@@ -30,6 +30,15 @@ from pipeline.train import claim, health_log, stopping
 from pipeline.train.worker import Job, train_worker
 
 _POLL_S, _POLL_REMOTE_S = 0.5, 5.0
+STALL_TIMEOUT_S = 1800.0
+"""A run without a new step for so long is ended."""
+MAX_PREEMPTIONS, MAX_CONTROLLER_FAILURES = 20, 3
+"""Restarts after a node was reclaimed, and after failures of Ray Train itself; `train.max_failures`
+where that is more."""
+
+
+def _controller_failures(config: Config) -> int:
+    return max(MAX_CONTROLLER_FAILURES, config.train.max_failures)
 
 
 def check(config: Config, manifest: Manifest, cluster: Cluster) -> None:
@@ -75,7 +84,7 @@ def check_split(config: Config, manifest: Manifest) -> None:
             "E-CONFIG-035",
             f"{' and '.join(wanting)} choose the epoch on a val set, which the data set lacks",
             where=f"evaluate.protocols, data set {manifest.name}",
-            todo="set data.val_index and ingest, or leave these protocols out",
+            todo="set data.sets.val and ingest, or leave these protocols out",
         )
 
 
@@ -133,13 +142,13 @@ def _fit_again(
 
     # Ray Train's own barriers (reports, notices) wait for ever by default.
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(config.train.collective_timeout_s)
-    for failures in range(config.train.max_controller_failures + 1):
+    for failures in range(_controller_failures(config) + 1):
         outcome = _Outcome()
         trainer = _torch_trainer(config, job, datasets, use_gpu=use_gpu)
         thread = threading.Thread(target=outcome.run, args=(trainer.fit,), daemon=True)
         thread.start()
         _watch(thread, config, job.run_uri, console)
-        again = failures < config.train.max_controller_failures
+        again = failures < _controller_failures(config)
         if not isinstance(outcome.error, ControllerError) or not again:
             break
         console.stage("train", f"Ray Train failed and starts again: {root_cause(outcome.error)}")
@@ -154,7 +163,7 @@ def _watch(thread: threading.Thread, config: Config, run_uri: str, console: Cons
         TrainingError: there was no new step for too long.
     """
     view = _ProgressView(config, run_uri, console)
-    limit_s = config.train.stall_timeout_s
+    limit_s = STALL_TIMEOUT_S
     try:
         while thread.is_alive():
             thread.join(_POLL_REMOTE_S if run_uri.startswith("s3://") else _POLL_S)
@@ -165,8 +174,7 @@ def _watch(thread: threading.Thread, config: Config, run_uri: str, console: Cons
                     "E-TRAIN-004",
                     f"there was no new step for {limit_s:g} s",
                     where=run_uri,
-                    todo=f"look at the workers in the dashboard; use --resume {run_uri}, "
-                    "and raise train.stall_timeout_s if a step may take so long",
+                    todo=f"look at the workers in the dashboard, then use --resume {run_uri}",
                 )
     except (SystemExit, KeyboardInterrupt):
         if view.has_moved:
@@ -242,8 +250,8 @@ def _torch_trainer(config: Config, job: Job, datasets: dict[str, Any], *, use_gp
             storage_filesystem=filesystem,
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=config.train.max_failures,
-                max_preemption_failures=config.train.max_preemptions,
-                controller_failure_limit=config.train.max_controller_failures,
+                max_preemption_failures=max(MAX_PREEMPTIONS, config.train.max_failures),
+                controller_failure_limit=_controller_failures(config),
             ),
         ),
     )

@@ -16,6 +16,9 @@ from pipeline.record.metrics import read_metrics
 from sdclr import Images, Trainer
 from sdclr.checkup import Checkup, alarms
 
+NUM_IMAGES = 512
+"""Images that are looked at; fewer when the set is smaller."""
+
 
 class HealthLog:
     """Measures of one method, written as rows of kind "health".
@@ -34,7 +37,7 @@ class HealthLog:
         self._config, self._method, self._trainer = config, method, trainer
         self._checkup = Checkup.of_images(
             images,
-            num_images=config.health.num_images,
+            num_images=NUM_IMAGES,
             crop_px=trainer.recipe.augment.crop_px,
         )
         earlier = read_metrics(run_uri, kind="health", method=method)

@@ -11,6 +11,9 @@ from pipeline.record.gauges import Monitor, run_name
 from pipeline.record.metrics import metrics_uri
 from sdclr import StepReport
 
+SHORT_STEPS = 200
+"""A run of up to so many steps has a line for each."""
+
 
 class MethodLog:
     """Step counter that writes lines; use as a context manager.
@@ -28,6 +31,7 @@ class MethodLog:
     ) -> None:
         self._config, self._method, self._num_steps = config, method, num_steps
         self._rank, self._monitor = rank, Monitor(run=run_name(run_uri), method=method)
+        self._every_steps = config.train.log_every_steps or (1 if num_steps <= SHORT_STEPS else 10)
         self._log = storage.LineLog(metrics_uri(run_uri)) if rank == 0 else None
         self._since_s = time.monotonic()
         self._num_images, self._wait_s = 0, 0.0
@@ -69,7 +73,7 @@ class MethodLog:
             facts = {"prune_ratio": ratio, "kept_frac": report.kept_frac}
             self._log.append({"kind": "mask", **common, **facts})
             self._monitor.mask(report.kept_frac)
-        if report.step % self._config.train.log_every_steps and report.step < self._num_steps:
+        if report.step % self._every_steps and report.step < self._num_steps:
             return
         now_s = time.monotonic()
         elapsed_s = max(now_s - self._since_s, 1e-9)

@@ -35,7 +35,7 @@ from pipeline.record.gauges import Monitor, run_name
 from pipeline.record.metrics import truncate_metrics
 from pipeline.train import claim
 from pipeline.train.checkpoint_writer import CheckpointWriter
-from pipeline.train.health_log import HealthLog
+from pipeline.train.health_log import NUM_IMAGES, HealthLog
 from pipeline.train.step_log import MethodLog
 from pipeline.train.stopping import Notices, StopWatch
 from sdclr import (
@@ -50,6 +50,11 @@ from sdclr import (
     restore,
 )
 from sdclr.replay import capture_step
+
+CHECKPOINT_TIMEOUT_S = 300.0
+"""A checkpoint that takes longer to write is an error."""
+NOTICE_EVERY_STEPS = 10
+"""Steps between two questions whether a node is about to be taken away."""
 
 T = TypeVar("T")
 
@@ -138,7 +143,7 @@ class MethodRun:
         self.method, self.rank = method, rank
         self.plan = feed.epoch_plan(config, manifest)
         self.folder = checkpoint.checkpoints_uri(job.run_uri, method)
-        self.notices = Notices(config.train.log_every_steps)
+        self.notices = Notices(NOTICE_EVERY_STEPS)
         network = build.new_network(config, method, init_from=job.init_from)
         self.trainer = Trainer(
             network,
@@ -167,7 +172,7 @@ class MethodRun:
             self._export()
 
     def _health(self, images: feed.Source) -> HealthLog:
-        some = feed.at_hand(images, self.config.health.num_images)
+        some = feed.at_hand(images, NUM_IMAGES)
         return HealthLog(self.config, self.method, self.trainer, some, run_uri=self.job.run_uri)
 
     def _save(
@@ -212,7 +217,7 @@ class MethodRun:
             keep=t.keep_checkpoints,
             keep_every_steps=lasting,
             keep_best=t.keep_best,
-            deadline_s=t.checkpoint_timeout_s,
+            deadline_s=CHECKPOINT_TIMEOUT_S,
             before_commit=lambda: self._before_commit(log),
             monitor=Monitor(run=run_name(self.job.run_uri), method=self.method),
         )

@@ -18,9 +18,10 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.ingest.plan import DryRun
 from pipeline.model.build import new_network, training_recipe
-from pipeline.tune.placement import Placement, place_here, place_on
-from pipeline.tune.space import configured_point, published_point, trial_config
-from pipeline.tune.stage import grace_epochs
+from pipeline.tune.objective import PROBE_IMAGES
+from pipeline.tune.placement import CPUS_PER_WORKER, Placement, place_here, place_on
+from pipeline.tune.space import configured_point, measure_every, published_point, trial_config
+from pipeline.tune.stage import REDUCTION_FACTOR, grace_epochs
 from sdclr import EpochPlan, ImageSet, Trainer
 
 _WARM_UP_STEPS, _TIMED_STEPS = 1, 3
@@ -35,7 +36,7 @@ class Estimate:
         num_trials: of the search, and `num_retrained` with fresh seeds.
         step_s: seconds of a training step, mean of the methods.
         most_h: hours when no trial is stopped early.
-        likely_h: hours when ASHA lets one in `reduction_factor` pass each rung.
+        likely_h: hours when ASHA lets one in `REDUCTION_FACTOR` pass each rung.
         gpu_hours: at most; 0 on CPUs.
         price_usd: at most; None without a price.
     """
@@ -85,7 +86,7 @@ def estimate(config: Config, plan: DryRun) -> tuple[Estimate, Placement]:
 def probe_s(config: Config, side_px: int, on_gpu: bool) -> tuple[float, float]:
     """Time one training step of one worker, and one image in a forward pass."""
     device = "cuda" if on_gpu else "cpu"
-    torch.set_num_threads(config.tune.cpus_per_trial)
+    torch.set_num_threads(CPUS_PER_WORKER)
     batch = max(2, config.train.global_batch // config.tune.trial_workers)
     shape = (batch * (_WARM_UP_STEPS + _TIMED_STEPS), 3, side_px, side_px)
     images = ImageSet(torch.randint(0, 256, shape, dtype=torch.uint8))
@@ -137,7 +138,7 @@ def of_seconds(
         num_ranks=t.trial_workers,
     )
     measured_s = _images_measured(config, plan) * image_s
-    epoch_s = epoch.num_steps * step_s + measured_s / t.measure_every_epochs
+    epoch_s = epoch.num_steps * step_s + measured_s / measure_every(epochs)
     num_trials = t.trials * len(config.train.methods)
     method = config.train.methods[0]
     same = configured_point(config, method) == published_point(config, method)
@@ -151,7 +152,7 @@ def of_seconds(
     most_h = hours(epochs)
     gpu_hours = most_h * placement.concurrent * placement.gpus
     price = config.cost.price_per_gpu_hour_usd
-    likely = expected_epochs(epochs, grace_epochs(config), t.reduction_factor) if early else epochs
+    likely = expected_epochs(epochs, grace_epochs(config)) if early else epochs
     return Estimate(
         num_trials=num_trials,
         num_retrained=num_retrained,
@@ -164,19 +165,19 @@ def of_seconds(
     )
 
 
-def expected_epochs(epochs: int, grace: int, reduction_factor: int) -> float:
-    """Return the mean epochs of a trial when one in `reduction_factor` passes each rung."""
+def expected_epochs(epochs: int, grace: int, factor: int = REDUCTION_FACTOR) -> float:
+    """Return the mean epochs of a trial when one in `factor` passes each rung."""
     expected, share, rung = 0.0, 1.0, grace
     before = 0
     while rung < epochs:
         expected += share * (rung - before)
-        share, before, rung = share / reduction_factor, rung, rung * reduction_factor
+        share, before, rung = share / factor, rung, rung * factor
     return expected + share * (epochs - before)
 
 
 def _images_measured(config: Config, plan: DryRun) -> int:
     if config.tune.objective != "fewshot":
-        return 2 * min(config.tune.probe_images, plan.sets["pretrain"].rows)
+        return 2 * min(PROBE_IMAGES, plan.sets["pretrain"].rows)
     probe, val = (plan.sets[name].rows if name in plan.sets else 0 for name in ("probe", "val"))
     num_classes = len(plan.class_names or ())
     shots = config.evaluate.shots_per_class

@@ -59,7 +59,7 @@ def needed_sets(config: Config, manifest: Manifest) -> tuple[str, ...]:
             "a sweep is scored on a validation set, and the data set has none; the test set is "
             "for the end",
             where=f"data set {manifest.name}",
-            todo="set data.num_val_per_class or data.val_index, or tune.objective=view_retrieval",
+            todo="set data.num_val_per_class or data.sets.val, or tune.objective=view_retrieval",
         )
     return ("pretrain", "probe", "val")
 

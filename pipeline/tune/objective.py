@@ -21,7 +21,7 @@ import torch
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.evaluate.cached import CachedProbes
-from pipeline.evaluate.features import SetFeatures
+from pipeline.evaluate.features import BATCH_IMAGES, SetFeatures
 from pipeline.evaluate.labelled import fewshot_rows
 from pipeline.model import build
 from pipeline.tune.images import DecodedSet
@@ -33,6 +33,10 @@ Measures = dict[str, float]
 Measure = Callable[[Twin | SimCLR], Measures]
 
 BALANCE = "balance"
+RANKME_FLOOR = 8.0
+"""Effective rank below which view_retrieval is scaled down."""
+PROBE_IMAGES = 1024
+"""Pre-training images that are measured without labels; fewer when the set is smaller."""
 _MODEL = "trial"
 _LABELLED = ("fewshot", "many", "medium", "few")
 
@@ -103,7 +107,7 @@ class FewShot:
         device = model.network.mean.device
         modes = {module: module.training for module in model.modules()}
         model.eval()
-        batch, parts = self._config.evaluate.batch, []
+        batch, parts = BATCH_IMAGES, []
         try:
             for start in range(0, len(rows_n), batch):
                 rows_B = rows_n[start : start + batch]
@@ -124,10 +128,10 @@ class Unlabelled:
     """View retrieval, RankMe and balance over pseudo-terciles, on fixed views of fixed images."""
 
     def __init__(self, config: Config, manifest: Manifest, pretrain: DecodedSet) -> None:
-        self._floor = config.tune.rankme_floor
+        self._floor = RANKME_FLOOR
         self._checkup = Checkup.of_images(
             pretrain.image_set(),
-            num_images=config.tune.probe_images,
+            num_images=PROBE_IMAGES,
             crop_px=build.crop_px(config, manifest),
         )
 

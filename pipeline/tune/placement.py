@@ -13,6 +13,9 @@ _DATA_CPUS = 1
 # A trial whose workers are a Ray Train run of their own takes next to nothing itself.
 _DRIVER_CPUS = 0.01
 
+CPUS_PER_WORKER = 1
+"""Threads of a trial's worker: more trials at once beat more threads for each."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -54,11 +57,9 @@ def place(
             where=f"tune.gpus_per_worker={share:g}, tune.trial_workers={t.trial_workers}",
             todo="set tune.gpus_per_worker=1 or tune.trial_workers=1",
         )
-    # Beside a GPU one thread feeds it; without one, threads do the work.
-    cpus_per_worker = 1.0 if on_gpu else float(t.cpus_per_trial)
-    cpus, gpus = t.trial_workers * cpus_per_worker, t.trial_workers * gpus_per_worker
+    cpus, gpus = float(t.trial_workers * CPUS_PER_WORKER), t.trial_workers * gpus_per_worker
     fits = int(num_cpus // cpus)
-    if node_cpus is not None and cpus_per_worker > node_cpus:
+    if node_cpus is not None and node_cpus < CPUS_PER_WORKER:
         fits = 0
     if on_gpu:
         # A GPU is shared by whole workers only.
@@ -70,15 +71,14 @@ def place(
             f"no trial can be placed: each needs {what}, there are {num_cpus} CPU and "
             f"{num_gpus} GPU"
             + ("" if node_cpus is None else f", on one node at most {node_cpus:g} CPU"),
-            where="tune.trial_workers, tune.cpus_per_trial, tune.gpus_per_worker, train.device",
+            where="tune.trial_workers, tune.gpus_per_worker, train.device",
             todo="lower them, or join a larger cluster",
         )
-    concurrent = fits if t.concurrent is None else min(fits, t.concurrent)
     resources = {"CPU": cpus} | ({"GPU": gpus} if on_gpu else {})
     resources |= on_nodes_with(config.placement.train_resource)
     if t.trial_workers > 1:
         resources = {"CPU": _DRIVER_CPUS}
-    return Placement(resources, cpus, gpus, gpus_per_worker, concurrent)
+    return Placement(resources, cpus, gpus, gpus_per_worker, concurrent=fits)
 
 
 def place_on(config: Config, cluster: Cluster) -> Placement:

@@ -35,6 +35,8 @@ _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 _POLL_S = 0.5
+PLACEMENT_TIMEOUT_S = 600.0
+"""A sweep ends when no trial could be placed for so long."""
 _ERROR_CHARS = 500
 
 
@@ -143,7 +145,7 @@ def run_trials(
     """Run so many trials that `search` suggests, or those of `points`; `refresh` is called often.
 
     Raises:
-        ClusterError: no trial could be placed for `tune.placement_timeout_s`.
+        ClusterError: no trial could be placed for `PLACEMENT_TIMEOUT_S`.
         PipelineError: Tune itself failed.
     """
     for name, value in _SETTINGS.items():
@@ -208,7 +210,7 @@ def _fit(tuner: Any, failure: list[BaseException]) -> None:
 def _check_placed(trials: Trials, recorder: Recorder, base: Config, placement: Placement) -> None:
     """Give up when nothing has moved for long and nothing runs, or what runs has lost its place."""
     waited_s = time.monotonic() - recorder.changed_s
-    if waited_s < base.tune.placement_timeout_s:
+    if waited_s < PLACEMENT_TIMEOUT_S:
         return
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
     fits = there.get("CPU", 0) >= placement.cpus and there.get("GPU", 0) >= placement.gpus
@@ -221,7 +223,7 @@ def _check_placed(trials: Trials, recorder: Recorder, base: Config, placement: P
         f"{placement.gpus:g} GPU, the cluster has {there.get('CPU', 0):g} and "
         f"{there.get('GPU', 0):g}, of which {free.get('CPU', 0):g} and {free.get('GPU', 0):g} are "
         "free",
-        where=f"tune.placement_timeout_s={base.tune.placement_timeout_s:g}",
+        where="the cluster",
         todo="free them or bring the nodes back, and run the same command again: finished trials "
         "are kept",
     )

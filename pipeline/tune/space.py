@@ -20,9 +20,11 @@ Params = dict[str, float | int]
 
 # Global pruning starves a 7x7 stem long before a 3x3 one: ResNet-50 at 0.9 keeps 0.84 % of it.
 _PRUNE_RATIO = {"cifar": (0.3, 0.98), "imagenet": (0.1, 0.7)}
+_BY_LOGARITHM = {"temperature": (0.05, 1.0), "lr": (0.05, 1.0), "weight_decay": (1e-5, 1e-3)}
 # The published settings (Jiang et al. 2021) by stem: prune ratio and temperature.
 _PUBLISHED = {"cifar": (0.9, 0.2), "imagenet": (0.3, 0.3)}
 _PUBLISHED_SIMCLR_TEMPERATURE = 0.2
+_MEASURES = 100
 
 
 @dataclass(frozen=True)
@@ -57,33 +59,19 @@ class Parameter:
 
 def parameters(config: Config, method: str) -> tuple[Parameter, ...]:
     """Return the searched parameters of one method in `tune.search` order; may be empty."""
-    t = config.tune
-    low, high = _PRUNE_RATIO[config.model.stem]
-    known = {
-        "prune_ratio": Parameter(
-            "sdclr.prune_ratio",
-            low if t.prune_ratio_min is None else t.prune_ratio_min,
-            high if t.prune_ratio_max is None else t.prune_ratio_max,
-        ),
-        "temperature": Parameter(
-            f"{method}.temperature", t.temperature_min, t.temperature_max, log=True
-        ),
-        "lr": Parameter("train.lr", t.lr_min, t.lr_max, log=True),
-        "weight_decay": Parameter(
-            "train.weight_decay", t.weight_decay_min, t.weight_decay_max, log=True
-        ),
-        "head_depth": Parameter(f"{method}.head_depth", choices=(2, 3)),
-    }
-    if known["prune_ratio"].low >= known["prune_ratio"].high:
-        raise ConfigError(
-            "E-CONFIG-039",
-            f"the range of prune ratios is empty: {known['prune_ratio'].low} to "
-            f"{known['prune_ratio'].high}",
-            where="tune.prune_ratio_min, tune.prune_ratio_max",
-            todo="set both",
-        )
-    names = [name for name in t.search if name != "prune_ratio" or method == "sdclr"]
-    return tuple(known[name] for name in names)
+    found = []
+    for name, given in config.tune.search.items():
+        if name == "head_depth":
+            found.append(Parameter(f"{method}.head_depth", choices=(2, 3)))
+        elif name == "prune_ratio":
+            if method == "sdclr":
+                low, high = given or _PRUNE_RATIO[config.model.stem]
+                found.append(Parameter("sdclr.prune_ratio", low, high))
+        else:
+            section = method if name == "temperature" else "train"
+            low, high = given or _BY_LOGARITHM[name]
+            found.append(Parameter(f"{section}.{name}", low, high, log=True))
+    return tuple(found)
 
 
 def known_points(config: Config, method: str) -> list[Params]:
@@ -121,6 +109,11 @@ def configured_value(config: Config, key: str) -> Any:
     return getattr(getattr(config, section), name)
 
 
+def measure_every(epochs: int) -> int:
+    """Return the epochs between two measures of a trial: some 100 measures in a long trial."""
+    return max(1, epochs // _MEASURES)
+
+
 def trial_config(config: Config, method: str, params: Mapping[str, Any], *, seed: int) -> Config:
     """Return the configuration of one trial: method, parameters, workers and seed.
 
@@ -132,7 +125,7 @@ def trial_config(config: Config, method: str, params: Mapping[str, Any], *, seed
         "methods": (method,),
         "workers": config.tune.trial_workers,
         # A trial that is interrupted loses no measured epoch.
-        "checkpoint_every_epochs": config.tune.measure_every_epochs,
+        "checkpoint_every_epochs": measure_every(config.train.epochs),
     }
     values["health"]["every_epochs"] = config.train.epochs
     values["run"]["seed"] = seed

@@ -33,6 +33,9 @@ from pipeline.tune.trials import FINISHED, TrialRecord, Trials
 from pipeline.tune.view import View
 from sdclr.schedule import MAX_WARMUP_FRAC
 
+REDUCTION_FACTOR = 3
+"""Of the trials that come to a rung, one in so many goes on."""
+
 
 def grace_epochs(config: Config) -> int:
     """Return the epochs before ASHA may stop a trial: more than the warm-up lasts.
@@ -48,7 +51,7 @@ def grace_epochs(config: Config) -> int:
     least = min(t.epochs, math.floor(warmup) + 1)
     wanted = config.tune.grace_epochs
     if wanted is None:
-        return max(least, t.epochs // config.tune.reduction_factor)
+        return max(least, t.epochs // REDUCTION_FACTOR)
     if not least <= wanted <= t.epochs:
         raise ConfigError(
             "E-CONFIG-041",
@@ -153,7 +156,7 @@ class Sweep:
                 mode=mode,
                 max_epochs=config.train.epochs,
                 grace_epochs=grace_epochs(config),
-                reduction_factor=config.tune.reduction_factor,
+                reduction_factor=REDUCTION_FACTOR,
             )
         search = RecordedSearch(
             asked,

@@ -31,6 +31,7 @@ from pipeline.train.stopping import Notices
 from pipeline.train.worker import Job, MethodRun
 from pipeline.tune.images import DecodedSet
 from pipeline.tune.objective import Measure, measure_of, objectives
+from pipeline.tune.placement import CPUS_PER_WORKER
 from pipeline.tune.space import trial_config
 from pipeline.tune.trials import trial_name
 from sdclr import SimCLR, StarvedLayerError, StepReport, Twin
@@ -199,7 +200,7 @@ def _train(
     import ray
 
     config = plan.config
-    torch.set_num_threads(config.tune.cpus_per_trial)
+    torch.set_num_threads(CPUS_PER_WORKER)
     decoded: dict[str, DecodedSet] = {name: ray.get(ref) for name, ref in sets.items()}
     manifest = read_manifest(job.data_uri)
     worker_job = Job(
@@ -209,7 +210,7 @@ def _train(
         data_uri=job.data_uri,
         init_from=job.init_from,
         device=device.type,
-        num_threads=config.tune.cpus_per_trial,
+        num_threads=CPUS_PER_WORKER,
     )
     run = TrialRun(
         worker_job, config, manifest, plan.method, rank, device,
@@ -229,7 +230,7 @@ def _in_ray_train(
     from ray.tune.integration.ray_train import TuneReportCallback
 
     on_gpu = job.gpus_per_worker > 0
-    resources = {"CPU": 1.0 if on_gpu else float(plan.config.tune.cpus_per_trial)}
+    resources = {"CPU": 1.0 if on_gpu else float(CPUS_PER_WORKER)}
     resources |= on_nodes_with(plan.config.placement.train_resource)
     deadline_s = plan.config.train.collective_timeout_s
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(deadline_s)  # of Ray Train's own barriers

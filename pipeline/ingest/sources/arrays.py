@@ -65,8 +65,8 @@ def digits_index(data: Data) -> ImageIndex:
 def cifar_index(data: Data) -> ImageIndex:
     """Index CIFAR-10 or CIFAR-100 with its test set; index lists count training images.
 
-    pretrain: `pretrain_index`, else a long-tailed part of the training images outside val.
-    probe: `probe_index`, else all training images outside val. val: `val_index`, else
+    pretrain: its list, else a long-tailed part of the training images outside val.
+    probe: its list, else all training images outside val. val: its list, else
     `num_val_per_class` training images of every class, else none.
     With `download` and without `path` the files go to `downloads` below `data.root`.
     """
@@ -81,10 +81,11 @@ def cifar_sets(images: cifar_files.CifarImages, data: Data) -> ImageIndex:
     """Return the sets of `cifar_index`, from images that were already read."""
     num_train, num_all = images.num_train, len(images.labels)
 
-    def listed(key: str, uri: str | None) -> Indices | None:
+    def listed(name: str, uri: str | None) -> Indices | None:
+        key = f"sets.{name}"
         return None if uri is None else splits.read_index(uri, key=key, num_images=num_train)
 
-    val = listed("val_index", data.val_index)
+    val = listed("val", data.sets.val)
     pool = np.arange(num_train)
     if val is None and data.num_val_per_class is not None:
         val = splits.hold_out(
@@ -97,9 +98,9 @@ def cifar_sets(images: cifar_files.CifarImages, data: Data) -> ImageIndex:
         )
     if val is not None:
         pool = np.setdiff1d(pool, val)
-    probe = listed("probe_index", data.probe_index)
+    probe = listed("probe", data.sets.probe)
     probe = pool if probe is None else probe
-    pretrain = listed("pretrain_index", data.pretrain_index)
+    pretrain = listed("pretrain", data.sets.pretrain)
     if pretrain is None:
         num_classes = len(images.class_names)
         pretrain = splits.long_tail(images.labels, pool, num_classes=num_classes, data=data)
@@ -111,13 +112,13 @@ def cifar_sets(images: cifar_files.CifarImages, data: Data) -> ImageIndex:
     ids = [f"train/{row:05d}" for row in range(num_train)]
     ids += [f"test/{row:05d}" for row in range(num_all - num_train)]
     fewshot = []
-    for uri in data.fewshot_index:
-        rows = splits.read_index(uri, key="fewshot_index", num_images=num_train)
+    for uri in data.sets.fewshot:
+        rows = splits.read_index(uri, key="sets.fewshot", num_images=num_train)
         num_outside = len(np.setdiff1d(rows, probe))
         if num_outside:
             what = f"{num_outside} of {len(rows)} few-shot images are not in the probe set"
             raise DataError(
-                "E-DATA-041", what, where=uri, todo="use lists that belong to data.probe_index"
+                "E-DATA-041", what, where=uri, todo="use lists that belong to data.sets.probe"
             )
         fewshot.append(tuple(ids[row] for row in rows))
     source = {
@@ -168,7 +169,7 @@ def _refuse_overlap(name: str, rows: Indices, val: Indices) -> None:
         raise DataError(
             "E-DATA-042",
             f"{num_common} images of val are also in {name}",
-            where=f"data.{name}_index, data.val_index",
+            where=f"data.sets.{name}, data.sets.val",
             todo="use index lists that belong together",
         )
 

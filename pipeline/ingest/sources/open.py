@@ -37,21 +37,27 @@ def index_source(data: Data, tasks: Tasks) -> ImageIndex:
     return arrays.cifar_index(data)
 
 
-_INDEX_KEYS = ("pretrain_index", "probe_index", "val_index", "fewshot_index")
-_ONLY_FOR = {
-    **dict.fromkeys(_INDEX_KEYS, ("cifar10", "cifar100")),
-    **dict.fromkeys(("image_root", "val_list", "test_list"), ("list",)),
-    "label_column": ("parquet",),
-}
+_ONLY_FOR = {"image_root": ("list",), "label_column": ("parquet",)}
+_CIFAR_SETS = ("pretrain", "probe", "val", "fewshot")
+_SETS_OF = {"cifar10": _CIFAR_SETS, "cifar100": _CIFAR_SETS, "list": ("val", "test")}
 
 
 def _check_keys(data: Data) -> None:
     for key, sources in _ONLY_FOR.items():
         if data.source not in sources and getattr(data, key):
-            what = "index lists do not apply" if key in _INDEX_KEYS else "this key does not apply"
             raise ConfigError(
                 "E-CONFIG-022",
-                f"{what} to the source {data.source}",
+                f"this key does not apply to the source {data.source}",
                 where=f"data.{key}",
                 todo=f"remove the key; it is for {' and '.join(sources)}",
             )
+    known = _SETS_OF.get(data.source, ())
+    wrong = [name for name in data.sets.given if name not in known]
+    if wrong:
+        takes = f"takes files for {', '.join(known)}" if known else "takes no files for its sets"
+        raise ConfigError(
+            "E-CONFIG-220",
+            f"the source {data.source} {takes}",
+            where=", ".join(f"data.sets.{name}" for name in wrong),
+            todo="remove it from data.sets",
+        )

@@ -5,8 +5,8 @@
   (Liu et al. 2019): `train/n01440764/n01440764_190.JPEG 0`.
 
 Paths are relative to `data.image_root`; whole URIs below it are accepted as well. Labels that are
-all whole numbers are class indices, others are class names. `val_list` and `test_list` bring the
-other sets, labelled like the first.
+all whole numbers are class indices, others are class names. `data.sets` names the lists of
+val and test, labelled like the first.
 
 The files are not looked up one by one: sizes, which only cut shards, are the mean of a seeded
 sample, and a file that turns out to be missing is a reject.
@@ -40,8 +40,8 @@ class _Lines(NamedTuple):
 def list_index(data: Data) -> ImageIndex:
     """Index the images that the lists name, in their order before any split.
 
-    With `test_list` that is the test set; else it is drawn as from a folder. pretrain and probe
-    come from `data.path`.
+    With `data.sets.test` that is the test set; else it is drawn as from a folder. pretrain and
+    probe come from `data.path`.
 
     Raises:
         DataError: a list is empty, torn, names an image twice, leads outside the root, or none of
@@ -51,7 +51,7 @@ def list_index(data: Data) -> ImageIndex:
     assert data.path is not None
     root = data.image_root or data.path.rpartition("/")[0] or "."
     parts = {"main": read_list(data.path, root, labelled=data.labelled)}
-    for name, uri in (("val", data.val_list), ("test", data.test_list)):
+    for name, uri in (("val", data.sets.val), ("test", data.sets.test)):
         if uri is not None:
             parts[name] = read_list(uri, root, labelled=data.labelled)
     labelled = {part.labels is not None for part in parts.values()}
@@ -60,13 +60,13 @@ def list_index(data: Data) -> ImageIndex:
         raise DataError(
             "E-DATA-059",
             what,
-            where="data.val_list, data.test_list",
+            where="data.sets",
             todo="add labels to all lists",
         )
-    if data.test_list is not None and data.num_test_per_class is not None:
+    if data.sets.test is not None and data.num_test_per_class is not None:
         what, todo = "the test set is given twice", "remove data.num_test_per_class"
         raise ConfigError(
-            "E-CONFIG-023", what, where="data.test_list, data.num_test_per_class", todo=todo
+            "E-CONFIG-023", what, where="data.sets.test, data.num_test_per_class", todo=todo
         )
     ids = pa.concat_arrays([part.paths for part in parts.values()])
     _refuse_repeats(ids, data.path)
