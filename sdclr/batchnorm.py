@@ -9,7 +9,7 @@ Shapes: B images on this rank, C channels, R ranks.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sdclr import collective
+
+# What all BatchNorm layers of torch have in common has no public name.
+AnyBatchNorm: TypeAlias = _BatchNorm
 
 
 class _GlobalBatchNormFunction(torch.autograd.Function):

@@ -24,8 +24,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+
+from sdclr.batchnorm import AnyBatchNorm
 
 Embed = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 LEAST_MICRO_BATCH = 3  # equal chunks of at most this many images have two at least, as a norm needs
@@ -85,7 +86,7 @@ def _reduced(model: nn.Module, *, now: bool) -> AbstractContextManager[None]:
 @contextmanager
 def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
     """Restore the batch-norm statistics on exit."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, AnyBatchNorm)]
     buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
     copies = [buffer.clone() for buffer in buffers]
     try:

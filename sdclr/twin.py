@@ -16,10 +16,10 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sdclr import prune
 from sdclr.backbone import build_backbone
+from sdclr.batchnorm import AnyBatchNorm
 from sdclr.seeds import derived_seed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -101,7 +101,7 @@ class Twin(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
-        norms = {n: m for n, m in network.named_modules() if isinstance(m, _BatchNorm)}
+        norms = {n: m for n, m in network.named_modules() if isinstance(m, AnyBatchNorm)}
         # A dot is not allowed in a registered name; a slash is not used by any module.
         self.pruned_norms = nn.ModuleDict(
             OrderedDict((n.replace(".", "/"), copy.deepcopy(m)) for n, m in norms.items())
