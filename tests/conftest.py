@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# The nets of tests are small: a second thread of torch mostly waits, and waits busily, which takes
+# the other core from the processes of the same test.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray reads these when it is first imported, so they are set before any test module is.
 os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
