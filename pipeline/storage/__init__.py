@@ -26,9 +26,12 @@ from typing import BinaryIO, Protocol, Self
 from urllib.parse import quote
 
 from pipeline.errors import DataError, StorageError
-from pipeline.storage.local import LocalAppender, LocalStore, local_path
+from pipeline.storage import causes, place
+from pipeline.storage.local import LocalAppender, LocalStore
 from pipeline.storage.retries import RETRIES
 from pipeline.storage.scan import ScanPage, ScanPart
+
+_MISSING = {"E-STORAGE-370", causes.NO_OBJECT.id}
 
 
 class Store(Protocol):
@@ -42,24 +45,24 @@ class Store(Protocol):
     def tree(self, uri: str) -> dict[str, int]: ...  # noqa: D102
     def scan(self, uri: str, part: ScanPart, max_names: int) -> ScanPage: ...  # noqa: D102
     def delete_tree(self, uri: str) -> None: ...  # noqa: D102
+    def check_writable(self, uri: str) -> None: ...  # noqa: D102
     def size(self, uri: str) -> int: ...  # noqa: D102
     def open(self, uri: str) -> BinaryIO: ...  # noqa: D102
 
 
 def _store(uri: str) -> Store:
-    scheme, separator, _ = uri.partition("://")
-    if not separator or scheme == "file":
-        return LocalStore()
-    if scheme == "s3":
-        from pipeline.storage.s3 import ObjectStore  # s3fs is slow to import and often unneeded
+    try:
+        kind = place.parse(uri).kind
+        if kind == "local":
+            place.local_path(uri)
+            return LocalStore()
+    except place.FormError as error:
+        raise StorageError(
+            "E-STORAGE-001", str(error), where=uri, todo=f"write {place.KNOWN}"
+        ) from None
+    from pipeline.storage.s3 import ObjectStore  # s3fs is slow to import and often unneeded
 
-        return ObjectStore()
-    raise StorageError(
-        "E-STORAGE-001",
-        f"storage of the kind {scheme}:// is not supported",
-        where=uri,
-        todo="use a local path, file:// or s3://",
-    )
+    return ObjectStore()
 
 
 def join(root: str, *parts: str) -> str:
@@ -77,9 +80,13 @@ def join(root: str, *parts: str) -> str:
 
 def absolute(uri: str) -> str:
     """Make a local path or file:// URI absolute; leave other URIs as they are."""
-    if "://" in uri and not uri.startswith("file://"):
+    if uri.startswith("s3://"):
         return uri
-    return str(local_path(uri).resolve())
+    _store(uri)
+    try:
+        return str(place.local_path(uri).resolve())
+    except RuntimeError:  # links that lead round in a circle, which the first use reports
+        return str(place.local_path(uri).absolute())
 
 
 def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
@@ -97,12 +104,8 @@ def read_range(uri: str, start: int, stop: int) -> bytes:
 
 
 def is_missing(error: StorageError) -> bool:
-    """Return whether a read failed because there is no such object; its bucket exists."""
-    if error.where.startswith("s3://"):
-        from pipeline.storage import s3_errors
-
-        return s3_errors.is_missing(error)
-    return isinstance(error.__cause__, FileNotFoundError)
+    """Return whether a call failed because there is no such file or object, in a bucket that is."""
+    return error.id in _MISSING
 
 
 def num_retries() -> int:
@@ -153,6 +156,15 @@ def scan(uri: str, part: ScanPart | None = None, *, max_names: int = 20_000) -> 
 def delete_tree(uri: str) -> None:
     """Delete an object or a folder with all below it; nothing there is no error."""
     _store(uri).delete_tree(uri)
+
+
+def check_writable(uri: str) -> None:
+    """Refuse a folder in which this process may make nothing; nothing is made there.
+
+    Raises:
+        StorageError: with the cause that a write would have met, as far as it can be known.
+    """
+    _store(uri).check_writable(uri)
 
 
 def size_bytes(uri: str) -> int:
@@ -224,6 +236,7 @@ class LineLog:
 
     def __init__(self, uri: str, *, interval_s: float = 10.0) -> None:
         self._uri, self._interval_s = uri, interval_s
+        _store(uri)  # refuses what is no place
         self._local = None if uri.startswith("s3://") else LocalAppender(uri)
         self._content = bytearray()
         self._dirty, self._putting = False, threading.Lock()

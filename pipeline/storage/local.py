@@ -1,4 +1,4 @@
-"""Local files behind pipeline.storage: atomic replacement, and OS errors in words."""
+"""Local files behind pipeline.storage: atomic replacement, typed errors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote
 
 from pipeline.errors import StorageError
+from pipeline.storage.causes import LOCAL, LOCAL_OTHER
+from pipeline.storage.place import local_path
 from pipeline.storage.scan import ScanPage, ScanPart
 
 # A killed writer leaves its temporary file; the prefix keeps it out of every listing.
@@ -21,40 +22,19 @@ _TEMPORARY = ".sdclr-tmp-"
 _DELETE_TRIES = 10
 
 
-def local_path(uri: str) -> Path:
-    """Return the path of a local URI: `file:///a%20b` or a plain path, `~` expanded."""
-    if uri.startswith("file://"):
-        return Path(unquote(uri.removeprefix("file://")))
-    return Path(uri).expanduser()
-
-
 @contextlib.contextmanager
-def _told(uri: str, action: str) -> Iterator[None]:
+def _typed(uri: str, action: str) -> Iterator[None]:
+    """Turn what the operating system says into a StorageError with its cause."""
     try:
         yield
     except OSError as error:
-        what, todo = _words(error, action)
-        raise StorageError("E-STORAGE-002", what, where=uri, todo=todo) from error
+        raise _storage_error(error, uri, action) from error
 
 
-def _words(error: OSError, action: str) -> tuple[str, str]:
-    reason = os.strerror(error.errno).lower() if error.errno else str(error)
-    table = {
-        errno.ENOENT: ("there is no such file or folder", "check the path, or run the stage "
-                       "that makes it"),
-        errno.EACCES: ("permission denied", "give this user access to the path, or choose another"),
-        errno.EPERM: ("permission denied", "give this user access to the path, or choose another"),
-        errno.EROFS: ("the file system is read-only", "choose a path that can be written"),
-        errno.ENOSPC: ("no space left on the device", "free some space, or choose another device"),
-        errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another device"),
-        errno.EISDIR: ("it is a folder, not a file", "name the file"),
-        errno.ENOTDIR: ("a part of the path is a file, not a folder", "check the path"),
-        errno.EEXIST: ("a file is where a folder is needed", "remove the file, or choose another"),
-    }  # fmt: skip
-    known = table.get(error.errno or 0)
-    if known is None:
-        return f"could not {action}: {reason}", "check the device and the path"
-    return f"could not {action}: {known[0]}", known[1]
+def _storage_error(error: OSError, uri: str, action: str) -> StorageError:
+    cause = next((c for c in LOCAL if error.errno in c.codes), LOCAL_OTHER)
+    what = cause.what or (os.strerror(error.errno).lower() if error.errno else str(error))
+    return StorageError(cause.id, f"could not {action}: {what}", where=uri, todo=cause.todo)
 
 
 class LocalStore:
@@ -62,19 +42,19 @@ class LocalStore:
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         """Read the whole file, or its first max_bytes + 1 bytes."""
-        with _told(uri, "read"), open(local_path(uri), "rb") as file:
+        with _typed(uri, "read"), open(local_path(uri), "rb") as file:
             return file.read(-1 if max_bytes is None else max_bytes + 1)
 
     def read_range(self, uri: str, start: int, stop: int) -> bytes:
         """Read bytes start..stop-1."""
-        with _told(uri, "read"), open(local_path(uri), "rb") as file:
+        with _typed(uri, "read"), open(local_path(uri), "rb") as file:
             file.seek(start)
             return file.read(stop - start)
 
     def write(self, uri: str, data: bytes) -> None:
         """Replace the file in one step: readers see the old bytes or the new ones, never a mix."""
         path = local_path(uri)
-        with _told(uri, "write"):
+        with _typed(uri, "write"):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}"
             try:
@@ -91,7 +71,7 @@ class LocalStore:
     def exists(self, uri: str) -> bool:
         """Return whether a file, or a folder with something in it, is there."""
         path = local_path(uri)
-        with _told(uri, "look up"):
+        with _typed(uri, "look up"):
             try:
                 is_folder = stat.S_ISDIR(path.stat().st_mode)
             except (FileNotFoundError, NotADirectoryError):
@@ -101,7 +81,7 @@ class LocalStore:
     def children(self, uri: str) -> dict[str, int | None]:
         """Return immediate children: size in bytes of files, None for folders."""
         found: dict[str, int | None] = {}
-        with _told(uri, "list"):
+        with _typed(uri, "list"):
             try:
                 entries = os.scandir(local_path(uri))
             except FileNotFoundError:
@@ -122,7 +102,7 @@ class LocalStore:
         def refuse(error: OSError) -> None:
             raise error
 
-        with _told(uri, "list"):
+        with _typed(uri, "list"):
             if not root.exists():
                 return found
             for folder, _, names in os.walk(root, onerror=refuse):
@@ -142,7 +122,7 @@ class LocalStore:
         Linked folders are named, not entered: they may lead outside, or round and round.
         """
         root, page, folders = local_path(uri), ScanPage([], [], []), [part.prefix]
-        with _told(uri, "list"):
+        with _typed(uri, "list"):
             while folders and len(page.names) < max_names:
                 folder = folders.pop()
                 with os.scandir(root / folder) as entries:
@@ -162,7 +142,7 @@ class LocalStore:
     def delete_tree(self, uri: str) -> None:
         """Delete a file or a folder with all below it; a link is deleted, not followed."""
         path = local_path(uri)
-        with _told(uri, "delete"):
+        with _typed(uri, "delete"):
             for tries_left in reversed(range(_DELETE_TRIES)):
                 try:
                     if path.is_dir() and not path.is_symlink():
@@ -174,14 +154,33 @@ class LocalStore:
                     if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or not tries_left:
                         raise
 
+    def check_writable(self, uri: str) -> None:
+        """Refuse a folder in which nothing may be made; nothing is made.
+
+        Of a folder that is not there yet, its nearest parent counts.
+        """
+        with _typed(uri, "write"):
+            folder = local_path(uri).absolute()
+            while not os.path.lexists(folder):
+                folder = folder.parent
+            if not stat.S_ISDIR(folder.stat().st_mode):
+                raise OSError(errno.ENOTDIR, "")
+            space = os.statvfs(folder)
+            if space.f_flag & os.ST_RDONLY:
+                raise OSError(errno.EROFS, "")
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise OSError(errno.EACCES, "")
+            if space.f_blocks and not space.f_bavail:
+                raise OSError(errno.ENOSPC, "")
+
     def size(self, uri: str) -> int:
         """Return the size of the file in bytes."""
-        with _told(uri, "look up"):
+        with _typed(uri, "look up"):
             return local_path(uri).stat().st_size
 
     def open(self, uri: str) -> BinaryIO:
         """Open the file for reading."""
-        with _told(uri, "open"):
+        with _typed(uri, "open"):
             return open(local_path(uri), "rb")
 
 
@@ -191,7 +190,7 @@ class LocalAppender:
     def __init__(self, uri: str) -> None:
         self._uri = uri
         path = local_path(uri)
-        with _told(uri, "open"):
+        with _typed(uri, "open"):
             path.parent.mkdir(parents=True, exist_ok=True)
             old = path.read_bytes() if path.exists() else b""
             self._file = open(path, "ab")
@@ -201,13 +200,13 @@ class LocalAppender:
 
     def append(self, line: bytes) -> None:
         """Write one line and hand it to the operating system."""
-        with _told(self._uri, "append to"):
+        with _typed(self._uri, "append to"):
             self._file.write(line)
             self._file.flush()
 
     def close(self) -> None:
         """Close the file; further calls do nothing."""
-        with _told(self._uri, "close"):
+        with _typed(self._uri, "close"):
             self._file.close()
 
 
