@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -22,6 +23,7 @@ from pipeline.cli import scale
 from pipeline.config import Config
 from pipeline.config.help import SCHEMA, expected
 from pipeline.config.strict_yaml import write_value
+from pipeline.storage import causes
 
 LINES = "<lines>"
 MARKER = "<!-- made by docs/make.py from here on -->\n"
@@ -68,26 +70,20 @@ def messages() -> list[Message]:
         for node in ast.walk(source.tree):
             if isinstance(node, ast.Call):
                 found |= set(source.messages(node))
-    found |= set(_of_s3())
+    found |= set(_of_storage())
     # What only joins lines of others, as that of wrong keys does, says nothing here.
     told = (m for m in found if m.what != LINES and any(part.isalpha() for part in m.what))
     return sorted(told)
 
 
-def _of_s3() -> Iterator[Message]:
-    """Yield the messages about S3: the pairs of `words` in the sentence that holds them."""
-    tree = ast.parse((ROOT / "pipeline" / "storage" / "s3_errors.py").read_text())
-    source = Source(tree)
-    (words,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "words")
-    for node in ast.walk(words):
-        if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
-            what, todo = node.value.elts
-            for text in source.texts(what):
-                told = next(source.texts(todo), "")
-                code = KINDS["StorageError"].exit_code
-                yield Message(
-                    code, "E-STORAGE-003", "StorageError", f"could not <action>: {text}", told
-                )
+def _of_storage() -> Iterator[Message]:
+    """The causes of failures of storage, which stand in a table."""
+    code = KINDS["StorageError"].exit_code
+    known = [v for v in vars(causes).values() if isinstance(v, causes.Cause)]
+    for cause in {*known, *causes.S3, *causes.LOCAL}:
+        what, todo = (re.sub(r"\{(\w+)\}", r"<\1>", t) for t in (cause.what, cause.todo))
+        said = f"could not <action>: {what or '<reason>'}"
+        yield Message(code, cause.id, "StorageError", said, todo)
 
 
 class Source:

@@ -1,7 +1,8 @@
 """The part of S3 that the pipeline uses, in memory on loopback, with faults on demand.
 
 Paths are /bucket/key. `faults` holds HTTP status codes: each is the answer to one coming request,
-in order, before any other handling. `log` holds "METHOD /path" of every request.
+in order, before any other handling; 0 lets one request pass. `log` holds "METHOD /path" of every
+request.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class LoopbackS3:
         self.faults: deque[int] = deque()
         self.log: list[str] = []
         self.page_keys = 1000  # of one answer to a listing
+        self.uploads: dict[str, dict[int, bytes]] = {}  # begun in parts: id -> number -> bytes
         owner = self
 
         class Handler(_Handler):
@@ -99,8 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
         query = parse_qs(parts.query, keep_blank_values=True)
         body = self._body()
         state.log.append(f"{self.command} {unquote(parts.path)}")
-        if state.faults:
-            return self._error(state.faults.popleft())
+        if state.faults and (status := state.faults.popleft()):
+            return self._error(status)
         if f"Credential={ACCESS_KEY}/" not in (self.headers.get("Authorization") or ""):
             return self._error(403)
         bucket = state.buckets.get(bucket_name)
@@ -111,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if element.tag.endswith("Key"):
                     bucket.pop(element.text or "", None)
             return self._answer(200, b"<DeleteResult/>")
+        if "uploads" in query or "uploadId" in query:
+            return self._parts(bucket, key, query, body)
         if self.command == "PUT":
             digest = base64.b64encode(hashlib.md5(body).digest()).decode()
             if self.headers.get("Content-MD5", digest) != digest:
@@ -123,6 +127,29 @@ class _Handler(BaseHTTPRequestHandler):
         if key:
             return self._object(bucket, key)
         return self._listing(bucket_name, bucket, query)
+
+    def _parts(
+        self,
+        bucket: MutableMapping[str, bytes],
+        key: str,
+        query: dict[str, list[str]],
+        body: bytes,
+    ) -> None:
+        uploads = self.server_state.uploads
+        if "uploads" in query:
+            name = f"upload-{len(uploads)}"
+            uploads[name] = {}
+            told = f"<InitiateMultipartUploadResult><UploadId>{name}</UploadId>"
+            return self._answer(200, f"{told}</InitiateMultipartUploadResult>".encode())
+        name = query["uploadId"][0]
+        if self.command == "PUT":
+            uploads[name][int(query["partNumber"][0])] = body
+            return self._answer(200, ETag='"0"')
+        parts = uploads.pop(name)
+        if self.command == "POST":
+            bucket[key] = b"".join(part for _, part in sorted(parts.items()))
+            return self._answer(200, b"<CompleteMultipartUploadResult/>")
+        self._answer(204)
 
     def _object(self, bucket: MutableMapping[str, bytes], key: str) -> None:
         if key not in bucket:

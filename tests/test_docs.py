@@ -76,7 +76,8 @@ def all_uses_of_the_program() -> list[str]:
 
 
 def words_of(command: str) -> list[str]:
-    return shlex.split(command.partition(RUN)[2].replace("...", "x").replace("WORDS", ""))
+    typed = command.partition(RUN)[2].replace("...", "x").replace("WORDS", "")
+    return shlex.split(re.sub(r"\$[A-Z_]+", "x", typed))  # as a shell fills variables in
 
 
 def unheld(text: str) -> list[str]:

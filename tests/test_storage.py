@@ -77,7 +77,7 @@ def test_join_and_unknown_schemes() -> None:
     assert storage.join("runs") == "runs"
     assert storage.absolute("runs") == str(Path.cwd() / "runs")
     assert storage.absolute("s3://b/p") == "s3://b/p"
-    with pytest.raises(StorageError, match="gs:// is not supported"):
+    with pytest.raises(StorageError, match="gs://"):
         storage.read_bytes("gs://bucket/key")
 
 
@@ -265,9 +265,8 @@ def test_a_large_object_is_one_put_so_that_nothing_of_it_is_left(s3: LoopbackS3)
 def test_a_plain_upload_of_that_size_would_begin_with_parts(s3: LoopbackS3) -> None:
     import s3fs
 
-    with pytest.raises(OSError):  # the loopback server refuses parts
-        s3fs.S3FileSystem(endpoint_url=s3.url).pipe_file("s3://bucket/x", bytes(120_000_000))
-    assert s3.log and all(line.startswith("POST") for line in s3.log)
+    s3fs.S3FileSystem(endpoint_url=s3.url).pipe_file("s3://bucket/x", bytes(120_000_000))
+    assert s3.log[0].startswith("POST") and len(s3.log) > 3
 
 
 def test_a_missing_bucket_is_named(s3: LoopbackS3) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.config.types import GIB, KIB, MIB, Section, Text, Texts
+from pipeline.config.types import GIB, KIB, MIB, Place, Places, Section, Text
 
 Source = Literal["digits", "cifar10", "cifar100", "folder", "list", "parquet", "webdataset"]
 _NEEDS_PATH = ("folder", "list", "parquet", "webdataset")
@@ -15,11 +15,11 @@ _NEEDS_PATH = ("folder", "list", "parquet", "webdataset")
 class Sets(Section):
     """Files that name the images of a set."""
 
-    pretrain: Text | None = None
-    probe: Text | None = None
-    val: Text | None = None
-    test: Text | None = None
-    fewshot: Texts = ()
+    pretrain: Place | None = None
+    probe: Place | None = None
+    val: Place | None = None
+    test: Place | None = None
+    fewshot: Places = ()
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -38,12 +38,12 @@ class Data(Section):
         "tar files",
     )
     download: bool = Field(default=False, description="fetch CIFAR when data.path lacks it")
-    path: Text | None = Field(
+    path: Place | None = Field(
         default=None,
         description="where the source images are, local or s3://; needed by all but digits and "
         "CIFAR with download",
     )
-    root: Text = Field(default="data", description="where shards go: local path or s3:// URI")
+    root: Place = Field(default="data", description="where shards go: local path or s3:// URI")
     imbalance_ratio: Annotated[float, Field(ge=1)] | Literal["auto"] | None = Field(
         default="auto",
         description="most over least frequent class of the long tail that is drawn; null = none is "
@@ -79,7 +79,7 @@ class Data(Section):
     labelled: bool | None = Field(
         default=None, description="false = ignore labels; null = seen from the source's layout"
     )
-    image_root: Text | None = Field(
+    image_root: Place | None = Field(
         default=None, description="list only: where its paths start; null = the list's own folder"
     )
     image_column: Text = Field(

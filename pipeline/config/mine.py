@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.types import Choices, Section, Text
+from pipeline.config.types import Choices, Place, Section
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 
@@ -14,7 +14,7 @@ Ratio = Annotated[float, Field(gt=0, lt=1)]
 class Mine(Section):
     """Rare images of a data set, and which to have labelled first."""
 
-    data: Text | None = Field(
+    data: Place | None = Field(
         default=None, description="folder of another ingested data set; null = the run's own"
     )
     set: Literal["pretrain", "probe", "val", "test"] = Field(

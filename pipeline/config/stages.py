@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from pipeline.config.types import Choices, Section, Text, Texts, clean_text, without_repeats
+from pipeline.config.types import Choices, Place, Places, Section, clean_text, without_repeats
 
 Method = Literal["sdclr", "simclr"]
 Protocol = Literal[
@@ -27,7 +27,7 @@ class Run(Section):
         description="folder of the run below run.root",
         json_schema_extra={"words": "1 to 41 of a-z 0-9 . _ - that start with a letter or digit"},
     )
-    root: Text = Field(default="runs", description="where runs go: local path or s3:// URI")
+    root: Place = Field(default="runs", description="where runs go: local path or s3:// URI")
     seed: int = Field(default=0, ge=0, lt=2**31, description="all randomness of training follows")
 
 
@@ -84,7 +84,7 @@ class Train(Section):
     collective_timeout_s: int = Field(
         default=600, ge=1, description="a worker that waits longer for the others gives up"
     )
-    init_from: Text | None = Field(
+    init_from: Place | None = Field(
         default=None, description="URI of a backbone.safetensors that a new run starts from"
     )
     loss_memory: float | None = Field(
@@ -120,7 +120,7 @@ class Evaluate(Section):
     split: Literal["test", "val"] = Field(
         default="test", description="labelled set to score on; tune on val, test once"
     )
-    checkpoint: Text | None = Field(
+    checkpoint: Place | None = Field(
         default=None,
         description="score this instead of the run's models: a step-* folder of a run, or "
         "weights as .safetensors or .pt under torchvision's or timm's names",
@@ -128,7 +128,7 @@ class Evaluate(Section):
     checkpoints: Literal["newest", "all"] = Field(
         default="newest", description="of a run: all = every kept one, as a curve"
     )
-    runs: Texts = Field(
+    runs: Places = Field(
         default=(), description="average the evaluations of these runs (splits, seeds) instead"
     )
     max_leak_frac: float = Field(

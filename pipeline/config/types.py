@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.redact import redact
+from pipeline.storage.place import check as check_place
 
 MAX_TEXT_CHARS = 4096
 
@@ -43,8 +44,11 @@ def without_repeats(items: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(clean_text)]
+# A path, file:///path or s3://bucket/path; every key that names a place has this type.
+Place = Annotated[Text, AfterValidator(check_place)]
 # Lists of YAML become tuples, which a frozen model can hash; their items stay strict.
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+Places = Annotated[tuple[Place, ...], Field(strict=False)]
 Choices = Field(strict=False, min_length=1)
 
 Pair = Annotated[tuple[float, float], Field(strict=False)]

@@ -21,6 +21,7 @@ import posixpath
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
 from urllib.parse import quote
@@ -50,16 +51,18 @@ class Store(Protocol):
     def open(self, uri: str) -> BinaryIO: ...  # noqa: D102
 
 
-def _store(uri: str) -> Store:
+def _local_path(uri: str) -> Path | None:
+    """Return the path of a local place, None for S3; refuse what is neither."""
     try:
-        kind = place.parse(uri).kind
-        if kind == "local":
-            place.local_path(uri)
-            return LocalStore()
+        return place.local_path(uri) if place.parse(uri).kind == "local" else None
     except place.FormError as error:
-        raise StorageError(
-            "E-STORAGE-001", str(error), where=uri, todo=f"write {place.KNOWN}"
-        ) from None
+        todo = f"write {place.KNOWN}"
+        raise StorageError("E-STORAGE-001", str(error), where=uri, todo=todo) from None
+
+
+def _store(uri: str) -> Store:
+    if _local_path(uri) is not None:
+        return LocalStore()
     from pipeline.storage.s3 import ObjectStore  # s3fs is slow to import and often unneeded
 
     return ObjectStore()
@@ -80,13 +83,13 @@ def join(root: str, *parts: str) -> str:
 
 def absolute(uri: str) -> str:
     """Make a local path or file:// URI absolute; leave other URIs as they are."""
-    if uri.startswith("s3://"):
+    path = _local_path(uri)
+    if path is None:
         return uri
-    _store(uri)
     try:
-        return str(place.local_path(uri).resolve())
+        return str(path.resolve())
     except RuntimeError:  # links that lead round in a circle, which the first use reports
-        return str(place.local_path(uri).absolute())
+        return str(path.absolute())
 
 
 def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
@@ -236,8 +239,7 @@ class LineLog:
 
     def __init__(self, uri: str, *, interval_s: float = 10.0) -> None:
         self._uri, self._interval_s = uri, interval_s
-        _store(uri)  # refuses what is no place
-        self._local = None if uri.startswith("s3://") else LocalAppender(uri)
+        self._local = None if _local_path(uri) is None else LocalAppender(uri)
         self._content = bytearray()
         self._dirty, self._putting = False, threading.Lock()
         if self._local is None and exists(uri):

@@ -161,7 +161,7 @@ class LocalStore:
         """
         with _typed(uri, "write"):
             folder = local_path(uri).absolute()
-            while not os.path.lexists(folder):
+            while not _is_there(folder):
                 folder = folder.parent
             if not stat.S_ISDIR(folder.stat().st_mode):
                 raise OSError(errno.ENOTDIR, "")
@@ -208,6 +208,14 @@ class LocalAppender:
         """Close the file; further calls do nothing."""
         with _typed(self._uri, "close"):
             self._file.close()
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _fsync_folder(folder: Path) -> None:

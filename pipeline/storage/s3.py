@@ -5,9 +5,10 @@ short), how long (a deadline), and what never is (403, 404, missing credentials)
 first are counted: `RETRIES`.
 
 Shards are read this way as well. pyarrow's S3 client was measured beside it (`python -m
-benchmarks.s3_reads`, 64 MiB objects, Ceph 16 on the same two busy cores, n = 5): this one 227 MB/s
-(172-239) at 0.82 CPU s/GB, pyarrow 191 MB/s (177-233) at 1.13; with four threads 153 and 160. It is
-no faster, its number of tries cannot be set once it was pickled, and it has no total deadline.
+benchmarks.s3_reads`, 64 MiB objects, Ceph 16 on the same two busy cores, n = 5), when the same
+client was still called by way of s3fs: 227 MB/s (172-239) at 0.82 CPU s/GB, pyarrow 191 MB/s
+(177-233) at 1.13; with four threads 153 and 160. It is no faster, its number of tries cannot be set
+once it was pickled, and it has no total deadline.
 
 Integrity: a put carries Content-MD5, so bytes altered on the way are refused by the store. The
 newer CRC checksums are sent only where S3 demands them: stores of before 2025 (Ceph, MinIO) do not
@@ -23,12 +24,9 @@ import hashlib
 import io
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Any, BinaryIO, TypeVar, cast
 
-import aiohttp
 import botocore.exceptions as boto
 
 from pipeline.storage import s3_client
@@ -36,14 +34,18 @@ from pipeline.storage.place import parse
 from pipeline.storage.ranged_file import RangedFile
 from pipeline.storage.retries import RETRIES
 from pipeline.storage.s3_client import Client
-from pipeline.storage.s3_errors import (
-    SettingsError,
-    has_no_reason,
-    http_status,
-    is_missing,
-    is_passing,
-    storage_error,
-)
+from pipeline.storage.s3_errors import http_status, is_missing, is_passing, storage_error
+from pipeline.storage.s3_requests import (
+    FAILURES,
+    Entry,
+    delete_key,
+    get,
+    list_page,
+    list_pages,
+    object_of,
+    put_parts,
+    with_reason,
+)  # fmt: skip
 from pipeline.storage.scan import ScanPage, ScanPart
 
 T = TypeVar("T")
@@ -56,7 +58,6 @@ _PART_BYTES = 512 * 2**20
 _DELETES_AT_ONCE = 16
 _BUFFER_BYTES = 2**20
 _AFTER_ALL = "\U0010ffff"  # no later character exists: the end of all keys with a prefix
-_FAILURES = (OSError, SettingsError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError)
 _CHECK_NAME = ".sdclr-write-check"
 
 _retries_lock = threading.Lock()
@@ -85,15 +86,15 @@ class ObjectStore:
         """Return the whole object in one request: ranges side by side could mix two versions."""
         limit = {} if max_bytes is None else {"Range": f"bytes=0-{max_bytes}"}
 
-        async def get(client: Client) -> bytes:
+        async def whole(client: Client) -> bytes:
             try:
-                return await _get(client, uri, **limit)
+                return await get(client, uri, **limit)
             except boto.ClientError as error:
                 if limit and http_status(error) == 416:  # an empty object has no first byte
                     return b""
                 raise
 
-        return self._call(uri, "read", get)
+        return self._call(uri, "read", whole)
 
     def read_range(self, uri: str, start: int, stop: int, etag: str | None = None) -> bytes:
         """Return bytes start..stop-1; with `etag`, of that version of the object only."""
@@ -101,18 +102,18 @@ class ObjectStore:
             "Range": f"bytes={start}-{stop - 1}",
             **({} if etag is None else {"IfMatch": etag}),
         }
-        return self._call(uri, "read", lambda client: _get(client, uri, **options))
+        return self._call(uri, "read", lambda client: get(client, uri, **options))
 
     def write(self, uri: str, data: bytes) -> None:
         """Put the whole object at once; parts, which a killed process leaves, only above 5 GB."""
 
         async def put(client: Client) -> None:
             if len(data) >= _ONE_PUT_BYTES:
-                await _put_parts(client, uri, data, _PART_BYTES)
+                await put_parts(client, uri, data, _PART_BYTES)
                 return
             digest = hashlib.md5(data, usedforsecurity=False).digest()
             content_md5 = base64.b64encode(digest).decode()
-            await client.put_object(**_object(uri), Body=data, ContentMD5=content_md5)
+            await client.put_object(**object_of(uri), Body=data, ContentMD5=content_md5)
 
         self._call(uri, "write", put)
 
@@ -123,13 +124,13 @@ class ObjectStore:
         async def look(client: Client) -> bool:
             if parse(uri).key:
                 try:
-                    await client.head_object(**_object(uri))
+                    await client.head_object(**object_of(uri))
                     return True
                 except boto.ClientError as error:
                     if http_status(error) != 404:  # the listing knows whether the bucket is missing
-                        raise await _with_reason(client, uri, error) from error
+                        raise await with_reason(client, uri, error) from error
             # Some stores keep an empty object for the folder itself; it is nothing below it.
-            page = await _page(client, uri, Prefix=prefix, MaxKeys=2)
+            page = await list_page(client, uri, Prefix=prefix, MaxKeys=2)
             return any(entry.key != prefix for entry in page.objects)
 
         return self._call(uri, "look up", look)
@@ -140,7 +141,7 @@ class ObjectStore:
 
         async def list_them(client: Client) -> dict[str, int | None]:
             found: dict[str, int | None] = {}
-            async for page in _pages(client, uri, Prefix=prefix, Delimiter="/"):
+            async for page in list_pages(client, uri, Prefix=prefix, Delimiter="/"):
                 found |= {folder.removeprefix(prefix)[:-1]: None for folder in page.folders}
                 found |= {entry.key.removeprefix(prefix): entry.size for entry in page.objects}
             found.pop("", None)
@@ -155,7 +156,7 @@ class ObjectStore:
         async def list_all(client: Client) -> dict[str, int]:
             return {
                 entry.key.removeprefix(prefix): entry.size
-                async for page in _pages(client, uri, Prefix=prefix)
+                async for page in list_pages(client, uri, Prefix=prefix)
                 for entry in page.objects
                 if not entry.key.endswith("/")
             }
@@ -198,12 +199,12 @@ class ObjectStore:
             raise ValueError("a whole bucket is never emptied")
 
         async def delete(client: Client) -> None:
-            await _delete(client, bucket, key)
-            async for page in _pages(client, uri, Prefix=prefix):
+            await delete_key(client, bucket, key)
+            async for page in list_pages(client, uri, Prefix=prefix):
                 keys = [entry.key for entry in page.objects]
                 for start in range(0, len(keys), _DELETES_AT_ONCE):
                     some = keys[start : start + _DELETES_AT_ONCE]
-                    await asyncio.gather(*(_delete(client, bucket, each) for each in some))
+                    await asyncio.gather(*(delete_key(client, bucket, each) for each in some))
 
         self._call(uri, "delete", delete)
 
@@ -244,18 +245,18 @@ class ObjectStore:
     def _size_and_etag(self, uri: str) -> tuple[int, str]:
         async def head(client: Client) -> tuple[int, str]:
             try:
-                found = await client.head_object(**_object(uri))
+                found = await client.head_object(**object_of(uri))
             except boto.ClientError as error:
-                raise await _with_reason(client, uri, error) from error
+                raise await with_reason(client, uri, error) from error
             return int(found["ContentLength"]), str(found["ETag"])
 
         return self._call(uri, "look up", head)
 
-    def _list(self, uri: str, **options: Any) -> list[_Entry]:
+    def _list(self, uri: str, **options: Any) -> list[Entry]:
         """Return the objects of one page."""
 
-        async def page(client: Client) -> list[_Entry]:
-            return (await _page(client, uri, **options)).objects
+        async def page(client: Client) -> list[Entry]:
+            return (await list_page(client, uri, **options)).objects
 
         return self._call(uri, "list", page)
 
@@ -266,7 +267,7 @@ class ObjectStore:
             num_tries += 1
             try:
                 return s3_client.run(call, read_timeout_s=self._read_timeout_s, try_s=self._try_s)
-            except _FAILURES as error:
+            except FAILURES as error:
                 waited_s = time.monotonic() - began_s
                 if not is_passing(error) or waited_s + pause_s > self._deadline_s:
                     raise storage_error(error, uri, action, num_tries, waited_s) from error
@@ -274,88 +275,3 @@ class ObjectStore:
                 RETRIES[action] += 1
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    key: str
-    size: int
-
-
-@dataclass(frozen=True)
-class _Page:
-    objects: list[_Entry]
-    folders: list[str]
-    next_token: str | None
-
-
-def _object(uri: str) -> dict[str, str]:
-    place = parse(uri)
-    return {"Bucket": place.bucket, "Key": place.key}
-
-
-async def _get(client: Client, uri: str, **options: Any) -> bytes:
-    response = await client.get_object(**_object(uri), **options)
-    async with response["Body"] as body:
-        return cast(bytes, await body.read())
-
-
-async def _with_reason(client: Client, uri: str, error: Exception) -> Exception:
-    """Return the refusal of a HEAD request with its reason.
-
-    The answer to HEAD has no body, and so no reason: a read of the first byte asks for it.
-    """
-    if has_no_reason(error):
-        try:
-            await _get(client, uri, Range="bytes=0-0")
-        except boto.ClientError as answer:
-            return cast(Exception, error if http_status(answer) == 416 else answer)
-        except _FAILURES:
-            pass
-    return error
-
-
-async def _delete(client: Client, bucket: str, key: str) -> None:
-    try:
-        await client.delete_object(Bucket=bucket, Key=key)
-    except boto.ClientError as error:
-        if not is_missing(error):  # most stores say nothing of it
-            raise
-
-
-async def _page(client: Client, uri: str, **options: Any) -> _Page:
-    """Return one page of keys, in the order of the keys."""
-    found = await client.list_objects_v2(Bucket=parse(uri).bucket, **options)
-    return _Page(
-        [_Entry(str(e["Key"]), int(e["Size"])) for e in found.get("Contents", [])],
-        [str(e["Prefix"]) for e in found.get("CommonPrefixes", [])],
-        found.get("NextContinuationToken") if found.get("IsTruncated") else None,
-    )
-
-
-async def _pages(client: Client, uri: str, **options: Any) -> AsyncIterator[_Page]:
-    page = await _page(client, uri, **options)
-    yield page
-    while page.next_token:
-        page = await _page(client, uri, ContinuationToken=page.next_token, **options)
-        yield page
-
-
-async def _put_parts(client: Client, uri: str, data: bytes, part_bytes: int) -> None:
-    """Upload in parts; the object appears when all are there, and what failed is taken back."""
-    upload = {**_object(uri), "UploadId": ""}
-    upload["UploadId"] = (await client.create_multipart_upload(**_object(uri)))["UploadId"]
-    try:
-        parts = []
-        for number, start in enumerate(range(0, len(data), part_bytes), start=1):
-            part = memoryview(data)[start : start + part_bytes].tobytes()
-            digest = base64.b64encode(hashlib.md5(part, usedforsecurity=False).digest()).decode()
-            done = await client.upload_part(
-                **upload, PartNumber=number, Body=part, ContentMD5=digest
-            )
-            parts.append({"PartNumber": number, "ETag": done["ETag"]})
-        await client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
-    except BaseException:
-        with suppress(*_FAILURES):
-            await client.abort_multipart_upload(**upload)
-        raise
