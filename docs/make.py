@@ -77,7 +77,7 @@ def messages() -> list[Message]:
 
 
 def _of_storage() -> Iterator[Message]:
-    """The causes of failures of storage, which stand in a table."""
+    """Yield the causes of failures of storage, which stand in a table."""
     code = KINDS["StorageError"].exit_code
     known = [v for v in vars(causes).values() if isinstance(v, causes.Cause)]
     for cause in {*known, *causes.S3, *causes.LOCAL}:

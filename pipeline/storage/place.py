@@ -1,4 +1,4 @@
-"""What a place is: a path of this machine, `file:///path`, or `s3://bucket/key`.
+"""Places: a path of this machine, `file:///path`, or `s3://bucket/key`.
 
 Checked by form alone, so a typing error is found before anything is read. Everything that begins
 like a URI and is none of the known ones is refused: `s3:/bucket/x` would be a folder named `s3:`.
