@@ -43,7 +43,6 @@ ON_THEIR_OWN = {"export", "longtail", "probe", "rarity", "replay", "trained_prob
 # Private interfaces of other projects, each in one module that adapts it.
 PRIVATE = {
     "sdclr/batchnorm": {"_BatchNorm"},  # torch
-    "pipeline/storage/s3": {"_call_s3", "_find", "_ls", "_pipe_file", "_rm"},  # s3fs
     "pipeline/tune/search": {
         "_brackets",
         "_completed_trials",
