@@ -1,23 +1,27 @@
 """The parts of docs/ that are made of the code, by `python docs/make.py`.
 
-Configuration reference from the schema, every error message from the source, the tables of scale.md
-from its formulas, and the rest of the index. A page keeps the text before its marker.
+Configuration reference from the schema, every error message from the source, the library from its
+docstrings, the tables of scale.md from its formulas, and the rest of the index. A page keeps the
+text before its marker.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [str(ROOT), *sys.path]
 
+import sdclr
 from pipeline import errors
 from pipeline.cli import scale
 from pipeline.config import Config
@@ -209,8 +213,72 @@ def index() -> str:
     return "\n".join(lines)
 
 
+def library() -> str:
+    """Return a section for each public name of `sdclr`, by module, from signature and docstring."""
+    names: dict[str, list[str]] = {}
+    for name in sdclr.__all__:
+        module = getattr(getattr(sdclr, name), "__module__", "")
+        names.setdefault(module if module.startswith("sdclr") else "sdclr", []).append(name)
+    parts = []
+    for module, members in sorted(names.items()):
+        doc = inspect.getdoc(sys.modules[module]) or ""
+        parts.append(f"## {module}\n\n{doc.partition(chr(10))[0]}\n")
+        parts += [_entry(name, getattr(sdclr, name)) for name in members]
+    return "\n".join(parts)
+
+
+def _entry(name: str, member: object) -> str:
+    if not callable(member):
+        return f"### {name}\n\n`{member!r}`\n"
+    head = f"### {name}\n\n```text\n{_signature(name, member)}\n```\n\n"
+    head += f"{_markdown(inspect.getdoc(member))}\n"
+    methods = [
+        f"- `{key}`: {(inspect.getdoc(value) or '').partition(chr(10))[0]}"
+        for key, value in vars(member).items()
+        if isinstance(member, type) and not key.startswith("_") and inspect.getdoc(value)
+        if inspect.isfunction(value) or isinstance(value, property | classmethod)
+    ]
+    return head + (
+        "\n**Methods and properties:**\n\n" + "\n".join(methods) + "\n" if methods else ""
+    )
+
+
+def _signature(name: str, member: Callable[..., Any]) -> str:
+    """Write a signature on one line, or with one parameter a line where that is too wide."""
+    try:
+        signature = str(inspect.signature(member))
+    except ValueError:  # an exception without a constructor of its own
+        return name
+    text = re.sub(r"<factory>|<object object at 0x[0-9a-f]+>", "...", f"{name}{signature}")
+    text = text.replace("'", "")
+    if len(text) <= 100:
+        return text
+    parameters, _, returned = text.removeprefix(f"{name}(").rpartition(")")
+    split = re.split(r", (?![^\[]*\])", parameters)
+    return f"{name}(\n" + "".join(f"    {part},\n" for part in split) + f"){returned}"
+
+
+def _markdown(doc: str | None) -> str:
+    """Turn a docstring of Google's form into Markdown: sections become lists."""
+    lines: list[str] = []
+    in_section = False
+    for line in (doc or "").splitlines():
+        if re.fullmatch(r"(Args|Attributes|Raises|Returns|Yields):", line):
+            in_section = True
+            lines += ["", f"**{line}**", ""] if lines[-1:] != [""] else [f"**{line}**", ""]
+        elif in_section and (entry := re.match(r"    ([\w, *]+): (.*)", line)):
+            lines.append(f"- `{entry[1]}`: {entry[2]}")
+        elif in_section and line.startswith("    "):
+            lines.append("  " + line.strip())
+        else:
+            in_section = in_section and not line
+            lines.append(line)
+    return "\n".join(lines)
+
+
 PAGES = {
     "README.md": index,
+    "api.md": library,
     "configuration.md": configuration,
     "troubleshooting.md": troubleshooting,
     "scale.md": scale_tables,

@@ -1,4 +1,4 @@
-"""How many predictions are right, class by class, and where the wrong ones go.
+"""Accuracy of predictions, class by class, and the confusion of groups.
 
 Shapes: M test images, C classes, G groups of classes.
 """
@@ -24,7 +24,7 @@ def per_class_accuracy(
     if predictions.shape != labels.shape or labels.ndim != 1:
         raise ValueError(f"shapes disagree: {predictions.shape} and {labels.shape}")
     if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}")
+        raise ValueError(f"labels must be in 0..{num_classes - 1}")
     total_C = np.bincount(labels, minlength=num_classes).astype(np.float64)
     correct_C = np.bincount(labels[predictions == labels], minlength=num_classes)
     total_C[total_C == 0] = np.nan

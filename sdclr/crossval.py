@@ -35,7 +35,7 @@ _CV_GRAD_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """Which rows are held out when, and which penalties are compared on them.
+    """Held-out rows of each fold, and the penalties that are compared on them.
 
     Out-of-fold predictions of all folds are pooled, and the score of a penalty is the mean of the
     per-class accuracies over them; of equal scores the larger penalty wins. A penalty is given for

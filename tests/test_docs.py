@@ -248,7 +248,7 @@ def make() -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "configuration.md", "troubleshooting.md", "scale.md"]
+    "name", ["README.md", "api.md", "configuration.md", "troubleshooting.md", "scale.md"]
 )
 def test_what_is_made_of_the_code_is_up_to_date(name: str) -> None:
     assert (REPO / "docs" / name).read_text() == make().page(name), "run make docs"

@@ -24,14 +24,14 @@ OTHERS = [
     if path.suffix in (".yaml", ".j2", "") and path.is_file()
 ]
 # Pages that are still to be rewritten.
-LATER = {"data.md"}
+LATER = {"data.md", "own_data.md"}
 PAGES = [
     path
     for path in (REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "CHANGELOG.md")
     if path.exists()
 ] + [path for path in sorted((REPO / "docs").glob("*.md")) if path.name not in LATER]
 # Sentences above 25 words that are still there. It may only be lowered.
-LONG_SENTENCES = 8
+LONG_SENTENCES = 1
 
 
 def name_of(path: Path) -> str:

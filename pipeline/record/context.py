@@ -1,4 +1,4 @@
-"""What a stage works on: one configuration, one run, one data set."""
+"""Context of a stage: one configuration, one run, one data set."""
 
 from __future__ import annotations
 

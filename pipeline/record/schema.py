@@ -1,4 +1,4 @@
-"""What every JSON record on storage has in common: frozen, versioned, read and written in one way.
+"""Base of every JSON record on storage: frozen, versioned, read and written in one way.
 
 A record is a subclass with its fields and its own `schema_version`:
 
