@@ -36,7 +36,7 @@ from pipeline.cluster.jobs import ThreadTasks
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.ingest.sources.open import index_source
-from pipeline.model.build import FINAL_LR, new_network
+from pipeline.model.build import FINAL_LR, new_network, peak_lr
 from pipeline.tune.search import NumberedSampler, asha
 from pipeline.tune.space import Parameter, trial_config
 from sdclr import (
@@ -143,7 +143,8 @@ def recipe_of(config: Config) -> Recipe:
     values = config.augment.model_dump() | {"crop_px": PX}
     s, t = config.sdclr, config.train
     return Recipe(
-        method="sdclr", epochs=t.epochs, lr=t.lr, momentum=t.momentum, seed=config.run.seed,
+        method="sdclr", epochs=t.epochs, lr=peak_lr(config), momentum=t.momentum,
+        seed=config.run.seed,
         weight_decay=t.weight_decay, warmup_epochs=t.warmup_epochs, final_lr=FINAL_LR,
         temperature=s.temperature, augment=AugmentRecipe(**values),
         prune=PruneRule(prune_ratio=s.prune_ratio),

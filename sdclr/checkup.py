@@ -181,17 +181,19 @@ def alarms(history: Sequence[Mapping[str, float | None]]) -> list[str]:
         return []
     now = {name: _number(value) for name, value in history[-1].items()}
     if math.isnan(now["view_retrieval"]):
-        return ["features are not finite: lower train.lr"]
+        return ["features are not finite: lower train.lr_per_256"]
     found = []
     ranks = [_number(measures["rankme"]) for measures in history]
     best = max((rank for rank in ranks if math.isfinite(rank)), default=math.nan)
     if now["rankme"] < _COLLAPSED_RANK_SHARE * best:
         found.append(
             f"features are collapsing: RankMe fell from {best:.1f} to {now['rankme']:.1f}; "
-            "lower train.lr, or raise the temperature"
+            "lower train.lr_per_256, or raise the temperature"
         )
     if now["dead_frac"] > _DEAD_ALARM:
-        found.append(f"{100 * now['dead_frac']:.0f} % of the features are dead: lower train.lr")
+        found.append(
+            f"{100 * now['dead_frac']:.0f} % of the features are dead: lower train.lr_per_256"
+        )
     if now["disagreement"] < _SAME:
         found.append(
             f"the pruned branch no longer differs (mean disagreement {now['disagreement']:.4f}): "

@@ -23,8 +23,8 @@ from sdclr.weights_file import WeightsFileError, read_weights, save_weights
 
 RESIZE_PER_CROP = 256 / 224
 """Short side of a photograph over the side of the centre crop, as published for ImageNet."""
-CANVAS_PER_CROP = 1.5
-"""Long side of a stored photograph over the side of a view: most short sides stay above it."""
+CANVAS_PER_CROP = 1.5 * RESIZE_PER_CROP
+"""Long side of a stored photograph over the side of a view: at 3:2 its short side is the resize."""
 
 
 class Encoder(nn.Module):

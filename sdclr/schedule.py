@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 
+MIN_WARMUP_STEPS = 30
+"""Warm-up takes so many steps where the run is long enough: an epoch may have one or two."""
 MAX_WARMUP_FRAC = 0.1
 """Warm-up never takes more than this fraction of a run, however short the run is."""
 
 
 def warmup_steps(*, warmup_epochs: float, epochs: int, steps_per_epoch: int) -> int:
-    """Return the warm-up in steps, at most a tenth of the run; 0 when that is below one step."""
-    return int(min(warmup_epochs, MAX_WARMUP_FRAC * epochs) * steps_per_epoch)
+    """Return the warm-up in steps: at least 30, yet at most a tenth of the run; 0 for 0 epochs."""
+    if warmup_epochs == 0:
+        return 0
+    asked = max(warmup_epochs * steps_per_epoch, MIN_WARMUP_STEPS)
+    return int(min(asked, MAX_WARMUP_FRAC * epochs * steps_per_epoch))
 
 
 def learning_rate(

@@ -25,7 +25,7 @@ def test_every_key_has_a_description_and_the_defaults_are_valid() -> None:
 def test_config_is_frozen() -> None:
     config = Config()
     with pytest.raises(ValidationError, match="frozen"):
-        config.train.lr = 1.0
+        config.train.lr_per_256 = 1.0
     with pytest.raises(ValidationError, match="frozen"):
         config.train = config.train
 
@@ -41,8 +41,9 @@ def test_names_agree_with_the_library() -> None:
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
-        ("train", "lr", "0.5"), ("train", "lr", True), ("train", "lr", float("inf")),
-        ("train", "lr", float("nan")), ("train", "lr", 0), ("train", "epochs", 3.0),
+        ("train", "lr_per_256", "0.5"), ("train", "lr_per_256", True),
+        ("train", "lr_per_256", float("inf")),
+        ("train", "lr_per_256", float("nan")), ("train", "lr_per_256", 0), ("train", "epochs", 3.0),
         ("train", "epochs", True), ("train", "epochs", "3"), ("train", "drop_last", 1),
         ("train", "drop_last", "true"), ("train", "methods", "sdclr"), ("train", "methods", []),
         ("train", "methods", ["sdclr", "sdclr"]), ("train", "methods", ["moco"]),
@@ -62,10 +63,10 @@ def test_schema_refuses(section: str, key: str, value: object) -> None:
 
 
 def test_whole_numbers_are_numbers_and_lists_become_tuples() -> None:
-    config = Config.model_validate({"train": {"lr": 1, "methods": ["simclr"]}})
-    assert type(config.train.lr) is float and config.train.methods == ("simclr",)
+    config = Config.model_validate({"train": {"lr_per_256": 1, "methods": ["simclr"]}})
+    assert type(config.train.lr_per_256) is float and config.train.methods == ("simclr",)
     assert config_hash(config) == config_hash(
-        with_overrides("train.lr=1.0", "train.methods=[simclr]")
+        with_overrides("train.lr_per_256=1.0", "train.methods=[simclr]")
     )
 
 

@@ -30,14 +30,16 @@ def test_empty_sections_keep_defaults() -> None:
 
 def test_file_reading(tmp_path: Path) -> None:
     file = tmp_path / "my.yaml"
-    file.write_bytes(b"\xef\xbb\xbftrain: {lr: 1e-3}\r\n")
-    assert load_config(str(file), ["run.seed=4"]) == with_overrides("train.lr=0.001", "run.seed=4")
+    file.write_bytes(b"\xef\xbb\xbftrain: {lr_per_256: 1e-3}\r\n")
+    assert load_config(str(file), ["run.seed=4"]) == with_overrides(
+        "train.lr_per_256=0.001", "run.seed=4"
+    )
     file.write_bytes(b"#" * MAX_BYTES)
     assert "got nothing" in file_refusal(file)
     file.write_bytes(b"#" * (MAX_BYTES + 1))
     assert "larger than 1048576 bytes" in file_refusal(file)
-    file.write_bytes(b"train: {lr: \xff}")
-    assert "not UTF-8 text: byte 12" in file_refusal(file)
+    file.write_bytes(b"train: {lr_per_256: \xff}")
+    assert "not UTF-8 text: byte 20" in file_refusal(file)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     assert "not a regular file" in file_refusal(pipe)
@@ -56,10 +58,10 @@ def file_refusal(path: Path) -> str:
 
 def test_override_values_are_yaml() -> None:
     config = with_overrides(
-        "train.lr=1e-3", "train.methods=[sdclr]", "data.path=null", "run.name='1e-3'",
+        "train.lr_per_256=1e-3", "train.methods=[sdclr]", "data.path=null", "run.name='1e-3'",
         "run.root=s3://bucket/a=b", " train.epochs = 7 ", 'data.root="a #b"',
     )  # fmt: skip
-    assert config.train.lr == 1e-3 and config.train.methods == ("sdclr",)
+    assert config.train.lr_per_256 == 1e-3 and config.train.methods == ("sdclr",)
     assert config.run.name == "1e-3" and config.run.root == "s3://bucket/a=b"
     assert config.train.epochs == 7 and config.data.root == "a #b"
 
@@ -71,7 +73,8 @@ def random_config(rng: random.Random) -> Config:
         "run": {"name": rng.choice(names), "root": rng.choice(paths), "seed": rng.randrange(2**31)},
         "data": {"sets": {"fewshot": rng.sample(paths, rng.randrange(4))}, "source": "folder",
                  "path": rng.choice(paths), "imbalance_ratio": rng.choice([None, 1.5])},
-        "train": {"lr": 10 ** rng.uniform(-9, 9), "methods": rng.choice([["sdclr"], ["simclr"]])},
+        "train": {"lr_per_256": 10 ** rng.uniform(-9, 9),
+                  "methods": rng.choice([["sdclr"], ["simclr"]])},
     }  # fmt: skip
     return Config.model_validate(tree)
 
@@ -94,12 +97,12 @@ def test_hash_follows_every_key_but_name_and_place() -> None:
     base = Config()
     same = with_overrides("run.name=other", "run.root=s3://bucket/x")
     assert config_hash(same) == config_hash(base) and changed_keys(base, same) == []
-    other = with_overrides("train.lr=0.3", "run.seed=1", "train.methods=[simclr]")
+    other = with_overrides("train.lr_per_256=0.3", "run.seed=1", "train.methods=[simclr]")
     assert config_hash(other) != config_hash(base)
     assert changed_keys(base, other) == [
         "run.seed: 0 -> 1",
         "train.methods: [sdclr, simclr] -> [simclr]",
-        "train.lr: 0.5 -> 0.3",
+        "train.lr_per_256: 1.0 -> 0.3",
     ]
     assert len(config_hash(base)) == 64 and set(config_hash(base)) <= set("0123456789abcdef")
 

@@ -13,5 +13,5 @@ def test_help_names_every_key_with_range_default_and_meaning() -> None:
         for key, found in entry.annotation.model_fields.items():
             assert f"  {section}.{key} = " in text
             assert str(found.description).split()[0] in text
-    assert "  train.lr = 0.5\n      a number > 0. peak learning rate" in text
+    assert "  train.lr_per_256 = 1.0\n      a number > 0. peak learning rate" in text
     assert max(map(len, text.splitlines())) <= 100

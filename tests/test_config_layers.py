@@ -13,7 +13,7 @@ from tests.refusals import lines, refusal
 PRESETS = """
 preset: official
 presets:
-  official: {sdclr: {head_depth: 3}, train: {drop_last: false, lr: 0.2}}
+  official: {sdclr: {head_depth: 3}, train: {drop_last: false, lr_per_256: 0.2}}
   fair: {sdclr: {head_depth: 2}}
 """
 
@@ -21,11 +21,14 @@ presets:
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("train.lr=fast", "train.lr: expected a number > 0, got 'fast'"),
-        ("train.lr='0.5'", "train.lr: expected a number > 0, got '0.5'; remove the quotes"),
-        ("train.lr=.inf", "train.lr: expected a number > 0, got .inf; it must be finite"),
-        ("train.lr=1e999", "train.lr: expected a number > 0, got .inf; it must be finite"),
-        ("train.lr=null", "train.lr: expected a number > 0, got null"),
+        ("train.lr_per_256=fast", "train.lr_per_256: expected a number > 0, got 'fast'"),
+        ("train.lr_per_256='0.5'",
+         "train.lr_per_256: expected a number > 0, got '0.5'; remove the quotes"),
+        ("train.lr_per_256=.inf",
+         "train.lr_per_256: expected a number > 0, got .inf; it must be finite"),
+        ("train.lr_per_256=1e999",
+         "train.lr_per_256: expected a number > 0, got .inf; it must be finite"),
+        ("train.lr_per_256=null", "train.lr_per_256: expected a number > 0, got null"),
         ("train.epochs=1e3", "train.epochs: expected a whole number >= 1, got 1000.0; write 1000"),
         ("train.drop_last=yes", "train.drop_last: expected true or false, got 'yes'"),
         ("data.labelled=on", "data.labelled: expected true, false or null, got 'on'"),
@@ -39,12 +42,13 @@ presets:
         ("train.epoch=3", "train.epoch: unknown key; did you mean train.epochs?"),
         ("train.batch_size=3", "train.batch_size: unknown key; did you mean train.micro_batch or "
          "train.global_batch?"),
-        ("train.learning_rate=1", "train.learning_rate: unknown key; did you mean train.lr?"),
+        ("train.learning_rate=1",
+         "train.learning_rate: unknown key; did you mean train.lr_per_256?"),
         ("train.wd=1", "train.wd: unknown key; did you mean train.weight_decay?"),
         ("train.prune_ratio=1", "train.prune_ratio: unknown key; did you mean sdclr.prune_ratio?"),
         ("prune_ratio=0.5", "prune_ratio: unknown key; did you mean sdclr.prune_ratio?"),
-        ("trian.lr=1", "trian.lr: unknown section; did you mean train?"),
-        ("train.lr", "train.lr: no value given; write train.lr=VALUE"),
+        ("trian.lr_per_256=1", "trian.lr_per_256: unknown section; did you mean train?"),
+        ("train.lr_per_256", "train.lr_per_256: no value given; write train.lr_per_256=VALUE"),
         ("train=3", "train: is a section; write train.KEY=VALUE"),
         ("=3", "expected section.key=value"),
         ("run.name=#1", "run.name: what follows # is a comment in YAML; "
@@ -62,29 +66,29 @@ def test_messages(override: str, line: str) -> None:
 def test_all_problems_are_reported_at_once_with_their_places() -> None:
     text = """
 train:
-  lr: fast
+  lr_per_256: fast
   epoch: 3
-trian: {lr: 1}
+trian: {lr_per_256: 1}
 prune_ratio: 0.5
 data: 5
 simclr: {temperature: -1}
-presets: {other: {train: {lrr: 1}}}
+presets: {other: {train: {lr_per_265: 1}}}
 """
     error = refusal(text, "train.workers=3", "train.epochs", "run.seed=1", "run.seed=2")
     assert sorted(error.what.splitlines()) == [
         "data: expected keys below it, got 5",
-        "presets.other.train.lrr: unknown key; did you mean train.lr?",
+        "presets.other.train.lr_per_265: unknown key; did you mean train.lr_per_256?",
         "prune_ratio: unknown key; did you mean sdclr.prune_ratio?",
         "run.seed: given twice; give it once",
         "simclr.temperature: expected a number > 0 and <= 10, got -1",
         "train.epoch: unknown key; did you mean train.epochs?",
         "train.epochs: no value given; write train.epochs=VALUE",
         "train.global_batch: expected a multiple of train.workers = 3, got 128",
-        "train.lr: expected a number > 0, got 'fast'",
+        "train.lr_per_256: expected a number > 0, got 'fast'",
         "trian: unknown section; did you mean train?",
     ]
     for place in (
-        "my.yaml line 3 (train.lr)", "my.yaml line 8 (simclr.temperature)",
+        "my.yaml line 3 (train.lr_per_256)", "my.yaml line 8 (simclr.temperature)",
         "command line (train.epochs, run.seed)", "default value (train.global_batch)",
     ):  # fmt: skip
         assert place in error.where
@@ -97,14 +101,14 @@ def test_a_flood_of_problems_is_cut() -> None:
 
 
 def test_layers_in_order() -> None:
-    base = "train: {lr: 0.1, momentum: 0.5}\n" + PRESETS
+    base = "train: {lr_per_256: 0.1, momentum: 0.5}\n" + PRESETS
     config = parse_config(base, origin="x")
-    assert (config.train.lr, config.train.momentum) == (0.2, 0.5)
+    assert (config.train.lr_per_256, config.train.momentum) == (0.2, 0.5)
     assert (config.sdclr.head_depth, config.train.drop_last) == (3, False)
     fair = parse_config(base, origin="x", overrides=["preset=fair", "train.momentum=0.6"])
-    assert (fair.train.lr, fair.train.momentum, fair.sdclr.head_depth) == (0.1, 0.6, 2)
-    assert parse_config(base, origin="x", overrides=["train.lr=3"]).train.lr == 3.0
-    assert parse_config(base, origin="x", overrides=["preset=null"]).train.lr == 0.1
+    assert (fair.train.lr_per_256, fair.train.momentum, fair.sdclr.head_depth) == (0.1, 0.6, 2)
+    assert parse_config(base, origin="x", overrides=["train.lr_per_256=3"]).train.lr_per_256 == 3.0
+    assert parse_config(base, origin="x", overrides=["preset=null"]).train.lr_per_256 == 0.1
     assert "preset" not in dump_config(config)
 
 
@@ -120,8 +124,8 @@ def test_layers_in_order() -> None:
         ("presets: {a: 3}", [], "presets.a: expected sections below it, got 3"),
         ("presets: {a: {trian: {}}}", [],
          "presets.a.trian: unknown section; did you mean train?"),
-        ("preset: a\npresets: {a: {train: {lr: x}}}", [],
-         "train.lr: expected a number > 0, got 'x'"),
+        ("preset: a\npresets: {a: {train: {lr_per_256: x}}}", [],
+         "train.lr_per_256: expected a number > 0, got 'x'"),
     ],
 )  # fmt: skip
 def test_refused_presets(text: str, overrides: list[str], line: str) -> None:
@@ -139,7 +143,7 @@ SECRET = "wJalrXUtnFEMI/K7MDENG"
         f"data: {{sets: {{'https://me:{SECRET}@host/x.npy': 1}}}}",
         f"run: {{root: 'https://bucket/x?X-Amz-Signature={SECRET}'}}",
         f"run: {{root: 'x?password={SECRET}'}}",
-        f"train: {{lr: 's3://AKID:{SECRET}@bucket'}}",
+        f"train: {{lr_per_256: 's3://AKID:{SECRET}@bucket'}}",
         f"train: {{methods: ['s3://AKID:{SECRET}@bucket']}}",
         f"train: {{methods: {{'s3://AKID:{SECRET}@bucket': 1}}}}",
         f"train: 's3://AKID:{SECRET}@bucket'",

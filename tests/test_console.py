@@ -123,14 +123,14 @@ def test_table_is_aligned() -> None:
 def test_error_goes_to_stderr_in_four_parts() -> None:
     stream, errors = io.StringIO(), io.StringIO()
     error = TrainingError(
-        "E-TRAIN-999", "The loss is not finite", where="step 12", todo="lower train.lr"
+        "E-TRAIN-999", "The loss is not finite", where="step 12", todo="lower train.lr_per_256"
     )
     console(stream, Clock(), errors).error(error)
     assert stream.getvalue() == ""
     assert errors.getvalue().splitlines() == [
         "error: The loss is not finite [E-TRAIN-999]",
         "  where: step 12",
-        "  to do: lower train.lr",
+        "  to do: lower train.lr_per_256",
         "  exit code: 6",
     ]
 

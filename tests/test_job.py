@@ -158,7 +158,7 @@ def test_the_exit_code_of_the_run_is_the_jobs(cluster: LoopbackRay, checkout: Pa
     result = submit(cluster, checkout, "train.lrr=1")
     assert result.returncode == 1  # of the command, whatever the failure
     assert newest_job(cluster)["driver_exit_code"] == 2
-    assert "did you mean train.lr?" in result.stdout + result.stderr
+    assert "did you mean train.lr_per_256?" in result.stdout + result.stderr
 
 
 def test_a_stopped_job_says_so_in_its_record_and_goes_on_from_its_checkpoint(

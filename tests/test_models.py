@@ -56,7 +56,9 @@ def test_the_view_has_the_side_of_raw_images_unless_configured() -> None:
         (["augment.crop_px=24"], 16, 24),
         (["augment.crop_px=12"], 16, 12),
         (["augment.crop_px=12", "evaluate.resize_px=14"], 16, 14),
-        (["augment.crop_px=32"], None, 32),
+        (["augment.crop_px=32"], None, 37),
+        (["augment.crop_px=224"], None, 256),
+        (["augment.crop_px=224", "evaluate.resize_px=224"], None, 224),
     ],
 )
 def test_evaluation_resizes_what_does_not_fit_a_view(

@@ -277,9 +277,9 @@ def test_killed_in_training_and_resumed_equals_the_unbroken_run(
 @pytest.mark.promise("R7")
 def test_resume_with_another_configuration_is_refused_by_key(killed: tuple[Path, Path]) -> None:
     folder, broken = killed
-    result = run(folder, "--resume", str(broken), "train.lr=0.3")
+    result = run(folder, "--resume", str(broken), "train.lr_per_256=0.3")
     assert result.returncode == 2
-    assert "train.lr: 0.5 -> 0.3" in result.stderr
+    assert "train.lr_per_256: 1.0 -> 0.3" in result.stderr
 
 
 @pytest.mark.promise("R19")

@@ -163,7 +163,7 @@ def do_everything(
         time.sleep(0.5)
     s3.faults.clear()
     ends["train"] = end_of(training)
-    diverging = ("run.name=diverged", "train.epochs=5", "train.lr=1e30")
+    diverging = ("run.name=diverged", "train.epochs=5", "train.lr_per_256=1e30")
     ends["diverged"] = end_of(start("train", *diverging))
     sweep = ("tune.objective=train_loss", "tune.search={lr}", "tune.trials=2")
     sweep += ("tune.retrain_seeds=0", "train.epochs=2", "run.name=sweep")

@@ -59,14 +59,14 @@ def test_status_goes_from_running_to_an_end_and_back_only_by_resume(tmp_path: Pa
     record = new_record(tmp_path)
     record.fail(
         TrainingError(
-            "E-TRAIN-999", "The loss is not finite", where="step 12", todo="lower train.lr"
+            "E-TRAIN-999", "The loss is not finite", where="step 12", todo="lower train.lr_per_256"
         )
     )
     content = RunRecord.open(str(tmp_path)).content
     assert content["status"] == "failed"
     assert content["error"] == {
         "kind": "TrainingError", "id": "E-TRAIN-999", "what": "The loss is not finite",
-        "where": "step 12", "todo": "lower train.lr", "exit_code": 6,
+        "where": "step 12", "todo": "lower train.lr_per_256", "exit_code": 6,
     }  # fmt: skip
     with pytest.raises(ValueError, match="resume it first"):
         record.complete()

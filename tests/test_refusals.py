@@ -47,12 +47,12 @@ def test_an_unknown_key_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_wrong_type(capsys: pytest.CaptureFixture[str]) -> None:
-    code, text = refused(capsys, "train.lr=fast")
-    assert code == 2 and "train.lr" in text and "fast" in text
+    code, text = refused(capsys, "train.lr_per_256=fast")
+    assert code == 2 and "train.lr_per_256" in text and "fast" in text
 
 
 def test_several_errors_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("train.epoch=3", "train.lr=-1", "sdclr.prune_ratio=2", "trian.lr=1")
+    words = ("train.epoch=3", "train.lr_per_256=-1", "sdclr.prune_ratio=2", "trian.lr=1")
     code, text = refused(capsys, *words)
     assert code == 2 and all(word.split("=")[0] in text for word in words)
 

@@ -295,11 +295,11 @@ def test_a_run_that_has_just_begun_says_what_to_run(run_uri: str) -> None:
 
 
 def test_a_failed_run_shows_its_error(run_uri: str) -> None:
-    error = {"what": "The loss is not finite", "where": "step 12", "todo": "lower train.lr"}
+    error = {"what": "The loss is not finite", "where": "step 12", "todo": "lower train.lr_per_256"}
     error["exit_code"] = "6"
     edit(run_uri, "run.json", lambda r: r.update(status="failed", error=error))
     text = page_of(run_uri).text
-    assert "The loss is not finite Where: step 12 To do: lower train.lr Exit code 6" in text
+    assert "The loss is not finite Where: step 12 To do: lower train.lr_per_256 Exit code 6" in text
 
 
 def test_one_method_only(run_uri: str) -> None:

@@ -41,6 +41,14 @@ def test_warmup_is_at_most_a_tenth_of_the_run(epochs: int, expected: int) -> Non
     assert warmup_steps(warmup_epochs=10, epochs=epochs, steps_per_epoch=21) == expected
 
 
+@pytest.mark.parametrize(
+    ("warmup_epochs", "epochs", "expected"),
+    [(10, 1000, 30), (10, 200, 20), (40, 1000, 40), (0, 1000, 0)],
+)
+def test_warmup_has_a_floor_in_steps(warmup_epochs: int, epochs: int, expected: int) -> None:
+    assert warmup_steps(warmup_epochs=warmup_epochs, epochs=epochs, steps_per_epoch=1) == expected
+
+
 def test_a_ten_epoch_run_of_the_official_recipe_has_a_finite_schedule() -> None:
     num_warmup = warmup_steps(warmup_epochs=10, epochs=10, steps_per_epoch=3)
     rates = [lr(step, num_steps=30, num_warmup=num_warmup) for step in range(31)]

@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> str:
     )
     record.set_data(uri=str(data), manifest_hash=manifest.hash, name=manifest.name)
     record.fail(
-        TrainingError("E-TRAIN-999", "the loss is nan", where="step 3", todo="lower train.lr")
+        TrainingError("E-TRAIN-999", "the loss is nan", where="step 3", todo="lower train.momentum")
     )
     return str(uri)
 

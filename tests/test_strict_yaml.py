@@ -52,9 +52,9 @@ def test_refused_yaml(text: str, line: int, reason: str) -> None:
     with pytest.raises(YamlRefusedError) as caught:
         read(text)
     assert caught.value.problems[-1][0] == line and reason in caught.value.problems[-1][1]
-    error = refusal(text, "train.lr")
+    error = refusal(text, "train.lr_per_256")
     assert f"my.yaml line {line}" in error.where
-    assert "train.lr: no value given; write train.lr=VALUE" in error.what
+    assert "train.lr_per_256: no value given; write train.lr_per_256=VALUE" in error.what
 
 
 @pytest.mark.promise("S4")
@@ -76,7 +76,7 @@ def test_bomb_of_aliases_is_refused_unexpanded() -> None:
 
 
 def test_merge_key_is_plain_text() -> None:
-    assert lines("train:\n  <<: {lr: 1}")[0].startswith("train.<<: unknown key")
+    assert lines("train:\n  <<: {lr_per_256: 1}")[0].startswith("train.<<: unknown key")
 
 
 def test_what_is_written_reads_back() -> None:

@@ -27,9 +27,14 @@ def test_the_space_depends_on_the_method_and_the_stem() -> None:
     c = config(f"tune.search={{{', '.join(both)}}}")
     sdclr = [p.key for p in parameters(c, "sdclr")]
     simclr = [p.key for p in parameters(c, "simclr")]
-    assert sdclr == ["sdclr.prune_ratio", "sdclr.temperature", "train.lr", "train.weight_decay",
-                     "sdclr.head_depth"]  # fmt: skip
-    assert simclr == ["simclr.temperature", "train.lr", "train.weight_decay", "simclr.head_depth"]
+    assert sdclr == ["sdclr.prune_ratio", "sdclr.temperature", "train.lr_per_256",
+                     "train.weight_decay", "sdclr.head_depth"]  # fmt: skip
+    assert simclr == [
+        "simclr.temperature",
+        "train.lr_per_256",
+        "train.weight_decay",
+        "simclr.head_depth",
+    ]
     cifar, imagenet = (
         parameters(config(f"model.stem={stem}"), "sdclr")[0] for stem in ("cifar", "imagenet")
     )

@@ -9,7 +9,8 @@ import pytest
 from pipeline.config import Config
 from pipeline.config.file import changed_keys, load_config
 from pipeline.config.strict_yaml import read
-from pipeline.model.build import FINAL_LR, advice
+from pipeline.feed import canvas_px
+from pipeline.model.build import FINAL_LR, advice, peak_lr
 from pipeline.tune.space import known_points, parameters, trial_config
 from pipeline.tune.stage import grace_epochs
 
@@ -72,7 +73,7 @@ def test_cifar_recipes_are_the_published_ones(name: str, num_max: int) -> None:
     assert (config.sdclr.prune_ratio, config.sdclr.temperature) == (0.9, 0.2)
     assert config.simclr.temperature == 0.2
     train, augment = config.train, config.augment
-    assert (train.epochs, train.global_batch, train.lr) == (2000, 512, 0.5)
+    assert (train.epochs, train.global_batch, peak_lr(config)) == (2000, 512, 0.5)
     assert (train.momentum, train.weight_decay) == (0.9, 1e-4)
     assert (train.warmup_epochs, FINAL_LR) == (10, 1e-6)
     assert (augment.crop_scale, augment.hflip_prob) == ((0.1, 1), 0.5)
@@ -88,12 +89,13 @@ def test_imagenet_recipe_is_the_published_one() -> None:
     assert (config.model.backbone, config.model.stem) == ("resnet50", "imagenet")
     assert (config.sdclr.prune_ratio, config.sdclr.temperature) == (0.3, 0.3)
     assert config.simclr.temperature == 0.2
-    assert (config.train.epochs, config.train.global_batch, config.train.lr) == (500, 256, 0.5)
+    assert (config.train.epochs, config.train.global_batch, peak_lr(config)) == (500, 256, 0.5)
     augment = config.augment
     assert (augment.crop_px, augment.crop_scale[0], augment.hflip_prob) == (224, 0.08, 0.5)
     assert (augment.brightness, augment.hue, augment.gray_prob) == (0.4, 0.1, 0.2)
     assert (augment.blur_prob, augment.blur_sigma) == (0.5, (0.1, 2))
-    assert (config.feed.canvas_px, config.evaluate.resize_px) == (384, 256)
+    assert (config.feed.canvas_px, config.evaluate.resize_px) == (None, None)
+    assert canvas_px(config) == 384
     assert config.evaluate.groups == "threshold" and config.data.profile == "pareto"
 
 

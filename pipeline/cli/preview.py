@@ -144,6 +144,7 @@ def _show_training(config: Config, plan: DryRun, console: Console) -> None:
 
 def _show_scale(config: Config, method: str, plan: DryRun, console: Console) -> None:
     """Show what the run needs, by the formulas of docs/scale.md."""
+    from pipeline import feed
     from pipeline.cli.scale import Workload, si
     from pipeline.model import build
 
@@ -153,7 +154,7 @@ def _show_scale(config: Config, method: str, plan: DryRun, console: Console) -> 
         num_images=planned.rows,
         image_bytes=planned.num_bytes // max(1, planned.rows),
         shard_bytes=config.ingest.shard_bytes,
-        canvas_px=config.feed.canvas_px or 0,
+        canvas_px=feed.canvas_px(config) or 0,
         global_batch=config.train.global_batch,
         embedding_dim=config.model.embedding_dim,
         parameter_bytes=weight_bytes,

@@ -133,7 +133,8 @@ class Feed(Section):
     canvas_px: int | None = Field(
         default=None,
         ge=8,
-        description="square that decoded images are reduced to fit; needed for image files",
+        description="square that photographs are reduced to fit when decoded; null = 1.5 times the "
+        "short side of evaluation, so 384 for augment.crop_px = 224",
     )
     cache: Literal["auto", "device", "host", "none"] = Field(
         default="auto",

@@ -125,7 +125,7 @@ def dump_config(config: Config) -> str:
 
 
 def changed_keys(a: Config, b: Config, *, sweep: bool = False) -> list[str]:
-    """List `train.lr: 0.5 -> 0.3` for every changed key that changes what is trained.
+    """List `train.lr_per_256: 0.5 -> 0.3` for every changed key that changes what is trained.
 
     Those are the hashed keys, and `train.workers` where a batch on fewer workers is another one.
     """

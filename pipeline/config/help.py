@@ -144,7 +144,7 @@ def _near(name: str, names: list[str], least: float) -> list[str]:
 
     def closeness(other: str) -> float:
         others = other.split("_")
-        if other == _initials(words) or name == _initials(others):
+        if others[0] == _initials(words) or name == _initials(others):
             return 1.0
         ratio = difflib.SequenceMatcher(None, name, other).ratio()
         return ratio + _SHARED_WORD_BONUS * bool(set(words) & set(others))

@@ -43,11 +43,18 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda when the cluster has a GPU per worker"
     )
-    lr: float = Field(default=0.5, gt=0, description="peak learning rate of SGD, never rescaled")
+    lr_per_256: float = Field(
+        default=1.0,
+        gt=0,
+        description="peak learning rate of SGD at 256 images a step; used times "
+        "train.global_batch / 256",
+    )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of SGD, without Nesterov")
     weight_decay: float = Field(default=1e-4, ge=0, description="L2, on all parameters")
     warmup_epochs: float = Field(
-        default=10.0, ge=0, description="linear warm-up, at most a tenth of the run"
+        default=10.0,
+        ge=0,
+        description="linear warm-up: at least 30 steps, at most a tenth of the run; 0 = none",
     )
     drop_last: bool = Field(default=True, description="skip the last, partial batch of an epoch")
     sync_batchnorm: bool = Field(default=True, description="statistics over all workers")
@@ -148,7 +155,10 @@ class Evaluate(Section):
     )
     cv_folds: int = Field(default=5, ge=2, description="cross-validation of the regularisation")
     resize_px: int | None = Field(
-        default=None, ge=8, description="short side before the centre crop; null = no resize"
+        default=None,
+        ge=8,
+        description="short side before the centre crop; null = augment.crop_px x 256 / 224 for "
+        "photographs, the crop itself for small square images",
     )
 
 

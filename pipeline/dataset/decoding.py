@@ -76,7 +76,7 @@ class ShardDecoder:
                 "E-DATA-004",
                 "images of different sizes need a canvas",
                 where=self.data_uri,
-                todo="set feed.canvas_px, for example feed.canvas_px=256",
+                todo="set augment.crop_px, for example augment.crop_px=224",
             )
         shape = (num_images, 3, height_px, width_px)
         return np.empty(shape, np.uint8), np.empty((num_images, 2), np.int64)

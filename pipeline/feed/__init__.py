@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.feed.cache import SharedImages, decoded_rows, decoder
 from pipeline.feed.plan import (
     StreamBudget,
+    canvas_px,
     canvas_size,
     check_fits,
     decoded_bytes,
@@ -23,6 +24,7 @@ __all__ = [
     "StreamFeed",
     "StreamSource",
     "at_hand",
+    "canvas_px",
     "canvas_size",
     "check_fits",
     "decoded_bytes",

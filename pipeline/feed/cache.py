@@ -24,12 +24,13 @@ from pipeline.dataset.decoding import ShardDecoder, shard_items
 from pipeline.dataset.image import ImageLimits
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import DataError
+from pipeline.feed.plan import canvas_px
 from sdclr import EpochPlan, ImageSet, SetFeed
 
 
 def decoder(config: Config, data_uri: str, manifest: Manifest) -> ShardDecoder:
     """Return the decoder of a data set's shards under this configuration."""
-    return ShardDecoder(data_uri, manifest.image, ImageLimits(), config.feed.canvas_px)
+    return ShardDecoder(data_uri, manifest.image, ImageLimits(), canvas_px(config))
 
 
 def decoded_rows(config: Config, data_uri: str, manifest: Manifest, *set_names: str) -> Any:

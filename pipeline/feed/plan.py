@@ -8,6 +8,7 @@ from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ConfigError, DataError
 from sdclr import EpochPlan
+from sdclr.encoder import CANVAS_PER_CROP
 
 # A decode task makes about as much: long against the cost of a task, short against a step.
 _PART_BYTES = 16 * 2**20
@@ -74,17 +75,28 @@ def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:
     return plan
 
 
+def canvas_px(config: Config) -> int | None:
+    """Return the side of the square that photographs are reduced to in px; None if it is unknown.
+
+    It is 1.5 times the short side that evaluation resizes to, so that a photograph of 3:2 keeps
+    that many pixels on its short side.
+    """
+    if config.feed.canvas_px is not None or config.augment.crop_px is None:
+        return config.feed.canvas_px
+    return round(CANVAS_PER_CROP * config.augment.crop_px)
+
+
 def canvas_size(config: Config, manifest: Manifest) -> tuple[int, int]:
     """Return the height and width of the decoded images in px."""
     if manifest.image.height_px is not None and manifest.image.width_px is not None:
         return manifest.image.height_px, manifest.image.width_px
-    side_px = config.feed.canvas_px
+    side_px = canvas_px(config)
     if side_px is None:
         raise ConfigError(
             "E-CONFIG-018",
             "images of different sizes need a canvas",
-            where="feed.canvas_px",
-            todo="set feed.canvas_px, for example feed.canvas_px=256",
+            where="augment.crop_px",
+            todo="set augment.crop_px, for example augment.crop_px=224",
         )
     return side_px, side_px
 

@@ -24,6 +24,7 @@ from sdclr import (
     Twin,
     build_network,
 )
+from sdclr.encoder import RESIZE_PER_CROP
 from sdclr.twin import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -60,9 +61,17 @@ def resize_px(config: Config, manifest: Manifest) -> int | None:
             where="evaluate.resize_px",
             todo=f"set it to {crop} or more, or leave it out",
         )
-    if configured is None and not manifest.image.height_px == manifest.image.width_px == crop:
-        return crop
-    return configured
+    if configured is not None:
+        return configured
+    side_px = manifest.image.height_px
+    if side_px is None or side_px != manifest.image.width_px:
+        return round(crop * RESIZE_PER_CROP)
+    return None if side_px == crop else crop  # the whole of a small square image
+
+
+def peak_lr(config: Config) -> float:
+    """Return the highest learning rate: the configured one scaled by the global batch."""
+    return config.train.lr_per_256 * config.train.global_batch / 256
 
 
 FINAL_LR = 1e-6
@@ -92,7 +101,7 @@ def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
     return Recipe(
         method="sdclr" if method == "sdclr" else "simclr",
         epochs=t.epochs,
-        lr=t.lr,
+        lr=peak_lr(config),
         momentum=t.momentum,
         weight_decay=t.weight_decay,
         warmup_epochs=t.warmup_epochs,

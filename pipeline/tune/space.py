@@ -20,7 +20,9 @@ Params = dict[str, float | int]
 
 # Global pruning starves a 7x7 stem long before a 3x3 one: ResNet-50 at 0.9 keeps 0.84 % of it.
 _PRUNE_RATIO = {"cifar": (0.3, 0.98), "imagenet": (0.1, 0.7)}
-_BY_LOGARITHM = {"temperature": (0.05, 1.0), "lr": (0.05, 1.0), "weight_decay": (1e-5, 1e-3)}
+_KEYS = {"temperature": "{method}.temperature", "lr": "train.lr_per_256",
+         "weight_decay": "train.weight_decay"}  # fmt: skip
+_BY_LOGARITHM = {"temperature": (0.05, 1.0), "lr": (0.05, 2.0), "weight_decay": (1e-5, 1e-3)}
 # The published settings (Jiang et al. 2021) by stem: prune ratio and temperature.
 _PUBLISHED = {"cifar": (0.9, 0.2), "imagenet": (0.3, 0.3)}
 _PUBLISHED_SIMCLR_TEMPERATURE = 0.2
@@ -68,9 +70,8 @@ def parameters(config: Config, method: str) -> tuple[Parameter, ...]:
                 low, high = given or _PRUNE_RATIO[config.model.stem]
                 found.append(Parameter("sdclr.prune_ratio", low, high))
         else:
-            section = method if name == "temperature" else "train"
             low, high = given or _BY_LOGARITHM[name]
-            found.append(Parameter(f"{section}.{name}", low, high, log=True))
+            found.append(Parameter(_KEYS[name].format(method=method), low, high, log=True))
     return tuple(found)
 
 
