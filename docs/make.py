@@ -24,6 +24,7 @@ sys.path[:] = [str(ROOT), *sys.path]
 import sdclr
 from pipeline import errors
 from pipeline.cli import scale
+from pipeline.cluster import startup
 from pipeline.config import Config
 from pipeline.config.help import SCHEMA, expected
 from pipeline.config.strict_yaml import write_value
@@ -74,20 +75,25 @@ def messages() -> list[Message]:
         for node in ast.walk(source.tree):
             if isinstance(node, ast.Call):
                 found |= set(source.messages(node))
-    found |= set(_of_storage())
+    found |= set(_of_tables())
     # What only joins lines of others, as that of wrong keys does, says nothing here.
     told = (m for m in found if m.what != LINES and any(part.isalpha() for part in m.what))
     return sorted(told)
 
 
-def _of_storage() -> Iterator[Message]:
-    """Yield the causes of failures of storage, which stand in a table."""
-    code = KINDS["StorageError"].exit_code
-    known = [v for v in vars(causes).values() if isinstance(v, causes.Cause)]
-    for cause in {*known, *causes.S3, *causes.LOCAL}:
-        what, todo = (re.sub(r"\{(\w+)\}", r"<\1>", t) for t in (cause.what, cause.todo))
-        said = f"could not <action>: {what or '<reason>'}"
-        yield Message(code, cause.id, "StorageError", said, todo)
+def _of_tables() -> Iterator[Message]:
+    """Yield the causes that stand in tables: of storage, and of a failed start of Ray."""
+    tables = {
+        "StorageError": [v for v in vars(causes).values() if isinstance(v, causes.Cause)],
+        "ClusterError": startup.CAUSES,
+    }
+    tables["StorageError"] += [*causes.S3, *causes.LOCAL]
+    for kind, rows in tables.items():
+        for cause in rows:
+            what, todo = (re.sub(r"\{(\w+)\}", r"<\1>", t) for t in (cause.what, cause.todo))
+            if kind == "StorageError":
+                what = f"could not <action>: {what or '<reason>'}"
+            yield Message(KINDS[kind].exit_code, cause.id, kind, what, todo)
 
 
 class Source:

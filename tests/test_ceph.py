@@ -18,11 +18,13 @@ from pipeline import storage
 from pipeline.cluster.jobs import ThreadTasks
 from pipeline.errors import StorageError
 from pipeline.ingest.sources.listing import IMAGE_ENDINGS, list_files
+from pipeline.storage import s3 as s3_module
 from pipeline.storage.s3 import ObjectStore
 from pipeline.storage.scan import ScanPart
 from tests.ceph import CephGateway
 from tests.fault_proxy import FaultProxy
 from tests.sources import image_bytes, ingested, stored, write_files
+from tests.test_s3_keys import HOSTILE, removal_leaves_the_neighbours
 
 pytestmark = pytest.mark.s3server
 MIB = 2**20
@@ -77,16 +79,47 @@ def test_put_list_read_delete(root: str) -> None:
 
 
 def test_refusals_are_told(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StorageError, match="no such object"):
-        storage.read_bytes(storage.join(root, "none"))
-    with pytest.raises(StorageError, match="no bucket nobucket"):
-        storage.write_bytes("s3://nobucket/x", b"")
+    for use, uri, cause in (
+        (storage.read_bytes, storage.join(root, "none"), "E-STORAGE-393"),
+        (storage.size_bytes, storage.join(root, "none"), "E-STORAGE-393"),
+        (storage.size_bytes, "s3://nobucket/x", "E-STORAGE-392"),
+        (storage.delete_tree, "s3://nobucket/x", "E-STORAGE-392"),
+        (storage.check_writable, "s3://nobucket/x", "E-STORAGE-392"),
+        (lambda uri: storage.write_bytes(uri, b""), "s3://nobucket/x", "E-STORAGE-392"),
+    ):
+        with pytest.raises(StorageError) as caught:
+            use(uri)
+        assert caught.value.id == cause and caught.value.where == uri
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(StorageError, match="denied") as caught:
-        storage.read_bytes(storage.join(root, "none"))
-    assert "AWS_SECRET_ACCESS_KEY" in caught.value.todo
+    # HEAD has no reason in its answer; it is asked for once more.
+    for use in (storage.read_bytes, storage.size_bytes, storage.exists):
+        with pytest.raises(StorageError) as caught:
+            use(storage.join(root, "none"))
+        assert caught.value.id == "E-STORAGE-400" and "SignatureDoesNotMatch" in caught.value.what
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.promise("R31")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_are_names(name: str, root: str) -> None:
+    removal_leaves_the_neighbours(name, root)
+
+
+def test_a_place_is_checked_and_nothing_is_left(root: str, ceph: CephGateway) -> None:
+    storage.check_writable(storage.join(root, "data[12]"))
+    fs = s3fs.S3FileSystem(endpoint_url=ceph.url)
+    bucket = root.removeprefix("s3://").partition("/")[0]
+    assert storage.list_tree(f"s3://{bucket}") == {} and fs.list_multipart_uploads(bucket) == []
+
+
+def test_an_object_above_the_limit_of_one_put_goes_in_parts(
+    root: str, ceph: CephGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "_ONE_PUT_BYTES", 20 * MIB)
+    monkeypatch.setattr(s3_module, "_PART_BYTES", 10 * MIB)
+    storage.write_bytes(storage.join(root, "a?b [1]"), NEW)
+    assert storage.read_bytes(storage.join(root, "a?b [1]")) == NEW
 
 
 def test_a_flat_prefix_is_listed_in_parts(root: str) -> None:

@@ -13,7 +13,6 @@ from pipeline.cluster.connect import (
     Cluster,
     check_placement,
     check_workers,
-    connected,
     on_nodes_with,
 )
 from pipeline.errors import ClusterError
@@ -49,21 +48,6 @@ def test_an_address_that_does_not_answer_ends_with_exit_code_5() -> None:
     )
     assert result.returncode == 5, result.stderr[-2000:]
     assert "RAY_ADDRESS=127.0.0.1:1" in result.stderr and "to do:" in result.stderr
-
-
-def test_a_machine_too_busy_for_ray_to_start_is_told_in_words(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import ray
-
-    def too_slow(**_: object) -> None:  # as ray._private.node raises it, of no type of its own
-        raise Exception("The current node timed out during startup.")
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "init", too_slow)
-    with pytest.raises(ClusterError, match="Ray does not start on this machine") as caught:
-        connected().__enter__()
-    assert "less busy" in caught.value.todo
 
 
 def test_a_resource_that_no_node_has_is_refused_by_name() -> None:

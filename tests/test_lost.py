@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.cluster import retry
-from pipeline.cluster.retry import again_when_lost, in_words
+from pipeline.cluster.retry import cluster_error_of, retry_lost_work
 from pipeline.errors import ClusterError, DataError
 
 pytestmark = pytest.mark.ray
@@ -64,7 +64,7 @@ def test_an_actor_that_is_lost_before_it_starts_is_replaced(
 ) -> None:
     said: list[str] = []
     (tmp_path / "lives").write_text("2")
-    found = again_when_lost(lambda: extract(DiesAtTheStart, tmp_path / "lives"), say=said.append)
+    found = retry_lost_work(lambda: extract(DiesAtTheStart, tmp_path / "lives"), say=said.append)
     assert found == [0, 1, 2, 3]
     assert len(said) == 2 and "try 2 of 3" in said[0] and "died" in said[0]
 
@@ -84,9 +84,9 @@ def test_losses_without_end_use_up_the_tries_and_are_told_in_words(
 ) -> None:
     (tmp_path / "lives").write_text("99")
     with pytest.raises(Exception) as raised:
-        again_when_lost(lambda: extract(DiesAtTheStart, tmp_path / "lives"), say=lambda _: None)
+        retry_lost_work(lambda: extract(DiesAtTheStart, tmp_path / "lives"), say=lambda _: None)
     assert (tmp_path / "lives").read_text() == "96"
-    told = in_words(raised.value)
+    told = cluster_error_of(raised.value)
     assert isinstance(told, ClusterError) and "again and again" in told.what
 
 
@@ -96,9 +96,9 @@ def test_an_actor_that_refuses_to_start_is_not_tried_again_and_says_why(
 ) -> None:
     (tmp_path / "lives").write_text("99")
     with pytest.raises(Exception) as raised:
-        again_when_lost(lambda: extract(RefusesToStart, tmp_path / "lives"), say=lambda _: None)
+        retry_lost_work(lambda: extract(RefusesToStart, tmp_path / "lives"), say=lambda _: None)
     assert (tmp_path / "lives").read_text() == "98"
-    told = in_words(raised.value)
+    told = cluster_error_of(raised.value)
     assert told is not None and "no such crop" in told.what
 
 
@@ -107,14 +107,14 @@ def test_what_is_no_loss_is_raised_as_it_is() -> None:
         raise DataError("E-DATA-999", "a broken shard")
 
     with pytest.raises(DataError, match="a broken shard"):
-        again_when_lost(broken, say=lambda _: None)
-    assert in_words(ValueError("another")) is None
+        retry_lost_work(broken, say=lambda _: None)
+    assert cluster_error_of(ValueError("another")) is None
 
 
 @pytest.mark.promise("R15", "O2")
 def test_tasks_that_never_get_a_cpu_are_told_in_words() -> None:
     from ray.data.exceptions import ExecutionTimeoutError
 
-    told = in_words(ExecutionTimeoutError("no progress for at least 300s\nOperators: ..."))
+    told = cluster_error_of(ExecutionTimeoutError("no progress for at least 300s\nOperators: ..."))
     assert told is not None and told.exit_code == 5 and "300s" in told.what
-    assert in_words(ValueError("another")) is None
+    assert cluster_error_of(ValueError("another")) is None

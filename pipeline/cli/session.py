@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pipeline import storage
 from pipeline.cli.command_line import Command
 from pipeline.cli.next_steps import PROGRAM, show_results
-from pipeline.cluster.connect import Cluster, check_placement, connected, grown
-from pipeline.cluster.retry import in_words
+from pipeline.cluster.connect import Cluster, check_placement, connected, wait_for_nodes
+from pipeline.cluster.retry import cluster_error_of
 from pipeline.config import Config
 from pipeline.config.file import config_hash, dump_config
 from pipeline.console import Console
@@ -63,7 +63,7 @@ class Session:
             self._cluster = self._stack.enter_context(connected())
             resources = self._resources()
             if self.config.placement.wait_s:
-                self._cluster = grown(
+                self._cluster = wait_for_nodes(
                     self._cluster,
                     self._num_workers(),
                     use_gpu=self.config.train.device == "cuda",
@@ -193,7 +193,7 @@ class Session:
             yield
         except BaseException as error:
             root = root_cause(error)
-            shown = root if isinstance(root, PipelineError) else in_words(error) or error
+            shown = root if isinstance(root, PipelineError) else cluster_error_of(error) or error
             if self._is_the_run and self._record and self._record.status == "running":
                 with suppress(PipelineError):  # the first error is the one to report
                     self._record.fail(shown)

@@ -9,8 +9,8 @@ from pipeline import storage
 from pipeline.cli.command_line import Command
 from pipeline.cli.resolve import resolve
 from pipeline.cli.session import Session
-from pipeline.cluster.connect import now
-from pipeline.cluster.retry import again_when_lost
+from pipeline.cluster.connect import refreshed
+from pipeline.cluster.retry import retry_lost_work
 from pipeline.config.file import load_config
 from pipeline.console import Console
 from pipeline.dataset.manifest import described, read_manifest
@@ -152,8 +152,10 @@ class Stages(Session):
                 run = run.on_data(storage.absolute(self.config.mine.data))
             self.console.stage("mine", f"{run.manifest.name}, {self.config.mine.set} set")
             with self.record.stage("mine"):
-                mining = again_when_lost(
-                    lambda: mine(run, cluster=now(self.cluster), progress=self.console.progress),
+                mining = retry_lost_work(
+                    lambda: mine(
+                        run, cluster=refreshed(self.cluster), progress=self.console.progress
+                    ),
                     say=lambda text: self.console.stage("mine", text),
                 )
         show_mining(self.console, self.folder.uri, mining)

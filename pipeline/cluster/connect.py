@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ClusterError
+from pipeline.cluster import startup
+from pipeline.errors import ClusterError, PipelineError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +40,8 @@ RAY_SETTINGS = {
 }
 # Ray Data needs a CPU beside the workers; a machine that runs everything lends it one on top.
 _DATA_CPUS = 1
-_CONNECT_S = 10.0
+# Errors of this project and mistakes in it, not of Ray's start.
+_BUGS = (PipelineError, AttributeError, NameError, TypeError, AssertionError)
 _GCS_PORT = "RAY_GCS_SERVER_PORT"
 _GROW_POLL_S = 2.0
 _SHARE_OF_RESOURCE = 0.001
@@ -66,30 +68,26 @@ def connected() -> Iterator[Cluster]:
     A cluster started here is stopped at the end; one that was joined is left as it is.
 
     Raises:
-        ClusterError: the cluster at RAY_ADDRESS does not answer.
+        ClusterError: the cluster at RAY_ADDRESS does not answer, or none can be started here.
     """
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
+    address = None if address in ("", "local") else address
+    startup.check_settings(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    import ray
+    began_s = time.time()
+    try:
+        import ray
 
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    already = ray.is_initialized()
-    if not already:
-        try:
-            if address:
-                _check_answers(address)
-                ray.init(address=address, runtime_env=_shipped_code(), **quiet)
-            else:
-                _start_here(**quiet)
-        except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
-            raise _unreachable(error, address) from error
-        except Exception as error:  # of no type of its own: a node that was not up in time
-            if "timed out during startup" not in str(error):
-                raise
-            raise _unreachable(error, address) from error
+        already = ray.is_initialized()
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
+        if not already:
+            _join_or_start(address)
+    except Exception as error:  # a node that was not up in time is one of no type of its own
+        if isinstance(error, _BUGS):
+            raise
+        raise startup.start_error(error, address, since_s=began_s) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, with exit code 15
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
@@ -99,6 +97,17 @@ def connected() -> Iterator[Cluster]:
     finally:
         if not already:
             ray.shutdown()
+
+
+def _join_or_start(address: str | None) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        _start_here(**quiet)
+    else:
+        startup.check_answers(address)
+        ray.init(address=address, runtime_env=_shipped_code(), **quiet)
 
 
 def _start_here(**options: Any) -> None:
@@ -184,7 +193,7 @@ def on_nodes_with(resource: str | None) -> dict[str, float]:
     return {resource: _SHARE_OF_RESOURCE} if resource is not None else {}
 
 
-def grown(
+def wait_for_nodes(
     cluster: Cluster,
     num_workers: int,
     *,
@@ -207,9 +216,9 @@ def grown(
     """
     from ray.autoscaler.sdk import request_resources
 
-    def fits(now: Cluster) -> bool:
-        enough = now.num_gpus >= num_workers if use_gpu else now.num_cpus > num_workers
-        return enough and now.custom_resources.issuperset(resources)
+    def fits(found: Cluster) -> bool:
+        enough = found.num_gpus >= num_workers if use_gpu else found.num_cpus > num_workers
+        return enough and found.custom_resources.issuperset(resources)
 
     end_s = time.monotonic() + wait_s
     worker = {"GPU" if use_gpu else "CPU": 1, **on_nodes_with(worker_resource)}
@@ -225,7 +234,7 @@ def grown(
     return cluster
 
 
-def now(cluster: Cluster) -> Cluster:
+def refreshed(cluster: Cluster) -> Cluster:
     """Return the same cluster with the nodes that it has by now."""
     return _describe(is_local=cluster.is_local)
 
@@ -246,47 +255,6 @@ def check_placement(cluster: Cluster, *resources: str | None) -> None:
                 todo=f"start nodes with --resources='{{\"{resource}\": 1}}', set placement.wait_s "
                 "if an autoscaler adds them, or set the key to null",
             )
-
-
-def _check_answers(address: str) -> None:
-    """Raise OSError when nothing listens there: Ray itself would go on trying for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-
-
-def _unreachable(error: Exception, address: str | None) -> ClusterError:
-    """Return the error that says why the cluster could not be joined or started."""
-    where = f"RAY_ADDRESS={address}" if address else "this machine"
-    unset = "or unset RAY_ADDRESS to start Ray on this machine"
-    set_token = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token"
-    if type(error).__name__ == "AuthenticationError":
-        return ClusterError(
-            "E-CLUSTER-004", "there is no token for the Ray cluster", where=where, todo=set_token
-        )
-    if address and "Failed to connect to Ray cluster" in str(error):
-        # Its port answered a moment ago.
-        return ClusterError(
-            "E-CLUSTER-005",
-            "the Ray cluster answers, but does not let this client in: the token is missing or "
-            "wrong, or it is no Ray cluster of this version",
-            where=where,
-            todo=f"{set_token}, {unset}",
-        )
-    if not address:
-        return ClusterError(
-            "E-CLUSTER-006",
-            f"Ray does not start on this machine: {error}",
-            where=where,
-            todo="run it again when the machine is less busy; Ray's own logs are in /tmp/ray, or "
-            "where RAY_TMPDIR says",
-        )
-    return ClusterError(
-        "E-CLUSTER-007",
-        f"the Ray cluster cannot be reached: {error}",
-        where=where,
-        todo=f"check the address and that the head runs, {unset}",
-    )
 
 
 def _describe(*, is_local: bool) -> Cluster:

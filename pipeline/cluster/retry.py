@@ -18,7 +18,7 @@ _PAUSE_S = 3.0
 _T = TypeVar("_T")
 
 
-def again_when_lost(work: Callable[[], _T], *, say: Callable[[str], None]) -> _T:
+def retry_lost_work(work: Callable[[], _T], *, say: Callable[[str], None]) -> _T:
     """Run `work`, up to 3 times when Ray lost a part of it; return its result.
 
     Args:
@@ -40,7 +40,7 @@ def again_when_lost(work: Callable[[], _T], *, say: Callable[[str], None]) -> _T
     raise AssertionError("the last try returns or raises")
 
 
-def in_words(error: BaseException) -> ClusterError | None:
+def cluster_error_of(error: BaseException) -> ClusterError | None:
     """Translate an error of Ray itself into ours; None for anything else."""
     for inner in _chain(error):
         if type(inner).__name__ == "ExecutionTimeoutError":

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline import storage
-from pipeline.cluster.connect import Cluster, now
-from pipeline.cluster.retry import again_when_lost
+from pipeline.cluster.connect import Cluster, refreshed
+from pipeline.cluster.retry import retry_lost_work
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest
@@ -62,7 +62,7 @@ def evaluate(run: RunContext, *, cluster: Cluster, console: Console) -> dict[str
     if not set_names:
         return None
     with clock("features"):
-        features = again_when_lost(
+        features = retry_lost_work(
             lambda: extract(
                 config,
                 run.config_json,
@@ -70,7 +70,7 @@ def evaluate(run: RunContext, *, cluster: Cluster, console: Console) -> dict[str
                 data_uri=data_uri,
                 manifest=manifest,
                 set_names=set_names,
-                cluster=now(cluster),
+                cluster=refreshed(cluster),
                 progress=lambda done, total: console.progress("features", done, total),
             ),
             say=lambda text: console.stage("evaluate", text),
