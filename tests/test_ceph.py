@@ -131,7 +131,7 @@ def test_a_flat_prefix_is_listed_in_parts(root: str) -> None:
         page = storage.scan(root, parts.pop(), max_names=20)
         found, parts = found + page.names, parts + page.rest
     assert sorted(found) == sorted(names)
-    listed, _ = list_files(root, IMAGE_ENDINGS, ThreadTasks())
+    listed = list_files(root, IMAGE_ENDINGS, ThreadTasks()).names
     assert listed.to_pylist() == sorted(names, key=str.encode)
 
 

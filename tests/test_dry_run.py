@@ -10,6 +10,7 @@ from pipeline.cli.command_line import parse
 from pipeline.cli.preview import preview
 from pipeline.console import Console
 from pipeline.errors import PipelineError
+from pipeline.ingest.losses import surely_too_many
 from pipeline.ingest.plan import dry_run
 from pipeline.ingest.sample import SIDES_PX
 from tests.conftest import REPO
@@ -24,7 +25,8 @@ def photos(root: Path) -> Path:
 
 
 def test_the_sample_is_counted_and_measured(tmp_path: Path) -> None:
-    plan = dry_run(settings("folder", photos(tmp_path / "in"), tmp_path / "out"))
+    allowed = {"max_reject_frac": 0.5}
+    plan = dry_run(settings("folder", photos(tmp_path / "in"), tmp_path / "out", ingest=allowed))
     sample = plan.sample
     assert sample is not None and sample.num_images == 6 and plan.num_images == 12
     expected = {0: 1, SIDES_PX.index(32) + 1: 1, SIDES_PX.index(64) + 1: 1, len(SIDES_PX): 1}
@@ -35,7 +37,7 @@ def test_the_sample_is_counted_and_measured(tmp_path: Path) -> None:
     ]
     sizes = [len(image_bytes(n, size, "JPEG")) for n, size in enumerate(SIZES)]
     assert sample.mean_stored_bytes == sum(sizes) / 4 and sample.s_per_image > 0
-    reduced = {"resize_short_px": 16}
+    reduced = {"resize_short_px": 16, **allowed}
     small = dry_run(settings("folder", tmp_path / "in", tmp_path / "out", ingest=reduced))
     assert small.sample is not None and small.sample.mean_stored_bytes < max(sizes) / 10
     assert small.sets["pretrain"].num_bytes < plan.sets["pretrain"].num_bytes / 10
@@ -45,12 +47,25 @@ def test_the_sample_is_counted_and_measured(tmp_path: Path) -> None:
 def test_what_a_person_sees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["data.source=folder", f"data.path={photos(tmp_path / 'in')}", "--dry-run"]
     roots = [f"data.root={tmp_path / 'out'}", f"run.root={tmp_path / 'runs'}"]
-    preview(parse(["ingest", "data.imbalance_ratio=null", *words, *roots]), Console())
+    keys = ["data.imbalance_ratio=null", "ingest.max_reject_frac=0.5"]
+    preview(parse(["ingest", *keys, *words, *roots]), Console())
     text = capsys.readouterr().out
     assert "images per class: c1 3, c0 3" in text and "will be made" in text
     assert "of 6 images drawn by seed, shorter side in px: below 32 1, 32-63 1, 64-127 1" in text
     assert "would be rejected: c0/bad.jpg (not_an_image" in text and "of one core" in text
     assert "train" not in text.split("images per class")[1] and not (tmp_path / "out").exists()
+
+
+def test_what_ingest_would_refuse_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError) as caught:
+        dry_run(settings("folder", photos(tmp_path / "in"), tmp_path / "out"))
+    assert caught.value.id == "E-DATA-079" and "c0/bad.jpg" in caught.value.what
+
+
+def test_a_sample_within_the_limit_is_no_proof() -> None:
+    assert surely_too_many(2, 6, 6, 0.1)  # the sample is all there is
+    assert surely_too_many(5, 256, 10**6, 0.001)
+    assert not surely_too_many(1, 256, 10**6, 0.001)  # chance: one in four such samples has it
 
 
 def test_what_a_sweep_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

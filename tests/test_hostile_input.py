@@ -86,7 +86,7 @@ def test_above_the_allowed_share_the_stage_fails_with_the_names(tmp_path: Path) 
     write_files(tmp_path / "in", {name: case.make() for name, case in IMAGES.items()})
     with pytest.raises(DataError, match="images are unfit") as caught:
         ingested("folder", tmp_path / "in", tmp_path / "out")
-    assert "animated.png" in caught.value.what and caught.value.exit_code == 3
+    assert "bomb.png" in caught.value.what and caught.value.exit_code == 3
 
 
 # A first read loads Arrow's Parquet.

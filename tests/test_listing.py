@@ -70,7 +70,8 @@ def test_many_names_are_shared_out_and_come_sorted(
     names = [*FLAT, *MIXED, "notes.txt", ".hidden/x.png"]
     put(root, names)
     tasks = Counting()
-    found, sizes = listing.list_files(root, listing.IMAGE_ENDINGS, tasks)
+    listed = listing.list_files(root, listing.IMAGE_ENDINGS, tasks)
+    found, sizes = listed.names, listed.num_bytes_N
     assert found.to_pylist() == sorted([*FLAT, *MIXED], key=str.encode)
     np.testing.assert_array_equal(sizes, [len(n.encode()) for n in found.to_pylist()])
     if root.startswith("s3://"):  # a flat prefix has no folders to cut it at: cut all the same

@@ -51,11 +51,11 @@ def test_a_manifest_comes_back_and_has_the_promised_keys(tmp_path: Path) -> None
     content = json.loads((tmp_path / "manifest.json").read_text())
     assert set(content) == {
         *("schema_version", "name", "source", "image", "class_names", "sets"),
-        *("fewshot", "rejects", "config", "hash", "duplicates"),
+        *("fewshot", "rejects", "config", "hash", "duplicates", "left_out"),
     }
     assert content["image"] == {"encoding": "raw", "height_px": 2, "width_px": 2, "channels": 3}
     assert set(content["sets"]["pretrain"]["shards"][0]) == {"name", "rows", "bytes", "sha256"}
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == 2
 
 
 def test_canonical_hash_ignores_order_and_itself_only() -> None:
@@ -81,7 +81,7 @@ def _shard(content: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(schema_version=2), "schema version 2"),
+        (lambda c: c.update(schema_version=1), "schema version 1"),
         (lambda c: c.update(schema_version=True), "schema version True"),
         (lambda c: c.pop("schema_version"), "schema version None"),
         (lambda c: c.update(extra=1), "malformed at extra"),

@@ -18,8 +18,11 @@ def test_hold_out_takes_the_same_number_of_each() -> None:
     chosen = hold_out(labels, num_per_class=3, class_names="abc", seed=0)
     assert np.bincount(labels[chosen]).tolist() == [3, 3, 3]
     assert (np.diff(chosen) > 0).all()
-    with pytest.raises(DataError, match="class 'b' has 5 images"):
-        hold_out(labels, num_per_class=5, class_names="abc", seed=0)
+    small = hold_out(labels, num_per_class=5, class_names="abc", seed=0)
+    assert np.bincount(labels[small], minlength=3).tolist() == [5, 0, 5]  # b stays whole
+    with pytest.raises(DataError) as caught:
+        hold_out(labels, num_per_class=10, class_names="abc", seed=0)
+    assert caught.value.id == "E-DATA-069" and "'a'" in caught.value.what
 
 
 def test_row_order_is_a_permutation_of_its_own_for_each_set() -> None:

@@ -13,6 +13,7 @@ from pipeline.cluster.connect import usable_cpus
 from pipeline.config import Config
 from pipeline.config.file import changed_keys
 from pipeline.console import Console, duration
+from pipeline.dataset.manifest import left_out_text
 from pipeline.errors import ConfigError
 from pipeline.ingest.plan import DryRun, dry_run
 from pipeline.ingest.sample import SIDES_PX, Sample
@@ -43,6 +44,10 @@ def preview(command: Command, console: Console) -> None:
             for name, p in plan.sets.items()
         ],
     )
+    for note in plan.notes:
+        console.line(note)
+    if plan.manifest.left_out:
+        console.line(f"left out: {left_out_text(plan.manifest)}")
     _show_classes(plan, console)
     if plan.sample is not None:
         _show_sample(plan.sample, plan.num_images, console)

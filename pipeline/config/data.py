@@ -83,10 +83,11 @@ class Data(Section):
         default=None, description="list only: where its paths start; null = the list's own folder"
     )
     image_column: Text = Field(
-        default="image", description="parquet only: column of image bytes, such as image.bytes"
+        default="image",
+        description="parquet: column of image bytes, such as image.bytes; list: of paths",
     )
     label_column: Text | None = Field(
-        default=None, description="parquet only: column of class numbers or names"
+        default=None, description="parquet, list: column of class numbers or names"
     )
 
     @property

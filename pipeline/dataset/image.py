@@ -1,31 +1,36 @@
 """Image bytes from strangers to RGB pixels, within limits, or a rejection with a reason.
 
-Formats: JPEG, PNG, WebP, recognised by their first bytes; no other parser is ever started. GIF,
-BMP, TIFF and HEIF are recognised and rejected by name.
+Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, and HEIC where `pillow-heif` is installed. The first
+bytes tell them apart, whatever the name says; no other parser is ever started.
 
 What becomes of the less usual:
 
-- animated PNG and WebP are rejected; of a multi-picture JPEG (MPO, from phones) the main picture
-  is taken;
+- of an animation the first frame is taken, of a file with several pages or pictures the first one;
 - EXIF orientation is applied; an unreadable EXIF block counts as upright;
-- grey and bilevel are repeated into three channels; 16-bit samples keep their high byte;
+- grey and bilevel are repeated into three channels;
+- 16-bit grey: the fewest of 8, 10, 12, 14 or 16 bits that hold the largest sample of the image are
+  taken as its range, of which the upper 8 bits are kept; 16-bit colour keeps the high byte;
 - palettes are resolved; transparency is laid over white;
-- CMYK is converted with the plain formula; colour profiles are not applied.
+- CMYK is converted with the plain formula; colour profiles are not applied;
+- texts and profiles of a PNG that are too large for the decoder are skipped: pixels decide.
 
 No torch here: Ray Data starts many processes that import this module.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from io import BytesIO
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -35,7 +40,7 @@ RejectReason = Literal[
     "too_many_bytes",
     "not_an_image",
     "unsupported_format",
-    "animated",
+    "unusable_name",  # not UTF-8, or with control characters
     "too_many_pixels",
     "too_small",
     "truncated",  # ends before its last pixel
@@ -45,6 +50,9 @@ REJECT_REASONS: tuple[str, ...] = get_args(RejectReason)
 
 # Our own limit is checked before any pixel is decoded, and users may raise it above Pillow's.
 Image.MAX_IMAGE_PIXELS = None
+# One image is one task: threads of a decoder would fight for the same processors.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+HEAD_BYTES = 64  # what `format_of` needs
 
 _WHITE = (255, 255, 255, 255)
 _ORIENTATION_TAG = 0x0112
@@ -78,16 +86,32 @@ class RejectedImage(Exception):  # noqa: N818
         self.detail = detail
 
 
+class Decoded(NamedTuple):
+    """Pixels (H, W, 3) uint8 of an image; of its 16 bits those used, if 14 or fewer."""
+
+    rgb: Pixels
+    few_bits: int | None
+
+
 def decode_rgb(data: bytes, limits: ImageLimits) -> Pixels:
-    """Decode an image to upright pixels (H, W, 3) uint8; rules in the module's docstring.
+    """Return the pixels (H, W, 3) uint8 of an encoded image, upright; rules: see the module.
 
     All limits are checked on the header, before pixels are decoded.
 
     Raises:
         RejectedImage: the only failure that hostile or broken bytes can cause.
     """
-    image, _ = _decode(data, limits)
-    return np.array(image)
+    return decode(data, limits).rgb
+
+
+def decode(data: bytes, limits: ImageLimits) -> Decoded:
+    """Decode as `decode_rgb` does, and say whether the range of 16-bit samples is hardly used.
+
+    Raises:
+        RejectedImage: as `decode_rgb`.
+    """
+    image, _, few_bits = _decode(data, limits)
+    return Decoded(np.array(image), few_bits)
 
 
 def decode_canvas(
@@ -101,36 +125,55 @@ def decode_canvas(
     Raises:
         RejectedImage: as `decode_rgb`.
     """
-    image, size = _decode(data, limits, at_least_px=2 * canvas_px)
+    image, size, _ = _decode(data, limits, at_least_px=2 * canvas_px)
     return _on_canvas(image, size, canvas_px, out)
 
 
 def _decode(
     data: bytes, limits: ImageLimits, *, at_least_px: int | None = None
-) -> tuple[Image.Image, tuple[int, int]]:
-    """Return the upright RGB image, and its height and width before any reduction."""
+) -> tuple[Image.Image, tuple[int, int], int | None]:
+    """The upright RGB image, its height and width before any reduction, and its few bits."""
     if not data:
         raise RejectedImage("empty", "the file has zero bytes")
     if len(data) > limits.max_bytes:
         raise RejectedImage("too_many_bytes", f"{len(data)} bytes, limit {limits.max_bytes}")
     image_format = _sniff(data)
+    try:
+        return _decode_as(image_format, data, limits, at_least_px)
+    except RejectedImage as error:
+        # Pillow bounds the texts and profiles of a PNG; they are no part of the picture.
+        if image_format != "PNG" or "MAX_TEXT" not in error.detail:
+            raise
+    return _decode_as(image_format, _without_texts(data), limits, at_least_px)
+
+
+def _decode_as(
+    image_format: str, data: bytes, limits: ImageLimits, at_least_px: int | None
+) -> tuple[Image.Image, tuple[int, int], int | None]:
     # Decoders warn about damaged metadata; the outcome below is all that counts.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = _read_header(data, image_format)
-        _check_header(image, image_format, limits)
+        _check_header(image, limits)
         width_px, height_px = image.size
         try:
             if at_least_px is not None and image_format == "JPEG":
                 scale = at_least_px / max(image.size)
                 image.draft(None, (max(1, int(width_px * scale)), max(1, int(height_px * scale))))
             image.load()
-            turn = _turn(image)
+            turn = None
+            if image_format == "TIFF":  # its decoder has turned the image by itself
+                width_px, height_px = image.size
+            else:
+                turn = _turn(image)
             if turn in _SWAPS_SIDES:
                 width_px, height_px = height_px, width_px
             upright = image if turn is None else image.transpose(turn)
-            return _to_rgb(upright), (height_px, width_px)
-        except MemoryError:
+            rgb, few_bits = _to_rgb(upright)
+            if few_bits is None and _is_dark_colour(rgb, data, image_format):
+                few_bits = 14
+            return rgb, (height_px, width_px), few_bits
+        except (MemoryError, RejectedImage):
             raise
         except Exception as error:  # decoders raise nearly everything on hostile bytes
             reason: RejectReason = "truncated" if "truncated" in str(error) else "corrupt"
@@ -195,20 +238,59 @@ def png_bytes(rgb: Pixels) -> bytes:
     return sink.getvalue()
 
 
-def _sniff(data: bytes) -> str:
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF",
+    b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
+}  # fmt: skip
+_BITMAP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
+_AVIF, _HEIF = {b"avif", b"avis"}, {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"}
+
+
+def format_of(head: bytes) -> str | None:
+    """Return the image format that the first 64 bytes tell, None if it is none of those taken."""
+    for magic, name in _MAGIC.items():
+        if head.startswith(magic):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
-    others = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
-    for magic, name in others.items():
-        if data.startswith(magic):
-            raise RejectedImage("unsupported_format", name)
+    # Two letters are no proof: the size of the header of a bitmap is one of a few.
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BITMAP_HEADERS:
+        return "BMP"
+    if head[4:8] == b"ftyp":
+        end = min(int.from_bytes(head[:4], "big"), HEAD_BYTES)
+        brands = {head[start : start + 4] for start in (8, *range(16, end, 4))}
+        return "AVIF" if brands & _AVIF else "HEIF" if brands & _HEIF else None
+    return None
+
+
+def _sniff(data: bytes) -> str:
+    found = format_of(data[:HEAD_BYTES])
+    if found == "HEIF" and not _reads_heif():
+        raise RejectedImage("unsupported_format", "HEIC: it is read once pillow-heif is installed")
+    if found is not None:
+        return found
     if data[4:8] == b"ftyp":
-        raise RejectedImage("unsupported_format", "HEIF, AVIF or video")
+        raise RejectedImage("unsupported_format", "a video, or a still of an unknown kind")
     raise RejectedImage("not_an_image", "the first bytes are of no known image format")
+
+
+@functools.cache
+def _reads_heif() -> bool:
+    if find_spec("pillow_heif") is None:
+        return False
+    import_module("pillow_heif").register_heif_opener()
+    return True
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its texts and colour profile; a damaged rest is kept for the decoder to see."""
+    kept, position = [data[:8]], 8
+    while position + 12 <= len(data):
+        stop = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] not in (b"iCCP", b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(data[position:stop])
+        position = stop
+    return b"".join([*kept, data[position:]])
 
 
 def _read_header(data: bytes, image_format: str) -> Image.Image:
@@ -217,10 +299,12 @@ def _read_header(data: bytes, image_format: str) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:
-        raise RejectedImage("corrupt", f"the {image_format} header cannot be read") from error
+        why = f": {_stable_text(error)}" if "MAX_TEXT" in str(error) else ""
+        detail = f"the {image_format} header cannot be read{why}"
+        raise RejectedImage("corrupt", detail) from error
 
 
-def _check_header(image: Image.Image, image_format: str, limits: ImageLimits) -> None:
+def _check_header(image: Image.Image, limits: ImageLimits) -> None:
     width_px, height_px = image.size
     if width_px * height_px > limits.max_pixels:
         detail = f"{width_px} x {height_px} pixels, limit {limits.max_pixels}"
@@ -228,9 +312,8 @@ def _check_header(image: Image.Image, image_format: str, limits: ImageLimits) ->
     if min(width_px, height_px) < limits.min_side_px:
         detail = f"{width_px} x {height_px} pixels, shorter side at least {limits.min_side_px}"
         raise RejectedImage("too_small", detail)
-    num_frames = getattr(image, "n_frames", 1)
-    if num_frames > 1 and image_format != "JPEG":
-        raise RejectedImage("animated", f"{num_frames} frames")
+    if image.mode == "F":
+        raise RejectedImage("unsupported_format", "samples of floating point have no known range")
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -244,15 +327,25 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, int | None]:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
-        grey = np.asarray(image).astype(np.uint32)
-        high = np.minimum(grey >> 8, 255).astype(np.uint8)
-        return Image.fromarray(high).convert("RGB")
+        grey = np.asarray(image).astype(np.int64)
+        if grey.size and (grey.min() < 0 or grey.max() > 0xFFFF):
+            raise RejectedImage("unsupported_format", "grey samples of more than 16 bits")
+        bits = next(bits for bits in (8, 10, 12, 14, 16) if grey.max(initial=0) < 1 << bits)
+        scaled = Image.fromarray((grey >> (bits - 8)).astype(np.uint8))
+        return scaled.convert("RGB"), bits if bits < 16 else None
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB"), None
+
+
+def _is_dark_colour(rgb: Image.Image, data: bytes, image_format: str) -> bool:
+    """Whether a PNG of 16-bit colour leaves the upper two bits of all samples unused."""
+    if image_format != "PNG" or data[24:25] != b"\x10" or data[25:26] not in (b"\2", b"\6"):
+        return False
+    return max(high for _, high in rgb.getextrema()) < 64  # type: ignore[misc]
 
 
 def _stable_text(error: Exception) -> str:

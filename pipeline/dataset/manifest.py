@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from pipeline import storage
 from pipeline.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _AGAIN = "delete the data set's folder and run the ingest stage again"
@@ -86,6 +86,15 @@ class Rejects:
 
 @with_config(_STRICT)
 @dataclass(frozen=True)
+class LeftOut:
+    """Files that a source does not take for one reason: how many, and the first names."""
+
+    files: Count
+    examples: tuple[str, ...]
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
 class Duplicates:
     """Images stored under different names with identical bytes.
 
@@ -118,7 +127,8 @@ class Manifest:
     rejects: Rejects
     config: dict[str, Any]
     hash: str
-    schema_version: Literal[1] = 1
+    left_out: dict[str, LeftOut] = field(default_factory=dict)  # by ending, or as what they are
+    schema_version: Literal[2] = 2
     duplicates: Duplicates | None = None  # None: not looked for
 
     def shards(self) -> Iterator[ShardInfo]:
@@ -207,8 +217,19 @@ def described(manifest: Manifest) -> str:
         present = sorted((c for c in counts if c), reverse=True)
         parts.append(f"images per class {present[0]}..{present[-1]}")
     if manifest.rejects.total:
-        parts.append(f"{manifest.rejects.total} rejected")
+        reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejects.by_reason.items())
+        parts.append(f"{manifest.rejects.total} rejected ({reasons})")
+    if manifest.left_out:
+        parts.append(f"left out: {left_out_text(manifest)}")
     return ", ".join(parts)
+
+
+def left_out_text(manifest: Manifest) -> str:
+    """Return what the source holds beside images, the most frequent kinds first."""
+    kinds = sorted(manifest.left_out.items(), key=lambda kind: (-kind[1].files, kind[0]))
+    shown = [f"{info.files} {kind}" for kind, info in kinds[:8]]
+    more = sum(info.files for _, info in kinds[8:])
+    return ", ".join([*shown, f"{more} of other endings"] if more else shown)
 
 
 def verify_shards(data_uri: str, manifest: Manifest) -> None:

@@ -23,6 +23,7 @@ from pipeline.dataset.manifest import (
     SetInfo,
     ShardInfo,
 )
+from pipeline.ingest.losses import refuse_rejects, surely_too_many
 from pipeline.ingest.sample import Sample, mean_reduced_bytes, sample_images
 from pipeline.ingest.sources import splits
 from pipeline.ingest.sources.index import ImageIndex
@@ -57,6 +58,7 @@ class DryRun:
         num_images: of all sets.
         sample: what reading some images showed; None for images that are in memory as pixels.
         manifest: as it would be written, but for hashes, rejects and exact sizes.
+        notes: what a person should know of how the source was read, one line each.
     """
 
     data_uri: str
@@ -66,6 +68,7 @@ class DryRun:
     num_images: int
     sample: Sample | None
     manifest: Manifest
+    notes: tuple[str, ...] = ()
 
 
 def data_set_name(config: Config) -> str:
@@ -142,6 +145,7 @@ def dry_run(config: Config) -> DryRun:
     index = index_source(config.data, ThreadTasks())
     work = work_of(config, index)
     sample = None if index.pixels is not None else sample_images(work, config.data.split_seed)
+    _refuse_sample(config, index, sample)
     planned, infos = {}, {}
     for name, rows in index.sets.items():
         sizes, counts = row_sizes(work, rows), index.class_counts(name)
@@ -175,8 +179,21 @@ def dry_run(config: Config) -> DryRun:
             rejects=Rejects(total=0, by_reason={}, examples=()),
             config=content_sections(config),
             hash="",
+            left_out=dict(index.left_out),
         ),
+        notes=index.notes,
     )
+
+
+def _refuse_sample(config: Config, index: ImageIndex, sample: Sample | None) -> None:
+    """Refuse what ingest would refuse for its rejects, as far as a sample shows it."""
+    rejects = [*index.rejects, *(sample.rejects if sample is not None else ())]
+    num_read = len(index.rejects) + (sample.num_images if sample is not None else 0)
+    limit_frac = config.ingest.max_reject_frac
+    if surely_too_many(len(rejects), num_read, index.num_used(), limit_frac):
+        error = refuse_rejects(sorted(rejects, key=lambda r: r.id), num_read, config)
+        if error is not None:
+            raise error
 
 
 def image_info(index: ImageIndex) -> ImageInfo:

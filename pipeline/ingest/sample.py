@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.dataset.image import RejectedImage, decode_rgb, resized_jpeg
+from pipeline.dataset.image import RejectedImage, decode, decode_rgb, resized_jpeg
 from pipeline.dataset.manifest import RejectExample
 from pipeline.ingest.sources.reading import read_images
 from pipeline.ingest.task import Work
@@ -31,6 +31,7 @@ class Sample:
         side_counts: accepted images by shorter side: below 32 px, 32..63, ..., 2048 and more.
         rejects: of the sample.
         mean_stored_bytes: of accepted images, as they would be stored.
+        num_dark: images of 16 bits that use 14 or fewer of them.
         s_per_image: to read, check and encode one image in one process.
     """
 
@@ -38,6 +39,7 @@ class Sample:
     side_counts: tuple[int, ...]
     rejects: tuple[RejectExample, ...]
     mean_stored_bytes: float
+    num_dark: int
     s_per_image: float
 
 
@@ -51,7 +53,7 @@ def sample_images(work: Work, seed: int) -> Sample:
     index = work.index
     rows = index.sets["pretrain"]
     chosen = np.random.default_rng([seed, _SAMPLE_STREAM]).permutation(rows)[:_NUM_SAMPLED]
-    began_s, num_done = time.monotonic(), 0
+    began_s, num_done, num_dark = time.monotonic(), 0, 0
     sides_px, sizes, rejects = [], [], []
     while num_done < len(chosen) and time.monotonic() - began_s < _MAX_S:
         part = chosen[num_done : num_done + _BATCH]
@@ -60,7 +62,8 @@ def sample_images(work: Work, seed: int) -> Sample:
             try:
                 if isinstance(content, RejectedImage):
                     raise content
-                rgb = decode_rgb(content, work.limits)
+                rgb, few_bits = decode(content, work.limits)
+                num_dark += few_bits is not None
             except RejectedImage as reject:
                 rejects.append(RejectExample(ids[position], reject.reason, reject.detail))
                 continue
@@ -77,6 +80,7 @@ def sample_images(work: Work, seed: int) -> Sample:
         side_counts=tuple(int(count) for count in counts),
         rejects=tuple(sorted(rejects, key=lambda reject: reject.id)),
         mean_stored_bytes=float(np.mean(sizes)) if sizes else 0.0,
+        num_dark=num_dark,
         s_per_image=(time.monotonic() - began_s) / max(1, num_done),
     )
 

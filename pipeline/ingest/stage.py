@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.errors import DataError, StorageError
 from pipeline.ingest.duplicates import find_duplicates, losers_by_shard
+from pipeline.ingest.losses import ClassLoss, class_losses, listed, refuse_losses, refuse_rejects
 from pipeline.ingest.plan import (
     chunks_of,
     content_sections,
@@ -63,6 +64,8 @@ class _Ingested:
     rows: dict[Chunk, Indices]
     rejects: dict[str, RejectExample]
     duplicates: Duplicates
+    num_dark: int = 0
+    losses: list[ClassLoss] = field(default_factory=list)
 
 
 def ingest(
@@ -115,6 +118,8 @@ def _made(
     shards_uri = storage.join(uri, "shards")
     storage.delete_tree(shards_uri)
     index = index_source(config.data, tasks)
+    for text in index.notes:
+        note(text)
     work = work_of(config, index)
     if len(index.ids) >= _MANY:
         note(f"{len(index.ids)} images are listed, reading them")
@@ -127,7 +132,7 @@ def _made(
     monitor = Monitor(data=manifest.name)
     for reason, number in manifest.rejects.by_reason.items():
         monitor.add("sdclr_rejects", number, reason=reason)
-    problem = _unfit(config, work.index, manifest)
+    problem = _unfit(config, work.index, made)
     claim.check()
     if problem is not None:
         storage.delete_tree(shards_uri)
@@ -135,6 +140,7 @@ def _made(
     # What an ended ingest still had under way may have come after the shards were cleared.
     verify_shards(uri, manifest)
     write_manifest(uri, manifest)
+    _note_losses(made, note)
     found = made.duplicates
     if found.num_groups:
         what = "dropped" if found.dropped else "kept (ingest.drop_duplicates=true drops them)"
@@ -143,6 +149,16 @@ def _made(
     if tasks.num_retries:
         note(f"{tasks.num_retries} calls to the storage were tried again")
     return manifest
+
+
+def _note_losses(made: _Ingested, note: Callable[[str], None]) -> None:
+    if made.losses:
+        note(f"classes that lost most of their images: {listed(made.losses)}")
+    if made.num_dark:
+        note(
+            f"{made.num_dark} 16-bit images use 14 bits or fewer: grey ones are scaled to the bits "
+            "that each uses, colour ones stay dark"
+        )
 
 
 def _reuse(config: Config, uri: str) -> Manifest:
@@ -166,7 +182,8 @@ def _write_shards(
     total, done = sum(chunk.stop - chunk.start for chunk in chunks), 0
     hashes_N2 = np.zeros((len(index.ids), 2), np.uint64)
     kept_N = np.zeros(len(index.ids), bool)
-    made = _Ingested({}, {}, {}, Duplicates(0, 0, 0, False, ()))
+    by_name = {reject.id: reject for reject in index.rejects}
+    made = _Ingested({}, {}, by_name, Duplicates(0, 0, 0, False, ()))
     progress(0, total)
     for number, result in tasks.map(run_chunk, [asdict(chunk) for chunk in chunks], work):
         claim.check()
@@ -175,10 +192,12 @@ def _write_shards(
         hashes_N2[rows], kept_N[rows] = outcome.hashes, True
         # An image of two sets is rejected in both; it counts once.
         made.rejects |= {reject.id: reject for reject in outcome.rejects}
+        made.num_dark += outcome.num_dark
         if outcome.shard is not None:
             made.shards[chunk], made.rows[chunk] = outcome.shard, rows
         done += chunk.stop - chunk.start
         progress(done, total)
+    made.losses = class_losses(index, kept_N)
     made.duplicates, losers = find_duplicates(index, hashes_N2, kept_N)
     if config.ingest.drop_duplicates and len(losers):
         _drop(made, losers, work.data_uri, tasks)
@@ -235,32 +254,22 @@ def _manifest(config: Config, index: ImageIndex, made: _Ingested) -> Manifest:
             ),
             config=content_sections(config),
             hash="",
+            left_out=dict(index.left_out),
             duplicates=made.duplicates,
         )
     )
 
 
-def _unfit(config: Config, index: ImageIndex, manifest: Manifest) -> DataError | None:
-    num_images = index.num_used()
-    total, limit_frac = manifest.rejects.total, config.ingest.max_reject_frac
-    if total > limit_frac * num_images:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejects.by_reason.items())
-        first = "; ".join(
-            f"{reject.id} ({reject.reason}: {reject.detail})"
-            for reject in manifest.rejects.examples[:3]
-        )
-        return DataError(
-            "E-DATA-079",
-            f"{total} of {num_images} images are unfit ({reasons}), more than the allowed share "
-            f"of {limit_frac:g}; first: {first}",
-            where=config.data.path or config.data.source,
-            todo="repair or remove these images, or raise ingest.max_reject_frac",
-        )
-    if not manifest.sets["pretrain"].rows:
-        return DataError(
+def _unfit(config: Config, index: ImageIndex, made: _Ingested) -> DataError | None:
+    rejects = [made.rejects[name] for name in sorted(made.rejects)]
+    problem = refuse_rejects(rejects, index.num_used(), config) or refuse_losses(
+        made.losses, config
+    )
+    if problem is None and not any(chunk.set_name == "pretrain" for chunk in made.shards):
+        problem = DataError(
             "E-DATA-080",
-            "no image is left to learn from",
+            "no image is left to pre-train on",
             where=config.data.path or config.data.source,
             todo="check data.path and the limits of the ingest section",
         )
-    return None
+    return problem

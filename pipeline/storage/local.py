@@ -9,6 +9,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -122,6 +123,7 @@ class LocalStore:
         Linked folders are named, not entered: they may lead outside, or round and round.
         """
         root, page, folders = local_path(uri), ScanPage([], [], []), [part.prefix]
+        newest_s = 0.0
         with _typed(uri, "list"):
             while folders and len(page.names) < max_names:
                 folder = folders.pop()
@@ -134,10 +136,12 @@ class LocalStore:
                             page.links.append(name)
                         elif entry.is_file() and not entry.name.startswith(_TEMPORARY):
                             with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                                page.sizes.append(entry.stat().st_size)
+                                found = entry.stat()
+                                page.sizes.append(found.st_size)
                                 page.names.append(name)
+                                newest_s = max(newest_s, found.st_mtime)
         page.rest.extend(ScanPart(folder) for folder in folders)
-        return page
+        return replace(page, newest_s=newest_s)
 
     def delete_tree(self, uri: str) -> None:
         """Delete a file or a folder with all below it; a link is deleted, not followed."""

@@ -25,10 +25,12 @@ class ScanPart:
 class ScanPage:
     """Names relative to the place, sizes in bytes, and the parts that are still to be listed.
 
-    `links` are linked folders of a local place; nothing below them is listed.
+    `links` are linked folders of a local place; nothing below them is listed. `newest_s` is the
+    latest change of a listed local file in seconds since 1970, 0 where that is not known.
     """
 
     names: list[str]
     sizes: list[int]
     rest: list[ScanPart]
     links: list[str] = field(default_factory=list)
+    newest_s: float = 0.0

@@ -1,11 +1,14 @@
 """A folder of photos: one folder per class (labelled), or any folders at all (unlabelled).
 
-Files ending in .jpg, .jpeg, .png or .webp count, in any case and at any depth; names that begin
-with a dot, and files below such folders, do not.
+The layout of ImageNet is known: `train/CLASS`, and `val/CLASS` or `test/CLASS` beside it.
 """
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -14,36 +17,114 @@ from pipeline.config.data import Data
 from pipeline.errors import DataError
 from pipeline.ingest.sources import listing, splits
 from pipeline.ingest.sources.index import ImageIndex
+from pipeline.ingest.sources.listing import Listing
+
+_PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_PART_OF = {folder: part for part, folders in _PARTS.items() for folder in folders}
+_DATES = re.compile(r"(19|20)\d\d([-_. ]?[01]?\d([-_. ]?[0-3]?\d)?)?")
+_UNLABELLED = "set data.labelled=false if the folders are no classes"
+
+
+class _Layout(NamedTuple):
+    """Class folder of each image, null where there is none, and rows of the given sets."""
+
+    folders: pa.LargeStringArray | None
+    given: dict[str, splits.Indices]
+    notes: tuple[str, ...] = ()
 
 
 def folder_index(data: Data, tasks: Tasks) -> ImageIndex:
     """Index the images below `data.path`, sorted by name before any split.
 
     Labelled (`data.labelled`, or guessed when two or more folders hold all images): the first
-    folder of a name is its class. Sets: see `splits.sets_of`. Unlabelled: pretrain is all
-    there is.
+    folder of a name is its class; below `train`, `val` and `test` it is the second. Sets: those
+    folders, else see `splits.sets_of`. Unlabelled: pretrain is all there is.
 
     Raises:
         DataError: no such folder, no images in it, or images beside class folders.
         ConfigError: a test set is asked of images without labels.
     """
     assert data.path is not None
-    names, num_bytes_N = listing.list_files(data.path, listing.IMAGE_ENDINGS, tasks)
-    folders = listing.first_folder(names)
-    labelled = _is_labelled(folders, data.labelled, data.path)
-    class_names, labels_N = splits.classes_of(folders if labelled else None, len(names))
+    found = listing.list_files(data.path, listing.IMAGE_ENDINGS, tasks)
+    layout = _layout(found, data)
+    num_images = len(found.names)
+    class_names, labels_N = splits.classes_of(layout.folders, num_images, are_folders=True)
+    sets = splits.sets_of(labels_N, class_names, data, given=layout.given)
+    lost = set(found.other_folders) - set(_PART_OF) if class_names and not layout.given else ()
+    notes = [*layout.notes]
+    if lost:
+        notes.append(f"folders of which no file is taken as an image: {', '.join(sorted(lost))}")
     return ImageIndex(
-        source={"kind": "folder", "labelled": labelled, "num_images": len(names)},
-        ids=names,
-        num_bytes_N=num_bytes_N,
+        source={"kind": "folder", "labelled": class_names is not None, "num_images": num_images},
+        ids=found.names,
+        num_bytes_N=found.num_bytes_N,
         labels_N=labels_N,
-        sets=splits.ordered(splits.sets_of(labels_N, class_names, data), seed=data.split_seed),
+        sets=splits.ordered(sets, seed=data.split_seed),
         class_names=class_names,
         root=data.path,
+        left_out=found.excluded.left_out(),
+        rejects=found.rejects,
+        notes=tuple(notes),
     )
 
 
-def _is_labelled(folders: pa.LargeStringArray, wanted: bool | None, root: str) -> bool:
+def _layout(found: Listing, data: Data) -> _Layout:
+    assert data.path is not None
+    first = listing.first_folder(found.names)
+    parts = set(pc.unique(first.drop_null()).to_pylist())
+    second = listing.first_folder(listing.below_first_folder(found.names))
+    num_flat = first.null_count
+    has_parts = "train" in {_PART_OF.get(name.lower()) for name in parts} and not num_flat
+    has_parts = has_parts and all(name.lower() in _PART_OF for name in parts)
+    if has_parts and data.labelled is not False and not second.null_count:
+        return _given_parts(first, second, data)
+    if not _is_labelled(first, second, data.labelled, data.path):
+        notes: tuple[str, ...] = ()
+        if has_parts and len(parts) > 1:
+            notes = (
+                f"all of {', '.join(sorted(parts))} is pre-trained on; data.path="
+                f"{data.path.rstrip('/')}/train leaves the rest out",
+            )
+        return _Layout(None, {}, notes)
+    if data.labelled is None and all(_DATES.fullmatch(name) for name in parts):
+        shown = ", ".join(sorted(parts)[:3])
+        return _Layout(first, {}, (f"folders such as {shown} are taken as classes; {_UNLABELLED}",))
+    return _Layout(first, {})
+
+
+def _given_parts(first: pa.LargeStringArray, second: pa.LargeStringArray, data: Data) -> _Layout:
+    """The sets of train, val and test folders; with one of the last two, it is the test set."""
+    names = np.array([_PART_OF[name.lower()] for name in pc.unique(first).to_pylist()])
+    part_N = names[pc.index_in(first, pc.unique(first)).to_numpy(zero_copy_only=False)]
+    rows = {str(part): np.flatnonzero(part_N == part) for part in np.unique(part_N)}
+    given = {"pool": rows["train"]}
+    roles = ["train is pre-trained and probed on"]
+    if "test" in rows:
+        given["test"] = rows["test"]
+        roles.append("test is scored on")
+        if "val" in rows:
+            given["val"] = rows["val"]
+            roles.append("val is tuned on")
+    elif "val" in rows:
+        given["test"] = rows["val"]
+        roles.append("val is scored on as the set test")
+    unused = [
+        f"data.num_{name}_per_class"
+        for name in ("test", "val")
+        if name in given and getattr(data, f"num_{name}_per_class") is not None
+    ]
+    if unused:
+        roles.append(f"{' and '.join(unused)} has no use")
+    return _Layout(second, given, (", ".join(roles),))
+
+
+def _is_labelled(
+    folders: pa.LargeStringArray, second: pa.LargeStringArray, wanted: bool | None, root: str
+) -> bool:
     if wanted is False:
         return False
     num_flat = folders.null_count

@@ -14,13 +14,14 @@ Shapes: N images of the source, n of a set.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.dataset.manifest import LeftOut, RejectExample
 from pipeline.ingest.sources.splits import Indices
 
 UNLABELLED = -1
@@ -62,7 +63,10 @@ class ImageIndex:
         root: URI below which the files lie, when `pixels` is None.
         containers: where in these files the images are, if not a file each.
         may_be_missing: whether a file that is not there is a reject and no failure.
-        fewshot: published few-shot lists of ids within `probe`, one list a draw.
+        fewshot: published few-shot lists of ids, one list a draw.
+        left_out: files beside the images that are not taken, by ending or as what they are.
+        rejects: images that cannot be used by their names alone.
+        notes: what a person should know of how the source was read, one line each.
     """
 
     source: Mapping[str, Any]
@@ -76,6 +80,9 @@ class ImageIndex:
     containers: Containers | None = None
     may_be_missing: bool = False
     fewshot: tuple[tuple[str, ...], ...] = ()
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
+    rejects: tuple[RejectExample, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def ids_of(self, rows: Indices) -> list[str]:
         """Return ids of some of the images, in the order given."""
@@ -88,9 +95,13 @@ class ImageIndex:
         labels = self.labels_N[self.sets[name]]
         return [int(count) for count in np.bincount(labels, minlength=len(self.class_names))]
 
-    def num_used(self) -> int:
-        """Return images that are in at least one set."""
+    def used(self) -> npt.NDArray[np.bool_]:
+        """Return which images are in at least one set, (N,)."""
         used_N = np.zeros(len(self.ids), bool)
         for rows in self.sets.values():
             used_N[rows] = True
-        return int(used_N.sum())
+        return used_N
+
+    def num_used(self) -> int:
+        """Return the number of images in at least one set or rejected by name."""
+        return int(self.used().sum()) + len(self.rejects)

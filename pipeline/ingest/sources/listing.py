@@ -1,7 +1,15 @@
-"""All files of a kind below a place, with their sizes: listed in parallel when there are many."""
+"""All files of a kind below a place, with their sizes: listed in parallel when there are many.
+
+What is not of the kind is counted by its ending; sidecars of other programs and what this program
+wrote itself are counted under a name of their own. No file of a known ending is opened.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,23 +19,86 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.cluster.jobs import Result, Tasks
+from pipeline.dataset.image import format_of
+from pipeline.dataset.manifest import LeftOut, RejectExample
 from pipeline.errors import DataError
+from pipeline.ingest.sources import names as plain
 from pipeline.storage.scan import ScanPage, ScanPart
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+# What is looked at as an image. The first bytes decide what a file is; the ending only says that
+# it is worth reading. Other endings are tried when files of theirs turn out to be images.
+IMAGE_ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib",
+    ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif", ".mpo",
+)  # fmt: skip
 _NAMES_PER_TASK = 20_000
+_NUM_EXAMPLES = 3
+_NUM_SNIFFED, _MAX_ENDINGS = 8, 32
 
 
-def list_files(
-    root: str, endings: tuple[str, ...], tasks: Tasks
-) -> tuple[pa.LargeStringArray, npt.NDArray[np.int64]]:
-    """List names relative to `root` and sizes in bytes, sorted by name.
+@dataclass
+class Excluded:
+    """Counts files that a source does not take, by kind, with the first names of each."""
 
-    Names that begin with a dot, and files below such folders, do not count. This process lists
-    the first 20,000 files; what is beyond goes to the tasks, in rounds, as it is found.
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, name: str, number: int = 1) -> None:
+        """Count one file, or several of which one is named."""
+        self.counts[kind] += number
+        self.examples.setdefault(kind, []).append(plain.shown(name))
+        if len(self.examples[kind]) > 4 * _NUM_EXAMPLES:
+            self.examples[kind] = sorted(set(self.examples[kind]))[:_NUM_EXAMPLES]
+
+    def merge(self, values: Mapping[str, Any]) -> None:
+        """Add what `values` of another one says."""
+        for kind, (number, names) in values.items():
+            for name in names[1:]:
+                self.add(kind, name, 0)
+            self.add(kind, names[0], number)
+
+    def values(self) -> dict[str, Any]:
+        """Return the counts and names as plain values."""
+        return {
+            kind: [self.counts[kind], sorted(set(self.examples[kind]))[:_NUM_EXAMPLES]]
+            for kind in sorted(self.counts)
+        }
+
+    def left_out(self) -> dict[str, LeftOut]:
+        """Return what the manifest says of them."""
+        return {kind: LeftOut(n, tuple(names)) for kind, (n, names) in self.values().items()}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files of one kind below a place, sorted by name.
+
+    Attributes:
+        names: relative to the place.
+        num_bytes_N: their sizes.
+        excluded: the other files there.
+        rejects: files of the kind with a name that cannot be an id.
+        newest_s: latest change of a local file, in seconds since 1970; 0 where it is not known.
+        other_folders: first folders that hold files, of which none is taken.
+    """
+
+    names: pa.LargeStringArray
+    num_bytes_N: npt.NDArray[np.int64]
+    excluded: Excluded
+    rejects: tuple[RejectExample, ...]
+    newest_s: float
+    other_folders: tuple[str, ...] = ()
+
+
+def list_files(root: str, endings: tuple[str, ...], tasks: Tasks) -> Listing:
+    """List the files below `root` that end in one of `endings`.
+
+    This process lists the first 20,000 files; what is beyond goes to the tasks, in rounds, as it
+    is found. Among images, up to 8 files of every other ending are looked into: if most of them
+    are images, all files of this ending are taken.
 
     Raises:
-        DataError: there is no such file, a name is not plain text, or a folder is only linked.
+        DataError: there is no such file, or a folder is only linked.
         StorageError: the storage does not answer or denies access.
     """
     root = storage.absolute(root)
@@ -37,71 +108,139 @@ def list_files(
         raise DataError(
             "E-DATA-048", what, where=root, todo=f"set data.path to a folder with {_words(endings)}"
         )
-    tables, rest = [_kept(first, endings, root)], first.rest
+    shared = {"root": root, "underscores": endings != IMAGE_ENDINGS}
+    results, rest = [_kept(first, shared)], first.rest
     while rest:
-        shared = {"root": root, "endings": endings}
         items = [{"prefix": part.prefix, "after": part.after} for part in rest]
         rest = []
         for _, result in tasks.map(list_part, items, shared):
-            assert result.table is not None
-            tables.append(result.table)
-            rest += [ScanPart(*part) for part in result.values]
-    table = pa.concat_tables(tables).sort_by("name")
-    if not table.num_rows:
-        what = f"the folder holds no files that end in {_words(endings)}"
-        what = "the folder holds no images" if endings == IMAGE_ENDINGS else what
-        raise DataError(
-            "E-DATA-049", what, where=root, todo=f"set data.path to a folder with {_words(endings)}"
-        )
-    names = table["name"].combine_chunks()
-    return names, table["size"].to_numpy()
+            results.append(result)
+            rest += [ScanPart(*part) for part in result.values["rest"]]
+    excluded, rejects = Excluded(), list[RejectExample]()
+    for result in results:
+        excluded.merge(result.values["excluded"])
+        rejects += [RejectExample(*reject) for reject in result.values["rejects"]]
+    tables = [result.table for result in results if result.table is not None]
+    table = pa.concat_tables(tables).sort_by("name").combine_chunks()
+    table = _without_own(table, root, excluded)
+    taken_N = _taken(table, root, endings, excluded)
+    table, folders = table.filter(taken_N), first_folder(_column(table.filter(pc.invert(taken_N))))
+    names = _column(table)
+    if not len(names):
+        raise _nothing(root, endings, excluded)
+    others = set(pc.unique(folders.drop_null()).to_pylist())
+    others -= set(pc.unique(first_folder(names).drop_null()).to_pylist())
+    wanted = tuple(
+        reject for reject in rejects if plain.ending_of(reject.id) in (*endings, plain.NO_ENDING)
+    )
+    newest_s = max(result.values["newest_s"] for result in results)
+    sizes = table["size"].to_numpy()
+    return Listing(names, sizes, excluded, wanted, newest_s, tuple(sorted(others)))
 
 
 def list_part(item: dict[str, Any], shared: Any) -> Result:
-    """List one part of the place, a job; its values are the parts that it left."""
+    """List one part of the place, as a job; its values hold the parts that it left."""
     part = ScanPart(item["prefix"], item["after"])
-    page = storage.scan(shared["root"], part, max_names=_NAMES_PER_TASK)
-    rest = [(part.prefix, part.after) for part in page.rest]
-    return Result(rest, _kept(page, tuple(shared["endings"]), shared["root"]))
+    return _kept(storage.scan(shared["root"], part, max_names=_NAMES_PER_TASK), shared)
 
 
-def _kept(page: ScanPage, endings: tuple[str, ...], root: str) -> pa.Table:
+def _kept(page: ScanPage, shared: Mapping[str, Any]) -> Result:
+    """Names and sizes of files that are no sidecars; the parts that are left, as values."""
+    root, underscores = shared["root"], shared["underscores"]
     for link in page.links:
-        if not _is_hidden(link):  # left out in silence, a class would be missing
+        if not plain.is_sidecar(link):  # left out in silence, a class would be missing
             raise DataError(
                 "E-DATA-050",
                 "a linked folder is not entered",
                 where=storage.join(root, link),
                 todo="put the folder itself there, or name the images in a list (data.source=list)",
             )
-    names, sizes = [], []
+    names, sizes, excluded, rejects = [], [], Excluded(), []
     for name, size in zip(page.names, page.sizes, strict=True):
-        if name.lower().endswith(endings) and not _is_hidden(name):
-            check_plain(name, root)
+        if plain.is_sidecar(name, underscores=underscores):
+            excluded.add(plain.SIDECARS, name)
+        elif (problem := plain.problem_of(name)) is not None:
+            rejects.append([plain.shown(name), "unusable_name", problem])
+        else:
             names.append(name)
             sizes.append(size)
-    return pa.table(
+    table = pa.table(
         {"name": pa.array(names, pa.large_string()), "size": pa.array(sizes, pa.int64())}
     )
+    rest = [(part.prefix, part.after) for part in page.rest]
+    values = {"rest": rest, "excluded": excluded.values(), "rejects": rejects}
+    return Result({**values, "newest_s": page.newest_s}, table)
 
 
-def _is_hidden(name: str) -> bool:
-    return "/." in f"/{name}"
+def _column(table: pa.Table) -> pa.LargeStringArray:
+    column = table["name"].combine_chunks()
+    return column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
 
 
-def check_plain(name: str, where: str) -> None:
-    """Refuse a name with control characters or a backslash, which would not survive as an id.
+def _without_own(table: pa.Table, root: str, excluded: Excluded) -> pa.Table:
+    names = _column(table)
+    for home in plain.own_outputs(names, root):
+        own = pc.starts_with(table["name"], home)
+        found = table.filter(own)["name"]
+        if len(found):
+            excluded.add(plain.OWN_OUTPUTS, f"{home or '.'}", len(found))
+        table = table.filter(pc.invert(own))
+    return table
 
-    Raises:
-        DataError: naming it.
-    """
-    if not name.isprintable() or "\\" in name:
-        raise DataError(
-            "E-DATA-051",
-            f"the name of an image is not plain text: {name[:200]!r}",
-            where=where,
-            todo="rename the file",
+
+def _taken(
+    table: pa.Table, root: str, endings: tuple[str, ...], excluded: Excluded
+) -> pa.BooleanArray:
+    """Which files are of the kind; the others are counted by ending."""
+    names = _column(table)
+    lower = pc.utf8_lower(names)
+    taken = pa.array(np.zeros(len(names), bool))
+    for ending in endings:
+        taken = pc.or_(taken, pc.ends_with(lower, ending))
+    by_ending: dict[str, list[int]] = {}
+    rows = np.flatnonzero(~taken.to_numpy(zero_copy_only=False))
+    for row, name in zip(rows.tolist(), names.take(pa.array(rows)).to_pylist(), strict=True):
+        by_ending.setdefault(plain.ending_of(name), []).append(row)
+    also = []
+    common = sorted(by_ending, key=lambda ending: (-len(by_ending[ending]), ending))
+    for number, ending in enumerate(common):
+        found = by_ending[ending]
+        if endings == IMAGE_ENDINGS and number < _MAX_ENDINGS:
+            some = [found[i] for i in np.linspace(0, len(found) - 1, _NUM_SNIFFED).astype(int)]
+            if _are_images(root, names.take(pa.array(sorted(set(some)))).to_pylist()):
+                also += found
+                continue
+        for row in found[:_NUM_EXAMPLES]:
+            excluded.add(ending, names[row].as_py(), 0)
+        excluded.counts[ending] += len(found)
+    mask = taken.to_numpy(zero_copy_only=False).copy()
+    mask[also] = True
+    return pa.array(mask)
+
+
+def _are_images(root: str, names: list[str]) -> bool:
+    def is_image(name: str) -> bool:
+        return format_of(storage.read_bytes(storage.join(root, name), max_bytes=63)) is not None
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        return 2 * sum(pool.map(is_image, names)) > len(names)
+
+
+def _nothing(root: str, endings: tuple[str, ...], excluded: Excluded) -> DataError:
+    kinds = ", ".join(f"{n} {kind}" for kind, n in excluded.counts.most_common(5))
+    holds = f"; it holds {kinds}" if kinds else ""
+    if set(excluded.counts) == {plain.OWN_OUTPUTS}:
+        return DataError(
+            "E-DATA-300",
+            "the folder holds only what this program wrote itself",
+            where=root,
+            todo="set data.path to the folder of the source images",
         )
+    what = f"the folder holds no files that end in {_words(endings)}{holds}"
+    what = f"the folder holds no images{holds}" if endings == IMAGE_ENDINGS else what
+    return DataError(
+        "E-DATA-049", what, where=root, todo=f"set data.path to a folder with {_words(endings)}"
+    )
 
 
 def as_strings(values: list[str]) -> pa.LargeStringArray:
@@ -110,7 +249,7 @@ def as_strings(values: list[str]) -> pa.LargeStringArray:
 
 
 def joined(folders: Any, names: pa.LargeStringArray) -> pa.LargeStringArray:
-    """Join FOLDER/NAME for each name, with a column of folders or one for all."""
+    """Return FOLDER/NAME for each name, with a column of folders or one for all."""
     text = pa.large_string()
     if isinstance(folders, str):
         folders = pa.scalar(folders, text)
@@ -124,5 +263,12 @@ def first_folder(names: pa.LargeStringArray) -> pa.LargeStringArray:
     return pc.if_else(pc.less(position, 0), pa.scalar(None, pa.large_string()), folder)
 
 
+def below_first_folder(names: pa.LargeStringArray) -> pa.LargeStringArray:
+    """Return what follows the first slash of each name; the name itself where there is none."""
+    return pc.replace_substring_regex(names, r"^[^/]*/", "", max_replacements=1)
+
+
 def _words(endings: tuple[str, ...]) -> str:
+    if endings == IMAGE_ENDINGS:
+        return "image files, such as .jpg, .png, .webp, .gif, .bmp, .tif or .avif"
     return ", ".join(endings[:-1]) + f" or {endings[-1]} files" if endings[1:] else endings[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline.cluster.jobs import Tasks
 from pipeline.config.data import Data
 from pipeline.errors import ConfigError
@@ -21,23 +23,26 @@ def index_source(data: Data, tasks: Tasks) -> ImageIndex:
         StorageError: the storage does not answer or denies access.
     """
     # Some of these import torch and scikit-learn.
-    from pipeline.ingest.sources import arrays, folder, parquet, path_list, webdataset
+    from pipeline.ingest.sources import arrays, folder, parquet, path_list, splits, webdataset
 
     _check_keys(data)
     if data.source == "digits":
-        return arrays.digits_index(data)
-    if data.source == "folder":
-        return folder.folder_index(data, tasks)
-    if data.source == "list":
-        return path_list.list_index(data)
-    if data.source == "parquet":
-        return parquet.parquet_index(data, tasks)
-    if data.source == "webdataset":
-        return webdataset.webdataset_index(data, tasks)
-    return arrays.cifar_index(data)
+        index = arrays.digits_index(data)
+    elif data.source == "folder":
+        index = folder.folder_index(data, tasks)
+    elif data.source == "list":
+        index = path_list.list_index(data)
+    elif data.source == "parquet":
+        index = parquet.parquet_index(data, tasks)
+    elif data.source == "webdataset":
+        index = webdataset.webdataset_index(data, tasks)
+    else:
+        index = arrays.cifar_index(data)
+    small = splits.notes_of(index.sets, index.labels_N, index.class_names)
+    return replace(index, notes=(*index.notes, *small))
 
 
-_ONLY_FOR = {"image_root": ("list",), "label_column": ("parquet",)}
+_ONLY_FOR = {"image_root": ("list",), "label_column": ("parquet", "list")}
 _CIFAR_SETS = ("pretrain", "probe", "val", "fewshot")
 _SETS_OF = {"cifar10": _CIFAR_SETS, "cifar100": _CIFAR_SETS, "list": ("val", "test")}
 

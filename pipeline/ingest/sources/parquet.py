@@ -26,6 +26,7 @@ from pipeline.config.data import Data
 from pipeline.errors import DataError
 from pipeline.ingest.sources import listing, splits
 from pipeline.ingest.sources.index import Containers, ImageIndex
+from pipeline.ingest.sources.listing import Excluded
 
 # A row group is decoded as one stretch of memory; a small file may claim any size.
 _MAX_GROUP_BYTES = 2 * 2**30
@@ -41,7 +42,7 @@ def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
         DataError: no table, a missing column, a column of another type, an extension type.
     """
     assert data.path is not None
-    root, names = files_of(data.path, ".parquet", tasks)
+    root, names, excluded = files_of(data.path, ".parquet", tasks)
     shared = {"root": root, "image": data.image_column, "label": data.label_column}
     found = dict(tasks.map(look_at_table, [{"name": name} for name in names], shared))
     ids, sizes, labels, files, places, blocks = [], [], [], [], [], []
@@ -89,16 +90,17 @@ def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
             block_N=block_N,
             image_column=data.image_column,
         ),
+        left_out=excluded.left_out(),
     )
 
 
-def files_of(path: str, ending: str, tasks: Tasks) -> tuple[str, list[str]]:
-    """Return folder and names of the container files at `path`: itself, or all below it."""
+def files_of(path: str, ending: str, tasks: Tasks) -> tuple[str, list[str], Excluded]:
+    """List the container files at `path`: itself, or all below it; folder, sorted names, others."""
     if path.lower().endswith(ending):
         folder, _, name = storage.absolute(path).rpartition("/")
-        return folder, [name]
-    names, _ = listing.list_files(path, (ending,), tasks)
-    return storage.absolute(path), names.to_pylist()
+        return folder, [name], Excluded()
+    found = listing.list_files(path, (ending,), tasks)
+    return storage.absolute(path), found.names.to_pylist(), found.excluded
 
 
 def look_at_table(item: dict[str, Any], shared: Any) -> Result:
@@ -106,10 +108,10 @@ def look_at_table(item: dict[str, Any], shared: Any) -> Result:
     uri = storage.join(shared["root"], item["name"])
     with open_table(uri) as file:
         _check_column(file, shared["image"], uri, "data.image_column", _is_bytes)
-        leaf, groups = _leaf(file, shared["image"]), []
+        leaves, groups = _leaves(file, shared["image"]), []
         for number in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(number)
-            num_bytes = group.column(leaf).total_uncompressed_size
+            num_bytes = sum(group.column(leaf).total_uncompressed_size for leaf in leaves)
             if num_bytes > _MAX_GROUP_BYTES:
                 raise DataError(
                     "E-DATA-053",
@@ -126,7 +128,24 @@ def look_at_table(item: dict[str, Any], shared: Any) -> Result:
     if column.null_count:
         what = f"{column.null_count} rows of the label column are empty"
         raise DataError("E-DATA-054", what, where=uri, todo="fill them, or set data.labelled=false")
-    return Result(groups, pa.table({"label": column.cast(pa.large_string())}))
+    return Result(groups, pa.table({"label": _text(column, uri)}))
+
+
+def _text(column: Any, uri: str) -> pa.LargeStringArray:
+    """Labels as text: numbers that are whole without a fraction."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_floating(column.type):
+        try:
+            column = column.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                "E-DATA-302",
+                "the label column holds numbers with a fraction",
+                where=uri,
+                todo="set data.label_column to a column of classes, or data.labelled=false",
+            ) from error
+    return column.cast(pa.large_string())
 
 
 @contextmanager
@@ -201,11 +220,13 @@ def read_rows(
                 for row, batch in enumerate(batches, first):
                     if row in positions:
                         value = _flat(pa.Table.from_batches([batch]), image_column)[0].as_py()
-                        yield positions[row], value or b""
+                        yield positions[row], bytes(value or b"")
             first += num_rows
 
 
 def _flat(table: pa.Table, name: str) -> Any:
+    if name in table.column_names:  # a column whose own name has a dot
+        return table[name].combine_chunks()
     column = table[name.partition(".")[0]].combine_chunks()
     for field in name.split(".")[1:]:
         column = pc.struct_field(column, field)
@@ -216,7 +237,7 @@ def _check_column(file: pq.ParquetFile, name: str, uri: str, key: str, fits: Any
     """Refuse a table without the column, or with one of another type."""
     kind: pa.DataType | None = None
     found: Any = file.schema_arrow
-    for part in name.split("."):
+    for part in [name] if name in file.schema_arrow.names else name.split("."):
         fields = {field.name: field for field in found} if _has_fields(found) else {}
         if part not in fields:
             leaves = [file.schema.column(i).path for i in range(len(file.schema))]
@@ -229,23 +250,36 @@ def _check_column(file: pq.ParquetFile, name: str, uri: str, key: str, fits: Any
         found = kind = fields[part].type
     if not fits(kind):
         what = f"the column {name} holds {kind}, which does not fit"
-        raise DataError("E-DATA-058", what, where=uri, todo=f"set {key} to another column")
+        inner = (
+            [f"{name}.{f.name}" for f in kind or () if fits(f.type)] if _has_fields(kind) else []
+        )
+        todo = f"set {key}={inner[0]}" if inner else f"set {key} to another column"
+        raise DataError("E-DATA-058", what, where=uri, todo=todo)
 
 
 def _has_fields(found: Any) -> bool:
     return isinstance(found, pa.Schema) or pa.types.is_struct(found)
 
 
-def _leaf(file: pq.ParquetFile, name: str) -> int:
-    return next(i for i in range(len(file.schema)) if file.schema.column(i).path == name)
+def _leaves(file: pq.ParquetFile, name: str) -> list[int]:
+    paths = [file.schema.column(i).path for i in range(len(file.schema))]
+    return [i for i, path in enumerate(paths) if path == name or path.startswith(f"{name}.")]
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return bool(pa.types.is_uint8(kind.value_type))
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests) or bool(pa.types.is_fixed_size_binary(kind))
 
 
 def _is_label(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+    tests = (
+        pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+        pa.types.is_floating, pa.types.is_boolean,
+    )  # fmt: skip
     return any(test(kind) for test in tests)

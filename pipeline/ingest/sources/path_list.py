@@ -1,12 +1,12 @@
 """Lists of images: a text file with one image a line, by path, with or without a label.
 
-- `.csv`, `.tsv`: path[,label], quotes as usual; a first line that begins with `path` is a heading.
+- `.csv`, `.tsv`: quotes as usual. A first line that names columns is a heading, by which
+  `data.image_column` and `data.label_column` or the usual names find theirs; else path[,label].
 - `.txt`: path, or path and a whole number behind a blank, as in the lists of ImageNet-LT
   (Liu et al. 2019): `train/n01440764/n01440764_190.JPEG 0`.
 
-Paths are relative to `data.image_root`; whole URIs below it are accepted as well. Labels that are
-all whole numbers are class indices, others are class names. `data.sets` names the lists of
-val and test, labelled like the first.
+Paths are relative to `data.image_root`; whole URIs below it are accepted as well. `data.sets` names
+the lists of val and test, labelled like the first.
 
 The files are not looked up one by one: sizes, which only cut shards, are the mean of a seeded
 sample, and a file that turns out to be missing is a reject.
@@ -14,6 +14,7 @@ sample, and a file that turns out to be missing is a reject.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -21,27 +22,31 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 
 from pipeline import storage
 from pipeline.config.data import Data
+from pipeline.dataset.manifest import RejectExample
 from pipeline.errors import ConfigError, DataError, StorageError
-from pipeline.ingest.sources import splits
+from pipeline.ingest.sources import list_file, splits
+from pipeline.ingest.sources import names as plain
 from pipeline.ingest.sources.index import ImageIndex
 
 _NUM_SIZED, _SIZE_STREAM = 256, 104
 
 
-class _Lines(NamedTuple):
+class ListedImages(NamedTuple):
+    """Paths relative to the root, labels as text or None, and lines whose path cannot be a name."""
+
     paths: pa.LargeStringArray
     labels: pa.LargeStringArray | None
+    rejects: tuple[RejectExample, ...]
 
 
 def list_index(data: Data) -> ImageIndex:
     """Index the images that the lists name, in their order before any split.
 
-    With `data.sets.test` that is the test set; else it is drawn as from a folder. pretrain and
-    probe come from `data.path`.
+    With `data.sets.test` that is the test set; else it is drawn as from a folder. The others
+    come from `data.path`.
 
     Raises:
         DataError: a list is empty, torn, names an image twice, leads outside the root, or none of
@@ -50,10 +55,10 @@ def list_index(data: Data) -> ImageIndex:
     """
     assert data.path is not None
     root = data.image_root or data.path.rpartition("/")[0] or "."
-    parts = {"main": read_list(data.path, root, labelled=data.labelled)}
+    parts = {"main": read_list(data.path, root, data)}
     for name, uri in (("val", data.sets.val), ("test", data.sets.test)):
         if uri is not None:
-            parts[name] = read_list(uri, root, labelled=data.labelled)
+            parts[name] = read_list(uri, root, data)
     labelled = {part.labels is not None for part in parts.values()}
     if len(labelled) > 1 or (len(parts) > 1 and labelled == {False}):
         what = "validation and test images need labels, and so do those of data.path"
@@ -90,11 +95,12 @@ def list_index(data: Data) -> ImageIndex:
         class_names=class_names,
         root=root,
         may_be_missing=True,
+        rejects=tuple(reject for part in parts.values() for reject in part.rejects),
     )
 
 
-def read_list(uri: str, root: str, *, labelled: bool | None) -> _Lines:
-    """Read paths relative to `root`, and labels as text; None for none or unwanted ones.
+def read_list(uri: str, root: str, data: Data) -> ListedImages:
+    """Read paths relative to `root`, and labels: None without labels or if they are unwanted.
 
     Raises:
         DataError: unreadable, empty, labels on some lines only, or a path that leads elsewhere.
@@ -104,20 +110,15 @@ def read_list(uri: str, root: str, *, labelled: bool | None) -> _Lines:
         raise DataError("E-DATA-060", "the list is empty", where=uri, todo="write one image a line")
     ending = uri.rpartition(".")[2].lower()
     try:
-        if ending in ("csv", "tsv"):
-            paths, labels = _table_columns(content, "," if ending == "csv" else "\t")
-        elif ending == "txt":
-            paths, labels = _text_columns(content)
-        else:
-            raise ValueError("its name ends neither in .csv nor .tsv nor .txt")
+        text = list_file.decoded(content)
+        columns = _columns(text, ending, data, lambda name: _exists(root, name))
     except (ValueError, pa.ArrowException) as error:
-        todo = "write one image a line: path, or path and label"
+        todo = "write one image a line: path, or path and label; a heading may name the columns"
         raise DataError(
-            "E-DATA-061", f"the list cannot be read: {error!s:.200}", where=uri, todo=todo
+            "E-DATA-061", f"the list cannot be read: {error!s:.300}", where=uri, todo=todo
         ) from error
-    if labelled is False:
-        labels = None
-    elif labels is not None and (num_without := _num_empty(labels)):
+    labels = None if data.labelled is False else columns.labels
+    if labels is not None and (num_without := _num_empty(labels)):
         if num_without == len(labels):
             labels = None
         else:
@@ -127,47 +128,49 @@ def read_list(uri: str, root: str, *, labelled: bool | None) -> _Lines:
                 where=uri,
                 todo="label every line or none, or set data.labelled=false",
             )
-    if labels is None and labelled is True:
+    if labels is None and data.labelled is True:
         what, todo = (
             "the list has no labels",
             "add a label to every line, or set data.labelled=null",
         )
         raise DataError("E-DATA-063", what, where=uri, todo=todo)
-    return _Lines(_relative(paths, root, uri), labels)
+    return _usable(_relative(columns.paths, root, uri), labels)
 
 
-def _table_columns(
-    content: bytes, delimiter: str
-) -> tuple[pa.LargeStringArray, pa.LargeStringArray | None]:
-    first = content.lstrip(b"\xef\xbb\xbf").split(b"\n", 1)[0].strip().replace(b'"', b"").lower()
-    has_heading = first.split(delimiter.encode(), 1)[0] == b"path"
-    num_columns = first.count(delimiter.encode()) + 1
-    names = [f"c{number}" for number in range(num_columns)]
-    table = pacsv.read_csv(
-        pa.BufferReader(content),
-        read_options=pacsv.ReadOptions(column_names=names, skip_rows=int(has_heading)),
-        parse_options=pacsv.ParseOptions(delimiter=delimiter),
-        convert_options=pacsv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False
-        ),
+def _columns(
+    text: str, ending: str, data: Data, exists: Callable[[str], bool]
+) -> list_file.Columns:
+    if ending == "txt":
+        return list_file.text_columns(text, exists)
+    if ending not in ("csv", "tsv"):
+        raise ValueError("its name ends neither in .csv nor .tsv nor .txt")
+    default = Data.model_fields["image_column"].default
+    wanted = list_file.Wanted(
+        image=None if data.image_column == default else data.image_column,
+        label=data.label_column,
+        needs_label=data.labelled is not False,
     )
-    if num_columns > 2:
-        raise ValueError(f"it has {num_columns} columns, path and label expected")
-    columns = [column.combine_chunks() for column in table.columns]
-    return columns[0], columns[1] if num_columns == 2 else None
+    return list_file.table_columns(text, "," if ending == "csv" else "\t", wanted, exists)
 
 
-def _text_columns(content: bytes) -> tuple[pa.LargeStringArray, pa.LargeStringArray | None]:
-    text = pa.array(
-        [content.decode("utf-8-sig")], pa.large_string()
-    )  # UnicodeDecodeError: a ValueError
-    lines = pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(text, "\n")))
-    lines = lines.filter(pc.greater(pc.binary_length(lines), 0))
-    found = pc.extract_regex(lines, r"^(?P<path>.*\S)\s+(?P<label>\d+)$")
-    whole = pc.is_null(found)
-    paths = pc.if_else(whole, lines, pc.struct_field(found, "path"))
-    labels = pc.if_else(whole, "", pc.struct_field(found, "label"))
-    return paths.cast(pa.large_string()), labels.cast(pa.large_string())
+def _exists(root: str, name: str) -> bool:
+    if plain.problem_of(name.removeprefix("./")) is not None:
+        return False
+    return storage.exists(storage.join(root, name.removeprefix("./")))
+
+
+def _usable(paths: pa.LargeStringArray, labels: pa.LargeStringArray | None) -> ListedImages:
+    """The lines whose path can be an id; the others are rejects."""
+    odd = pc.match_substring_regex(paths, r"[\x00-\x1f\x7f-\x{9f}]")
+    odd = pc.or_(odd, pc.greater(pc.utf8_length(paths), plain.MAX_CHARS))
+    rejects = tuple(
+        RejectExample(plain.shown(name), "unusable_name", plain.problem_of(name) or "")
+        for name in paths.filter(odd).to_pylist()
+    )
+    if rejects:
+        paths = paths.filter(pc.invert(odd))
+        labels = None if labels is None else labels.filter(pc.invert(odd))
+    return ListedImages(paths, labels, rejects)
 
 
 def _num_empty(labels: pa.LargeStringArray) -> int:
@@ -181,8 +184,11 @@ def _relative(paths: pa.LargeStringArray, root: str, uri: str) -> pa.LargeString
         cut = pa.array([unquote(name) for name in cut.to_pylist()], pa.large_string())
     paths = pc.if_else(pc.starts_with(paths, prefix), cut, paths)
     paths = pc.replace_substring_regex(paths, r"^(\./)+", "")
-    # `..`, absolute and empty parts, other schemes, backslashes, control characters.
-    unsafe = pc.match_substring_regex(paths, r"(^|/)\.{0,2}(/|$)|^~|[:\\\x00-\x1f\x7f]")
+    # `..`, absolute and empty parts, other schemes, drives and shares of Windows.
+    unsafe = pc.match_substring_regex(
+        paths,
+        r"(^|[/\\])\.\.([/\\]|$)|(^|/)\.?(/|$)|^~/|^[A-Za-z][A-Za-z0-9+.-]*://|^[A-Za-z]:\\|^\\",
+    )
     if num_unsafe := int(pc.sum(unsafe).as_py() or 0):
         first = paths.filter(unsafe)[0].as_py()
         raise DataError(

@@ -22,52 +22,96 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 # Streams of split_seed used here; sdclr.longtail has its own.
 _STREAM_OF_SET = {"test": 101, "val": 103}
 _ROW_STREAM, _SHARD_STREAM = 102, 104
+# So few words among class numbers are a mistake, such as a heading or "n/a".
+_MAX_STRAY_FRAC = 0.05
 _HELD_OUT: tuple[Literal["test", "val"], ...] = ("test", "val")
 
 
 def classes_of(
-    names: pa.LargeStringArray | None, num_images: int
+    names: pa.LargeStringArray | None, num_images: int, *, are_folders: bool = False
 ) -> tuple[tuple[str, ...] | None, npt.NDArray[np.int32]]:
-    """Return sorted class names and each image's class index; None and -1s without names.
+    """Return the class names and the class index of each image; None and -1s without names.
 
-    Names that are all whole numbers are the indices themselves: class 7 is row 7 of every table.
+    Names that are exactly the numbers 0..C-1 are the indices. All others are names, sorted; those
+    of digits only by their number. So no class is invented, merged or empty.
+
+    Args:
+        names: label of each image as text.
+        num_images: how many there are.
+        are_folders: whether the names are those of folders, which may mean anything.
 
     Raises:
-        DataError: a number is negative or far beyond the number of images.
+        DataError: nearly all labels of a table or list are numbers and the others are words, or a
+            number is negative.
     """
     if names is None:
         return None, np.full(num_images, -1, np.int32)
-    values = pc.unique(names).to_pylist()
-    if all(re.fullmatch(r"-?\d{1,9}", value) for value in values):
-        numbers = [int(value) for value in values]
-        if min(numbers) < 0 or max(numbers) >= max(num_images, 10) * 10:
-            raise DataError(
-                "E-DATA-068",
-                f"class numbers are {min(numbers)}..{max(numbers)} for {num_images} images",
-                where="labels of the source",
-                todo="number classes from 0 on, or give them names",
-            )
-        class_names = tuple(str(number) for number in range(max(numbers) + 1))
-        return class_names, pc.cast(names, pa.int32()).to_numpy(zero_copy_only=False)
-    class_names = tuple(sorted(values))
+    counts = pc.value_counts(names)
+    values, numbers = counts.field("values").to_pylist(), counts.field("counts").to_pylist()
+    if not are_folders:
+        if all(re.fullmatch(r"-?\d{1,18}\.0+", value) for value in values):  # as pandas writes them
+            return classes_of(pc.replace_substring_regex(names, r"\.0+$", ""), num_images)
+        _refuse_stray(dict(zip(values, numbers, strict=True)), num_images)
+    if set(values) == {str(number) for number in range(len(values))}:
+        class_names = tuple(str(number) for number in range(len(values)))
+    else:
+        class_names = tuple(sorted(values, key=_natural))
     found = pc.index_in(names, pa.array(class_names, names.type))
     return class_names, found.to_numpy(zero_copy_only=False).astype(np.int32)
 
 
+def _natural(name: str) -> tuple[bool, int, str]:
+    is_number = name.isascii() and name.isdigit() and len(name) < 19
+    return not is_number, int(name) if is_number else 0, name
+
+
+def _refuse_stray(counts: Mapping[str, int], num_images: int) -> None:
+    words = sorted(value for value in counts if not re.fullmatch(r"-?\d{1,18}", value))
+    num_words = sum(counts[word] for word in words)
+    negative = sorted(value for value in counts if re.fullmatch(r"-\d{1,18}", value))
+    if negative and not words:
+        raise DataError(
+            "E-DATA-068",
+            f"{sum(counts[n] for n in negative)} labels are negative numbers, first "
+            f"{negative[0]!r}, which stand for no label in many tables",
+            where="labels of the source",
+            todo="leave out the images without a label, or set data.labelled=false",
+        )
+    if words and num_words <= _MAX_STRAY_FRAC * num_images and len(words) < len(counts):
+        raise DataError(
+            "E-DATA-301",
+            f"{num_images - num_words} labels are whole numbers and {num_words} are not, "
+            f"first {words[0][:100]!r}",
+            where="labels of the source",
+            todo="write a number or a name for every image, or leave these images out",
+        )
+
+
 def sets_of(
-    labels_N: npt.NDArray[np.int32], class_names: Sequence[str] | None, data: Data
+    labels_N: npt.NDArray[np.int32],
+    class_names: Sequence[str] | None,
+    data: Data,
+    *,
+    given: Mapping[str, Indices] | None = None,
 ) -> dict[str, Indices]:
     """Split a source that has no sets of its own into sorted rows of sets.
 
-    Labelled: test and val = `num_test_per_class` and `num_val_per_class` of every class when set;
-    probe = the rest; pretrain = the long tail of probe, or all of it when none is asked for.
-    Unlabelled: pretrain is all.
+    Labelled: test and val = those of `given`, else `num_test_per_class` and `num_val_per_class` of
+    every class that is large enough, when set; probe = the rest; pretrain = the long tail of
+    probe, or all of it when none is asked for. Unlabelled: pretrain is all.
+
+    Args:
+        labels_N: class index of each image.
+        class_names: by class index; None when unlabelled.
+        data: the section of the configuration.
+        given: sets that the source brings, and `pool`, from which the others are drawn.
 
     Raises:
-        DataError: the classes are too small.
+        DataError: all classes are too small.
         ConfigError: a test set is asked of images without labels.
     """
-    pool = np.arange(len(labels_N))
+    sets = dict(given or {})
+    pool = sets.pop("pool", np.arange(len(labels_N)))
     if class_names is None:
         for name in _HELD_OUT:
             if getattr(data, f"num_{name}_per_class") is not None:
@@ -78,11 +122,10 @@ def sets_of(
                     todo="remove the key, or use a source with labels",
                 )
         return {"pretrain": pool}
-    sets: dict[str, Indices] = {}
     labels = labels_N.astype(np.int64)
     for name in _HELD_OUT:
         number = getattr(data, f"num_{name}_per_class")
-        if number is not None:
+        if number is not None and name not in sets:
             sets[name] = hold_out(
                 labels,
                 num_per_class=number,
@@ -95,6 +138,25 @@ def sets_of(
     sets["probe"] = pool
     sets["pretrain"] = long_tail(labels, pool, num_classes=len(class_names), data=data)
     return sets
+
+
+def notes_of(
+    sets: Mapping[str, Indices], labels_N: npt.NDArray[np.int32], class_names: Sequence[str] | None
+) -> list[str]:
+    """Return which classes are pre-trained on and too small to be held out, by set."""
+    notes = []
+    for name in _HELD_OUT if class_names is not None else ():
+        if name not in sets:
+            continue
+        assert class_names is not None
+        held = np.bincount(labels_N[sets[name]], minlength=len(class_names))
+        counts = np.bincount(labels_N[sets["pretrain"]], minlength=len(class_names))
+        small = np.flatnonzero((held == 0) & (counts > 0)).tolist()
+        if small:
+            listed = ", ".join(f"{class_names[c]} ({counts[c]})" for c in small[:20])
+            more = f" and {len(small) - 20} more" if len(small) > 20 else ""
+            notes.append(f"classes without images in {name}: {listed}{more}")
+    return notes
 
 
 def ordered(sets: Mapping[str, Indices], *, seed: int) -> dict[str, Indices]:
@@ -147,20 +209,23 @@ def hold_out(
     Raises:
         DataError: a class would keep no image.
     """
-    chosen = []
+    chosen, largest = [], (0, "")
     pool = np.arange(len(labels)) if pool is None else pool
     for label in np.unique(labels[pool]):
         members = pool[labels[pool] == label]
+        largest = max(largest, (len(members), class_names[label]))
         if len(members) <= num_per_class:
-            raise DataError(
-                "E-DATA-069",
-                f"class {class_names[label]!r} has {len(members)} images, too few to set "
-                f"{num_per_class} aside and keep one",
-                where=f"data.num_{set_name}_per_class",
-                todo="lower the number, or add images of this class",
-            )
+            continue
         generator = np.random.default_rng([seed, _STREAM_OF_SET[set_name], int(label)])
         chosen.append(generator.permutation(members)[:num_per_class])
+    if not chosen:
+        raise DataError(
+            "E-DATA-069",
+            f"the largest class, {largest[1]!r}, has {largest[0]} images, too few to set "
+            f"{num_per_class} aside and keep one",
+            where=f"data.num_{set_name}_per_class",
+            todo="lower the number, or set data.labelled=false if the folders are no classes",
+        )
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 

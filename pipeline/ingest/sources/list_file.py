@@ -1,0 +1,177 @@
+"""The text of a list of images: encoding, delimiter, heading and columns, seen from its content."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_IMAGE_NAMES = (
+    "image", "path", "file", "filename", "file_name", "filepath", "file_path", "image_path",
+    "image_file", "image_name", "image_id", "img", "img_path", "name", "uri", "url",
+)  # fmt: skip
+_LABEL_NAMES = (
+    "label", "class", "target", "category", "label_name", "class_name", "labels", "label_id",
+    "class_id", "category_id", "species", "y",
+)  # fmt: skip
+_NUM_LOOKED_AT = 20
+
+
+class Columns(NamedTuple):
+    """Paths and labels as they are written; None without labels."""
+
+    paths: pa.LargeStringArray
+    labels: pa.LargeStringArray | None
+
+
+class Wanted(NamedTuple):
+    """Names of the columns as the user gave them; None = recognised."""
+
+    image: str | None
+    label: str | None
+    needs_label: bool
+
+
+def decoded(content: bytes) -> str:
+    """Return the text, by its byte order mark, else as UTF-8.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    for bom, encoding in _BOMS:
+        if content.startswith(bom):
+            return content.decode(encoding)
+    return content.decode()
+
+
+def table_columns(
+    text: str, delimiter: str, wanted: Wanted, exists: Callable[[str], bool]
+) -> Columns:
+    """Return the columns of a .csv or .tsv list.
+
+    Args:
+        text: of the file.
+        delimiter: that of its ending; another one counts when the first lines have none of it.
+        wanted: columns that the user named.
+        exists: whether there is an image of a name; asked when the first line may be a heading.
+
+    Raises:
+        ValueError: the columns cannot be told apart, a named one is missing, or the table is torn.
+    """
+    text = text.lstrip("\r\n")
+    delimiter = _delimiter(text, delimiter)
+    cells = [cell.strip() for cell in next(csv.reader(io.StringIO(text), delimiter=delimiter))]
+    heading = cells if _is_heading(cells, wanted, exists) else None
+    columns = _rows(text, delimiter, int(heading is not None), len(cells))
+    if heading is None:
+        named = wanted.image or wanted.label
+        if named is not None:
+            raise ValueError(f"its first line does not name the column {named}")
+        if len(columns) > 2:
+            raise ValueError(
+                f"it has {len(columns)} columns and no heading; write one, such as path,label"
+            )
+        return Columns(columns[0], columns[1] if len(columns) == 2 else None)
+    image, label = _chosen(heading, wanted)
+    return Columns(columns[image], None if label is None else columns[label])
+
+
+def text_columns(text: str, exists: Callable[[str], bool]) -> Columns:
+    """Return the columns of a .txt list: path, or path and a whole number behind a blank."""
+    whole_text = pa.array([text], pa.large_string())
+    lines = pc.utf8_trim(pc.list_flatten(pc.split_pattern(whole_text, "\n")), " \t\r")
+    lines = lines.filter(pc.greater(pc.binary_length(lines), 0))
+    pattern = r"^(?P<path>.*[^ \t])[ \t]+(?P<label>\d+)$"
+    found = pc.extract_regex(lines, pattern)
+    if len(lines) > 1 and found[0].as_py() is None and found[1].as_py() is not None:
+        cells = re.split(r"[ \t]+", lines[0].as_py())
+        if len(cells) == 2 and _is_heading(cells, Wanted(None, None, False), exists):
+            lines = lines[1:]
+            found = pc.extract_regex(lines, pattern)
+    whole = pc.is_null(found)
+    paths = pc.if_else(whole, lines, pc.struct_field(found, "path"))
+    labels = pc.if_else(whole, "", pc.struct_field(found, "label"))
+    return Columns(paths.cast(pa.large_string()), labels.cast(pa.large_string()))
+
+
+def _delimiter(text: str, usual: str) -> str:
+    lines = [line for line in text.split("\n", _NUM_LOOKED_AT)[:_NUM_LOOKED_AT] if line.strip()]
+    if any(usual in line for line in lines):
+        return usual
+    for other in (",", ";", "\t", "|"):
+        counts = {line.count(other) for line in lines}
+        if len(counts) == 1 and counts != {0}:
+            return other
+    return usual
+
+
+def _rows(text: str, delimiter: str, skip: int, num_columns: int) -> list[pa.LargeStringArray]:
+    names = [f"c{number}" for number in range(num_columns)]
+    table = pacsv.read_csv(
+        pa.BufferReader(text.encode()),
+        read_options=pacsv.ReadOptions(column_names=names, skip_rows=skip),
+        parse_options=pacsv.ParseOptions(delimiter=delimiter),
+        convert_options=pacsv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False
+        ),
+    )
+    return [pa.concat_arrays(column.chunks) for column in table.columns]
+
+
+def _is_heading(cells: list[str], wanted: Wanted, exists: Callable[[str], bool]) -> bool:
+    """Whether the first line names columns: by the names, else since no image has its name."""
+    if len(cells) > 1 and re.search(r"[/\\]|\.\w{1,5}$", cells[0]):
+        return False
+    lower = [cell.lower() for cell in cells]
+    if any(name is not None and name.lower() in lower for name in (wanted.image, wanted.label)):
+        return True
+    if lower[0] in ("", *_IMAGE_NAMES) or (len(cells) > 1 and set(lower) & {*_IMAGE_NAMES}):
+        return not (cells[0] and exists(cells[0]))
+    looks_like_a_file = re.search(r"[/\\]|\.\w{1,5}$", cells[0]) is not None
+    return not looks_like_a_file and not exists(cells[0])
+
+
+def _chosen(heading: list[str], wanted: Wanted) -> tuple[int, int | None]:
+    """Numbers of the columns of images and labels."""
+    lower = [cell.lower() for cell in heading]
+    listed = ", ".join(cell or "(no name)" for cell in heading[:20])
+
+    def named(name: str) -> int:
+        if name.lower() not in lower:
+            raise ValueError(f"it has no column {name}; it has {listed}")
+        return heading.index(name) if name in heading else lower.index(name.lower())
+
+    real = [
+        number for number, cell in enumerate(heading) if cell
+    ]  # pandas writes its index unnamed
+    if wanted.image is not None:
+        image = named(wanted.image)
+    else:
+        known = [number for name in _IMAGE_NAMES for number in real if lower[number] == name]
+        if not known and len(real) > 2:
+            raise ValueError(f"which of its columns names the image is not clear: {listed}; "
+                             "set data.image_column")  # fmt: skip
+        image = known[0] if known else real[0]
+    if wanted.label is not None:
+        return image, named(wanted.label)
+    others = [number for number in real if number != image]
+    if not others or not wanted.needs_label:
+        return image, None
+    known = [number for name in _LABEL_NAMES for number in others if lower[number] == name]
+    if not known and len(others) > 1:
+        raise ValueError(f"which of its columns is the label is not clear: {listed}; "
+                         "set data.label_column or data.labelled=false")  # fmt: skip
+    return image, known[0] if known else others[0]

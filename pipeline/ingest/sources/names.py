@@ -1,0 +1,114 @@
+"""Plain names, sidecar files and this program's own outputs: what a name alone says of a file.
+
+One idea of a plain name serves folders, lists, archives and tables: any UTF-8 text without
+control characters that stays below its root. What is not plain is a reject that is counted.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import unicodedata
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+MAX_CHARS = 1024
+NO_ENDING = "no ending"
+SIDECARS = "sidecars"
+OWN_OUTPUTS = "own outputs"
+
+# Files and folders beside images that programs leave: NAS, Windows, macOS, notebooks, Spark, Delta.
+_SIDECARS = {
+    "@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "$recycle.bin",
+    "__macosx", "__pycache__", "_delta_log", "_metadata", "_common_metadata", "_spark_metadata",
+    "_success", "_temporary", "desktop.ini", "ehthumbs.db", "ehthumbs_vista.db", "lost+found",
+    "system volume information", "thumbs.db", "icon\r",
+}  # fmt: skip
+_SHARD = (
+    r"^(?P<home>(?:.*/)?)shards/(?:pretrain|probe|val|test|fewshot)-\d{5}(?:-unique)?\.parquet$"
+)
+_RUN = r"^(?P<home>(?:.*/)?)(?P<file>run\.json|config\.yaml)$"
+
+
+def problem_of(name: str) -> str | None:
+    """Return why a name cannot be the id of an image, None if it can."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "the name is not UTF-8"
+    if any(unicodedata.category(char) == "Cc" for char in name):
+        return "the name has a control character"
+    if len(name) > MAX_CHARS:
+        return f"the name has {len(name)} characters, at most {MAX_CHARS} are taken"
+    return "the name is not in plain form" if leads_elsewhere(name) else None
+
+
+def leads_elsewhere(name: str) -> bool:
+    """Return whether a name is absolute, leads upwards, or is not the short form of itself."""
+    return (
+        not name
+        or posixpath.isabs(name)
+        or posixpath.normpath(name) != name
+        or name in (".", "..")
+        or name.startswith("../")
+    )
+
+
+def shown(name: str) -> str:
+    """Return a name as text that any file and console can hold."""
+    text = name.encode("utf-8", "backslashreplace").decode()
+    return "".join(
+        char if unicodedata.category(char) != "Cc" else f"\\x{ord(char):02x}" for char in text
+    )[:200]
+
+
+def is_sidecar(name: str, *, underscores: bool = False) -> bool:
+    """Return whether a file, or a folder above it, is one that programs leave beside the data.
+
+    Args:
+        name: relative to the source.
+        underscores: whether whatever begins with `_` is one, as Spark and Delta have it.
+    """
+    for part in name.split("/"):
+        if part.startswith(".") or part.lower() in _SIDECARS:
+            return True
+        if underscores and part.startswith("_"):
+            return True
+    return False
+
+
+def ending_of(name: str) -> str:
+    """Return the ending in lower case with its dot, or `no ending`."""
+    base = name.rpartition("/")[2]
+    stem, dot, ending = base.rpartition(".")
+    return f".{ending.lower()}" if dot and stem and 0 < len(ending) <= 16 else NO_ENDING
+
+
+def own_outputs(names: pa.LargeStringArray, root: str) -> list[str]:
+    """Return the prefixes below which this program wrote shards or the record of a run.
+
+    Args:
+        names: relative to `root`.
+        root: URI of the source; one that is called `shards` may be such a place itself.
+    """
+    if root.rstrip("/").rpartition("/")[2] == "shards":
+        inside = pc.binary_join_element_wise(
+            pa.scalar("shards", names.type), names, pa.scalar("/", names.type)
+        )
+        if "" in _homes(inside, _SHARD):
+            return [""]
+    homes = set(_homes(names, _SHARD))
+    runs: dict[str, set[str]] = {}
+    ends = pc.or_(pc.ends_with(names, "run.json"), pc.ends_with(names, "config.yaml"))
+    for name in names.filter(ends).to_pylist():
+        if found := re.match(_RUN, name):
+            runs.setdefault(found["home"], set()).add(found["file"])
+    homes |= {home for home, files in runs.items() if len(files) == 2}
+    return sorted(h for h in homes if not any(h != o and h.startswith(o) for o in homes))
+
+
+def _homes(names: pa.LargeStringArray, pattern: str) -> list[str]:
+    likely = names.filter(pc.match_substring(names, "shards/"))
+    found = (re.match(pattern, name) for name in likely.to_pylist())
+    return sorted({match["home"] for match in found if match})
