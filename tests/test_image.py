@@ -14,17 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from pipeline.dataset.formats import HEAD_BYTES, REJECT_REASONS, RejectedImage, format_of
 from pipeline.dataset.image import (
-    HEAD_BYTES,
-    REJECT_REASONS,
     ImageLimits,
     Pixels,
-    RejectedImage,
     decode,
     decode_canvas,
     decode_rgb,
     fit_canvas,
-    format_of,
     png_bytes,
 )
 from tests.running import memory_rise_bytes
@@ -120,7 +117,8 @@ SET_UP = """
 from contextlib import suppress
 from io import BytesIO
 from PIL import Image
-from pipeline.dataset.image import ImageLimits, RejectedImage, decode_rgb
+from pipeline.dataset.formats import RejectedImage
+from pipeline.dataset.image import ImageLimits, decode_rgb
 
 small = BytesIO()
 Image.new("RGB", (8, 8)).save(small, "WEBP")

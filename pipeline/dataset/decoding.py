@@ -15,7 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.dataset.damage import read_or_name_sample
-from pipeline.dataset.image import ImageLimits, RejectedImage, decode_canvas
+from pipeline.dataset.formats import RejectedImage
+from pipeline.dataset.image import ImageLimits, decode_canvas
 from pipeline.dataset.manifest import ImageInfo, Manifest, ShardInfo
 from pipeline.dataset.shards import image_bytes, labels, raw_pixels
 from pipeline.errors import DataError

@@ -19,40 +19,24 @@ No torch here: Ray Data starts many processes that import this module.
 
 from __future__ import annotations
 
-import functools
 import re
 import warnings
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from io import BytesIO
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import AvifImagePlugin, Image
 
-Pixels: TypeAlias = npt.NDArray[np.uint8]
+from pipeline.dataset.formats import RejectedImage, RejectReason, sniffed, without_texts
 
-RejectReason = Literal[
-    "missing",  # a list names it, the storage does not have it
-    "empty",  # zero bytes
-    "too_many_bytes",
-    "not_an_image",
-    "unsupported_format",
-    "unusable_name",  # not UTF-8, or with control characters
-    "too_many_pixels",
-    "too_small",
-    "truncated",  # ends before its last pixel
-    "corrupt",  # anything else the decoder refuses
-]
-REJECT_REASONS: tuple[str, ...] = get_args(RejectReason)
+Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 # Our own limit is checked before any pixel is decoded, and users may raise it above Pillow's.
 Image.MAX_IMAGE_PIXELS = None
 # One image is one task: threads of a decoder would fight for the same processors.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-HEAD_BYTES = 64  # what `format_of` needs
 
 _WHITE = (255, 255, 255, 255)
 _ORIENTATION_TAG = 0x0112
@@ -75,15 +59,6 @@ class ImageLimits:
     max_bytes: int = 64 * 2**20
     max_pixels: int = 64_000_000
     min_side_px: int = 8
-
-
-class RejectedImage(Exception):  # noqa: N818
-    """An image that will not be used: `reason` from a fixed vocabulary, `detail` for people."""
-
-    def __init__(self, reason: RejectReason, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason: RejectReason = reason
-        self.detail = detail
 
 
 class Decoded(NamedTuple):
@@ -137,14 +112,14 @@ def _decode(
         raise RejectedImage("empty", "the file has zero bytes")
     if len(data) > limits.max_bytes:
         raise RejectedImage("too_many_bytes", f"{len(data)} bytes, limit {limits.max_bytes}")
-    image_format = _sniff(data)
+    image_format = sniffed(data)
     try:
         return _decode_as(image_format, data, limits, at_least_px)
     except RejectedImage as error:
         # Pillow bounds the texts and profiles of a PNG; they are no part of the picture.
         if image_format != "PNG" or "MAX_TEXT" not in error.detail:
             raise
-    return _decode_as(image_format, _without_texts(data), limits, at_least_px)
+    return _decode_as(image_format, without_texts(data), limits, at_least_px)
 
 
 def _decode_as(
@@ -236,61 +211,6 @@ def png_bytes(rgb: Pixels) -> bytes:
     sink = BytesIO()
     Image.fromarray(np.ascontiguousarray(rgb)).save(sink, format="PNG")
     return sink.getvalue()
-
-
-_MAGIC = {
-    b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF",
-    b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
-}  # fmt: skip
-_BITMAP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
-_AVIF, _HEIF = {b"avif", b"avis"}, {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"}
-
-
-def format_of(head: bytes) -> str | None:
-    """Return the image format that the first 64 bytes tell, None if it is none of those taken."""
-    for magic, name in _MAGIC.items():
-        if head.startswith(magic):
-            return name
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    # Two letters are no proof: the size of the header of a bitmap is one of a few.
-    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BITMAP_HEADERS:
-        return "BMP"
-    if head[4:8] == b"ftyp":
-        end = min(int.from_bytes(head[:4], "big"), HEAD_BYTES)
-        brands = {head[start : start + 4] for start in (8, *range(16, end, 4))}
-        return "AVIF" if brands & _AVIF else "HEIF" if brands & _HEIF else None
-    return None
-
-
-def _sniff(data: bytes) -> str:
-    found = format_of(data[:HEAD_BYTES])
-    if found == "HEIF" and not _reads_heif():
-        raise RejectedImage("unsupported_format", "HEIC: it is read once pillow-heif is installed")
-    if found is not None:
-        return found
-    if data[4:8] == b"ftyp":
-        raise RejectedImage("unsupported_format", "a video, or a still of an unknown kind")
-    raise RejectedImage("not_an_image", "the first bytes are of no known image format")
-
-
-@functools.cache
-def _reads_heif() -> bool:
-    if find_spec("pillow_heif") is None:
-        return False
-    import_module("pillow_heif").register_heif_opener()
-    return True
-
-
-def _without_texts(data: bytes) -> bytes:
-    """A PNG without its texts and colour profile; a damaged rest is kept for the decoder to see."""
-    kept, position = [data[:8]], 8
-    while position + 12 <= len(data):
-        stop = position + 12 + int.from_bytes(data[position : position + 4], "big")
-        if data[position + 4 : position + 8] not in (b"iCCP", b"tEXt", b"zTXt", b"iTXt"):
-            kept.append(data[position:stop])
-        position = stop
-    return b"".join([*kept, data[position:]])
 
 
 def _read_header(data: bytes, image_format: str) -> Image.Image:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.dataset.image import RejectedImage, decode, decode_rgb, resized_jpeg
+from pipeline.dataset.formats import RejectedImage
+from pipeline.dataset.image import decode, decode_rgb, resized_jpeg
 from pipeline.dataset.manifest import RejectExample
 from pipeline.ingest.sources.reading import read_images
 from pipeline.ingest.task import Work

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.cluster.jobs import Result
-from pipeline.dataset.image import ImageLimits, RejectedImage, decode, resized_jpeg
+from pipeline.dataset.formats import RejectedImage
+from pipeline.dataset.image import ImageLimits, decode, resized_jpeg
 from pipeline.dataset.manifest import RejectExample, ShardInfo
 from pipeline.dataset.shards import read_shard, write_shard
 from pipeline.ingest.sources.index import UNLABELLED, ImageIndex

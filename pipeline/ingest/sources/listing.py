@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.cluster.jobs import Result, Tasks
-from pipeline.dataset.image import format_of
+from pipeline.dataset.formats import format_of
 from pipeline.dataset.manifest import LeftOut, RejectExample
 from pipeline.errors import DataError
 from pipeline.ingest.sources import names as plain

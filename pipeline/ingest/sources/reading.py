@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from pipeline import storage
-from pipeline.dataset.image import RejectedImage
+from pipeline.dataset.formats import RejectedImage
 from pipeline.errors import DataError, StorageError
 from pipeline.ingest.sources.index import Containers, ImageIndex
 from pipeline.ingest.sources.splits import Indices
