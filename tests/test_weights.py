@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import os
@@ -40,19 +41,80 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.", "encoder."])
-@pytest.mark.parametrize("inside", [None, "state_dict", "model"])
+PREFIXES = [
+    "", "module.", "backbone.", "encoder.", "encoder_q.", "_orig_mod.", "online_", "student.",
+    "teacher_", "teacher_backbone.", "module.backbone.", "module.encoder_q.", "backbone.0.",
+    "module._orig_mod.backbone.", "online_encoder.net.", "model.net.1.f.", "layer1.0.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("inside", [None, "state_dict", "model_ema"])
 def test_prefixes_and_wrappings_are_seen_through(
     prefix: str, inside: str | None, tmp_path: Path
 ) -> None:
     source, target = resnet8(1).state_dict(), resnet8(2)
     tensors: dict[str, Any] = {f"{prefix}{n}": t for n, t in source.items()}
     tensors["head.0.weight"] = torch.ones(3)
-    content = tensors if inside is None else {"epoch": 3, inside: tensors}
+    content = tensors if inside is None else {"epoch": 3, inside: tensors, "optimizer": OPTIMIZER}
     file = tmp_path / "w.pt"
     torch.save(content, file)
     weights.load_into(target, "resnet8", weights.read_weights(str(file)), uri=str(file))
     assert equal(target.state_dict(), source)
+
+
+OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
+
+
+@pytest.mark.parametrize(
+    ("trained", "averaged"),
+    [
+        ("student.", "teacher."), ("module.encoder_q.", "module.encoder_k."),
+        ("online_", "target_"), ("state_dict.", "state_dict_ema."), ("model.", "model_ema."),
+        ("backbone.", "backbone_momentum."), ("module.net.", "ema.net."),
+    ],
+)  # fmt: skip
+def test_of_two_copies_the_trained_one_is_taken(
+    trained: str, averaged: str, tmp_path: Path
+) -> None:
+    source, other, target = resnet8(1).state_dict(), resnet8(3).state_dict(), resnet8(2)
+    tensors = {f"{averaged}{n}": t for n, t in other.items()}
+    tensors |= {f"{trained}{n}": t for n, t in source.items()}
+    save_file(tensors, tmp_path / "w.safetensors")
+    file = str(tmp_path / "w.safetensors")
+    weights.load_into(target, "resnet8", weights.read_weights(file), uri=file)
+    assert equal(target.state_dict(), source)
+
+
+def test_children_by_number_half_precision_and_arguments_are_taken(tmp_path: Path) -> None:
+    source, target = resnet8(1), resnet8(2)
+    children = [name for name, _ in source.named_children()]
+    tensors = {}
+    for name, tensor in source.state_dict().items():
+        child, _, rest = name.partition(".")
+        half = tensor.half() if tensor.is_floating_point() else tensor
+        tensors[f"backbone.{children.index(child)}.{rest}"] = half
+    file = str(tmp_path / "w.pt")
+    torch.save({"state_dict": tensors, "args": argparse.Namespace(lr=0.5, name="x")}, file)
+    weights.load_into(target, "resnet8", weights.read_weights(file), uri=file)
+    for name, tensor in source.state_dict().items():
+        torch.testing.assert_close(
+            target.state_dict()[name].float(), tensor.float(), atol=1e-3, rtol=0
+        )
+
+
+def test_another_naming_is_reported_by_the_names_of_the_file(tmp_path: Path) -> None:
+    tensors = {
+        f"module.backbone.{n.replace('bn1.', 'bn1.list.0.').replace('bn2.', 'bn2.list.0.')}": t
+        for n, t in resnet8().state_dict().items()
+        if "bn" in n
+    }
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        given_source(CONFIG, str(tmp_path / "w.safetensors"))
+    assert caught.value.id == "E-CHECKPOINT-370"
+    assert "'module.backbone." in caught.value.what and "bn1.list.0." in caught.value.what
+    assert "expected are bn1.weight" in caught.value.what
 
 
 def test_torchvisions_own_state_dict_is_scored_as_it_is(tmp_path: Path) -> None:
@@ -119,7 +181,7 @@ def test_a_checkpoint_of_another_run_is_scored_by_its_backbone(tmp_path: Path) -
          "1 have another shape, first conv1.weight: 16x3x7x7 instead of 16x3x3x3"),
         (dict(resnet8().state_dict()) | {"layer1.0.conv3.weight": torch.ones(1)},
          "1 have no place, first layer1.0.conv3.weight"),
-        ({"a": torch.ones(1)}, "tensors are missing"),
+        ({"a": torch.ones(1)}, "expected are"),
     ],
 )  # fmt: skip
 def test_another_architecture_is_told_in_words(

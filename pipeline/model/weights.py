@@ -1,15 +1,16 @@
 """Weights from files, ours or a stranger's, into a backbone: tensors only, no code is ever run.
 
-`.safetensors`, or `.pt`, `.pth` and `.bin` read by torch with weights_only=True. Names may be
-torchvision's or timm's, below a prefix such as `module.` or `backbone.`, inside `state_dict` or
-`model`; a classifier is left out.
+`.safetensors`, or `.pt`, `.pth` and `.bin` read by torch with weights_only=True. Names are those
+that the file has, see `pipeline.model.foreign_names`; a classifier is left out.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import pickle
+import re
 import warnings
 from typing import Any
 
@@ -20,15 +21,12 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.errors import CheckpointError
-from pipeline.model.timm_names import from_timm
+from pipeline.model.foreign_names import best_fit, common_prefix
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-_INNER = ("state_dict", "model_state_dict", "model", "backbone", "network")
-_PREFIXES = (
-    "", "module.", "backbone.", "module.backbone.", "encoder.", "model.", "model.backbone.",
-    "network.backbone.", "model.network.backbone.", "backbone.net.",
-)  # fmt: skip
-_MAX_DEPTH = 3
+_MAX_DEPTH = 4
+# Fewer known names than this share mean another naming rather than another architecture.
+_SHARE_OF_NAMES = 0.5
 
 
 def is_weights_file(uri: str) -> bool:
@@ -68,11 +66,15 @@ def read_weights(uri: str) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():  # about files that are refused, or loaded whole, anyway
             warnings.simplefilter("ignore")
-            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            # Many trainers keep their arguments beside the weights: plain values, no code.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        held = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise CheckpointError(
             "E-CHECKPOINT-010",
-            "the file holds more than tensors, and opening it could run code",
+            "the file holds more than tensors, and opening it could run code"
+            + (f": {held[1]}" if held else ""),
             where=uri,
             todo="save a state dict: torch.save(model.state_dict(), FILE), or .safetensors",
         ) from error
@@ -111,18 +113,35 @@ def load_into(backbone: nn.Module, name: str, tensors: dict[str, Tensor], *, uri
         CheckpointError: they are of another architecture; it says what differs.
     """
     wanted = backbone.state_dict()
-    found = max(
-        (from_timm(name, _below(tensors, prefix)) for prefix in _PREFIXES),
-        key=lambda candidate: len(candidate.keys() & wanted.keys()),
-    )
+    fit = best_fit(backbone, name, tensors)
+    found = fit.tensors
     # Old files lack this counter, which evaluation does not use.
     missing = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
     misshapen = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
     blocks = {_block(n) for n in wanted}
     unknown = [n for n in found if n not in wanted and _block(n) in blocks and "." in _block(n)]
+    if fit.num_found < _SHARE_OF_NAMES * min(len(wanted), len(found)):
+        raise _unnamed(name, uri, tensors, wanted, missing)
     if missing or misshapen or unknown:
         raise _foreign(name, uri, found, wanted, missing, misshapen, unknown)
     backbone.load_state_dict({n: found.get(n, wanted[n]) for n in wanted}, strict=True)
+
+
+def _unnamed(
+    name: str, uri: str, tensors: dict[str, Tensor], wanted: dict[str, Tensor], missing: list[str]
+) -> CheckpointError:
+    names = [n for n in tensors if n.endswith((".weight", ".bias"))] or list(tensors)
+    prefix = common_prefix(names)
+    names = [n for n in names if not n.endswith(tuple(wanted))] or names
+    shown = f"they begin with {prefix!r}, such as " if prefix else "they are such as "
+    return CheckpointError(
+        "E-CHECKPOINT-370",
+        f"the tensors of the file have other names than those of the backbone {name}: {shown}"
+        f"{', '.join(n[:80] for n in names[:3])}; expected are {', '.join(missing[:3])}",
+        where=uri,
+        todo="save the tensors under torchvision's names, below any prefix; if the file is of "
+        "another network, set model.backbone and model.stem to it",
+    )
 
 
 def _foreign(
@@ -162,21 +181,17 @@ def _block(name: str) -> str:
     return ".".join(name.split(".")[:2])
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def _tensors_in(found: object, depth: int = 0) -> dict[str, Tensor]:
-    """Find the state dict in a file's content: itself, or inside a known entry."""
+def _tensors_in(found: object, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
+    """Return all tensors in the dictionaries of a file; the keys on the way are the prefix."""
     if not isinstance(found, dict) or depth > _MAX_DEPTH:
         return {}
-    tensors = {str(n): t for n, t in found.items() if isinstance(t, Tensor)}
-    if tensors:
-        return tensors
-    for key in _INNER:
-        if tensors := _tensors_in(found.get(key), depth + 1):
-            return tensors
-    return {}
+    tensors = {}
+    for key, value in found.items():
+        if isinstance(value, Tensor):
+            tensors[f"{prefix}{key}"] = value
+        else:
+            tensors |= _tensors_in(value, f"{prefix}{key}.", depth + 1)
+    return tensors
 
 
 def _unreadable(uri: str, why: str) -> CheckpointError:
