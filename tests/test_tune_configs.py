@@ -10,7 +10,7 @@ from pipeline.config import Config
 from pipeline.config.file import changed_keys, load_config
 from pipeline.config.strict_yaml import read
 from pipeline.feed import canvas_px
-from pipeline.model.build import FINAL_LR, advice, peak_lr
+from pipeline.model.build import FINAL_LR, peak_lr
 from pipeline.tune.space import known_points, parameters, trial_config
 from pipeline.tune.stage import grace_epochs
 
@@ -105,14 +105,6 @@ def test_photos_have_the_published_recipe_and_all_images() -> None:
     assert other == {
         "data.path", "data.imbalance_ratio", "data.profile", "data.num_test_per_class",
         "data.labelled", "train.methods", "train.epochs", "train.checkpoint_every_epochs",
-        "feed.max_memory_bytes",
+        "train.precision", "feed.max_memory_bytes",
     }  # fmt: skip
     assert photos.data.drawn_imbalance is None and Config().data.drawn_imbalance == 50
-
-
-def test_views_of_grey_digits_are_advised_against_for_other_images() -> None:
-    assert advice(Config()) is None and advice(recipe("photos")) is None
-    plain = load_config(None, ["data.source=folder", "data.path=x"])
-    assert "tune_configs/photos.yaml" in str(advice(plain))
-    mirrored = load_config(None, ["data.source=folder", "data.path=x", "augment.hflip_prob=0.5"])
-    assert advice(mirrored) is None

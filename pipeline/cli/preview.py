@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from pipeline.cli.advice import conflicts
 from pipeline.cli.command_line import Command
 from pipeline.cli.resolve import resolve
 from pipeline.cluster.connect import usable_cpus
@@ -125,7 +126,6 @@ def _side_names() -> list[str]:
 
 def _show_training(config: Config, plan: DryRun, console: Console) -> None:
     from pipeline import feed
-    from pipeline.model import build
     from pipeline.train.driver import check_data
 
     check_data(config, plan.manifest, object_store_bytes=_UNKNOWN_BYTES)
@@ -136,12 +136,12 @@ def _show_training(config: Config, plan: DryRun, console: Console) -> None:
             "train",
             f"{method}: {config.model.backbone}, {config.train.epochs} epochs of "
             f"{epoch.num_steps} steps = {steps} steps of {config.train.global_batch} images on "
-            f"{config.train.workers} workers",
+            f"{config.train.num_workers} workers",
         )
         _show_scale(config, method, plan, console)
     console.stage("train", feed.described(config, plan.manifest))
-    if said := build.advice(config):
-        console.stage("train", said)
+    for text in conflicts(config, plan.manifest):
+        console.stage("warning", text)
     unlabelled = plan.sets["pretrain"].class_counts is None
     scores = "nothing, without labels" if unlabelled else ", ".join(config.evaluate.protocols)
     console.stage("evaluate", scores)
@@ -166,7 +166,7 @@ def _show_scale(config: Config, method: str, plan: DryRun, console: Console) -> 
         state_bytes=state_bytes,
         epochs=config.train.epochs,
         checkpoints=-(-config.train.epochs // config.train.checkpoint_every_epochs),
-        num_workers=config.train.workers,
+        num_workers=config.train.num_workers,
         workers_per_node=1,
     )
     console.line(

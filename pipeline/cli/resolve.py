@@ -9,6 +9,7 @@ import itertools
 
 from pipeline import storage
 from pipeline.cli.command_line import Command
+from pipeline.cluster.auto import settled_like
 from pipeline.config import Config
 from pipeline.config.file import changed_keys, config_hash, load_config, parse_config
 from pipeline.errors import ConfigError
@@ -65,6 +66,7 @@ def _found(command: Command) -> RunFolder:
             )
         name = numbered(base, number - 1)
         uri = storage.join(root, name)
+        config = settled_like(config, parse_config(_recorded_text(uri), origin=_file(uri)))
         return RunFolder(uri, name, config, is_new=False, **data_of(uri))
     name = numbered(base, number)
     return RunFolder(storage.join(root, name), name, config, is_new=True)
@@ -75,6 +77,8 @@ def _sweep(root: str, config: Config) -> RunFolder:
     name = f"{config.run.name}-sweep-{config_hash(config, sweep=True)[:8]}"
     uri = storage.join(root, name)
     is_new = not storage.exists(storage.join(uri, "run.json"))
+    if not is_new:
+        config = settled_like(config, parse_config(_recorded_text(uri), origin=_file(uri)))
     return RunFolder(uri, name, config, is_new=is_new, **({} if is_new else data_of(uri)))
 
 
@@ -82,18 +86,13 @@ def _existing(command: Command) -> RunFolder:
     assert command.resume is not None
     base = load_config(command.config_file, command.overrides if command.config_file else ())
     uri = existing_run(command.resume, base.run.root)
-    file = storage.join(uri, "config.yaml")
-    try:
-        text = storage.read_bytes(file).decode()
-    except UnicodeDecodeError as error:
-        todo = "restore the file from a backup; without it the run cannot be resumed"
-        raise ConfigError(
-            "E-CONFIG-008", f"it is not UTF-8 text ({error})", where=file, todo=todo
-        ) from None
+    text = _recorded_text(uri)
+    file = _file(uri)
     config = parse_config(text, origin=file)
     wanted = base
     if command.config_file is None:
         wanted = parse_config(text, origin=file, overrides=command.overrides)
+    wanted = settled_like(wanted, config)
     is_sweep = command.stage == "tune"
     changes = changed_keys(config, wanted, sweep=is_sweep)
     if changes:
@@ -107,6 +106,21 @@ def _existing(command: Command) -> RunFolder:
     # Keys that are not hashed may differ: the run's models are then used in another way.
     config = wanted.model_copy(update={"run": config.run})
     return RunFolder(uri, name, config, is_new=False, **data_of(uri))
+
+
+def _file(run_uri: str) -> str:
+    return storage.join(run_uri, "config.yaml")
+
+
+def _recorded_text(run_uri: str) -> str:
+    """Return the configuration that a run keeps."""
+    try:
+        return storage.read_bytes(_file(run_uri)).decode()
+    except UnicodeDecodeError as error:
+        todo = "restore the file from a backup; without it the run cannot be resumed"
+        raise ConfigError(
+            "E-CONFIG-008", f"it is not UTF-8 text ({error})", where=_file(run_uri), todo=todo
+        ) from None
 
 
 def _has_own_folder(command: Command, config: Config) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pipeline import storage
 from pipeline.cli.command_line import Command
 from pipeline.cli.next_steps import PROGRAM, show_results
+from pipeline.cluster import auto
 from pipeline.cluster.connect import Cluster, check_placement, connected, wait_for_nodes
 from pipeline.cluster.retry import cluster_error_of
 from pipeline.config import Config
@@ -32,6 +33,13 @@ class Dataset:
 
     uri: str
     manifest: Manifest
+
+
+def _cpus(cluster: Cluster) -> str:
+    """Return the CPUs in words: on one machine Ray has one more than there are, for the data."""
+    if cluster.is_local:
+        return f"{cluster.num_cpus - 1} CPU (Ray counts one more, for reading data)"
+    return f"{cluster.num_cpus} CPU"
 
 
 def local_roots(config: Config) -> list[str]:
@@ -75,7 +83,8 @@ class Session:
             c = self._cluster
             where = "this machine" if c.is_local else c.address
             dashboard = f", dashboard {c.dashboard_url}" if c.dashboard_url else ""
-            self.console.stage("ray", f"{where}: {c.num_cpus} CPU, {c.num_gpus} GPU{dashboard}")
+            self.console.stage("ray", f"{where}: {_cpus(c)}, {c.num_gpus} GPU{dashboard}")
+            self.config = auto.settled(self.config, c)
             if c.num_cpus > c.largest_node_cpus:
                 for key in local_roots(self.config):
                     self.console.stage("ray", f"{key} must be a folder that every node mounts")
@@ -94,7 +103,7 @@ class Session:
         """Return the number of training workers that run at the same time."""
         if self.command.stage == "tune":
             return self.config.tune.trial_workers
-        return self.config.train.workers if self.command.stage in ("all", "train") else 0
+        return self.config.train.num_workers if self.command.stage in ("all", "train") else 0
 
     @property
     def record(self) -> RunRecord:

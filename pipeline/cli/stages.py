@@ -9,6 +9,7 @@ from pipeline import storage
 from pipeline.cli.command_line import Command
 from pipeline.cli.resolve import resolve
 from pipeline.cli.session import Session
+from pipeline.cluster import auto
 from pipeline.cluster.connect import refreshed
 from pipeline.cluster.retry import retry_lost_work
 from pipeline.config.file import load_config
@@ -77,9 +78,9 @@ class Stages(Session):
         """Ingest if asked to, check, and train; the run exists from here on."""
         from pipeline import feed
         from pipeline.ingest.plan import data_set_uri
-        from pipeline.model import build
         from pipeline.train.driver import check, train, uses_gpu
 
+        assert self.cluster  # what `auto` means is known from here on
         ingest_s = self.ingest() if ingest_first else None
         if not ingest_first:
             uri = self.folder.data_uri or data_set_uri(self.config)
@@ -91,15 +92,25 @@ class Stages(Session):
             self.record.add_timing("ingest", ingest_s)
         methods = " and ".join(self.config.train.methods)
         device = "GPU" if uses_gpu(self.config, self.cluster) else "CPU"
-        workers = f"{self.config.train.workers} {device} workers"
+        workers = f"{self.config.train.num_workers} {device} workers"
         self.console.stage("train", f"{methods}, {self.config.train.epochs} epochs, {workers}")
         self.console.stage("train", feed.described(self.config, self.dataset.manifest))
-        if said := build.advice(self.config):
-            self.console.stage("train", said)
+        for text in self._warnings():
+            self.console.stage("warning", text)
         with self.plain_errors(), self.record.stage("train"):
             gpu = train(self.context, cluster=self.cluster, console=self.console)
         if gpu is not None:
-            self.record.set_gpus([gpu] * self.config.train.workers)
+            self.record.set_gpus([gpu] * self.config.train.num_workers)
+
+    def _warnings(self) -> list[str]:
+        """Name settings that fight each other or the cluster."""
+        from pipeline.cli.advice import conflicts
+
+        native = auto.native_on(self.cluster, self.config)
+        return [
+            *conflicts(self.config, self.dataset.manifest),
+            *auto.warnings(self.config, self.cluster.num_gpus, native),
+        ]
 
     def evaluate(self) -> None:
         """Score the run's models and show the table."""

@@ -38,7 +38,10 @@ class Train(Section):
         default=("sdclr", "simclr"), description="trained one after the other"
     )
     epochs: int = Field(default=200, ge=1, description="passes over the pre-training set")
-    workers: int = Field(default=2, ge=1, description="training processes, one per GPU")
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="training processes; auto: one per GPU of the cluster, 2 where there is none",
+    )
     global_batch: int = Field(default=128, ge=2, description="images per step over all workers")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda when the cluster has a GPU per worker"
@@ -58,8 +61,10 @@ class Train(Section):
     )
     drop_last: bool = Field(default=True, description="skip the last, partial batch of an epoch")
     sync_batchnorm: bool = Field(default=True, description="statistics over all workers")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the forward pass; loss and weights stay float32"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="of the forward pass; loss and weights stay float32; auto: bfloat16 where the "
+        "device computes it natively (GPUs; CPUs with AVX512-BF16 or AMX), else float32",
     )
     micro_batch: int | None = Field(
         default=None,
@@ -107,11 +112,21 @@ class Train(Section):
         description="steps between lines of metrics; null = 1 in a run of up to 200 steps, else 10",
     )
 
+    @property
+    def num_workers(self) -> int:
+        """`workers`; 2 for `auto` as long as no cluster was asked."""
+        return 2 if self.workers == "auto" else self.workers
+
+    @property
+    def forward_precision(self) -> Literal["float32", "bfloat16"]:
+        """`precision`; float32 for `auto` as long as no cluster was asked."""
+        return "float32" if self.precision == "auto" else self.precision
+
     @field_validator("global_batch")
     @classmethod
     def _batch_divides(cls, batch: int, info: ValidationInfo) -> int:
         workers = info.data.get("workers")
-        if workers is not None and batch % workers:
+        if isinstance(workers, int) and batch % workers:
             raise ValueError(f"expected a multiple of train.workers = {workers}, got {batch}")
         return batch
 

@@ -52,10 +52,10 @@ def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:
             num_images=num_images,
             global_batch=config.train.global_batch,
             drop_last=config.train.drop_last,
-            num_ranks=config.train.workers,
+            num_ranks=config.train.num_workers,
         )
     except ValueError as error:
-        most = num_images - num_images % config.train.workers
+        most = num_images - num_images % config.train.num_workers
         raise DataError(
             "E-DATA-040",
             f"too few images for a batch: {error}",
@@ -65,11 +65,11 @@ def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:
     # Each branch of SDCLR sees one view of the batch; SimCLR sees both at once.
     smallest = min(plan.batch_size(0), plan.batch_size(plan.num_steps - 1)) // plan.num_ranks
     t = config.train
-    if smallest < 2 and not t.sync_batchnorm and t.workers > 1 and "sdclr" in t.methods:
+    if smallest < 2 and not t.sync_batchnorm and t.num_workers > 1 and "sdclr" in t.methods:
         raise ConfigError(
             "E-CONFIG-017",
             "the smallest batch gives each worker one image, and BatchNorm needs two",
-            where=f"train.workers={t.workers}, train.sync_batchnorm=false",
+            where=f"train.workers={t.num_workers}, train.sync_batchnorm=false",
             todo="set train.sync_batchnorm=true, train.drop_last=true, or other train.workers",
         )
     return plan

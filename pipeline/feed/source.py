@@ -34,7 +34,7 @@ def open_source(config: Config, manifest: Manifest, data_uri: str, device: torch
 
     if not is_cached(config, manifest):
         # Nodes come and go: a rank that looked for itself could cut the stream in other pieces.
-        several = config.train.workers > 1
+        several = config.train.num_workers > 1
         made = on_first_rank(
             lambda: (streamed_set(config, manifest, data_uri), new_mailbox() if several else None),
             rank=ray.train.get_context().get_world_rank(), device=device, where=data_uri,

@@ -115,7 +115,7 @@ def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
             exclude_stem=s.exclude_stem,
             random_ratio=s.random_ratio,
         ),
-        precision=t.precision,
+        precision=t.forward_precision,
         sync_batchnorm=t.sync_batchnorm,
         micro_batch=t.micro_batch,
         compile=t.compile,
@@ -150,17 +150,6 @@ def new_network(config: Config, method: str, *, init_from: str | None = None) ->
     if init_from is not None:
         load_backbone(init_from, config.model.backbone, network.backbone)
     return network
-
-
-def advice(config: Config) -> str | None:
-    """Warn of settings that are likely a mistake, such as grey-digit views on photos."""
-    a = config.augment
-    if config.data.source == "digits" or any((a.hflip_prob, a.saturation, a.hue, a.gray_prob)):
-        return None
-    return (
-        "the views neither mirror nor change colours: augment.* as for the demo's grey digits; "
-        "tune_configs/photos.yaml has the published ones for photographs"
-    )
 
 
 def state_bytes(config: Config, method: str) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline import feed, storage
+from pipeline.cluster import auto
 from pipeline.cluster.connect import (
     Cluster,
     check_workers,
@@ -49,7 +50,7 @@ def check(config: Config, manifest: Manifest, cluster: Cluster) -> None:
     """
     check_data(config, manifest, object_store_bytes=smallest_object_store_bytes())
     build.new_network(config, config.train.methods[0], init_from=build.init_uri(config))
-    check_workers(cluster, config.train.workers, use_gpu=uses_gpu(config, cluster))
+    check_workers(cluster, config.train.num_workers, use_gpu=uses_gpu(config, cluster))
 
 
 def check_data(config: Config, manifest: Manifest, *, object_store_bytes: int) -> None:
@@ -90,9 +91,7 @@ def check_split(config: Config, manifest: Manifest) -> None:
 
 def uses_gpu(config: Config, cluster: Cluster) -> bool:
     """Return whether the workers train on GPUs."""
-    if config.train.device == "auto":
-        return cluster.num_gpus >= config.train.workers
-    return config.train.device == "cuda"
+    return auto.uses_gpu(config, cluster.num_gpus)
 
 
 def train(run: RunContext, *, cluster: Cluster, console: Console) -> str | None:
@@ -108,7 +107,7 @@ def train(run: RunContext, *, cluster: Cluster, console: Console) -> str | None:
     check(config, manifest, cluster)
     verify_shards(data_uri, manifest)
     use_gpu = uses_gpu(config, cluster)
-    local_threads = max(1, (cluster.num_cpus - 1) // config.train.workers)
+    local_threads = max(1, (cluster.num_cpus - 1) // config.train.num_workers)
     job = Job(
         config=run.config_json,
         config_hash=run.config_hash,
@@ -233,7 +232,7 @@ def _torch_trainer(config: Config, job: Job, datasets: dict[str, Any], *, use_gp
         train_loop_config=asdict(job),
         torch_config=TorchConfig(timeout_s=config.train.collective_timeout_s),
         scaling_config=ScalingConfig(
-            num_workers=config.train.workers,
+            num_workers=config.train.num_workers,
             use_gpu=use_gpu,
             resources_per_worker={
                 "CPU": 1,

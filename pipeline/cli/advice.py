@@ -1,0 +1,68 @@
+"""Settings that fight each other, named before a run and when it starts; none of them is an error.
+
+What cannot work is refused elsewhere: `pipeline.train.driver.check`.
+"""
+
+from __future__ import annotations
+
+from pipeline import feed
+from pipeline.config import Config
+from pipeline.dataset.manifest import Manifest
+from pipeline.model import build
+
+_LEAST_CROP = 0.7
+_MOST_DROPPED = 1 / 3
+
+
+def conflicts(config: Config, manifest: Manifest) -> list[str]:
+    """Return a sentence for each conflict, with the keys to change; empty when there is none.
+
+    Raises:
+        ConfigError: the size of views is not known.
+    """
+    return [text for text in (
+        _views(config), _small_crop(config, manifest), _small_canvas(config, manifest),
+        _dropped(config, manifest),
+    ) if text]  # fmt: skip
+
+
+def _views(config: Config) -> str:
+    a = config.augment
+    if config.data.source == "digits" or any((a.hflip_prob, a.saturation, a.hue, a.gray_prob)):
+        return ""
+    return (
+        "the views neither mirror nor change colours: augment.* as for the demo's grey digits; "
+        "tune_configs/photos.yaml has the published ones for photographs"
+    )
+
+
+def _small_crop(config: Config, manifest: Manifest) -> str:
+    crop, resize = build.crop_px(config, manifest), build.resize_px(config, manifest)
+    if resize is None or crop >= _LEAST_CROP * resize:
+        return ""
+    return (
+        f"evaluation, mining and export see the centre {crop} px of {resize} px only, "
+        f"{100 * (crop / resize) ** 2:.0f} % of a square image: leave out evaluate.resize_px"
+    )
+
+
+def _small_canvas(config: Config, manifest: Manifest) -> str:
+    crop, resize = build.crop_px(config, manifest), build.resize_px(config, manifest) or 0
+    side = min(feed.canvas_size(config, manifest))
+    if manifest.image.height_px is not None or side >= max(crop, resize):
+        return ""
+    return (
+        f"images are reduced to {side} px and enlarged again to {max(crop, resize)} px: leave out "
+        "feed.canvas_px"
+    )
+
+
+def _dropped(config: Config, manifest: Manifest) -> str:
+    rows, batch = manifest.sets["pretrain"].rows, config.train.global_batch
+    dropped = rows % batch
+    if not config.train.drop_last or rows < batch or dropped < _MOST_DROPPED * rows:
+        return ""
+    return (
+        f"each epoch leaves out {dropped} of {rows} images, since a batch has {batch}: set "
+        "train.drop_last=false, or a smaller train.global_batch"
+    )

@@ -1,0 +1,99 @@
+"""What `auto` means, and which settings are warned of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.cli.advice import conflicts
+from pipeline.cluster import auto
+from pipeline.cluster.connect import Cluster
+from pipeline.config import Config
+from pipeline.config.file import changed_keys, load_config
+from pipeline.dataset.manifest import ImageInfo
+from tests.test_feed import manifest_of
+
+HERE = Cluster("here", is_local=True, num_cpus=9, num_gpus=0, dashboard_url="", largest_node_cpus=9)
+
+
+def config(*words: str) -> Config:
+    return load_config(None, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "num_cpus", "num_gpus", "workers"),
+    [
+        ([], 9, 0, 2), ([], 2, 0, 1), ([], 9, 4, 4), ([], 9, 3, 2), ([], 9, 1, 1),
+        (["train.global_batch=96"], 9, 3, 3), (["train.workers=8"], 2, 0, 8),
+        (["train.device=cpu"], 9, 4, 2), (["train.global_batch=3"], 9, 0, 1),
+    ],
+)  # fmt: skip
+def test_workers_follow_the_gpus(
+    words: list[str], num_cpus: int, num_gpus: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "native_precision", lambda on_gpu: "float32")
+    cluster = replace(HERE, num_cpus=num_cpus, num_gpus=num_gpus)
+    assert auto.settled(config(*words), cluster).train.workers == workers
+
+
+def test_precision_follows_the_device_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        auto, "native_precision", lambda on_gpu: "bfloat16" if on_gpu else "float32"
+    )
+    with_gpu = replace(HERE, num_gpus=1)
+    assert auto.settled(config(), with_gpu).train.precision == "bfloat16"
+    assert auto.settled(config("train.device=cpu"), with_gpu).train.precision == "float32"
+    assert auto.settled(config("train.precision=bfloat16"), HERE).train.precision == "bfloat16"
+
+
+def test_a_resumed_run_keeps_what_it_had() -> None:
+    had = config("train.workers=4", "train.precision=bfloat16")
+    same = auto.settled_like(config(), had)
+    assert not changed_keys(had, same) and same.train.workers == 4
+    other = auto.settled_like(config("train.precision=float32"), had)
+    assert changed_keys(had, other) == ["train.precision: bfloat16 -> float32"]
+
+
+@pytest.mark.parametrize(
+    ("words", "num_gpus", "native", "named"),
+    [
+        (["train.workers=2"], 0, "float32", []),
+        (["train.workers=2"], 2, "bfloat16", []),
+        (["train.workers=4"], 2, "float32", ["CPUs while 2 GPUs stand idle"]),
+        (["train.workers=2", "train.device=cpu"], 1, "float32", ["CPUs while 1 GPUs stand idle"]),
+        (["train.workers=1"], 2, "bfloat16", ["1 of 2 GPUs stand idle"]),
+        (["train.workers=2", "train.precision=bfloat16"], 0, "float32", ["emulated"]),
+        (["train.workers=2", "train.precision=bfloat16"], 0, "bfloat16", []),
+    ],
+)
+def test_idle_gpus_and_emulated_precision_are_named(
+    words: list[str], num_gpus: int, native: auto.Precision, named: list[str]
+) -> None:
+    found = auto.warnings(config(*words), num_gpus, native)
+    assert len(found) == len(named)
+    assert all(word in text for word, text in zip(named, found, strict=True))
+
+
+PHOTOS = ["data.source=folder", "data.path=x", "augment.hflip_prob=0.5"]
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "named"),
+    [
+        (["augment.crop_px=64"], 1280, []),
+        (["augment.crop_px=64", "evaluate.resize_px=256"], 1280, ["centre 64 px", "enlarged"]),
+        (["augment.crop_px=64", "evaluate.resize_px=90"], 1280, []),
+        (["augment.crop_px=64", "feed.canvas_px=60"], 1280, ["feed.canvas_px"]),
+        (["augment.crop_px=64", "train.global_batch=256"], 400, ["leaves out 144 of 400"]),
+        (["augment.crop_px=64", "train.global_batch=256", "train.drop_last=false"], 400, []),
+        (["augment.crop_px=64", "augment.hflip_prob=0"], 1280, ["photos.yaml"]),
+    ],
+)
+def test_settings_that_fight_are_named(words: list[str], rows: int, named: list[str]) -> None:
+    photos = [word for word in PHOTOS if word.split("=")[0] not in " ".join(words)]
+    manifest = manifest_of(ImageInfo("original", None, None), [])
+    sets = {"pretrain": replace(manifest.sets["pretrain"], rows=rows)}
+    found = conflicts(config(*photos, *words), replace(manifest, sets=sets))
+    assert len(found) == len(named), found
+    assert all(word in text for word, text in zip(named, found, strict=True))
