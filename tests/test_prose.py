@@ -24,7 +24,7 @@ OTHERS = [
     if path.suffix in (".yaml", ".j2", "") and path.is_file()
 ]
 # Pages that are still to be rewritten.
-LATER = {"data.md", "own_data.md"}
+LATER = {"data.md"}
 PAGES = [
     path
     for path in (REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "CHANGELOG.md")

@@ -48,7 +48,7 @@ def expected(section: str, key: str, *, item: bool = False) -> str:
 
 
 def is_mapping(section: str, key: str) -> bool:
-    """Whether a key takes names of its own with a value each."""
+    """Return whether a key takes names of its own with a value each."""
     schema = SCHEMA[section].get(key, {})
     return schema.get("type") == "object" or "$ref" in schema or "allOf" in schema
 
