@@ -51,7 +51,7 @@ def test_a_manifest_comes_back_and_has_the_promised_keys(tmp_path: Path) -> None
     content = json.loads((tmp_path / "manifest.json").read_text())
     assert set(content) == {
         *("schema_version", "name", "source", "image", "class_names", "sets"),
-        *("fewshot", "rejects", "config", "hash", "duplicates", "left_out"),
+        *("fewshot", "rejects", "config", "hash", "duplicates", "left_out", "origin"),
     }
     assert content["image"] == {"encoding": "raw", "height_px": 2, "width_px": 2, "channels": 3}
     assert set(content["sets"]["pretrain"]["shards"][0]) == {"name", "rows", "bytes", "sha256"}

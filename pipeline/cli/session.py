@@ -16,7 +16,7 @@ from pipeline.cluster.retry import cluster_error_of
 from pipeline.config import Config
 from pipeline.config.file import config_hash, dump_config
 from pipeline.console import Console
-from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.errors import DataError, PipelineError, root_cause
 from pipeline.record.context import RunContext
 from pipeline.record.folder import RunFolder
@@ -143,9 +143,24 @@ class Session:
                 "E-DATA-001",
                 "the data set is not the one that the run was begun with",
                 where=uri,
-                todo="restore it from a copy, or start a new run",
+                todo="set data.root to the folder that holds it, or start a new run",
             )
         self._dataset = Dataset(uri, manifest)
+
+    def find_dataset(self, recorded_uri: str) -> None:
+        """Take the data set of an existing run: below `data.root`, or where the record has it.
+
+        Raises:
+            DataError: it is in neither place, or what is there is another one.
+        """
+        name = recorded_uri.rstrip("/").rpartition("/")[2]
+        moved_uri = storage.join(storage.absolute(self.config.data.root), name)
+        is_there = storage.exists(storage.join(moved_uri, MANIFEST_NAME))
+        uri = moved_uri if is_there else recorded_uri
+        manifest = read_manifest(uri)
+        if manifest.hash != self.folder.manifest_hash and uri != recorded_uri:
+            uri, manifest = recorded_uri, read_manifest(recorded_uri)
+        self.use_dataset(uri, manifest)
 
     @property
     def dataset(self) -> Dataset:
@@ -159,7 +174,7 @@ class Session:
                     where=self.folder.uri,
                     todo=f"train it first: {PROGRAM} train --resume {self.folder.uri}",
                 )
-            self.use_dataset(data["uri"], read_manifest(data["uri"]))
+            self.find_dataset(data["uri"])
         assert self._dataset is not None
         return self._dataset
 

@@ -74,6 +74,14 @@ class Stages(Session):
         self.console.stage("ingest", f"data set: {uri}")
         return time.monotonic() - start_s
 
+    def recorded_or_ingested(self) -> float | None:
+        """Take the data set that the run began with, else ingest; returns the seconds of that."""
+        if not self.folder.data_uri:
+            return self.ingest()
+        self.find_dataset(self.folder.data_uri)
+        self.console.stage("ingest", f"data set of the run: {self.dataset.uri}")
+        return None
+
     def pretrain(self, *, ingest_first: bool) -> None:
         """Ingest if asked to, check, and train; the run exists from here on."""
         from pipeline import feed
@@ -81,9 +89,11 @@ class Stages(Session):
         from pipeline.train.driver import check, train, uses_gpu
 
         assert self.cluster  # what `auto` means is known from here on
-        ingest_s = self.ingest() if ingest_first else None
-        if not ingest_first:
-            uri = self.folder.data_uri or data_set_uri(self.config)
+        ingest_s = None
+        if self.folder.data_uri or ingest_first:
+            ingest_s = self.recorded_or_ingested()
+        else:
+            uri = data_set_uri(self.config)
             self.use_dataset(uri, read_manifest(uri))
         check(self.config, self.dataset.manifest, self.cluster)
         self.open_record()

@@ -31,11 +31,12 @@ class SweepSession(Stages):
 
     def tune(self) -> None:
         """Ingest, search, report, and show what was found."""
-        ingest_s = self.ingest()
+        ingest_s = self.recorded_or_ingested()
         dataset = self.dataset
         self.open_record()
         self.record_data()
-        self.record.add_timing("ingest", ingest_s)
+        if ingest_s is not None:
+            self.record.add_timing("ingest", ingest_s)
         with self.plain_errors(), self.record.stage("tune"):
             found = Sweep(
                 self.config,

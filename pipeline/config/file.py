@@ -43,6 +43,8 @@ _REASON_CHARS = 500
 # A run may be renamed and moved between its interruption and its resumption, and its models may be
 # used in other ways than at first.
 _PLACE = {"root", "name"}
+# Nor does it matter where the data set is kept: its manifest's hash says what is in it.
+_DATA_PLACE = {"root", "download"}
 # Nor do budgets and deadlines, what is kept, and by how many the batches are shared change what is
 # trained: after a loss a run may resume with fewer workers.
 _OPERATION = {
@@ -50,12 +52,13 @@ _OPERATION = {
     "keep_checkpoints", "keep_every_epochs", "keep_best",
 }  # fmt: skip
 _NOT_HASHED: dict[str, Any] = {
-    "run": _PLACE, "train": _OPERATION, "placement": True,
+    "run": _PLACE, "data": _DATA_PLACE, "train": _OPERATION, "placement": True,
     "evaluate": True, "export": True, "mine": True, "tune": True, "cost": True,
 }  # fmt: skip
 # What may change between two invocations of one sweep: it can be made longer, and run elsewhere.
 _NOT_OF_SWEEP: dict[str, Any] = {
     "run": _PLACE,
+    "data": _DATA_PLACE,
     "export": True,
     "mine": True,
     "tune": {"trials", "retrain_seeds"},

@@ -95,6 +95,27 @@ class LeftOut:
 
 @with_config(_STRICT)
 @dataclass(frozen=True)
+class Place:
+    """A place that a data set was made of, with a cheap fingerprint of its files.
+
+    Attributes:
+        uri: absolute.
+        host: of a local place; empty for an object store.
+        files, bytes: how many files of the kind, and their size.
+        newest: latest change in UTC; empty where it is not known.
+        sha256: of the content of a list, of names and sizes of a folder; empty where neither is.
+    """
+
+    uri: str
+    host: str
+    files: Count
+    bytes: Count
+    newest: str
+    sha256: str
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
 class Duplicates:
     """Images stored under different names with identical bytes.
 
@@ -128,6 +149,8 @@ class Manifest:
     config: dict[str, Any]
     hash: str
     left_out: dict[str, LeftOut] = field(default_factory=dict)  # by ending, or as what they are
+    # By key of `data`; no part of the hash: the same images may come from another place.
+    origin: dict[str, Place] = field(default_factory=dict)
     schema_version: Literal[2] = 2
     duplicates: Duplicates | None = None  # None: not looked for
 
@@ -142,7 +165,7 @@ _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 def canonical_hash(content: dict[str, Any]) -> str:
     """Hash a JSON object without its "hash" by SHA-256: keys sorted, no spaces, ASCII."""
-    rest = {key: value for key, value in content.items() if key != "hash"}
+    rest = {key: value for key, value in content.items() if key not in ("hash", "origin")}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.cluster.jobs import ThreadTasks
+from pipeline.cluster.jobs import Tasks, ThreadTasks
 from pipeline.config import Config
 from pipeline.dataset.image import ImageLimits
 from pipeline.dataset.manifest import (
@@ -22,8 +22,10 @@ from pipeline.dataset.manifest import (
     Rejects,
     SetInfo,
     ShardInfo,
+    read_manifest,
 )
 from pipeline.ingest.losses import refuse_rejects, surely_too_many
+from pipeline.ingest.origin import check_origin
 from pipeline.ingest.sample import Sample, mean_reduced_bytes, sample_images
 from pipeline.ingest.sources import splits
 from pipeline.ingest.sources.index import ImageIndex
@@ -83,9 +85,21 @@ def data_set_uri(config: Config) -> str:
 
 
 def content_sections(config: Config) -> dict[str, Any]:
-    """Return the part of the configuration that decides what is in the data set."""
+    """Return the part of the configuration that decides what is in the data set.
+
+    Places are absolute: `images` and `./images` are one, `images` of two projects are two.
+    """
     data = config.data.model_dump(mode="json")
     kept = {key: value for key, value in data.items() if key not in _NOT_CONTENT}
+    for key in ("path", "image_root"):
+        if kept[key] is not None:
+            kept[key] = storage.absolute(kept[key])
+    kept["sets"] = {
+        name: [*map(storage.absolute, value)]
+        if isinstance(value, list)
+        else value and storage.absolute(value)
+        for name, value in kept["sets"].items()
+    }
     return {"data": kept, "ingest": config.ingest.model_dump(mode="json")}
 
 
@@ -94,7 +108,7 @@ def work_of(config: Config, index: ImageIndex) -> Work:
     root = None if index.root is None else storage.absolute(index.root)
     work = Work(
         data_uri=data_set_uri(config),
-        index=replace(index, root=root),
+        index=replace(index, root=root, listing=None),
         limits=ImageLimits(),
         resize_short_px=config.ingest.resize_short_px,
     )
@@ -142,7 +156,10 @@ def dry_run(config: Config) -> DryRun:
     Raises:
         PipelineError: what ingest would fail with, as far as it can be known.
     """
-    index = index_source(config.data, ThreadTasks())
+    tasks, uri = ThreadTasks(), data_set_uri(config)
+    if storage.exists(storage.join(uri, MANIFEST_NAME)):
+        return _existing(config, uri, tasks)
+    index = index_source(config.data, tasks)
     work = work_of(config, index)
     sample = None if index.pixels is not None else sample_images(work, config.data.split_seed)
     _refuse_sample(config, index, sample)
@@ -161,10 +178,9 @@ def dry_run(config: Config) -> DryRun:
         planned[name] = PlannedSet(
             rows=len(rows), class_counts=counts, num_shards=len(shards), num_bytes=num_bytes
         )
-    there = storage.exists(storage.join(work.data_uri, MANIFEST_NAME))
     return DryRun(
         data_uri=work.data_uri,
-        exists=there,
+        exists=False,
         class_names=index.class_names,
         sets=planned,
         num_images=sum(len(rows) for rows in index.sets.values()),
@@ -182,6 +198,31 @@ def dry_run(config: Config) -> DryRun:
             left_out=dict(index.left_out),
         ),
         notes=index.notes,
+    )
+
+
+def _existing(config: Config, uri: str, tasks: Tasks) -> DryRun:
+    """What will be used: the data set that is there, once its source is seen to be unchanged."""
+    manifest = read_manifest(uri)
+    notes = check_origin(manifest.origin, config.data, tasks, data_uri=uri)
+    planned = {
+        str(name): PlannedSet(
+            rows=info.rows,
+            class_counts=None if info.class_counts is None else list(info.class_counts),
+            num_shards=len(info.shards),
+            num_bytes=sum(shard.bytes for shard in info.shards),
+        )
+        for name, info in manifest.sets.items()
+    }
+    return DryRun(
+        data_uri=uri,
+        exists=True,
+        class_names=manifest.class_names,
+        sets=planned,
+        num_images=sum(plan.rows for plan in planned.values()),
+        sample=None,
+        manifest=manifest,
+        notes=tuple(notes),
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from pipeline import storage
-from pipeline.cluster.jobs import RayTasks, Tasks
+from pipeline.cluster.jobs import RayTasks, Tasks, ThreadTasks
 from pipeline.config import Config
 from pipeline.dataset.manifest import (
     MANIFEST_NAME,
@@ -35,6 +35,7 @@ from pipeline.dataset.manifest import (
 from pipeline.errors import DataError, StorageError
 from pipeline.ingest.duplicates import find_duplicates, losers_by_shard
 from pipeline.ingest.losses import ClassLoss, class_losses, listed, refuse_losses, refuse_rejects
+from pipeline.ingest.origin import check_origin, origin_of
 from pipeline.ingest.plan import (
     chunks_of,
     content_sections,
@@ -77,9 +78,9 @@ def ingest(
 ) -> tuple[str, Manifest]:
     """Make the data set of this configuration, or find it made: its URI and manifest.
 
-    A complete data set is reused without looking at the source again: images that changed since
-    need a new folder or the deletion of the data set. Of two ingests at once, the one that started
-    last makes the data set.
+    A complete data set is reused when its source has the same files as then; a source that changed
+    needs another `data.root` or the deletion of the data set. Of two ingests at once, the one that
+    started last makes the data set.
 
     Args:
         config: sections `data` and `ingest` are used.
@@ -89,15 +90,18 @@ def ingest(
 
     Raises:
         DataError: the source is unfit, more images are rejected than `ingest.max_reject_frac`
-            allows, another or a broken data set is in the same place, or another ingest has begun
-            there since.
+            allows, a class of the tail lost most images, the source changed since, another or a
+            broken data set is in the same place, or another ingest has begun there since.
         StorageError: images cannot be read or shards cannot be written.
         ClusterError: Ray gave the tasks up.
     """
     uri = data_set_uri(config)
     if storage.exists(storage.join(uri, MANIFEST_NAME)):
         manifest = _reuse(config, uri)
-        note("made before: the source is not read again; delete the folder to ingest it again")
+        listing = ThreadTasks() if tasks is None else tasks
+        for text in check_origin(manifest.origin, config.data, listing, data_uri=uri):
+            note(text)
+        note("made before, of the same source: delete the folder to ingest it again")
         return uri, manifest
     if tasks is None:
         tasks = RayTasks(where=uri, data_resource=config.placement.data_resource)
@@ -120,6 +124,7 @@ def _made(
     index = index_source(config.data, tasks)
     for text in index.notes:
         note(text)
+    origin = origin_of(config.data, tasks, index.listing)
     work = work_of(config, index)
     if len(index.ids) >= _MANY:
         note(f"{len(index.ids)} images are listed, reading them")
@@ -128,7 +133,7 @@ def _made(
     except StorageError:
         claim.check()  # another ingest may have cleared the folder under this one
         raise
-    manifest = _manifest(config, work.index, made)
+    manifest = replace(_manifest(config, work.index, made), origin=origin)
     monitor = Monitor(data=manifest.name)
     for reason, number in manifest.rejects.by_reason.items():
         monitor.add("sdclr_rejects", number, reason=reason)

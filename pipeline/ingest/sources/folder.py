@@ -67,6 +67,7 @@ def folder_index(data: Data, tasks: Tasks) -> ImageIndex:
         class_names=class_names,
         root=data.path,
         left_out=found.excluded.left_out(),
+        listing=found,
         rejects=found.rejects,
         notes=tuple(notes),
     )

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.dataset.manifest import LeftOut, RejectExample
+from pipeline.ingest.sources.listing import Listing
 from pipeline.ingest.sources.splits import Indices
 
 UNLABELLED = -1
@@ -66,6 +67,7 @@ class ImageIndex:
         fewshot: published few-shot lists of ids, one list a draw.
         left_out: files beside the images that are not taken, by ending or as what they are.
         rejects: images that cannot be used by their names alone.
+        listing: of `data.path`, when it is a folder of files.
         notes: what a person should know of how the source was read, one line each.
     """
 
@@ -82,6 +84,7 @@ class ImageIndex:
     fewshot: tuple[tuple[str, ...], ...] = ()
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)
     rejects: tuple[RejectExample, ...] = ()
+    listing: Listing | None = None
     notes: tuple[str, ...] = ()
 
     def ids_of(self, rows: Indices) -> list[str]:

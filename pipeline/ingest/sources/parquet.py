@@ -26,7 +26,7 @@ from pipeline.config.data import Data
 from pipeline.errors import DataError
 from pipeline.ingest.sources import listing, splits
 from pipeline.ingest.sources.index import Containers, ImageIndex
-from pipeline.ingest.sources.listing import Excluded
+from pipeline.ingest.sources.listing import Excluded, Listing
 
 # A row group is decoded as one stretch of memory; a small file may claim any size.
 _MAX_GROUP_BYTES = 2 * 2**30
@@ -42,7 +42,8 @@ def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
         DataError: no table, a missing column, a column of another type, an extension type.
     """
     assert data.path is not None
-    root, names, excluded = files_of(data.path, ".parquet", tasks)
+    root, names, found_files = files_of(data.path, ".parquet", tasks)
+    excluded = Excluded() if found_files is None else found_files.excluded
     shared = {"root": root, "image": data.image_column, "label": data.label_column}
     found = dict(tasks.map(look_at_table, [{"name": name} for name in names], shared))
     ids, sizes, labels, files, places, blocks = [], [], [], [], [], []
@@ -91,16 +92,17 @@ def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
             image_column=data.image_column,
         ),
         left_out=excluded.left_out(),
+        listing=found_files,
     )
 
 
-def files_of(path: str, ending: str, tasks: Tasks) -> tuple[str, list[str], Excluded]:
-    """List the container files at `path`: itself, or all below it; folder, sorted names, others."""
+def files_of(path: str, ending: str, tasks: Tasks) -> tuple[str, list[str], Listing | None]:
+    """Return the folder, sorted names and listing of the files at `path`: itself, or all below."""
     if path.lower().endswith(ending):
         folder, _, name = storage.absolute(path).rpartition("/")
-        return folder, [name], Excluded()
+        return folder, [name], None
     found = listing.list_files(path, (ending,), tasks)
-    return storage.absolute(path), found.names.to_pylist(), found.excluded
+    return storage.absolute(path), found.names.to_pylist(), found
 
 
 def look_at_table(item: dict[str, Any], shared: Any) -> Result:

@@ -54,7 +54,7 @@ def list_index(data: Data) -> ImageIndex:
         ConfigError: keys do not fit each other.
     """
     assert data.path is not None
-    root = data.image_root or data.path.rpartition("/")[0] or "."
+    root = root_of(data)
     parts = {"main": read_list(data.path, root, data)}
     for name, uri in (("val", data.sets.val), ("test", data.sets.test)):
         if uri is not None:
@@ -220,6 +220,24 @@ def _mean_bytes(root: str, ids: pa.LargeStringArray, data: Data) -> int:
     rows = generator.permutation(len(ids))[:_NUM_SIZED]
     names = ids.take(pa.array(rows)).to_pylist()
 
+    sizes = [found for found in sizes_of(root, names) if found is not None]
+    if not sizes:
+        raise DataError(
+            "E-DATA-066",
+            f"none of {len(names)} images of the list exists, first: {names[0]}",
+            where=root,
+            todo="set data.image_root to the folder that the paths start from",
+        )
+    return max(1, round(sum(sizes) / len(sizes)))
+
+
+def sizes_of(root: str, names: list[str]) -> list[int | None]:
+    """Look up the size of some files in bytes, None for one that is missing.
+
+    Raises:
+        StorageError: the storage does not answer or denies access.
+    """
+
     def size(name: str) -> int | None:
         try:
             return storage.size_bytes(storage.join(root, name))
@@ -229,12 +247,10 @@ def _mean_bytes(root: str, ids: pa.LargeStringArray, data: Data) -> int:
             raise
 
     with ThreadPoolExecutor(16) as pool:
-        sizes = [found for found in pool.map(size, names) if found is not None]
-    if not sizes:
-        raise DataError(
-            "E-DATA-066",
-            f"none of {len(names)} images of the list exists, first: {names[0]}",
-            where=root,
-            todo="set data.image_root to the folder that the paths start from",
-        )
-    return max(1, round(sum(sizes) / len(sizes)))
+        return list(pool.map(size, names))
+
+
+def root_of(data: Data) -> str:
+    """Return where the paths of the lists start: `data.image_root`, else the folder of the list."""
+    assert data.path is not None
+    return data.image_root or data.path.rpartition("/")[0] or "."

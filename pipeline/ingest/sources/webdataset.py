@@ -43,7 +43,8 @@ def webdataset_index(data: Data, tasks: Tasks) -> ImageIndex:
         DataError: no archive, a broken or hostile one, labels on some samples only.
     """
     assert data.path is not None
-    root, names, excluded = files_of(data.path, ".tar", tasks)
+    root, names, found_files = files_of(data.path, ".tar", tasks)
+    excluded = Excluded() if found_files is None else found_files.excluded
     found = dict(tasks.map(look_at_tar, [{"name": name} for name in names], {"root": root}))
     tables = [found[number].table for number in range(len(names))]
     rejects = []
@@ -83,6 +84,7 @@ def webdataset_index(data: Data, tasks: Tasks) -> ImageIndex:
         root=root,
         containers=Containers("tar", tuple(names), file_N, place_N, block_N),
         left_out=excluded.left_out(),
+        listing=found_files,
         rejects=tuple(rejects),
     )
 
