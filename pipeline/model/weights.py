@@ -132,7 +132,7 @@ def _unnamed(
 ) -> CheckpointError:
     names = [n for n in tensors if n.endswith((".weight", ".bias"))] or list(tensors)
     prefix = common_prefix(names)
-    names = [n for n in names if not n.endswith(tuple(wanted))] or names
+    names = sorted([n for n in names if not n.endswith(tuple(wanted))] or names)
     shown = f"they begin with {prefix!r}, such as " if prefix else "they are such as "
     return CheckpointError(
         "E-CHECKPOINT-370",
