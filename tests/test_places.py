@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -183,3 +186,27 @@ def test_a_full_or_read_only_disk_is_found_before_it_is_written(
     with pytest.raises(StorageError) as caught:
         storage.check_writable(str(tmp_path / "x"))
     assert caught.value.id == ("E-STORAGE-372" if flags == "read-only" else "E-STORAGE-373")
+
+
+OPTION_OF_PLACE = re.compile(r"--(resume|config|checkpoint|data) $")
+
+
+def unquoted_hints(tree: ast.AST) -> list[int]:
+    """Lines of texts in which a path follows an option without quotes for the shell."""
+    return [
+        before.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for before, value in pairwise(node.values)
+        if isinstance(before, ast.Constant)
+        and OPTION_OF_PLACE.search(str(before.value))
+        and isinstance(value, ast.FormattedValue)
+        and "shlex" not in ast.unparse(value)
+    ]
+
+
+def test_every_hint_quotes_its_path_for_a_shell() -> None:
+    root = Path(__file__).resolve().parents[1] / "pipeline"
+    found = {f: unquoted_hints(ast.parse(f.read_text())) for f in sorted(root.rglob("*.py"))}
+    assert {f.name: lines for f, lines in found.items() if lines} == {}
+    assert unquoted_hints(ast.parse('f"run it: --resume {uri}"')) == [1]

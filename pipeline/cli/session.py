@@ -129,7 +129,7 @@ class Session:
                 self._record.resume()
             else:
                 self._record.note()
-        self.console.stage("run", f"{uri}  (to resume it: --resume {uri})")
+        self.console.stage("run", f"{uri}  (to resume it: --resume {shlex.quote(uri)})")
 
     def use_dataset(self, uri: str, manifest: Manifest) -> None:
         """Take a data set for this invocation; that of an existing run may not have changed.
@@ -172,7 +172,7 @@ class Session:
                     "E-DATA-002",
                     "the run has no data set yet",
                     where=self.folder.uri,
-                    todo=f"train it first: {PROGRAM} train --resume {self.folder.uri}",
+                    todo=f"train it first: {PROGRAM} train --resume {shlex.quote(self.folder.uri)}",
                 )
             self.find_dataset(data["uri"])
         assert self._dataset is not None

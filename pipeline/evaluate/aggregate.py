@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ def _evaluation(uri: str) -> dict[str, Any]:
             "E-DATA-027",
             "the run has not been evaluated",
             where=uri,
-            todo=f"python pipeline/run.py evaluate --resume {uri}",
+            todo=f"python pipeline/run.py evaluate --resume {shlex.quote(uri)}",
         )
     evaluation = read_json(file)
     data = read_json(storage.join(uri, "run.json")).get("data") or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +84,7 @@ def _add_method(
             "E-CHECKPOINT-001",
             f"method {method} has no checkpoint{reasons}",
             where=folder,
-            todo=f"train it first: python pipeline/run.py train --resume {run_uri}",
+            todo=f"train it first: python pipeline/run.py train --resume {shlex.quote(run_uri)}",
         )
     numbers = newest.state.numbers
     if numbers["step"] != numbers["num_steps"]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from typing import Any
 
 import torch
@@ -61,7 +62,8 @@ def export(run: RunContext) -> dict[str, list[str]]:
                 "E-CHECKPOINT-002",
                 f"method {method} has no checkpoint to export",
                 where=folder,
-                todo=f"train it first: python pipeline/run.py train --resume {run.run_uri}",
+                todo="train it first: python pipeline/run.py train "
+                f"--resume {shlex.quote(run.run_uri)}",
             )
         network = build.trained_model(config, method, found.state).network
         facts = _facts(config, run.manifest, method, run.config_hash) | {

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -262,7 +263,7 @@ def _newest(run_uri: str, method: str, config_hash: str) -> Found:
             "E-CHECKPOINT-003",
             f"method {method} has no checkpoint{reasons}",
             where=folder,
-            todo=f"train it first: python pipeline/run.py train --resume {run_uri}",
+            todo=f"train it first: python pipeline/run.py train --resume {shlex.quote(run_uri)}",
         )
     return found
 

@@ -7,6 +7,7 @@ No secret reaches it: every string passes `redact.redact` before it is written.
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -65,7 +66,8 @@ class RunRecord:
                 "E-CONFIG-032",
                 f"the run {name!r} exists already",
                 where=uri,
-                todo=f"continue it with --resume {run_uri}, or choose another run.name",
+                todo=f"continue it with --resume {shlex.quote(run_uri)}, "
+                "or choose another run.name",
             )
         record = cls(
             run_uri,

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -191,7 +192,7 @@ def _read(uri: str) -> Record:
             "E-DATA-027",
             "the run has not been evaluated",
             where=uri,
-            todo=f"python pipeline/run.py evaluate --resume {uri}",
+            todo=f"python pipeline/run.py evaluate --resume {shlex.quote(uri)}",
         )
     run = read_json(storage.join(uri, "run.json"))
     content: Record = redact_tree(

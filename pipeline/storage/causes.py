@@ -53,13 +53,15 @@ LOCAL = (
           "check the links of the path with `ls -l`", (errno.ELOOP,)),
     Cause("E-STORAGE-380", "the device failed",
           "check the disk (`dmesg`) or the network mount, then run the command again",
-          (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.EREMOTEIO, errno.EHOSTDOWN,
+          (errno.EIO, errno.ESTALE, errno.ENODEV, errno.EREMOTEIO, errno.EHOSTDOWN,
            errno.ENOTCONN)),
     Cause("E-STORAGE-381", "the file is larger than this user may write",
           "raise the limit with `ulimit -f`, or choose a file system for large files",
           (errno.EFBIG,)),
     Cause("E-STORAGE-382", "this process has too many open files",
           "raise the limit with `ulimit -n 65536`", (errno.EMFILE, errno.ENFILE)),
+    Cause("E-STORAGE-383", "it is a device, a pipe or a socket", "name a regular file",
+          (errno.ESPIPE, errno.ENXIO)),
 )  # fmt: skip
 LOCAL_OTHER = Cause("E-STORAGE-002", "", "check the device and the path")
 

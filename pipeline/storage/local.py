@@ -43,12 +43,12 @@ class LocalStore:
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
         """Read the whole file, or its first max_bytes + 1 bytes."""
-        with _typed(uri, "read"), open(local_path(uri), "rb") as file:
+        with _typed(uri, "read"), _open(local_path(uri)) as file:
             return file.read(-1 if max_bytes is None else max_bytes + 1)
 
     def read_range(self, uri: str, start: int, stop: int) -> bytes:
         """Read bytes start..stop-1."""
-        with _typed(uri, "read"), open(local_path(uri), "rb") as file:
+        with _typed(uri, "read"), _open(local_path(uri)) as file:
             file.seek(start)
             return file.read(stop - start)
 
@@ -185,7 +185,7 @@ class LocalStore:
     def open(self, uri: str) -> BinaryIO:
         """Open the file for reading."""
         with _typed(uri, "open"):
-            return open(local_path(uri), "rb")
+            return _open(local_path(uri))
 
 
 class LocalAppender:
@@ -212,6 +212,19 @@ class LocalAppender:
         """Close the file; further calls do nothing."""
         with _typed(self._uri, "close"):
             self._file.close()
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a regular file; a device or a pipe, which may never end, raises ESPIPE."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.ESPIPE, "")
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _is_there(path: Path) -> bool:

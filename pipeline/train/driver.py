@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import threading
 import time
 from contextlib import suppress
@@ -173,7 +174,8 @@ def _watch(thread: threading.Thread, config: Config, run_uri: str, console: Cons
                     "E-TRAIN-004",
                     f"there was no new step for {limit_s:g} s",
                     where=run_uri,
-                    todo=f"look at the workers in the dashboard, then use --resume {run_uri}",
+                    todo="look at the workers in the dashboard, then use "
+                    f"--resume {shlex.quote(run_uri)}",
                 )
     except (SystemExit, KeyboardInterrupt):
         if view.has_moved:
@@ -265,7 +267,7 @@ def _failure(error: BaseException, run_uri: str) -> PipelineError:
         "E-TRAIN-005",
         f"the training workers failed: {type(root).__name__}: {root}",
         where=run_uri,
-        todo=f"continue from the last checkpoint with --resume {run_uri}",
+        todo=f"continue from the last checkpoint with --resume {shlex.quote(run_uri)}",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -158,7 +159,7 @@ def show_result(console: Console, run_uri: str, content: dict[str, Any]) -> None
     best = storage.join(run_uri, "best.yaml")
     console.line(f"best settings ({content['best']}): {best}")
     console.line("next:")
-    console.line(f"  train it       python pipeline/run.py --config {best}")
+    console.line(f"  train it       python pipeline/run.py --config {shlex.quote(best)}")
     console.line("  more trials    the same command with a larger tune.trials=N")
     console.line(f"  look closer    optuna-dashboard {storage.join(run_uri, 'study.journal')}")
 
