@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from pipeline.config.file import dump_config, load_config
-from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.aggregate import aggregate, write
 from pipeline.record.scores import aggregate_tables
 from tests import records
+from tests.refusals import raises
 
 # Few of (sdclr, simclr) on three splits: the splits differ more than the methods.
 FEW = ((0.50, 0.48), (0.70, 0.67), (0.90, 0.89))
@@ -89,19 +89,19 @@ def test_tables_mark_differences_that_exclude_zero(tmp_path: Path) -> None:
 
 def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     one, two = (a_run(tmp_path, i, sdclr=0.5) for i in range(2))
-    with pytest.raises(ConfigError, match="is named twice"):
+    with raises("E-CONFIG-012"):
         aggregate([one, two, one])
     again = a_run(tmp_path / "again", 0, sdclr=0.6)
-    with pytest.raises(ConfigError, match="two runs score sdclr on the same split with seed 7"):
+    with raises("E-CONFIG-012", "7"):
         aggregate([one, again])
     other = Path(a_run(tmp_path, 5, sdclr=0.5))
     content = json.loads((other / "evaluation.json").read_text())
     content["class_names"][0] = "cat"
     (other / "evaluation.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="their classes differ"):
+    with raises("E-DATA-028"):
         aggregate([one, str(other)])
     (other / "evaluation.json").unlink()
-    with pytest.raises(DataError, match="has not been evaluated") as caught:
+    with raises("E-DATA-027") as caught:
         aggregate([one, str(other)])
     assert "evaluate --resume" in caught.value.todo
 

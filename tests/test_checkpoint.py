@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from pipeline import storage
-from pipeline.errors import CheckpointError, StorageError
+from pipeline.errors import StorageError
 from pipeline.model import checkpoint
 from sdclr import TrainState
+from tests.refusals import raises
 
 HASH = "c0ffee"
 
@@ -112,7 +113,7 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, 10)
     found = checkpoint.latest(folder, config_hash="other")
     assert found.state is None and "another configuration" in found.refused[0]
-    with pytest.raises(CheckpointError, match="another configuration"):
+    with raises("E-CHECKPOINT-005"):
         checkpoint.load(storage.join(folder, "step-00000010"), config_hash="other")
 
 

@@ -23,6 +23,7 @@ from pipeline.train.checkpoint_writer import CheckpointWriter
 from sdclr import TrainState, capture
 from tests.conftest import REPO
 from tests.recipes import some_images, some_plan, some_trainer
+from tests.refusals import raises
 from tests.test_checkpoint import HASH, same, some_state
 
 
@@ -87,7 +88,7 @@ def test_a_failure_is_raised_by_the_next_call_as_what_it_was(tmp_path: Path) -> 
     one.wait()
     with mock.patch.object(storage, "write_bytes", full):
         one.save(some_state(20))
-        with pytest.raises(StorageError, match="no space left"):
+        with raises("E-STORAGE-999"):
             one.save(some_state(30))
     one.save(some_state(40))  # the failure was told once; what comes after it is written
     one.wait()
@@ -99,7 +100,7 @@ def test_storage_that_hangs_ends_in_an_error_that_names_the_step(
     tmp_path: Path, gate: threading.Event
 ) -> None:
     began_s = time.monotonic()
-    with pytest.raises(StorageError, match="step 10 is not written after 0.2 s") as caught:
+    with raises("E-STORAGE-004", "10", "0.2") as caught:
         with writer(tmp_path, deadline_s=0.2) as one:
             one.save(some_state(10))
     assert str(tmp_path) in caught.value.where and time.monotonic() - began_s < 10
@@ -183,7 +184,7 @@ def test_a_disk_that_fills_up_is_told_and_the_one_before_stays(
     tmp_path: Path, small_files: None
 ) -> None:
     large = TrainState({"x": torch.zeros(100_000)}, {"step": 20})
-    with pytest.raises(StorageError, match="could not write: file too large"):
+    with raises("E-STORAGE-002"):
         with writer(tmp_path) as one:
             one.save(some_state(10))
             one.save(large)

@@ -18,6 +18,7 @@ from pipeline.errors import DataError
 from pipeline.ingest.sources.arrays import cifar_index, cifar_sets
 from pipeline.ingest.sources.cifar_files import CIFAR10_NAMES, CifarImages, Kind, read_cifar
 from pipeline.ingest.sources.index import ImageIndex
+from tests.refusals import raises
 from tests.test_splits import write_list
 
 REPO = Path(__file__).resolve().parents[1]
@@ -106,7 +107,7 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
     proof = tmp_path / "ran"
     content = pickle.dumps({b"data": _Payload(proof), b"labels": []})
     (target / "data_batch_3").write_bytes(content)
-    with pytest.raises(DataError, match="system") as caught:
+    with raises("E-DATA-046") as caught:
         read_small(tmp_path, "cifar10")
     assert "data_batch_3" in caught.value.where and not proof.exists()
     pickle.loads(content)
@@ -138,9 +139,9 @@ def test_truncated_binary_and_missing_files(tmp_path: Path) -> None:
     target = write_cifar(tmp_path, "cifar-10-batches-bin")
     file = target / "data_batch_2.bin"
     file.write_bytes(file.read_bytes()[: 3073 * 9])
-    with pytest.raises(DataError, match="27657 bytes, 30730 expected"):
+    with raises("E-DATA-046", "27657", "30730"):
         read_small(tmp_path, "cifar10")
-    with pytest.raises(DataError, match="there are no cifar100 files"):
+    with raises("E-DATA-045", "cifar100"):
         read_small(tmp_path, "cifar100")
 
 
@@ -188,11 +189,11 @@ def test_cifar_sets_by_profile_leave_val_out(tmp_path: Path, small: CifarImages)
 
 def test_lists_that_do_not_belong_together_are_refused(tmp_path: Path, small: CifarImages) -> None:
     one, two = (write_list(tmp_path / f"{n}.npy", [n, n + 1]) for n in (1, 2))
-    with pytest.raises(DataError, match="1 images of val are also in pretrain"):
+    with raises("E-DATA-042", "1"):
         cifar_sets(small, cifar_data(sets=Sets(pretrain=one, val=two)))
-    with pytest.raises(DataError, match="1 images of val are also in probe"):
+    with raises("E-DATA-042", "1"):
         cifar_sets(small, cifar_data(imbalance_ratio=None, sets=Sets(probe=one, val=two)))
-    with pytest.raises(DataError, match="1 of 2 few-shot images are not in the probe"):
+    with raises("E-DATA-041", "1", "2"):
         cifar_sets(small, cifar_data(sets=Sets(pretrain=one, probe=one, fewshot=(two,))))
 
 

@@ -11,13 +11,13 @@ import pytest
 from pipeline import storage
 from pipeline.cluster.jobs import Job, Result, ThreadTasks
 from pipeline.dataset.manifest import read_manifest, verify_shards
-from pipeline.errors import DataError
 from pipeline.ingest.plan import data_set_uri
 from pipeline.ingest.stage import ingest
 from pipeline.ingest.task import run_chunk
 from pipeline.storage.claim import CLAIM_NAME, Claim
 from tests import sources
 from tests.loopback_s3 import LoopbackS3
+from tests.refusals import raises
 
 
 class Halfway(ThreadTasks):
@@ -70,10 +70,10 @@ def test_the_manifest_fits_the_shards(
         except Died:
             storage.write_bytes(storage.join(uri, CLAIM_NAME), b"of a process that was killed")
 
-    with pytest.raises(DataError, match="another ingest of the same data set has begun"):
+    with raises("E-DATA-090"):
         ingest(config, progress, tasks=Halfway(other))
     if other_dies:
-        with pytest.raises(DataError, match="no ingested data set"):
+        with raises("E-DATA-006"):
             read_manifest(uri)
     _, manifest = ingest(config, progress, tasks=ThreadTasks())
     check(tmp_path / "in", uri)
@@ -95,7 +95,7 @@ def test_control_without_claims_the_manifest_is_of_other_shards(
         with pytest.raises(Died):
             ingest(config, progress, tasks=Halfway(die))
 
-    with pytest.raises(DataError, match=r"shards missing|hash differs"):
+    with raises("E-DATA-016"):
         ingest(config, progress, tasks=Halfway(other))
         check(tmp_path / "in", data_set_uri(config))
 

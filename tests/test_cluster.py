@@ -15,8 +15,8 @@ from pipeline.cluster.connect import (
     check_workers,
     on_nodes_with,
 )
-from pipeline.errors import ClusterError
 from tests.conftest import REPO
+from tests.refusals import raises
 
 SMALL = Cluster(
     "somewhere", is_local=True, num_cpus=3, num_gpus=0, dashboard_url="", largest_node_cpus=3
@@ -25,13 +25,13 @@ SMALL = Cluster(
 
 def test_workers_must_leave_a_cpu_for_the_data() -> None:
     check_workers(SMALL, 2, use_gpu=False)
-    with pytest.raises(ClusterError, match="3 training workers need a CPU each") as error:
+    with raises("E-CLUSTER-002", "3") as error:
         check_workers(SMALL, 3, use_gpu=False)
     assert "train.workers=2 or less" in error.value.todo
 
 
 def test_gpu_workers_need_a_gpu_each() -> None:
-    with pytest.raises(ClusterError, match="1 training workers need a GPU each, the cluster has 0"):
+    with raises("E-CLUSTER-001", "1", "0"):
         check_workers(SMALL, 1, use_gpu=True)
 
 
@@ -53,9 +53,9 @@ def test_an_address_that_does_not_answer_ends_with_exit_code_5() -> None:
 def test_a_resource_that_no_node_has_is_refused_by_name() -> None:
     marked = replace(SMALL, custom_resources=frozenset({"train"}))
     check_placement(marked, "train", None)
-    with pytest.raises(ClusterError, match="no node .* has the resource 'data'; there are: train"):
+    with raises("E-CLUSTER-003", "data"):
         check_placement(marked, "train", "data")
-    with pytest.raises(ClusterError, match="there are: none"):
+    with raises("E-CLUSTER-003"):
         check_placement(SMALL, "train")
 
 

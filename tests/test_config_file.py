@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.config.file import changed_keys, config_hash, dump_config, load_config, parse_config
 from pipeline.config.strict_yaml import MAX_BYTES
 from pipeline.errors import ConfigError
-from tests.refusals import lines, with_overrides
+from tests.refusals import lines, raises, with_overrides
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n", "text\n", "3\n", "null\n"])
@@ -89,7 +89,7 @@ def test_dump_loads_back_equal() -> None:
 def test_a_plain_dump_would_not_load_back() -> None:
     config = with_overrides("run.name='1e-3'")
     assert parse_config(dump_config(config), origin="dump") == config
-    with pytest.raises(ConfigError, match="run.name"):
+    with raises("E-CONFIG-011", "run.name"):
         parse_config(yaml.safe_dump(config.model_dump(mode="json")), origin="dump")
 
 

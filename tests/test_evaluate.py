@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
-from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.cached import CachedProbes
 from pipeline.evaluate.features import SetFeatures
 from pipeline.evaluate.labelled import check_labels, check_sets, fewshot_rows
 from sdclr.longtail import Groups
+from tests.refusals import raises
 
 NUM_CLASSES = 6
 GROUPS = Groups(many=(0, 1), medium=(2, 3), few=(4, 5))
@@ -86,7 +86,7 @@ def test_published_lists_are_the_draws() -> None:
     found = scorer(some_manifest(lists))
     assert [draw.tolist() for draw in found.draws] == [list(range(12)), list(range(12, 24))]
     assert found.score("cached-fewshot", "sdclr")["n"] == 2
-    with pytest.raises(DataError, match="1 few-shot images are not in the labelled set"):
+    with raises("E-DATA-034", "1"):
         scorer(some_manifest((("i0", "elsewhere"),)))
 
 
@@ -98,7 +98,7 @@ def test_shots_default_to_one_percent_of_the_labels() -> None:
 
 def test_too_many_shots_are_refused_with_the_key() -> None:
     config = load_config(None, ["evaluate.shots_per_class=21"])
-    with pytest.raises(DataError, match="few-shot sets cannot be drawn") as error:
+    with raises("E-DATA-036") as error:
         scorer(config=config)
     assert "evaluate.shots_per_class" in error.value.todo
 
@@ -121,7 +121,7 @@ EVEN = (5,) * NUM_CLASSES
 
 def test_published_lists_without_a_class_are_refused_by_name() -> None:
     lacking = tuple(f"i{n}" for n in range(30) if n % NUM_CLASSES not in (2, 4))
-    with pytest.raises(DataError, match="few-shot list 2 has no image of 2 classes: c, e"):
+    with raises("E-DATA-035", "2", "c", "e"):
         scorer(some_manifest((tuple(f"i{n}" for n in range(12)), lacking)))
 
 
@@ -133,19 +133,19 @@ def test_sets_that_fit_are_accepted() -> None:
 
 def test_classes_that_nothing_teaches_are_refused_by_name() -> None:
     without = (5, 0, 5, 5, 0, 5)
-    with pytest.raises(DataError, match="2 classes of test have no labelled image: b, e"):
+    with raises("E-DATA-031", "test", "b", "e"):
         check_sets(CONFIG, sets_of(pretrain=EVEN, probe=without, test=EVEN))
     check_sets(CONFIG, sets_of(pretrain=EVEN, probe=EVEN, test=without))
 
 
 def test_missing_sets_are_refused_by_name() -> None:
-    for split, match in (("test", "has no test set"), ("val", "has no val set")):
-        with pytest.raises(ConfigError, match=match):
+    for split in ("test", "val"):
+        with raises("E-CONFIG-013", split):
             config = load_config(None, [f"evaluate.split={split}"])
             check_sets(config, sets_of(pretrain=EVEN, probe=EVEN))
     for protocol in ("paper-linear", "paper-fewshot"):
         config = load_config(None, [f"evaluate.protocols=[{protocol}, knn-k20]"])
-        with pytest.raises(ConfigError, match=f"{protocol} choose the epoch on a val set"):
+        with raises("E-CONFIG-014", protocol, "val"):
             check_sets(config, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN))
         check_sets(config, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN, val=EVEN))
 
@@ -153,12 +153,12 @@ def test_missing_sets_are_refused_by_name() -> None:
 def test_labels_that_are_not_the_manifests_are_refused() -> None:
     found, manifest = features(30, 0, noise=1), sets_of(pretrain=EVEN, probe=EVEN)
     check_labels(manifest, "probe", found)
-    for label, match in (
-        (-1, "1 of 30 images have no label: i7"),
-        (6, "1 of 30 images have a label outside the 6 classes: i7"),
-        (2, "class 'b' has 4 images, 5 are recorded"),
+    for label, id, *facts in (
+        (-1, "E-DATA-032", "1", "30", "i7"),
+        (6, "E-DATA-032", "1", "30", "6", "i7"),
+        (2, "E-DATA-033", "b", "4", "5"),
     ):
         labels_N = found.labels_N.copy()
         labels_N[7] = label
-        with pytest.raises(DataError, match=match):
+        with raises(id, *facts):
             check_labels(manifest, "probe", SetFeatures(found.ids, labels_N))

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from pipeline.config import Config
 from pipeline.config.file import config_hash, load_config
-from pipeline.errors import CheckpointError, ConfigError, PipelineError
+from pipeline.errors import CheckpointError
 from pipeline.export import stage as stage
 from pipeline.export.card import loading_code, model_card
 from pipeline.export.stage import export_network
@@ -26,6 +26,7 @@ from pipeline.record.context import RunContext
 from sdclr import Network, TrainState
 from sdclr.export import FeatureModel, check_images, exported_program, largest_difference
 from tests.conftest import REPO
+from tests.refusals import raises
 from tests.test_models import manifest
 from tests.test_readme import blocks
 
@@ -168,7 +169,7 @@ def test_a_form_that_gives_other_features_is_not_published(
         return exported_program(changed, side_px=side_px)
 
     monkeypatch.setattr(stage, "exported_program", other)
-    with pytest.raises(PipelineError, match="features.pt2 would give other features"):
+    with raises("E-BUG-001", "features.pt2"):
         export_network(trained_network(), FACTS, str(tmp_path), formats=("torch-export",))
     assert not list(tmp_path.iterdir())
 
@@ -184,7 +185,7 @@ def test_a_missing_package_is_told_with_what_to_install(
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ConfigError, match="not installed: onnx") as caught:
+    with raises("E-CONFIG-016") as caught:
         export_network(trained_network(), FACTS, str(tmp_path), formats=("onnx",))
     assert "pip install onnx==" in caught.value.todo
 

@@ -16,8 +16,8 @@ from pipeline.dataset.decoding import shard_items
 from pipeline.dataset.image import png_bytes
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo, ShardInfo
 from pipeline.dataset.shards import write_shard
-from pipeline.errors import ConfigError, DataError
 from sdclr import EpochPlan, ImageSet
+from tests.refusals import raises
 
 SHAPES = [(8, 12), (40, 20), (16, 16), (33, 64)]
 
@@ -105,9 +105,9 @@ def test_a_row_that_is_missing_or_comes_twice_is_noticed(tmp_path: Path) -> None
     images = [i.tobytes() for i in raw_images(8)]
     manifest = stored(tmp_path, images, ImageInfo("raw", 6, 5))
     batches = decoded(tmp_path, manifest)
-    with pytest.raises(DataError, match="2 of 8 images did not arrive exactly once"):
+    with raises("E-DATA-039", "2", "8"):
         feed.SharedImages(batches[:-1], manifest)
-    with pytest.raises(DataError, match="3 of 8 images did not arrive exactly once"):
+    with raises("E-DATA-039", "3", "8"):
         feed.SharedImages([*batches, batches[0]], manifest)
 
 
@@ -128,7 +128,7 @@ def test_a_flipped_byte_stops_the_reading_by_name(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 3] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"pretrain-00001"):
+    with raises("E-DATA-003", "pretrain-00001"):
         decoded(tmp_path, manifest)
 
 
@@ -140,7 +140,7 @@ def test_a_changed_image_stops_the_reading_by_the_name_of_its_sample(tmp_path: P
     content = bytearray(file.read_bytes())
     content[content.index(images[4]) + 50] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match="the image of sample image-4 was changed"):
+    with raises("E-DATA-003", "image-4"):
         decoded(tmp_path, manifest)
 
 
@@ -150,7 +150,7 @@ def test_an_image_that_cannot_be_decoded_any_more_stops_by_name(tmp_path: Path) 
     manifest = stored(
         tmp_path, [whole, whole[: len(whole) // 2]], ImageInfo("original", None, None)
     )
-    with pytest.raises(DataError, match="sample image-1 passed ingest and cannot be decoded now"):
+    with raises("E-DATA-005", "image-1"):
         decoded(tmp_path, manifest, "feed.canvas_px=32")
 
 
@@ -158,9 +158,9 @@ def test_a_set_to_be_kept_beyond_the_memory_is_refused_with_both_sizes() -> None
     shard = ShardInfo("shards/pretrain-00000.parquet", 10_000_000, 1, hashlib.sha256().hexdigest())
     manifest = manifest_of(ImageInfo("raw", 32, 32), [shard])
     kept, roomy = "feed.cache=host", "feed.max_memory_bytes=40000000000"
-    with pytest.raises(ConfigError, match=r"takes 28.6 GiB.*max_memory_bytes allows 2.0 GiB"):
+    with raises("E-CONFIG-020", "28.6", "2.0"):
         feed.check_fits(load_config(None, [kept]), manifest, object_store_bytes=2**40)
-    with pytest.raises(ConfigError, match=r"takes 28.6 GiB.*object store has 1.0 GiB"):
+    with raises("E-CONFIG-021", "28.6", "1.0"):
         feed.check_fits(load_config(None, [kept, roomy]), manifest, object_store_bytes=2**30)
     feed.check_fits(load_config(None, [kept, roomy]), manifest, object_store_bytes=2**40)
     assert "28.6 GiB, is kept" in feed.described(load_config(None, [kept, roomy]), manifest)
@@ -181,7 +181,7 @@ def test_a_last_batch_of_one_image_a_worker_is_refused_before_training() -> None
     shard = ShardInfo("shards/pretrain-00000.parquet", 1029, 1, "0" * 64)
     manifest = manifest_of(ImageInfo("raw", 8, 8), [shard])
     words = ["train.workers=4", "train.drop_last=false", "train.sync_batchnorm=false"]
-    with pytest.raises(ConfigError, match="one image, and BatchNorm needs two") as caught:
+    with raises("E-CONFIG-017") as caught:
         feed.epoch_plan(load_config(None, words), manifest)  # 8 batches of 128, and 4 images
     assert "train.drop_last=true" in caught.value.todo
     for way_out in ("train.drop_last=true", "train.sync_batchnorm=true", "train.methods=[simclr]"):
@@ -192,7 +192,7 @@ def test_a_last_batch_of_one_image_a_worker_is_refused_before_training() -> None
 def test_too_few_images_are_refused_with_what_would_do() -> None:
     shard = ShardInfo("shards/pretrain-00000.parquet", 101, 1, hashlib.sha256().hexdigest())
     manifest = manifest_of(ImageInfo("raw", 8, 8), [shard])
-    with pytest.raises(DataError, match="101 images do not fill one global batch of 128") as error:
+    with raises("E-DATA-040", "101", "128") as error:
         feed.epoch_plan(load_config(None), manifest)
     assert "train.global_batch=100 or less" in error.value.todo
     assert feed.epoch_plan(load_config(None, ["train.global_batch=100"]), manifest).num_steps == 1

@@ -17,11 +17,12 @@ from pipeline import feed, storage
 from pipeline.config.file import load_config
 from pipeline.dataset.image import png_bytes
 from pipeline.dataset.manifest import ImageInfo, Manifest
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
 from pipeline.feed.plan import StreamBudget
 from sdclr import Batch, EpochPlan, ImageSet, epoch_windows
 from tests.conftest import S3_KEYS
 from tests.fault_proxy import FaultProxy
+from tests.refusals import raises
 from tests.test_feed import manifest_of, raw_images, stored
 
 pytestmark = pytest.mark.ray
@@ -173,7 +174,7 @@ def test_wrong_bytes_from_s3_stop_by_name(
 ) -> None:
     uri, proxy = bucket
     proxy.faults.append("flip")
-    with pytest.raises(DataError, match="hash differs") as caught:
+    with raises("E-DATA-016") as caught:
         list(epochs_of(source_of(uri, manifest), plan_of(), 0))
     assert caught.value.where.startswith(uri)
 
@@ -231,13 +232,13 @@ def test_too_little_memory_is_refused_with_what_would_do(folder: Path, manifest:
     )
     config = load_config(None, ["feed.cache=none", "feed.max_memory_bytes=10000000",
                                 "train.global_batch=16"])  # fmt: skip
-    with pytest.raises(ConfigError, match=r"streaming takes at least .*two windows of 8") as error:
+    with raises("E-CONFIG-019", "8") as error:
         feed.check_fits(config, big, object_store_bytes=2**40)
     least = error.value.todo.split()[3]
     enough = load_config(None, ["feed.cache=none", f"feed.max_memory_bytes={least}",
                                 "train.global_batch=16"])  # fmt: skip
     assert feed.stream_budget(enough, big, object_store_bytes=2**40).bytes <= int(least)
-    with pytest.raises(ConfigError, match=r"object store .* allows 3\.5 MiB"):
+    with raises("E-CONFIG-019", "3.5"):
         feed.check_fits(enough, big, object_store_bytes=5 * 2**20)
 
 

@@ -6,18 +6,16 @@ import io
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.console import Console
-from pipeline.errors import DataError
 from pipeline.record.metrics import newest_rows, read_metrics, truncate_metrics
 from pipeline.storage import LineLog
 from pipeline.train import health_log
 from pipeline.train.driver import _ProgressView
 from pipeline.train.health_log import HealthLog
 from tests.recipes import some_images, some_plan, some_trainer
+from tests.refusals import raises
 
 CONFIG: Config = load_config(None, ["health.every_epochs=2", "health.num_images=16"])
 
@@ -64,7 +62,7 @@ def test_the_schema_is_held(tmp_path: Path) -> None:
     rows = train(tmp_path, epochs=1)
     with LineLog(str(tmp_path / "metrics.jsonl")) as lines:
         lines.append({**rows[0], "alarms": "none"})
-    with pytest.raises(DataError, match="alarms is 'none', not a list"):
+    with raises("E-DATA-084", "none"):
         read_metrics(str(tmp_path))
 
 

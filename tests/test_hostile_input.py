@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import DataError
 from tests.hostile_input import (
     CONTAINERS,
     EXECUTED,
@@ -21,6 +20,7 @@ from tests.hostile_input import (
     outcomes,
     page,
 )
+from tests.refusals import raises
 from tests.running import memory_rise_bytes
 from tests.sources import ingested, write_files, write_table
 
@@ -84,7 +84,7 @@ def test_the_page_is_what_the_tests_found(found: tuple[dict[str, str], dict[str,
 @pytest.mark.promise("R26")
 def test_above_the_allowed_share_the_stage_fails_with_the_names(tmp_path: Path) -> None:
     write_files(tmp_path / "in", {name: case.make() for name, case in IMAGES.items()})
-    with pytest.raises(DataError, match="images are unfit") as caught:
+    with raises("E-DATA-079") as caught:
         ingested("folder", tmp_path / "in", tmp_path / "out")
     assert "bomb.png" in caught.value.what and caught.value.exit_code == 3
 

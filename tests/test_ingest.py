@@ -16,13 +16,14 @@ from pipeline.cluster.jobs import RayTasks, ThreadTasks
 from pipeline.config import Config
 from pipeline.dataset.manifest import canonical_hash, read_manifest, verify_shards
 from pipeline.dataset.shards import read_shard
-from pipeline.errors import ClusterError, DataError, StorageError
+from pipeline.errors import DataError
 from pipeline.ingest.plan import chunks_of, cut, data_set_name, data_set_uri, dry_run, work_of
 from pipeline.ingest.sources import listing
 from pipeline.ingest.sources.open import index_source
 from pipeline.ingest.stage import ingest
 from pipeline.ingest.task import run_chunk, write_chunk
 from tests import sources
+from tests.refusals import raises
 
 KIB = 1024
 
@@ -229,7 +230,7 @@ def test_all_rejected_is_no_data_set(tmp_path: Path, ray_cluster: None) -> None:
 @pytest.mark.ray
 def test_a_failed_write_in_a_task_arrives_as_it_was(ray_cluster: None) -> None:
     settings = config(Path("/proc/sdclr-data"))
-    with pytest.raises(StorageError, match="could not write") as caught:
+    with raises("E-STORAGE-002") as caught:
         ingest(settings, quiet)
     assert "/proc/sdclr-data" in caught.value.where
 
@@ -239,7 +240,7 @@ def test_a_bug_in_a_task_is_a_cluster_error(tmp_path: Path, ray_cluster: None) -
     settings = config(tmp_path)
     broken = replace(work_of(settings, index_source(settings.data, ThreadTasks())), index=None)
     item = {"set_name": "pretrain", "number": 0, "start": 0, "stop": 1}
-    with pytest.raises(ClusterError, match="AttributeError"):
+    with raises("E-CLUSTER-008"):
         list(RayTasks("here").map(run_chunk, [item], broken))
 
 

@@ -16,7 +16,6 @@ from pipeline.cluster.jobs import ThreadTasks
 from pipeline.dataset.image import ImageLimits, decode_rgb
 from pipeline.dataset.manifest import ShardInfo
 from pipeline.dataset.shards import read_shard
-from pipeline.errors import StorageError
 from pipeline.ingest.plan import chunks_of, work_of
 from pipeline.ingest.sources.index import ImageIndex
 from pipeline.ingest.sources.listing import as_strings
@@ -31,6 +30,7 @@ from pipeline.ingest.task import (
 )
 from tests import sources
 from tests.loopback_s3 import LoopbackS3
+from tests.refusals import raises
 from tests.sources import image_bytes, write_files
 from tests.test_ingest import config, make_photos
 
@@ -87,7 +87,7 @@ def test_a_file_that_is_too_large_is_not_even_read(tmp_path: Path) -> None:
 
 def test_an_image_that_vanished_fails_unless_a_list_named_it(tmp_path: Path) -> None:
     chunk = Chunk("pretrain", 0, 0, 1)
-    with pytest.raises(StorageError, match="no such file") as caught:
+    with raises("E-STORAGE-002") as caught:
         write_chunk(chunk, photo_work(tmp_path / "out", tmp_path, ["x.png"], [10]))
     assert caught.value.where == str(tmp_path / "x.png")
     listed = photo_work(tmp_path / "out", tmp_path, ["x.png"], [10], may_be_missing=True)

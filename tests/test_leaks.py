@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.dataset.shards import write_shard
-from pipeline.errors import DataError
 from pipeline.evaluate.leaks import find_leaks, refuse, sentences, shared_images
+from tests.refusals import raises
 
 
 def image(number: int) -> bytes:
@@ -70,7 +70,7 @@ def test_leaks_are_refused_above_the_fraction_and_told_below() -> None:
     assert sentences(LEAKS) == ["leak: 1 of 100 images of test are also in probe: test-x = probe-x"]
     refuse(LEAKS, manifest, max_frac=0.01)
     refuse([], manifest, max_frac=0.0)
-    with pytest.raises(DataError, match="test-x = probe-x") as caught:
+    with raises("E-DATA-037", "test-x", "probe-x") as caught:
         refuse(LEAKS, manifest, max_frac=0.009)
     assert "evaluate.max_leak_frac=0.01" in caught.value.todo
 

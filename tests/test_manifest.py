@@ -23,7 +23,7 @@ from pipeline.dataset.manifest import (
     verify_shards,
     write_manifest,
 )
-from pipeline.errors import DataError
+from tests.refusals import raises
 from tests.test_shards import one_shard
 
 
@@ -79,7 +79,7 @@ def _shard(content: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "refusal"),
     [
         (lambda c: c.update(schema_version=1), "schema version 1"),
         (lambda c: c.update(schema_version=True), "schema version True"),
@@ -102,13 +102,13 @@ def _shard(content: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_unfit_manifests_are_refused(
-    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], refusal: str
 ) -> None:
     write_manifest(str(tmp_path), some_manifest(tmp_path))
     _edit(tmp_path, lambda content: None)
     read_manifest(str(tmp_path))  # control: sealed again without a change, it passes
     _edit(tmp_path, change)
-    with pytest.raises(DataError, match=message) as caught:
+    with raises(*refusal.split()) as caught:
         read_manifest(str(tmp_path))
     assert caught.value.todo
 
@@ -121,24 +121,24 @@ def test_manifests_of_before_duplicates_were_looked_for_are_read(tmp_path: Path)
 
 @pytest.mark.promise("R12", "S11")
 def test_tampered_torn_and_missing_manifests(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no ingested data set"):
+    with raises("E-DATA-006"):
         read_manifest(str(tmp_path))
     write_manifest(str(tmp_path), some_manifest(tmp_path))
     file = tmp_path / "manifest.json"
     good = file.read_bytes()
     _edit(tmp_path, lambda content: content.update(name="other"), seal=False)
-    with pytest.raises(DataError, match="altered"):
+    with raises("E-DATA-011"):
         read_manifest(str(tmp_path))
     for torn in (good[: len(good) // 2], b"", b"\xff", b"[" * 100_000):
         file.write_bytes(torn)
-        with pytest.raises(DataError, match="torn"):
+        with raises("E-DATA-007"):
             read_manifest(str(tmp_path))
     for other in (b"[]", b"3"):
         file.write_bytes(other)
-        with pytest.raises(DataError, match="not a JSON object"):
+        with raises("E-DATA-008"):
             read_manifest(str(tmp_path))
     file.write_bytes(good.replace(b"50.0", b"NaN"))
-    with pytest.raises(DataError, match="strict JSON"):
+    with raises("E-DATA-010"):
         read_manifest(str(tmp_path))
 
 
@@ -158,12 +158,12 @@ def test_missing_extra_and_short_shards_are_refused(tmp_path: Path) -> None:
     first, second = (tmp_path / shard.name for shard in manifest.shards())
     content = second.read_bytes()
     second.unlink()
-    with pytest.raises(DataError, match="1 shards missing: shards/pretrain-00001"):
+    with raises("E-DATA-013", "1", "shards/pretrain-00001"):
         verify_shards(str(tmp_path), manifest)
     second.write_bytes(content[:-1])
-    with pytest.raises(DataError, match="wrong size: shards/pretrain-00001"):
+    with raises("E-DATA-013", "shards/pretrain-00001"):
         verify_shards(str(tmp_path), manifest)
     second.write_bytes(content)
     (first.parent / "pretrain-00002.parquet").write_bytes(b"")
-    with pytest.raises(DataError, match="1 shards extra: shards/pretrain-00002"):
+    with raises("E-DATA-013", "1", "shards/pretrain-00002"):
         verify_shards(str(tmp_path), manifest)

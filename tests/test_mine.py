@@ -12,7 +12,7 @@ from pipeline.cluster.connect import Cluster
 from pipeline.config.file import config_hash, load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo, sealed
 from pipeline.dataset.shards import write_shard
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.mine.extractor import RarityExtractor, reference_sample
 from pipeline.mine.findings import findings
 from pipeline.mine.stage import mine
@@ -20,6 +20,7 @@ from pipeline.model import build, checkpoint
 from pipeline.record.context import RunContext
 from sdclr import LossMemory, Trainer, capture
 from sdclr.longtail import Groups
+from tests.refusals import raises
 
 GROUPS = Groups(many=(0,), medium=(1,), few=(2,))
 NAMES = ("cat", "dog", "eel")
@@ -158,7 +159,7 @@ def test_a_ratio_that_starves_a_layer_is_refused_by_name(tmp_path: Path) -> None
         extractor(uri, config)
     assert "0.99999" in caught.value.where
     # The stage says so by itself: of an actor that does not start Ray tells little.
-    with pytest.raises(ConfigError, match="pruning leaves no weight in") as caught:
+    with raises("E-CONFIG-025") as caught:
         mined(tmp_path / "stage", config)
     assert "0.99999" in caught.value.where
 
@@ -209,20 +210,20 @@ def test_the_loss_in_training_ranks_where_the_run_kept_it(
 
 def test_losses_that_were_not_kept_are_told_before_anything_starts(tmp_path: Path) -> None:
     by_loss = load_config(None, [*WORDS, "mine.score=training_loss"])
-    with pytest.raises(ConfigError, match="the run kept no loss of each image") as caught:
+    with raises("E-CONFIG-028") as caught:
         mined(tmp_path, by_loss)
     assert "train.loss_memory" in caught.value.todo
     elsewhere = load_config(None, [*WORDS, "mine.score=training_loss", f"mine.data={tmp_path}"])
-    with pytest.raises(ConfigError, match="only images that the run was trained on"):
+    with raises("E-CONFIG-027"):
         mined(tmp_path / "other", elsewhere, some_losses())
 
 
 def test_what_cannot_be_mined_is_told_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no test set, it has pretrain"):
+    with raises("E-CONFIG-026"):
         mined(tmp_path, load_config(None, [*WORDS, "mine.set=test"]))
     (tmp_path / "run" / "models").rename(tmp_path / "elsewhere")
     manifest = data_set(tmp_path / "again")
     run = RunContext(CONFIG, str(tmp_path / "run"), str(tmp_path / "again"), manifest)
-    with pytest.raises(CheckpointError, match="method sdclr has no checkpoint"):
+    with raises("E-CHECKPOINT-003"):
         mine(run, cluster=CLUSTER, progress=lambda *_: None)
     assert torch.get_num_threads() >= 1

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.console import Console
-from pipeline.errors import ConfigError, DataError
 from pipeline.report.charts.scatter import Cloud, scatter
 from pipeline.report.comparison import (
     compare,
@@ -20,6 +19,7 @@ from pipeline.report.comparison import (
 )
 from pipeline.report.mining import findings_rows, write_mining_page
 from tests import records
+from tests.refusals import raises
 from tests.test_report import HOSTILE, Page, assert_inert, edit
 
 
@@ -162,16 +162,16 @@ def test_the_console_says_where_the_page_is(tmp_path: Path) -> None:
     uris, stream = two_runs(tmp_path), io.StringIO()
     compare([uris[0], "demo"], str(Path(uris[1]).parent), Console(stream))
     assert "comparison of 2 runs: " in stream.getvalue()
-    with pytest.raises(ConfigError, match="there is no run 'other'"):
+    with raises("E-CONFIG-031", "other"):
         compare([uris[0], "other"], str(tmp_path), Console(stream))
 
 
 def test_runs_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
     first, second = two_runs(tmp_path)
     edit(second, "evaluation.json", lambda e: e["class_names"].reverse())
-    with pytest.raises(DataError, match="different classes"):
+    with raises("E-DATA-088"):
         write_comparison([first, second], str(tmp_path))
     (Path(second) / "evaluation.json").unlink()
-    with pytest.raises(DataError, match="has not been evaluated") as caught:
+    with raises("E-DATA-027") as caught:
         write_comparison([first, second], str(tmp_path))
     assert f"evaluate --resume {second}" in caught.value.todo

@@ -17,10 +17,10 @@ from pipeline import feed
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo, ShardInfo
-from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model import build
 from sdclr import TrainState, cifar_recipe
 from tests.conftest import REPO
+from tests.refusals import raises
 
 RECIPES = REPO / "tune_configs"
 
@@ -45,7 +45,7 @@ def test_the_view_has_the_side_of_raw_images_unless_configured() -> None:
     configured = load_config(None, ["augment.crop_px=12"])
     assert build.crop_px(configured, manifest(16, 16)) == 12
     for sizes in ((None, None), (16, 20)):
-        with pytest.raises(ConfigError, match="augment.crop_px"):
+        with raises("E-CONFIG-029", "augment.crop_px"):
             build.crop_px(Config(), manifest(*sizes))
 
 
@@ -69,7 +69,7 @@ def test_evaluation_resizes_what_does_not_fit_a_view(
 
 def test_a_resize_below_the_crop_is_refused_before_training() -> None:
     config = load_config(None, ["augment.crop_px=16", "evaluate.resize_px=14"])
-    with pytest.raises(ConfigError, match="images of 14 px cannot be cropped to 16 px"):
+    with raises("E-CONFIG-030", "14", "16"):
         build.resize_px(config, manifest(16, 16))
 
 
@@ -128,7 +128,7 @@ def twin(config: Config) -> nn.Module:
 
 def test_a_checkpoint_of_another_architecture_is_refused() -> None:
     other = load_config(None, ["model.backbone=resnet18"])
-    with pytest.raises(CheckpointError, match="another architecture"):
+    with raises("E-CHECKPOINT-004"):
         build.trained_model(other, "sdclr", state_of(twin(Config())))
 
 
@@ -167,10 +167,10 @@ def test_a_run_can_start_from_exported_weights_with_or_without_a_classifier(tmp_
     build.load_backbone(str(file), "resnet8", target)
     assert all(torch.equal(t, target.state_dict()[n]) for n, t in source.state_dict().items())
     file.write_bytes(b"not tensors")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with raises("E-CHECKPOINT-012"):
         build.load_backbone(str(file), "resnet8", target)
     save_file({"conv1.weight": torch.ones(2)}, file)
-    with pytest.raises(CheckpointError, match="do not fit"):
+    with raises("E-CHECKPOINT-011"):
         build.load_backbone(str(file), "resnet8", target)
 
 

@@ -16,6 +16,7 @@ from pipeline.errors import DataError
 from pipeline.ingest.plan import work_of
 from pipeline.ingest.sources.open import index_source
 from pipeline.ingest.task import parse_outcome, run_chunk
+from tests.refusals import raises
 from tests.sources import image_bytes, settings, write_files, write_tar
 
 
@@ -42,7 +43,7 @@ def test_values_and_columns_come_back() -> None:
 
 
 def test_an_error_of_ours_arrives_as_it_was_and_others_as_bugs() -> None:
-    with pytest.raises(DataError, match="what") as caught:
+    with raises("E-DATA-999") as caught:
         through({"n": -1}, 1)
     assert (caught.value.where, caught.value.todo) == ("here", "this")
     with pytest.raises(KeyError):

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ConfigError, DataError, TrainingError
+from pipeline.errors import DataError, TrainingError
 from pipeline.record import provenance
 from pipeline.record.metrics import read_metrics, truncate_metrics
 from pipeline.record.run import RunRecord, describe, read_json
 from pipeline.redact import redact, redact_tree
+from tests.refusals import raises
 
 SECRET = "hunter2-Zq81"
 STEP: dict[str, Any] = {
@@ -50,7 +51,7 @@ def test_record_has_the_fields_of_its_schema(tmp_path: Path) -> None:
 
 def test_create_refuses_an_existing_run(tmp_path: Path) -> None:
     new_record(tmp_path)
-    with pytest.raises(ConfigError, match="exists already") as caught:
+    with raises("E-CONFIG-032") as caught:
         new_record(tmp_path)
     assert "--resume" in caught.value.todo
 
@@ -107,14 +108,14 @@ def test_any_exception_gets_an_exit_code(error: BaseException, code: int) -> Non
 
 @pytest.mark.promise("S11")
 def test_broken_records_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="missing"):
+    with raises("E-DATA-085"):
         RunRecord.open(str(tmp_path))
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(DataError, match="not JSON") as caught:
+    with raises("E-DATA-086") as caught:
         RunRecord.open(str(tmp_path))
     assert caught.value.where.endswith("run.json")
     (tmp_path / "run.json").write_text('{"schema_version": 2}')
-    with pytest.raises(DataError, match="schema_version 1"):
+    with raises("E-DATA-087", "schema_version", "1"):
         read_json(str(tmp_path / "run.json"))
 
 
@@ -231,7 +232,7 @@ def test_a_diverged_loss_may_be_null(tmp_path: Path) -> None:
 @pytest.mark.promise("O1")
 def test_a_wrong_type_is_refused_with_its_line(tmp_path: Path, key: str, value: object) -> None:
     write_rows(tmp_path, MASK, {**STEP, key: value})
-    with pytest.raises(DataError, match=key) as caught:
+    with raises("E-DATA-084", key) as caught:
         read_metrics(str(tmp_path))
     assert caught.value.where.endswith("line 2")
 
@@ -240,7 +241,7 @@ def test_a_wrong_type_is_refused_with_its_line(tmp_path: Path, key: str, value: 
 @pytest.mark.promise("O1")
 def test_a_missing_key_is_refused(tmp_path: Path, key: str) -> None:
     write_rows(tmp_path, {k: v for k, v in STEP.items() if k != key})
-    with pytest.raises(DataError, match=key):
+    with raises("E-DATA-084", key):
         read_metrics(str(tmp_path))
 
 
@@ -256,7 +257,7 @@ def test_steps_rise_per_method_and_seed(tmp_path: Path) -> None:
     write_rows(tmp_path, STEP, {**STEP, "seed": 1}, {**STEP, "method": "simclr"})
     assert len(read_metrics(str(tmp_path))) == 3
     write_rows(tmp_path, STEP, {**STEP, "step": 2}, {**STEP, "step": 2})
-    with pytest.raises(DataError, match="does not rise") as caught:
+    with raises("E-DATA-084") as caught:
         read_metrics(str(tmp_path))
     assert caught.value.where.endswith("line 3")
 
@@ -271,7 +272,7 @@ def test_a_torn_last_line_is_skipped_and_a_torn_middle_line_is_not(
     file.write_bytes(whole)
     assert read_metrics(str(tmp_path)) == [STEP]
     file.write_bytes(whole + b"\n" + json.dumps({**STEP, "step": 3}).encode() + b"\n")
-    with pytest.raises(DataError, match="torn") as caught:
+    with raises("E-DATA-084") as caught:
         read_metrics(str(tmp_path))
     assert caught.value.where.endswith("line 2")
 

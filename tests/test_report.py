@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import DataError
 from pipeline.report.page import write_report
 from tests import records
+from tests.refusals import raises
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "path", "rect", "circle"}
 HOSTILE = [
@@ -350,8 +350,8 @@ def test_a_hundred_classes_and_fifty_layers(tmp_path: Path) -> None:
 
 def test_a_missing_or_broken_record_is_named(run_uri: str) -> None:
     (Path(run_uri) / "evaluation.json").write_text("{")
-    with pytest.raises(DataError, match="not JSON") as caught:
+    with raises("E-DATA-086") as caught:
         write_report(run_uri)
     assert caught.value.where.endswith("evaluation.json")
-    with pytest.raises(DataError, match="missing"):
+    with raises("E-DATA-085"):
         write_report(run_uri + "-other")

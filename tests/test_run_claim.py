@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from pipeline import storage
-from pipeline.errors import ConfigError, PipelineError, StorageError, TrainingError
+from pipeline.errors import PipelineError, TrainingError
 from pipeline.train import claim
 from sdclr import collective
 from tests.ranks import run_on_ranks
+from tests.refusals import raises
 
 CPU = torch.device("cpu")
 
@@ -29,9 +30,9 @@ def test_the_workers_of_the_training_that_began_last_go_on(tmp_path: Path) -> No
     claim.check(run, first, data_uri=data, device=CPU)
     claim.refuse_another(run, first)
     second = claim.begin(run)
-    with pytest.raises(TrainingError, match="another training of this run has begun"):
+    with raises("E-TRAIN-003"):
         claim.check(run, first, data_uri=data, device=CPU)
-    with pytest.raises(StorageError, match="taken over by another training"):
+    with raises("E-STORAGE-005"):
         claim.refuse_another(run, first)
     claim.check(run, second, data_uri=data, device=CPU)
     claim.refuse_another(run, second)
@@ -74,5 +75,5 @@ def test_a_folder_that_one_worker_does_not_see_is_refused_by_all(tmp_path: Path)
 
 def test_one_worker_that_sees_nothing_is_told_the_same(tmp_path: Path) -> None:
     run, data = a_run(tmp_path)
-    with pytest.raises(ConfigError, match="worker 0 of 1 does not see the run's folder"):
+    with raises("E-CONFIG-033", "0", "1"):
         claim.check(run, "token", data_uri=data, device=CPU)
