@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.console import Console
@@ -17,7 +19,12 @@ from pipeline.train.health_log import HealthLog
 from tests.recipes import some_images, some_plan, some_trainer
 from tests.refusals import raises
 
-CONFIG: Config = load_config(None, ["health.every_epochs=2", "health.num_images=16"])
+CONFIG: Config = load_config(None, ["health.every_epochs=2"])
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_log, "NUM_IMAGES", 16)
 
 
 def train(run: Path, *, epochs: int = 3) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from pipeline.config.file import config_hash, load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo, sealed
 from pipeline.dataset.shards import write_shard
 from pipeline.errors import ConfigError
+from pipeline.mine import stage
 from pipeline.mine.extractor import RarityExtractor, reference_sample
 from pipeline.mine.findings import findings
 from pipeline.mine.stage import mine
@@ -28,9 +29,15 @@ COUNTS = (40, 15, 5)
 WORDS = [
     "train.methods=[sdclr]", "train.epochs=1", "train.global_batch=20", "train.workers=1",
     "mine.num_views=2", "mine.prune_ratios=[0.5, 0.9]", "mine.knn_k=3", "mine.batch_images=6",
-    "mine.candidate_frac=0.5",
 ]  # fmt: skip
 CONFIG = load_config(None, WORDS)
+
+
+@pytest.fixture(autouse=True)
+def half_of_a_set_is_chosen_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "CANDIDATE_FRAC", 0.5)
+
+
 CLUSTER = Cluster("", True, 4, 0, "", largest_node_cpus=4)
 
 
