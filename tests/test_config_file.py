@@ -68,7 +68,20 @@ def test_override_values_are_yaml() -> None:
 
 def random_config(rng: random.Random) -> Config:
     names = ["1e-3", "null", "true", "on", "010", "0.5", "no", "1-30", "demo", "2024-01-01"]
-    paths = ["x: y", "- a", "#a", "a #b", "'q'", '"d"', "~", "é\u2028", " pad ", "1:30", "*a", "{"]
+    paths = [
+        "./x: y",
+        "- a",
+        "#a",
+        "a #b",
+        "'q'",
+        '"d"',
+        "~",
+        "é\u2028",
+        " pad ",
+        "./1:30",
+        "*a",
+        "{",
+    ]
     tree: dict[str, dict[str, Any]] = {
         "run": {"name": rng.choice(names), "root": rng.choice(paths), "seed": rng.randrange(2**31)},
         "data": {"sets": {"fewshot": rng.sample(paths, rng.randrange(4))}, "source": "folder",

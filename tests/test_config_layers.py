@@ -176,7 +176,7 @@ def test_pydantic_does_not_echo_either() -> None:
 
 @pytest.mark.parametrize(
     "uri",
-    ["s3://bucket/a@b", "http://host:9000/a@b", "/data/me@home", "s3://bucket/token/x", "a:b"],
+    ["s3://bucket/a@b", "/data/me@home", "s3://bucket/token/x", "./a:b"],
 )
 def test_harmless_places_are_accepted(uri: str) -> None:
     assert Config.model_validate({"run": {"root": uri}}).run.root == uri

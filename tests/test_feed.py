@@ -114,9 +114,9 @@ def test_a_row_that_is_missing_or_comes_twice_is_noticed(tmp_path: Path) -> None
 def test_photos_without_a_canvas_are_refused(tmp_path: Path) -> None:
     photos = [png_bytes(raw_images(1)[0])]
     manifest = stored(tmp_path, photos, ImageInfo("original", None, None))
-    with pytest.raises(ConfigError, match=r"set augment.crop_px"):
+    with raises("E-CONFIG-018", "augment.crop_px"):
         feed.canvas_size(load_config(None), manifest)
-    with pytest.raises(DataError, match=r"set augment.crop_px"):
+    with raises("E-DATA-004", "augment.crop_px"):
         decoded(tmp_path, manifest)
 
 

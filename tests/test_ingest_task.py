@@ -87,7 +87,7 @@ def test_a_file_that_is_too_large_is_not_even_read(tmp_path: Path) -> None:
 
 def test_an_image_that_vanished_fails_unless_a_list_named_it(tmp_path: Path) -> None:
     chunk = Chunk("pretrain", 0, 0, 1)
-    with raises("E-STORAGE-002") as caught:
+    with raises("E-STORAGE-370") as caught:
         write_chunk(chunk, photo_work(tmp_path / "out", tmp_path, ["x.png"], [10]))
     assert caught.value.where == str(tmp_path / "x.png")
     listed = photo_work(tmp_path / "out", tmp_path, ["x.png"], [10], may_be_missing=True)
