@@ -119,7 +119,8 @@ def test_closing_after_another_error_neither_hangs_nor_hides_it(
 @pytest.mark.promise("R15")
 def test_a_process_ends_although_a_write_hangs() -> None:
     code = (
-        "import threading\nfrom pipeline import storage\nfrom pipeline.train import checkpoint_writer\n"
+        "import threading\nfrom pipeline import storage\n"
+        "from pipeline.train import checkpoint_writer\n"
         "from tests.test_checkpoint import some_state\n"
         "storage.write_bytes = lambda *a: threading.Event().wait()\n"
         "w = checkpoint_writer.CheckpointWriter('x', config_hash='', keep=1, deadline_s=0.2)\n"

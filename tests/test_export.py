@@ -27,8 +27,8 @@ from sdclr import Network, TrainState
 from sdclr.export import FeatureModel, check_images, exported_program, largest_difference
 from tests.conftest import REPO
 from tests.refusals import raises
+from tests.test_docs import blocks
 from tests.test_models import manifest
-from tests.test_readme import blocks
 
 SCORE = {
     "protocol": "knn-k20", "n": 1, "many": 0.9, "medium": 0.8, "few": 0.7, "std": 0.08, "all": 0.8,
@@ -75,8 +75,9 @@ def test_the_program_is_the_network_with_its_normalisation_for_any_batch(tmp_pat
         assert largest_difference(program(normal), expected) > 1e-3
 
 
-def test_the_readmes_three_lines_run_in_a_process_without_this_project(tmp_path: Path) -> None:
-    (lines,) = (code for code in blocks("python") if "torch.export" in code)
+def test_the_three_lines_of_the_page_run_in_a_process_without_this_project(tmp_path: Path) -> None:
+    page = (REPO / "docs" / "export.md").read_text()
+    (lines,) = (code for kind, code in blocks(page) if kind == "python" and "export.load" in code)
     assert sum(bool(line) for line in lines.splitlines()) == 3
     assert "sdclr" not in lines and "pipeline" not in lines
     network, images = trained_network(), check_images(16)
