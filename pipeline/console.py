@@ -9,11 +9,13 @@ paths cannot move the cursor.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from pipeline.errors import PipelineError
@@ -23,6 +25,17 @@ INTERVAL_S = 5.0
 _REDRAW_S = 0.1
 _BAR_CELLS = 24
 _ASCII = str.maketrans({"±": "+-", "–": "-", "…": "...", "█": "#", "░": "."})
+
+
+def program() -> str:
+    """Return the words that this program is called by, for messages."""
+    name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else ""
+    if name == "sdclr":
+        return name
+    file = Path(__file__).resolve().parent / "run.py"
+    called = Path(sys.argv[0]) if name == "run.py" else file
+    shown = str(called) if name == "run.py" and not called.is_absolute() else os.path.relpath(file)
+    return f"python {shown if not shown.startswith('../..') else file}"
 
 
 class Console:

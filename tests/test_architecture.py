@@ -35,7 +35,7 @@ FLOORS = (
 )
 MAX_ROOMS = 24
 # Each number only shrinks: lower it with the code. The aims are 60, 40, 105, 300 and 0.
-MOST_DICTS_OF_ANY, MOST_ANY, MOST_KEYS = 182, 95, 108
+MOST_DICTS_OF_ANY, MOST_ANY, MOST_KEYS = 182, 95, 105
 MOST_LINES = 330
 MOST_LONG_LINES_OF_DOCS = 800
 # Modules of sdclr that people use on their own: `import sdclr` does not need them.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.command_line import FLAGS, STAGES, Command, parse
+from pipeline.cli.command_line import FLAGS, OWN_WORDS, SECTIONS_OF, STAGES, Command, parse
+from pipeline.console import program
 from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,65 @@ def test_words_in_any_order() -> None:
 def test_report_takes_runs_to_compare() -> None:
     assert parse(["report", "runs/a", "b", "c"]).runs == ("runs/a", "b", "c")
     assert parse(["report", "--resume", "runs/a"]).runs == ()
+
+
+def test_words_of_one_stage() -> None:
+    assert parse(["evaluate", "a", "b"]).runs == ("a", "b")
+    assert parse(["evaluate", "--checkpoint", "w.pt"]).checkpoint == "w.pt"
+    mine = parse(["mine", "--resume", "r", "--data", "s3://b/d", "--set", "test"])
+    assert (mine.data, mine.set_name, mine.resume) == ("s3://b/d", "test", "r")
+    assert parse(["train", "--extend", "r", "train.epochs=9"]).extend == "r"
+
+
+@pytest.mark.parametrize(
+    ("words", "error_id"),
+    [
+        (["mine", "--checkpoint", "x"], "E-CONFIG-222"),
+        (["evaluate", "--data", "x"], "E-CONFIG-222"),
+        (["--extend", "x"], "E-CONFIG-222"), (["train", "--set", "val"], "E-CONFIG-222"),
+        (["mine", "--set", "vall"], "E-CONFIG-001"), (["--help-keys", "trian"], "E-CONFIG-221"),
+        (["train", "--extend", "x", "--resume", "y"], "E-CONFIG-223"),
+        (["evaluate", "a"], "E-CONFIG-005"),
+        (["evaluate", "a", "b", "--resume", "c"], "E-CONFIG-004"),
+        (["evaluate", "a", "b", "--checkpoint", "c"], "E-CONFIG-004"),
+        (["mine", "a"], "E-CONFIG-002"),
+    ],
+)  # fmt: skip
+def test_words_that_do_not_go_together_are_refused(words: list[str], error_id: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse(words)
+    assert error.value.id == error_id
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_has_its_own_help(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse([stage, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and stage in text
+    for word, (only, _, _) in OWN_WORDS.items():
+        assert (word in text) == (only == stage or stage == "all"), word
+    for section in SECTIONS_OF.get(stage, ()):
+        assert f"\n{section}: " in text
+
+
+def test_keys_of_one_section(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help-keys", "augment"])
+    text = capsys.readouterr().out
+    assert "augment.crop_px" in text and "train.epochs" not in text
+
+
+@pytest.mark.parametrize(
+    ("called", "shown"),
+    [("/usr/bin/sdclr", "sdclr"), ("pipeline/run.py", "python pipeline/run.py"),
+     ("../pipeline/run.py", "python ../pipeline/run.py")],
+)  # fmt: skip
+def test_messages_name_the_program_as_it_was_called(
+    called: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [called])
+    assert program() == shown
 
 
 @pytest.mark.parametrize(

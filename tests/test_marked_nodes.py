@@ -50,7 +50,8 @@ def train_probes(folder: Path) -> None:
 
 def score_images(folder: Path) -> None:
     scoring.score_set(
-        CONFIG, "{}", config_hash="", method="sdclr", checkpoint_uri="", data_uri=str(folder),
+        CONFIG, "{}", set_name="pretrain", config_hash="", method="sdclr", checkpoint_uri="",
+        data_uri=str(folder),
         manifest=data_set(folder, pretrain=[1, 2]), with_untrained=False, cluster=CLUSTER,
         progress=lambda *said: None,
     )  # fmt: skip

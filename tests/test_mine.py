@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,11 +172,13 @@ def test_a_ratio_that_starves_a_layer_is_refused_by_name(tmp_path: Path) -> None
     assert "0.99999" in caught.value.where
 
 
-def mined(tmp_path: Path, config: object = CONFIG, losses_2N: torch.Tensor | None = None) -> dict:  # type: ignore[type-arg]
+def mined(
+    tmp_path: Path, config: object = CONFIG, losses_2N: torch.Tensor | None = None, **how: Any
+) -> dict[str, Any]:
     manifest = data_set(tmp_path)
     trained_run(tmp_path / "run", manifest, losses_2N)
     run = RunContext(config, str(tmp_path / "run"), str(tmp_path), manifest)  # type: ignore[arg-type]
-    return mine(run, cluster=CLUSTER, progress=lambda *_: None)
+    return mine(run, cluster=CLUSTER, progress=lambda *_: None, **how)
 
 
 @pytest.mark.ray
@@ -220,14 +223,14 @@ def test_losses_that_were_not_kept_are_told_before_anything_starts(tmp_path: Pat
     with raises("E-CONFIG-028") as caught:
         mined(tmp_path, by_loss)
     assert "train.loss_memory" in caught.value.todo
-    elsewhere = load_config(None, [*WORDS, "mine.score=training_loss", f"mine.data={tmp_path}"])
+    elsewhere = load_config(None, [*WORDS, "mine.score=training_loss"])
     with raises("E-CONFIG-027"):
-        mined(tmp_path / "other", elsewhere, some_losses())
+        mined(tmp_path / "other", elsewhere, some_losses(), is_own=False)
 
 
 def test_what_cannot_be_mined_is_told_before_anything_starts(tmp_path: Path) -> None:
     with raises("E-CONFIG-026"):
-        mined(tmp_path, load_config(None, [*WORDS, "mine.set=test"]))
+        mined(tmp_path, load_config(None, WORDS), set_name="test")
     (tmp_path / "run" / "models").rename(tmp_path / "elsewhere")
     manifest = data_set(tmp_path / "again")
     run = RunContext(CONFIG, str(tmp_path / "run"), str(tmp_path / "again"), manifest)

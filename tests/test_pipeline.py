@@ -222,8 +222,8 @@ def test_a_run_is_exported_and_its_weights_are_scored_like_the_run(unbroken: Unb
     program = torch.export.load(exported / "features.pt2").module()
     assert program(torch.rand(3, 3, 16, 16)).shape == (3, 64)
 
-    weights = f"evaluate.checkpoint={exported / 'backbone.safetensors'}"
-    result = run(root, "evaluate", *TINY, weights, "evaluate.protocols=[knn-k20]")
+    weights = str(exported / "backbone.safetensors")
+    result = run(root, "evaluate", *TINY, "--checkpoint", weights, "evaluate.protocols=[knn-k20]")
     assert result.returncode == 0, result.stderr
     (own,) = (root / "runs").glob("demo-eval-*")
     found, whole = json.loads((own / "evaluation.json").read_text()), json.loads(before)
@@ -234,7 +234,7 @@ def test_a_run_is_exported_and_its_weights_are_scored_like_the_run(unbroken: Unb
     np.testing.assert_equal(found["models"][0]["scores"], knn)
     assert (folder / "evaluation.json").read_bytes() == before
 
-    result = run(root, "evaluate", f"evaluate.runs=[{folder}, {own}]")
+    result = run(root, "evaluate", str(folder), str(own))
     assert result.returncode == 0, result.stderr
     assert "sdclr - checkpoint" in result.stdout and "+0.0" in result.stdout
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,8 +48,8 @@ def stack() -> Iterator[ExitStack]:
         yield found
 
 
-def session(stage: str, run: str, stack: ExitStack, *words: str) -> Stages:
-    command = Command(stage, None, words, resume=run, dry_run=False)
+def session(stage: str, run: str, stack: ExitStack, **more: Any) -> Stages:
+    command = Command(stage, None, (), resume=run, dry_run=False, **more)
     return Stages(command, resolve(command), Console(), stack)
 
 
@@ -86,7 +87,7 @@ def test_going_on_with_it_does(run: str, stack: ExitStack) -> None:
 def test_a_stage_that_fails_leaves_the_runs_own_end(
     run: str, stack: ExitStack, tmp_path: Path
 ) -> None:
-    one = session("mine", run, stack, f"mine.data={tmp_path / 'typo'}")
+    one = session("mine", run, stack, data=str(tmp_path / "typo"))
     one.open_record()
     with pytest.raises(PipelineError):
         one.mine()

@@ -137,8 +137,7 @@ def test_how_long_foreign_weights_were_trained_is_unknown_and_ours_say_it(tmp_pa
     torch.save(resnet8().state_dict(), foreign)
     build.export_backbone(ours, resnet8(), {"epochs": 7, "step": 21})
     for file, length, words in ((foreign, (None, None), "unknown"), (ours, (7, 21), "7")):
-        config = load_config(None, [f"evaluate.checkpoint={file}"])
-        found = find_candidates(config, "", "")
+        found = find_candidates(load_config(None), "", "", given_uri=file)
         given, untrained = found.final
         assert (given.epochs, given.step) == length and untrained.epochs == 0
         assert found.notes == [f"checkpoint: {file}, epochs trained: {words}"]
@@ -256,7 +255,7 @@ def write(file: Path, content: bytes) -> Path:
 @pytest.mark.parametrize(
     ("stage", "key"),
     [
-        ("evaluate", "evaluate.checkpoint"),
+        ("evaluate", ""),
         ("all", "train.init_from"),
         ("train", "train.init_from"),
         ("tune", "train.init_from"),
@@ -266,8 +265,11 @@ def test_weights_that_are_not_there_or_do_not_fit_are_told_before_anything_is_ma
     tmp_path: Path, stage: str, key: str
 ) -> None:
     def resolved(name: str) -> bool:
-        words = (f"{key}={tmp_path / name}", f"run.root={tmp_path / 'runs'}")
-        return resolve(Command(stage, None, words, resume=None, dry_run=False)).is_new
+        given = str(tmp_path / name)
+        words = (f"run.root={tmp_path / 'runs'}", *((f"{key}={given}",) if key else ()))
+        checkpoint = None if key else given
+        command = Command(stage, None, words, None, dry_run=False, checkpoint=checkpoint)
+        return resolve(command).is_new
 
     save_file(resnet8().state_dict(), tmp_path / "fits.safetensors")
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "other.pt")

@@ -1,4 +1,4 @@
-"""The command line: five words, everything else is a key of the configuration."""
+"""The command line: a stage, its own words, and keys of the configuration."""
 
 from __future__ import annotations
 
@@ -8,27 +8,50 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Literal, NoReturn, get_args
 
+from pipeline.console import program
 from pipeline.errors import ConfigError
 
 STAGES = {
     "all": "ingest, train, evaluate and report, one after the other (the default)",
     "ingest": "source images to verified long-tail shards and a manifest",
     "train": "pre-train every method of train.methods on the ingested shards",
-    "evaluate": "score the newest run of this configuration, or the one of --resume",
+    "evaluate": "score the newest run of this configuration, that of --resume, or given weights; "
+    "with several RUNs: average their scores",
     "export": "write the trained backbones for use without this project: weights, program, card",
     "mine": "rank every image of a data set by how rare it is; needs no labels",
     "report": "write report.html of that run; with several RUNs: compare them on one page",
-    "tune": "search settings by tune.*, on the val set or without labels; again = go on",
+    "tune": "search settings by tune.*, on the val set or without labels; again = resume",
 }
+SECTIONS_OF = {
+    "ingest": ("data", "ingest", "placement"),
+    "train": ("model", "sdclr", "simclr", "train", "augment", "feed", "health", "placement"),
+    "evaluate": ("evaluate", "augment", "feed", "placement"),
+    "export": ("export",),
+    "mine": ("mine", "feed", "placement"),
+    "report": (),
+    "tune": ("tune", "cost"),
+}
+"""The sections of the configuration that a stage reads first of all."""
+SetName = Literal["pretrain", "probe", "val", "test"]
+SETS = get_args(SetName)
 FLAGS = ("--config", "--resume", "--dry-run", "--help", "--help-keys")
+OWN_WORDS = {
+    "--checkpoint": ("evaluate", "URI", "score these weights, or this step-* folder of a run, "
+                     "instead of the run's models"),
+    "--data": ("mine", "URI", "another ingested data set: the folder that ingest printed"),
+    "--set": ("mine", "SET", f"which of its sets: {', '.join(SETS)} (pretrain)"),
+    "--extend": ("train", "RUN", "a new run that starts from the weights of this finished one"),
+}  # fmt: skip
+"""Words of one stage: the stage, what follows the word, what it does."""
+_TAKES_RUNS = ("evaluate", "report")
 _OVERRIDE = re.compile(r"[A-Za-z_]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Command:
-    """Command that the user typed.
+    """What the user asked for.
 
     Args:
         stage: one of `STAGES`.
@@ -36,7 +59,10 @@ class Command:
         overrides: `section.key=value`, as typed.
         resume: a run to resume: its folder, or its name below run.root.
         dry_run: check and show the plan only.
-        runs: of `report`, the runs to compare; empty = the page of one run.
+        runs: of `report`, the runs to compare, of `evaluate`, to average; empty = one run.
+        checkpoint: of `evaluate`: what to score instead of the run's models.
+        data, set_name: of `mine`: another data set, and which of its sets.
+        extend: of `train`: a finished run whose weights a new run starts from.
     """
 
     stage: str
@@ -45,12 +71,16 @@ class Command:
     resume: str | None
     dry_run: bool
     runs: tuple[str, ...] = ()
+    checkpoint: str | None = None
+    data: str | None = None
+    set_name: SetName | None = None
+    extend: str | None = None
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(
-            "E-CONFIG-001", message, where="command line", todo="see python pipeline/run.py --help"
+            "E-CONFIG-001", message, where="command line", todo=f"see {program()} --help"
         )
 
 
@@ -60,49 +90,14 @@ def parse(argv: Sequence[str]) -> Command:
     Raises:
         ConfigError: unknown words, with the nearest known one.
     """
-    stages = "\n".join(f"  {name:10s}{text}" for name, text in STAGES.items())
-    parser = _Parser(
-        prog="python pipeline/run.py",
-        usage="%(prog)s [STAGE] [--config FILE] [section.key=value ...] [--resume RUN] [--dry-run]"
-        "\n       %(prog)s report RUN RUN [RUN ...]",
-        description="Self-damaging contrastive learning on long-tailed images, on Ray.\n"
-        "Without arguments: the demo, handwritten digits on this machine, a few minutes.\n\n"
-        f"stages:\n{stages}",
-        epilog="examples:\n"
-        "  python pipeline/run.py train.epochs=10 run.seed=1\n"
-        "  python pipeline/run.py --config tune_configs/cifar10_lt.yaml preset=official\n"
-        "  python pipeline/run.py --config tune_configs/photos.yaml data.path=FOLDER\n"
-        "  python pipeline/run.py tune --config tune_configs/sweep_demo.yaml\n\n"
-        "RAY_ADDRESS names a cluster to join; without it Ray starts on this machine.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("words", nargs="*", metavar="STAGE | section.key=value")
-    parser.add_argument("--config", metavar="FILE", help="YAML file, see tune_configs/")
-    parser.add_argument(
-        "--resume", metavar="RUN", help="resume this run: the same configuration, exactly"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, do nothing")
-    parser.add_argument("--help-keys", action="store_true", help="list every configuration key")
-    args = parser.parse_intermixed_args(list(argv))
-    if args.help_keys:
-        from pipeline.config.file import describe_keys
-
-        sys.stdout.write(describe_keys() + "\n")
-        sys.exit(0)
-    overrides = [word for word in args.words if _OVERRIDE.fullmatch(word)]
+    args = _parser().parse_intermixed_args(list(argv))
+    overrides = tuple(word for word in args.words if _OVERRIDE.fullmatch(word))
     others = [word for word in args.words if not _OVERRIDE.fullmatch(word)]
-    runs = tuple(others[1:]) if others[:1] == ["report"] else ()
-    if runs:
-        _check_compared(runs, overrides, args.resume)
-    elif len(others) > 1:
-        raise ConfigError(
-            "E-CONFIG-002",
-            f"one stage at a time, got {', '.join(others)}",
-            where="command line",
-            todo=f"choose one of {', '.join(STAGES)}",
-        )
+    if args.help_keys:
+        _show_keys(args.help_keys, others)
     stage = others[0] if others else "all"
+    if args.help:
+        _show_help(stage if others else None)
     if stage not in STAGES:
         nearest = difflib.get_close_matches(stage, STAGES, n=1)
         meant = f"; did you mean {nearest[0]}?" if nearest else ""
@@ -112,23 +107,141 @@ def parse(argv: Sequence[str]) -> Command:
             where="command line",
             todo=f"stages are {', '.join(STAGES)}",
         )
-    return Command(stage, args.config, tuple(overrides), args.resume, args.dry_run, runs)
+    runs = tuple(others[1:])
+    if runs and stage not in _TAKES_RUNS:
+        raise ConfigError(
+            "E-CONFIG-002",
+            f"one stage at a time, got {', '.join(others)}",
+            where="command line",
+            todo=f"choose one of {', '.join(STAGES)}",
+        )
+    command = Command(
+        stage, args.config, overrides, args.resume, args.dry_run, runs,
+        args.checkpoint, args.data, args.set, args.extend,
+    )  # fmt: skip
+    _check(command)
+    return command
 
 
-def _check_compared(runs: Sequence[str], overrides: Sequence[str], resume: str | None) -> None:
-    """Refuse configuration words and repeated runs: records are compared as they are."""
-    where = f"report {' '.join(runs)}"
-    if overrides or resume is not None:
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=program(),
+        usage="%(prog)s [STAGE] [--config FILE] [section.key=value ...] [--resume RUN] [--dry-run]",
+        description="Self-damaging contrastive learning on long-tailed images, on Ray.\n"
+        "Without arguments: the demo, handwritten digits on this machine, a few minutes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("words", nargs="*", metavar="STAGE | section.key=value")
+    parser.add_argument("--config", metavar="FILE", help="YAML file, see tune_configs/")
+    parser.add_argument(
+        "--resume", metavar="RUN", help="resume this run: the same configuration, exactly"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, do nothing")
+    for flag, (stage, value, text) in OWN_WORDS.items():
+        choices = SETS if flag == "--set" else None
+        parser.add_argument(flag, metavar=value, choices=choices, help=f"{stage}: {text}")
+    parser.add_argument("--help", "-h", action="store_true", help="this text; after a STAGE: its "
+                        "own words and keys")  # fmt: skip
+    parser.add_argument("--help-keys", nargs="?", const="all", metavar="SECTION",
+                        help="list the configuration keys, of all sections or of one")  # fmt: skip
+    return parser
+
+
+def _show_help(stage: str | None) -> NoReturn:
+    parser, name = _parser(), program()
+    if stage in SECTIONS_OF:
+        words = {"evaluate": f"       {name} evaluate RUN RUN [RUN ...]\n",
+                 "report": f"       {name} report RUN RUN [RUN ...]\n"}.get(stage, "")  # fmt: skip
+        own = {flag: (v, text) for flag, (only, v, text) in OWN_WORDS.items() if only == stage}
+        flags = "".join(f" [{flag} {value}]" for flag, (value, _) in own.items())
+        sys.stdout.write(
+            f"usage: {name} {stage} [--config FILE] [section.key=value ...] [--resume RUN] "
+            f"[--dry-run]{flags}\n{words}\n{stage}: {STAGES[stage]}\n"
+        )
+        for flag, (value, text) in own.items():
+            sys.stdout.write(f"  {flag} {value}  {text}\n")
+        if SECTIONS_OF[stage]:
+            from pipeline.config.file import describe_keys
+
+            sys.stdout.write(f"\nkeys:\n\n{describe_keys(*SECTIONS_OF[stage])}")
+        sys.exit(0)
+    stages = "\n".join(f"  {word:10s}{text}" for word, text in STAGES.items())
+    parser.epilog = (
+        f"stages:\n{stages}\n\nexamples:\n"
+        f"  {name} train.epochs=10 run.seed=1\n"
+        f"  {name} --config tune_configs/cifar10_lt.yaml preset=official\n"
+        f"  {name} --config tune_configs/photos.yaml data.path=FOLDER\n"
+        f"  {name} tune --config tune_configs/sweep_demo.yaml\n"
+        f"  {name} report RUN RUN\n\n"
+        "RAY_ADDRESS names a cluster to join; without it Ray starts on this machine."
+    )
+    sys.stdout.write(parser.format_help())
+    sys.exit(0)
+
+
+def _show_keys(section: str, others: Sequence[str]) -> NoReturn:
+    from pipeline.config.file import describe_keys
+    from pipeline.config.help import SCHEMA
+
+    # `--help-keys` before a stage takes it for its section; both orders are fine.
+    if section in STAGES and section not in SCHEMA:
+        chosen = SECTIONS_OF.get(section, tuple(SCHEMA))
+    elif section == "all":
+        chosen = SECTIONS_OF.get(others[0] if others else "", tuple(SCHEMA))
+    elif section in SCHEMA:
+        chosen = (section,)
+    else:
+        near = difflib.get_close_matches(section, SCHEMA, n=1)
+        raise ConfigError(
+            "E-CONFIG-221",
+            f"there is no section {section!r}{f'; did you mean {near[0]}?' if near else ''}",
+            where="--help-keys",
+            todo=f"choose one of {', '.join(SCHEMA)}",
+        )
+    sys.stdout.write(describe_keys(*chosen) + "\n")
+    sys.exit(0)
+
+
+def _check(command: Command) -> None:
+    """Refuse words that do not go together."""
+    given = {"--checkpoint": command.checkpoint, "--data": command.data,
+             "--set": command.set_name, "--extend": command.extend}  # fmt: skip
+    for flag, (only, _, _) in OWN_WORDS.items():
+        if given[flag] is not None and command.stage != only:
+            raise ConfigError(
+                "E-CONFIG-222",
+                f"{flag} is a word of the stage {only}",
+                where=f"{command.stage} {flag}",
+                todo=f"leave it out, or use the stage {only}",
+            )
+    if command.extend is not None and command.resume is not None:
+        raise ConfigError(
+            "E-CONFIG-223",
+            "--resume continues a run, --extend starts a new one from it",
+            where="train --resume --extend",
+            todo="use one of them",
+        )
+    if command.runs:
+        _check_runs(command)
+
+
+def _check_runs(command: Command) -> None:
+    """Refuse configuration words beside compared runs, single runs and repeated ones."""
+    where = f"{command.stage} {' '.join(command.runs)}"
+    other_words = command.resume is not None or command.checkpoint is not None
+    if other_words or (command.overrides and command.stage == "report"):
         raise ConfigError(
             "E-CONFIG-004",
             "a comparison takes the names of runs only",
             where=where,
             todo="leave out --resume and section.key=value; --config may name run.root",
         )
-    if len(runs) < 2 or len(set(runs)) < len(runs):
+    if len(command.runs) < 2 or len(set(command.runs)) < len(command.runs):
         raise ConfigError(
             "E-CONFIG-005",
             "a comparison needs two runs or more, each once",
             where=where,
-            todo="name another run, or use report --resume RUN for the page of one run",
+            todo=f"name another run, or use {command.stage} --resume RUN for one run",
         )

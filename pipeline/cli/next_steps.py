@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline import storage
-from pipeline.console import Console, duration
+from pipeline.console import Console, duration, program
 from pipeline.record.folder import RunFolder
 
-PROGRAM = "python pipeline/run.py"
 _FILES = ("evaluation.json", "aggregate.json", "report.html", "mining.html")
 
 
@@ -36,10 +35,10 @@ def show_results(
         console.line(f"  checkpoint  {storage.join(models, 'checkpoints')}")
         console.line(f"  backbone    {storage.join(models, 'backbone.safetensors')}")
     console.line("next:")
-    console.line(f"  another seed   {PROGRAM} {again}")
+    console.line(f"  another seed   {program()} {again}")
     console.line(
-        f"  your images    {PROGRAM} data.source=folder data.path=FOLDER feed.canvas_px=64 "
+        f"  your images    {program()} data.source=folder data.path=FOLDER feed.canvas_px=64 "
         "augment.crop_px=32"
     )
-    console.line(f"  photos, GPU    {PROGRAM} --config tune_configs/photos.yaml data.path=FOLDER")
-    console.line(f"  all keys       {PROGRAM} --help-keys")
+    console.line(f"  photos, GPU    {program()} --config tune_configs/photos.yaml data.path=FOLDER")
+    console.line(f"  all keys       {program()} --help-keys")

@@ -6,12 +6,14 @@ How folders are named: `pipeline.record.folder`.
 from __future__ import annotations
 
 import itertools
+import shlex
 
 from pipeline import storage
 from pipeline.cli.command_line import Command
 from pipeline.cluster.auto import settled_like
 from pipeline.config import Config
 from pipeline.config.file import changed_keys, config_hash, load_config, parse_config
+from pipeline.console import program
 from pipeline.errors import ConfigError
 from pipeline.record.folder import RunFolder, data_of, existing_run, numbered
 
@@ -26,27 +28,30 @@ def resolve(command: Command) -> RunFolder:
     """
     folder = _found(command)
     if folder.is_new:
-        _check_weights(folder.config, command.stage)
+        _check_weights(folder.config, command)
     return folder
 
 
-def _check_weights(config: Config, stage: str) -> None:
-    if stage == "evaluate" and config.evaluate.checkpoint is not None:
+def _check_weights(config: Config, command: Command) -> None:
+    if command.checkpoint is not None:
         from pipeline.model.source import given_source  # and with it torch
 
-        given_source(config, config.evaluate.checkpoint)
-    elif stage in ("all", "train", "tune") and config.train.init_from is not None:
+        given_source(config, command.checkpoint)
+    elif command.stage in ("all", "train", "tune") and config.train.init_from is not None:
         from pipeline.model import build
 
-        build.new_network(config, config.train.methods[0], init_from=build.init_uri(config))
+        for method in config.train.methods:
+            build.new_network(config, method, init_from=build.init_uri(config))
 
 
 def _found(command: Command) -> RunFolder:
     if command.resume is not None:
         folder = _existing(command)
-        return _for_evaluation(folder.config) if _has_own_folder(command, folder.config) else folder
+        return _for_evaluation(folder.config) if _has_own_folder(command) else folder
+    if command.extend is not None:
+        return _extended(command, command.extend)
     config = load_config(command.config_file, command.overrides)
-    if _has_own_folder(command, config):
+    if _has_own_folder(command):
         return _for_evaluation(config)
     root = storage.absolute(config.run.root)
     if command.stage == "tune":
@@ -70,6 +75,30 @@ def _found(command: Command) -> RunFolder:
         return RunFolder(uri, name, config, is_new=False, **data_of(uri))
     name = numbered(base, number)
     return RunFolder(storage.join(root, name), name, config, is_new=True)
+
+
+def _extended(command: Command, earlier: str) -> RunFolder:
+    """Return a new run on the same data that starts from the weights of an earlier one."""
+    if command.config_file is not None:
+        raise ConfigError(
+            "E-CONFIG-224",
+            "an extended run has the configuration of the earlier one",
+            where="train --extend --config",
+            todo="leave out --config; section.key=value changes single keys",
+        )
+    uri = existing_run(earlier, load_config(None).run.root)
+    config = parse_config(_recorded_text(uri), origin=_file(uri), overrides=command.overrides)
+    start = storage.join(uri, "models", "{method}", "backbone.safetensors")
+    train = config.train.model_copy(update={"init_from": start})
+    config = config.model_copy(update={"train": train})
+    root = storage.absolute(config.run.root)
+    name = _free_name(root, f"{config.run.name}-{config_hash(config)[:8]}")
+    return RunFolder(storage.join(root, name), name, config, is_new=True, **data_of(uri))
+
+
+def _free_name(root: str, base: str) -> str:
+    names = set(storage.list_names(root))
+    return next(name for n in itertools.count(1) if (name := numbered(base, n)) not in names)
 
 
 def _sweep(root: str, config: Config) -> RunFolder:
@@ -100,7 +129,8 @@ def _existing(command: Command) -> RunFolder:
             "E-CONFIG-009",
             "a run resumes with its own configuration; changed keys:\n" + "\n".join(changes),
             where=uri,
-            todo="leave them out, or start a new run; train.init_from takes trained weights",
+            todo="leave them out; for more epochs of a finished run: "
+            f"{program()} train --extend {shlex.quote(uri)} train.epochs=N",
         )
     name = uri.rstrip("/").rpartition("/")[2]
     # Keys that are not hashed may differ: the run's models are then used in another way.
@@ -123,16 +153,14 @@ def _recorded_text(run_uri: str) -> str:
         ) from None
 
 
-def _has_own_folder(command: Command, config: Config) -> bool:
+def _has_own_folder(command: Command) -> bool:
     """Return whether something else than the models of one run is evaluated."""
-    given = config.evaluate.checkpoint is not None or bool(config.evaluate.runs)
-    return command.stage == "evaluate" and given
+    return command.checkpoint is not None or bool(command.runs)
 
 
 def _for_evaluation(config: Config) -> RunFolder:
     """Return a new folder, so that no run's own evaluation is overwritten."""
     root = storage.absolute(config.run.root)
     base = f"{config.run.name}-eval-{config_hash(config)[:8]}"
-    names = set(storage.list_names(root))
-    name = next(name for n in itertools.count(1) if (name := numbered(base, n)) not in names)
+    name = _free_name(root, base)
     return RunFolder(storage.join(root, name), name, config, is_new=True)

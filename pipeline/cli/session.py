@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.cli.command_line import Command
-from pipeline.cli.next_steps import PROGRAM, show_results
+from pipeline.cli.next_steps import show_results
 from pipeline.cluster import auto
 from pipeline.cluster.connect import Cluster, check_placement, connected, wait_for_nodes
 from pipeline.cluster.retry import cluster_error_of
 from pipeline.config import Config
 from pipeline.config.file import config_hash, dump_config
-from pipeline.console import Console
+from pipeline.console import Console, program
 from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.errors import DataError, PipelineError, root_cause
 from pipeline.record.context import RunContext
@@ -172,7 +172,8 @@ class Session:
                     "E-DATA-002",
                     "the run has no data set yet",
                     where=self.folder.uri,
-                    todo=f"train it first: {PROGRAM} train --resume {shlex.quote(self.folder.uri)}",
+                    todo=f"train it first: {program()} train --resume "
+                    f"{shlex.quote(self.folder.uri)}",
                 )
             self.find_dataset(data["uri"])
         assert self._dataset is not None

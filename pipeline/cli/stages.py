@@ -23,7 +23,7 @@ def run_stages(command: Command, console: Console) -> None:
     Raises:
         PipelineError: with its exit code; the run's record says the same.
     """
-    if command.runs:
+    if command.stage == "report" and command.runs:
         from pipeline.report.comparison import compare
 
         compare(command.runs, load_config(command.config_file).run.root, console)
@@ -129,7 +129,12 @@ class Stages(Session):
 
         self.console.stage("evaluate", ", ".join(self.config.evaluate.protocols))
         with self.plain_errors(), self.record.stage("evaluate"):
-            evaluation = evaluate(self.context, cluster=self.cluster, console=self.console)
+            evaluation = evaluate(
+                self.context,
+                cluster=self.cluster,
+                console=self.console,
+                given_uri=self.command.checkpoint,
+            )
         if evaluation is None:
             self.console.stage("evaluate", "the data set has no labels, so there are no scores")
             return
@@ -137,7 +142,7 @@ class Stages(Session):
 
     def evaluate_others(self) -> None:
         """Score a checkpoint that was given, or average the evaluations of several runs."""
-        if not self.config.evaluate.runs:
+        if not self.command.runs:
             self.ingest()
             self.open_record()
             self.record_data()
@@ -148,7 +153,7 @@ class Stages(Session):
 
         self.open_record()
         with self.plain_errors(), self.record.stage("evaluate"):
-            averaged = aggregate.aggregate(self.config.evaluate.runs)
+            averaged = aggregate.aggregate(self.command.runs)
             aggregate.write(self.folder.uri, averaged)
         show_aggregate(self.console, averaged)
 
@@ -169,13 +174,18 @@ class Stages(Session):
 
         with self.plain_errors():
             run = self.context
-            if self.config.mine.data is not None:
-                run = run.on_data(storage.absolute(self.config.mine.data))
-            self.console.stage("mine", f"{run.manifest.name}, {self.config.mine.set} set")
+            given, set_name = self.command.data, self.command.set_name or "pretrain"
+            if given is not None:
+                run = run.on_data(storage.absolute(given))
+            self.console.stage("mine", f"{run.manifest.name}, {set_name} set")
             with self.record.stage("mine"):
                 mining = retry_lost_work(
                     lambda: mine(
-                        run, cluster=refreshed(self.cluster), progress=self.console.progress
+                        run,
+                        cluster=refreshed(self.cluster),
+                        progress=self.console.progress,
+                        set_name=set_name,
+                        is_own=given is None,
                     ),
                     say=lambda text: self.console.stage("mine", text),
                 )

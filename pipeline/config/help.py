@@ -159,10 +159,11 @@ def _initials(words: list[str]) -> str:
     return "".join(word[:1] for word in words) if len(words) > 1 else ""
 
 
-def describe_keys() -> str:
+def describe_keys(*sections: str) -> str:
     """Describe all keys by section: name, default, what it takes, what it means."""
     blocks = []
-    for section, keys in SCHEMA.items():
+    for section in sections or SCHEMA:
+        keys = SCHEMA[section]
         kind: Any = Config.model_fields[section].annotation
         lines = [f"{section}: {kind.__doc__}"]
         for key, schema in keys.items():

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.types import Choices, Place, Section
+from pipeline.config.types import Choices, Section
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 
@@ -14,12 +14,6 @@ Ratio = Annotated[float, Field(gt=0, lt=1)]
 class Mine(Section):
     """Rare images of a data set, and which to have labelled first."""
 
-    data: Place | None = Field(
-        default=None, description="folder of another ingested data set; null = the run's own"
-    )
-    set: Literal["pretrain", "probe", "val", "test"] = Field(
-        default="pretrain", description="which of its sets is scored"
-    )
     score: Literal["disagreement", "knn_distance", "both", "training_loss"] = Field(
         default="both",
         description="what ranks: change under pruning, distance to the nearest images, the mean of "

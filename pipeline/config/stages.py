@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from pipeline.config.types import Choices, Place, Places, Section, clean_text, without_repeats
+from pipeline.config.types import Choices, Place, Section, clean_text, without_repeats
 
 Method = Literal["sdclr", "simclr"]
 Protocol = Literal[
@@ -97,7 +97,9 @@ class Train(Section):
         default=600, ge=1, description="a worker that waits longer for the others gives up"
     )
     init_from: Place | None = Field(
-        default=None, description="URI of a backbone.safetensors that a new run starts from"
+        default=None,
+        description="URI of a backbone.safetensors that a new run starts from; {method} in it "
+        "stands for the method",
     )
     loss_memory: float | None = Field(
         default=None,
@@ -142,16 +144,8 @@ class Evaluate(Section):
     split: Literal["test", "val"] = Field(
         default="test", description="labelled set to score on; tune on val, test once"
     )
-    checkpoint: Place | None = Field(
-        default=None,
-        description="score this instead of the run's models: a step-* folder of a run, or "
-        "weights as .safetensors or .pt under torchvision's or timm's names",
-    )
     checkpoints: Literal["newest", "all"] = Field(
         default="newest", description="of a run: all = every kept one, as a curve"
-    )
-    runs: Places = Field(
-        default=(), description="average the evaluations of these runs (splits, seeds) instead"
     )
     max_leak_frac: float = Field(
         default=0.001,

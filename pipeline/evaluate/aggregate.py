@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config.file import changed_keys, parse_config
+from pipeline.console import program
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.comparison import paired_difference
 from pipeline.evaluate.score import FIELDS, fields_of, write_json
@@ -69,7 +70,7 @@ def _evaluation(uri: str) -> dict[str, Any]:
             "E-DATA-027",
             "the run has not been evaluated",
             where=uri,
-            todo=f"python pipeline/run.py evaluate --resume {shlex.quote(uri)}",
+            todo=f"{program()} evaluate --resume {shlex.quote(uri)}",
         )
     evaluation = read_json(file)
     data = read_json(storage.join(uri, "run.json")).get("data") or {}
@@ -188,4 +189,4 @@ def _notes(uris: Sequence[str]) -> list[str]:
 
 
 def _same(what: str, todo: str) -> ConfigError:
-    return ConfigError("E-CONFIG-012", what, where="evaluate.runs", todo=todo)
+    return ConfigError("E-CONFIG-012", what, where="evaluate RUN RUN", todo=todo)

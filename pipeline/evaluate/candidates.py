@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.console import program
 from pipeline.errors import CheckpointError
 from pipeline.model import checkpoint
 from pipeline.model.source import UNTRAINED, ModelSource, given_source, trained_epochs
@@ -47,15 +48,23 @@ class Candidates:
         return [model for model in self.models if not model.older_than]
 
 
-def find_candidates(config: Config, run_uri: str, config_hash: str) -> Candidates:
-    """Return the models that the configuration asks for; the untrained network is always the last.
+def find_candidates(
+    config: Config, run_uri: str, config_hash: str, *, given_uri: str | None = None
+) -> Candidates:
+    """Return the models to score; the untrained network is always the last.
+
+    Args:
+        config: the run's.
+        run_uri: folder of the run.
+        config_hash: that its checkpoints must have.
+        given_uri: weights or a checkpoint to score instead of the run's models.
 
     Raises:
         CheckpointError: a method has no finished checkpoint, or the given one does not fit.
     """
     found = Candidates()
-    if config.evaluate.checkpoint is not None:
-        source, facts = given_source(config, config.evaluate.checkpoint)
+    if given_uri is not None:
+        source, facts = given_source(config, given_uri)
         given = Candidate(source, _count(facts, "step"), _count(facts, "epochs"))
         found.models.append(given)
         epochs = "unknown" if given.epochs is None else given.epochs
@@ -84,7 +93,7 @@ def _add_method(
             "E-CHECKPOINT-001",
             f"method {method} has no checkpoint{reasons}",
             where=folder,
-            todo=f"train it first: python pipeline/run.py train --resume {shlex.quote(run_uri)}",
+            todo=f"train it first: {program()} train --resume {shlex.quote(run_uri)}",
         )
     numbers = newest.state.numbers
     if numbers["step"] != numbers["num_steps"]:

@@ -34,8 +34,10 @@ FILE = "evaluation.json"
 Scores = dict[str, list[dict[str, Any]]]
 
 
-def evaluate(run: RunContext, *, cluster: Cluster, console: Console) -> dict[str, Any] | None:
-    """Score the run's models; writes evaluation.json and forgotten.json.
+def evaluate(
+    run: RunContext, *, cluster: Cluster, console: Console, given_uri: str | None = None
+) -> dict[str, Any] | None:
+    """Score the run's models, or the given weights; writes evaluation.json and forgotten.json.
 
     Returns:
         The content of evaluation.json; None when the data set has no labels to score with.
@@ -46,7 +48,7 @@ def evaluate(run: RunContext, *, cluster: Cluster, console: Console) -> dict[str
         DataError: labels are missing, unknown or few, or scored images are also trained on.
     """
     config, manifest, run_uri, data_uri = run.config, run.manifest, run.run_uri, run.data_uri
-    candidates = find_candidates(config, run_uri, run.config_hash)
+    candidates = find_candidates(config, run_uri, run.config_hash, given_uri=given_uri)
     is_labelled = manifest.class_names is not None
     found_leaks: list[dict[str, Any]] = []
     clock = Clock()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.console import program
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.export.card import model_card
@@ -62,8 +63,7 @@ def export(run: RunContext) -> dict[str, list[str]]:
                 "E-CHECKPOINT-002",
                 f"method {method} has no checkpoint to export",
                 where=folder,
-                todo="train it first: python pipeline/run.py train "
-                f"--resume {shlex.quote(run.run_uri)}",
+                todo=f"train it first: {program()} train --resume {shlex.quote(run.run_uri)}",
             )
         network = build.trained_model(config, method, found.state).network
         facts = _facts(config, run.manifest, method, run.config_hash) | {

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline import feed
 from pipeline.cluster.connect import Cluster, on_nodes_with
 from pipeline.config import Config
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.errors import DataError
 from pipeline.evaluate.features import over_blocks, placement
 from pipeline.mine.extractor import RarityExtractor, reference_sample
@@ -75,6 +75,7 @@ def score_set(
     config: Config,
     config_json: str,
     *,
+    set_name: SetName,
     config_hash: str,
     method: str,
     checkpoint_uri: str,
@@ -84,7 +85,7 @@ def score_set(
     cluster: Cluster,
     progress: Progress,
 ) -> ScoredSet:
-    """Score every image of `mine.set`; `progress` gets (what, images done, images in all).
+    """Score every image of a set; `progress` gets (what, images done, images in all).
 
     Raises:
         PipelineError: a shard is broken, a checkpoint or a prune ratio does not fit.
@@ -102,11 +103,11 @@ def score_set(
         place.device,
         place.num_threads,
     )
-    rows = feed.decoded_rows(config, data_uri, manifest, config.mine.set)
+    rows = feed.decoded_rows(config, data_uri, manifest, set_name)
     scored = over_blocks(
         rows, RarityExtractor, arguments, place, resource=config.placement.train_resource
     )
-    found = _collect(scored, manifest.sets[config.mine.set].rows, progress)
+    found = _collect(scored, manifest.sets[set_name].rows, progress)
     _add_density(found, config, progress)
     return found
 
@@ -137,7 +138,7 @@ def _collect(scored: Any, num_images: int, progress: Progress) -> ScoredSet:
         raise DataError(
             "E-DATA-081",
             f"{int((seen_N != 1).sum())} of {num_images} images did not arrive exactly once",
-            where="mine.set",
+            where="the mined set",
             todo="run the stage again; if it happens again, ingest the data set again",
         )
     found.ids = ids.tolist()

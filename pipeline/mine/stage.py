@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.cluster.connect import Cluster
 from pipeline.config import Config
-from pipeline.dataset.manifest import Manifest
+from pipeline.console import program
+from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluate.forgotten import pictures
 from pipeline.mine.extractor import TRAINED, as_twin, masks_by_ratio
@@ -50,36 +51,44 @@ _ROWS_PER_FILE = 1_000_000
 Table = dict[str, NDArray[Any]]
 
 
-def mine(run: RunContext, *, cluster: Cluster, progress: Progress) -> dict[str, Any]:
+def mine(
+    run: RunContext,
+    *,
+    cluster: Cluster,
+    progress: Progress,
+    set_name: SetName = "pretrain",
+    is_own: bool = True,
+) -> dict[str, Any]:
     """Score, rank and write; returns the content of mining.json.
 
     Raises:
         CheckpointError: the run has no finished checkpoint.
-        ConfigError: the data set lacks the set `mine.set`, a prune ratio starves a layer, or the
+        ConfigError: the data set lacks the set, a prune ratio starves a layer, or the
             score is the training loss, which the run did not keep for these images.
         DataError: the set has fewer than 2 images.
     """
     config, manifest, run_uri, data_uri = run.config, run.manifest, run.run_uri, run.data_uri
-    if config.mine.set not in manifest.sets:
+    if set_name not in manifest.sets:
         raise ConfigError(
             "E-CONFIG-026",
-            f"the data set has no {config.mine.set} set, it has {', '.join(manifest.sets)}",
-            where=f"mine.set={config.mine.set}",
+            f"the data set has no {set_name} set, it has {', '.join(manifest.sets)}",
+            where=f"mine --set {set_name}",
             todo="choose one of them",
         )
-    info = manifest.sets[config.mine.set]
+    info = manifest.sets[set_name]
     if info.rows < 2:
         raise DataError(
             "E-DATA-082", "a ranking needs 2 images or more", where=data_uri, todo="add images"
         )
     method = "sdclr" if "sdclr" in config.train.methods else config.train.methods[0]
     found = _newest(run_uri, method, run.config_hash)
-    training_loss_N = _training_loss(config, found)
+    training_loss_N = _training_loss(config, found, is_own=is_own and set_name == "pretrain")
     labelled = manifest.class_names is not None and info.class_counts is not None
     _check_ratios(config, method, found, with_untrained=labelled)
     scored = score_set(
         config,
         run.config_json,
+        set_name=set_name,
         config_hash=run.config_hash,
         method=method,
         checkpoint_uri=found.uri,
@@ -103,7 +112,7 @@ def mine(run: RunContext, *, cluster: Cluster, progress: Progress) -> dict[str, 
     content = {
         "schema_version": SCHEMA_VERSION,
         "data": {"uri": data_uri, "name": manifest.name, "manifest_hash": manifest.hash},
-        "set": config.mine.set,
+        "set": set_name,
         "method": method,
         "step": int(found.state.numbers["step"]) if found.state else 0,
         "score": config.mine.score,
@@ -116,7 +125,7 @@ def mine(run: RunContext, *, cluster: Cluster, progress: Progress) -> dict[str, 
         "findings": _findings(config, manifest, scored, scores, batch) if labelled else None,
         "groups": asdict(groups) if (groups := _groups(config, manifest)) else None,
         "map": feature_map(scored, rarity_N),
-        **_shown(config, data_uri, manifest, scored, rarity_N, order_N, batch),
+        **_shown(config, set_name, data_uri, manifest, scored, rarity_N, order_N, batch),
     }
     text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
     storage.write_bytes(storage.join(run_uri, "mining.json"), text.encode())
@@ -224,6 +233,7 @@ def _write_batch(
 
 def _shown(
     config: Config,
+    set_name: SetName,
     data_uri: str,
     manifest: Manifest,
     scored: ScoredSet,
@@ -239,7 +249,7 @@ def _shown(
         "annotate": batch[:_NUM_SHOWN],
     }
     rows = {row for chosen in lists.values() for row in chosen}
-    found = pictures(config, data_uri, manifest, rows, set_name=config.mine.set)
+    found = pictures(config, data_uri, manifest, rows, set_name=set_name)
     return {
         name: [
             {
@@ -263,7 +273,7 @@ def _newest(run_uri: str, method: str, config_hash: str) -> Found:
             "E-CHECKPOINT-003",
             f"method {method} has no checkpoint{reasons}",
             where=folder,
-            todo=f"train it first: python pipeline/run.py train --resume {shlex.quote(run_uri)}",
+            todo=f"train it first: {program()} train --resume {shlex.quote(run_uri)}",
         )
     return found
 
@@ -277,21 +287,20 @@ def _check_ratios(config: Config, method: str, found: Found, *, with_untrained: 
         masks_by_ratio(config, Twin(build.new_network(config, method, init_from=start)))
 
 
-def _training_loss(config: Config, found: Found) -> NDArray[np.float32] | None:
+def _training_loss(config: Config, found: Found, *, is_own: bool) -> NDArray[np.float32] | None:
     """Return each image's loss in training, of the run's own pre-training set only."""
-    own = config.mine.data is None and config.mine.set == "pretrain"
-    sums_2N = found.state.tensors.get(LOSS_MEMORY) if found.state and own else None
+    sums_2N = found.state.tensors.get(LOSS_MEMORY) if found.state and is_own else None
     if sums_2N is not None:
         means: NDArray[np.float32] = means_of(sums_2N).numpy()
         return means
     if config.mine.score != "training_loss":
         return None
-    if not own:
+    if not is_own:
         raise ConfigError(
             "E-CONFIG-027",
             "only images that the run was trained on have a loss",
             where="mine.score=training_loss",
-            todo="use another score, or leave out mine.data and mine.set",
+            todo="use another score, or leave out --data and --set",
         )
     raise ConfigError(
         "E-CONFIG-028",

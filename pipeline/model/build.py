@@ -148,7 +148,8 @@ def new_network(config: Config, method: str, *, init_from: str | None = None) ->
     """
     network = build_network(**architecture(config, method))
     if init_from is not None:
-        load_backbone(init_from, config.model.backbone, network.backbone)
+        uri = init_from.replace("{method}", method)
+        load_backbone(uri, config.model.backbone, network.backbone)
     return network
 
 

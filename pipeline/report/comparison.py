@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.console import Console
+from pipeline.console import Console, program
 from pipeline.errors import DataError
 from pipeline.evaluate.comparison import paired_difference, student_t975
 from pipeline.record.folder import existing_run
@@ -192,7 +192,7 @@ def _read(uri: str) -> Record:
             "E-DATA-027",
             "the run has not been evaluated",
             where=uri,
-            todo=f"python pipeline/run.py evaluate --resume {shlex.quote(uri)}",
+            todo=f"{program()} evaluate --resume {shlex.quote(uri)}",
         )
     run = read_json(storage.join(uri, "run.json"))
     content: Record = redact_tree(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
+from pipeline.console import program
 from pipeline.record.metrics import read_metrics
 from pipeline.record.run import read_json
 from pipeline.redact import redact, redact_tree
@@ -76,7 +77,7 @@ def render(records: Records) -> str:
     names = (evaluation or manifest or {}).get("class_names")
 
     def command(stage: str) -> str:
-        return f"python pipeline/run.py {stage} --resume {shlex.quote(records.run_uri)}"
+        return f"{program()} {stage} --resume {shlex.quote(records.run_uri)}"
 
     page = {
         "run": run,
@@ -108,7 +109,7 @@ def render_sweep(records: Records, content: dict[str, Any]) -> str:
         "started": _utc(records.run["started_utc"]),
         "config": records.config,
         "sweep": sweep.page(content),
-        "train_command": f"python pipeline/run.py --config {shlex.quote(best)}",
+        "train_command": f"{program()} --config {shlex.quote(best)}",
         "facts": course.facts_section(records.run, records.run_uri),
     }
     return to_html("sweep.html.j2", page)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.console import Console, duration
+from pipeline.console import Console, duration, program
 from pipeline.record.scores import ABSENT
 from pipeline.tune.objective import objectives
 from pipeline.tune.result import best_of
@@ -159,7 +159,7 @@ def show_result(console: Console, run_uri: str, content: dict[str, Any]) -> None
     best = storage.join(run_uri, "best.yaml")
     console.line(f"best settings ({content['best']}): {best}")
     console.line("next:")
-    console.line(f"  train it       python pipeline/run.py --config {shlex.quote(best)}")
+    console.line(f"  train it       {program()} --config {shlex.quote(best)}")
     console.line("  more trials    the same command with a larger tune.trials=N")
     console.line(f"  look closer    optuna-dashboard {storage.join(run_uri, 'study.journal')}")
 
