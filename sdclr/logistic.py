@@ -34,15 +34,30 @@ _WORTH_THREADS = 2**28
 @contextmanager
 def suitable_threads(features_ND: Tensor, num_classes: int) -> Iterator[None]:
     """Fit small problems on a CPU with one thread; the setting is restored afterwards."""
+    if features_ND.device.type != "cpu" or is_large(features_ND.numel(), num_classes):
+        yield
+        return
+    with one_thread():
+        yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread; the setting is restored afterwards."""
     before = torch.get_num_threads()
-    is_small = features_ND.numel() * num_classes < _WORTH_THREADS
-    if before > 1 and is_small and features_ND.device.type == "cpu":
-        torch.set_num_threads(1)
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)
+
+
+def is_large(num_values: int, num_classes: int) -> bool:
+    """Return whether a fit on so many feature values is worth more than one thread, or a GPU."""
+    return num_values * num_classes >= _WORTH_THREADS
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,11 @@ def evaluation(names: list[str], counts: list[int]) -> dict[str, Any]:
         "pretrain_counts": counts,
         "groups": groups,
         "sets": {"probe": 20 * num, "val": 20 * num, "test": 20 * num},
+        "scored_on": "test",
         "seed": 7,
+        "notes": [],
+        "leaks": [],
+        "timings_s": {"features": 2.0, "cached-linear": 1.0},
         "models": models,
         "curve": [
             {**model, "epochs": EPOCHS // 3 * k, "step": STEPS // 3 * k}

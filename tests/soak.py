@@ -52,7 +52,7 @@ TRAINING = (
     "train.log_every_steps=1",
     "train.max_failures=1000",
     "train.device=cpu",
-    "evaluate.protocols=[knn-k20]",
+    "evaluate.protocols=[knn]",
 )
 LEAST_PAUSE_S, MOST_PAUSE_S, SERVER_DOWN_S = 20.0, 60.0, 4.0
 

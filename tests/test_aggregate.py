@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from pipeline.config.file import dump_config, load_config
-from pipeline.evaluate.aggregate import aggregate, write
+from pipeline.errors import ConfigError, DataError
+from pipeline.evaluate.aggregate import aggregate as aggregated
+from pipeline.evaluate.aggregate import write
+from pipeline.record.aggregate import Aggregate
 from pipeline.record.scores import aggregate_tables
 from tests import records
-from tests.refusals import raises
 
 # Few of (sdclr, simclr) on three splits: the splits differ more than the methods.
 FEW = ((0.50, 0.48), (0.70, 0.67), (0.90, 0.89))
@@ -24,7 +26,6 @@ def a_run(folder: Path, split: int, **levels: float) -> str:
     uri = folder / f"run-{split}-{'-'.join(levels)}"
     uri.mkdir(parents=True)
     evaluation = records.evaluation(records.DIGITS, records.counts_of(10))
-    evaluation["scored_on"] = "test"
     models = {model["name"]: model for model in evaluation["models"]}
     evaluation["models"] = [models[name] for name in levels]
     for model in evaluation["models"]:
@@ -36,6 +37,10 @@ def a_run(folder: Path, split: int, **levels: float) -> str:
     config = load_config(None, [f"data.split_seed={split}"])
     (uri / "config.yaml").write_text(dump_config(config))
     return str(uri)
+
+
+def aggregate(uris: list[str]) -> dict[str, Any]:
+    return aggregated(uris).content()
 
 
 def entry(rows: list[dict[str, Any]], **wanted: str) -> dict[str, Any]:
@@ -59,12 +64,12 @@ def test_means_and_paired_differences_by_hand(tmp_path: Path) -> None:
     runs = [a_run(tmp_path, i, sdclr=a, simclr=b, untrained=0.2) for i, (a, b) in enumerate(FEW)]
     averaged = aggregate(runs)
     check(averaged)
-    assert averaged["notes"] == []
+    assert averaged["notes"] == ()
     names = [(s["protocol"], s["model"]) for s in averaged["scores"]]
     protocols = ("cached-linear", "cached-fewshot", "knn-k20")
     assert names == [(p, m) for p in protocols for m in ("sdclr", "simclr", "untrained")]
-    write(str(tmp_path / "out"), averaged)
-    assert json.loads((tmp_path / "out" / "aggregate.json").read_text()) == averaged
+    write(str(tmp_path / "out"), aggregated(runs))
+    assert Aggregate.read(str(tmp_path / "out" / "aggregate.json")) == aggregated(runs)
 
 
 def test_methods_of_different_runs_are_paired_by_split_and_seed(tmp_path: Path) -> None:
@@ -89,26 +94,29 @@ def test_tables_mark_differences_that_exclude_zero(tmp_path: Path) -> None:
 
 def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     one, two = (a_run(tmp_path, i, sdclr=0.5) for i in range(2))
-    with raises("E-CONFIG-012"):
+    with pytest.raises(ConfigError) as twice:
         aggregate([one, two, one])
+    assert twice.value.id == "E-CONFIG-012" and one in twice.value.what
     again = a_run(tmp_path / "again", 0, sdclr=0.6)
-    with raises("E-CONFIG-012", "7"):
+    with pytest.raises(ConfigError) as same:
         aggregate([one, again])
+    assert same.value.id == "E-CONFIG-012" and "sdclr" in same.value.what
     other = Path(a_run(tmp_path, 5, sdclr=0.5))
     content = json.loads((other / "evaluation.json").read_text())
     content["class_names"][0] = "cat"
     (other / "evaluation.json").write_text(json.dumps(content))
-    with raises("E-DATA-028"):
+    with pytest.raises(DataError) as differ:
         aggregate([one, str(other)])
+    assert differ.value.id == "E-DATA-028" and "cat" in differ.value.what
     (other / "evaluation.json").unlink()
-    with raises("E-DATA-027") as caught:
+    with pytest.raises(DataError) as caught:
         aggregate([one, str(other)])
-    assert "evaluate --resume" in caught.value.todo
+    assert caught.value.id == "E-DATA-027" and "evaluate --resume" in caught.value.todo
 
 
 def test_protocols_that_only_some_runs_have_are_told(tmp_path: Path) -> None:
     one, two = (a_run(tmp_path, i, sdclr=0.5) for i in range(2))
-    assert aggregate([one, two])["notes"] == []
+    assert aggregate([one, two])["notes"] == ()
     file = Path(two) / "evaluation.json"
     content = json.loads(file.read_text())
     for model in content["models"]:
@@ -124,4 +132,4 @@ def test_other_keys_that_differ_are_told(tmp_path: Path) -> None:
     one, two = (a_run(tmp_path, i, sdclr=0.5) for i in range(2))
     changed = load_config(None, ["data.split_seed=1", "train.epochs=7", "run.seed=3"])
     (Path(two) / "config.yaml").write_text(dump_config(changed))
-    assert aggregate([one, two])["notes"] == ["the runs differ in train.epochs: 200 -> 7"]
+    assert aggregate([one, two])["notes"] == ("the runs differ in train.epochs: 200 -> 7",)

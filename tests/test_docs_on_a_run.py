@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 # Keys that make the demo short; given to every stage, so that each finds what the one before left.
 SHORT = (
     "train.epochs=2", "train.checkpoint_every_epochs=1", "train.methods=[sdclr]",
-    "evaluate.protocols=[knn-k20]",
+    "evaluate.protocols=[knn]",
 )  # fmt: skip
 
 

@@ -238,7 +238,7 @@ def test_the_stage_exports_the_newest_checkpoint_of_each_method_with_its_scores(
     other = load_config(None, ["train.methods=[simclr]", "run.seed=7"])
     with pytest.raises(CheckpointError) as caught:
         stage.export(RunContext(other, str(tmp_path), "", manifest(16, 16)))
-    assert caught.value.id == "E-CHECKPOINT-002"
+    assert caught.value.id == "E-CHECKPOINT-001"
 
 
 def test_equal_networks_give_equal_weight_files(tmp_path: Path) -> None:

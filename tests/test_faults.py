@@ -47,7 +47,7 @@ TRAINING = (
     "train.checkpoint_every_s=0.5",
     "train.log_every_steps=1",
     "train.device=cpu",
-    "evaluate.protocols=[knn-k20]",
+    "evaluate.protocols=[knn]",
 )
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.dataset.shards import write_shard
+from pipeline.errors import DataError
 from pipeline.evaluate.leaks import find_leaks, refuse, sentences, shared_images
-from tests.refusals import raises
 
 
 def image(number: int) -> bytes:
@@ -50,10 +50,10 @@ def test_disjoint_sets_pass_and_shared_images_are_named(ray_cluster: None, tmp_p
         tmp_path / "b", pretrain=[1, 7], probe=[1, 7, 3, 4], val=[5, 9], test=[7, 8, 9, 10]
     )
     found = find_leaks(str(tmp_path / "b"), leaky)
-    assert [(leak["sets"], leak["images"], leak["of"]) for leak in found] == [
-        (["test", "val"], 1, 4), (["test", "pretrain"], 1, 4), (["test", "probe"], 1, 4)
+    assert [(leak.sets, leak.images, leak.of) for leak in found] == [
+        (("test", "val"), 1, 4), (("test", "pretrain"), 1, 4), (("test", "probe"), 1, 4)
     ]  # fmt: skip
-    assert found[1]["examples"] == [["test/7", "pretrain/7"]]
+    assert found[1].examples == (("test/7", "pretrain/7"),)
 
 
 def hashed(**sets: list[str]) -> dict[str, dict[str, list[str]]]:
@@ -70,8 +70,9 @@ def test_leaks_are_refused_above_the_fraction_and_told_below() -> None:
     assert sentences(LEAKS) == ["leak: 1 of 100 images of test are also in probe: test-x = probe-x"]
     refuse(LEAKS, manifest, max_frac=0.01)
     refuse([], manifest, max_frac=0.0)
-    with raises("E-DATA-037", "test-x", "probe-x") as caught:
+    with pytest.raises(DataError) as caught:
         refuse(LEAKS, manifest, max_frac=0.009)
+    assert caught.value.id == "E-DATA-037" and "test-x = probe-x" in caught.value.what
     assert "evaluate.max_leak_frac=0.01" in caught.value.todo
 
 
@@ -83,7 +84,7 @@ def test_an_image_that_occurs_twice_in_the_scored_set_counts_twice() -> None:
     sets = hashed(val=["x"], probe=["x"])
     sets["val"]["x"] = ["a", "b"]
     (leak,) = shared_images(sets)
-    assert (leak["sets"], leak["images"], leak["of"]) == (["val", "probe"], 2, 2)
+    assert (leak.sets, leak.images, leak.of) == (("val", "probe"), 2, 2)
 
 
 def test_sets_that_do_not_exist_share_nothing() -> None:

@@ -189,7 +189,7 @@ def test_a_second_run_is_numbered_and_evaluate_and_report_go_on_with_the_newest(
     (folder / "evaluation.json").unlink()
     (folder / "report.html").unlink()
     # Keys of evaluation are not part of what a run is: it is found again and scored in other ways.
-    protocols = "evaluate.protocols=[cached-linear, knn-k20, paper-fewshot-last]"
+    protocols = "evaluate.protocols=[cached-linear, knn, paper-fewshot-last]"
     words = [*TINY, protocols, "evaluate.checkpoints=all"]
     result = run(folder.parent.parent, "evaluate", *words)
     assert result.returncode == 0, result.stderr
@@ -223,7 +223,7 @@ def test_a_run_is_exported_and_its_weights_are_scored_like_the_run(unbroken: Unb
     assert program(torch.rand(3, 3, 16, 16)).shape == (3, 64)
 
     weights = str(exported / "backbone.safetensors")
-    result = run(root, "evaluate", *TINY, "--checkpoint", weights, "evaluate.protocols=[knn-k20]")
+    result = run(root, "evaluate", *TINY, "--checkpoint", weights, "evaluate.protocols=[knn]")
     assert result.returncode == 0, result.stderr
     (own,) = (root / "runs").glob("demo-eval-*")
     found, whole = json.loads((own / "evaluation.json").read_text()), json.loads(before)

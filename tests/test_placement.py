@@ -84,7 +84,7 @@ def work_with(environment: dict[str, str], *names: str) -> Any:
 def test_data_tasks_and_training_workers_run_on_their_own_nodes(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
-    words = ("train.epochs=1", "train.methods=[sdclr]", "evaluate.protocols=[knn-k20]")
+    words = ("train.epochs=1", "train.methods=[sdclr]", "evaluate.protocols=[knn]")
     names = ("placement.train_resource=train", "placement.data_resource=data")
     result = run(cluster, tmp_path, *words, *names)
     assert result.returncode == 0, result.stderr
@@ -130,7 +130,7 @@ def test_nodes_that_come_later_are_waited_for(
     ray_nodes: LoopbackRay, cluster: dict[str, str], tmp_path: Path
 ) -> None:
     words = ("train.epochs=1", "train.methods=[sdclr]", "train.workers=1", "run.root=runs")
-    words += ("evaluate.protocols=[knn-k20]", "placement.train_resource=late")
+    words += ("evaluate.protocols=[knn]", "placement.train_resource=late")
     process = subprocess.Popen(
         [sys.executable, str(REPO / "pipeline" / "run.py"), *words, "placement.wait_s=120"],
         cwd=tmp_path, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

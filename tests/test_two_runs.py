@@ -19,7 +19,7 @@ from tests.running import wait_for
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TINY = (
-    "train.epochs=40", "train.methods=[sdclr]", "evaluate.protocols=[knn-k20]", "train.workers=1",
+    "train.epochs=40", "train.methods=[sdclr]", "evaluate.protocols=[knn]", "train.workers=1",
 )  # fmt: skip
 
 

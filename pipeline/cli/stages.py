@@ -138,7 +138,7 @@ class Stages(Session):
         if evaluation is None:
             self.console.stage("evaluate", "the data set has no labels, so there are no scores")
             return
-        show_evaluation(self.console, evaluation)
+        show_evaluation(self.console, evaluation.content())
 
     def evaluate_others(self) -> None:
         """Score a checkpoint that was given, or average the evaluations of several runs."""
@@ -155,7 +155,7 @@ class Stages(Session):
         with self.plain_errors(), self.record.stage("evaluate"):
             averaged = aggregate.aggregate(self.command.runs)
             aggregate.write(self.folder.uri, averaged)
-        show_aggregate(self.console, averaged)
+        show_aggregate(self.console, averaged.content())
 
     def export(self) -> None:
         """Write the trained backbones in the configured formats."""

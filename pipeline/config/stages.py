@@ -10,7 +10,7 @@ from pipeline.config.types import Choices, Place, Section, clean_text, without_r
 
 Method = Literal["sdclr", "simclr"]
 Protocol = Literal[
-    "cached-linear", "cached-fewshot", "knn-k20",
+    "cached-linear", "cached-fewshot", "knn",
     "paper-linear", "paper-fewshot", "paper-fewshot-last",
 ]  # fmt: skip
 NEEDS_VAL = ("paper-linear", "paper-fewshot")
@@ -137,7 +137,7 @@ class Evaluate(Section):
     """Frozen features under labels."""
 
     protocols: Annotated[tuple[Protocol, ...], Choices, AfterValidator(without_repeats)] = Field(
-        default=("cached-linear", "cached-fewshot", "knn-k20"),
+        default=("cached-linear", "cached-fewshot", "knn"),
         description="cached-*: on features extracted once; paper-*: as published, trained by SGD "
         "on augmented images, much slower; docs/evaluation.md explains each",
     )

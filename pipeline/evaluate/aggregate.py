@@ -10,32 +10,37 @@ import itertools
 import math
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.config.file import changed_keys, parse_config
 from pipeline.console import program
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.comparison import paired_difference
-from pipeline.evaluate.score import FIELDS, fields_of, write_json
+from pipeline.evaluate.score import FIELDS, fields_of, values_of
 from pipeline.model.source import UNTRAINED
+from pipeline.record.aggregate import Aggregate, MeanDifference, MeanScore
+from pipeline.record.evaluation import Evaluation, Score
 from pipeline.record.run import read_json
 from sdclr.longtail import GroupScores, mean_scores
 
 FILE = "aggregate.json"
-SCHEMA_VERSION = 1
 # A split and a seed: what two methods must share to be compared.
 Key = tuple[str, int]
 Table = dict[tuple[str, str], dict[Key, GroupScores]]
 
 
-def aggregate(run_uris: Sequence[str]) -> dict[str, Any]:
-    """Combine the evaluations of several runs.
+@dataclass(frozen=True)
+class Evaluated:
+    """The evaluation of one run, and the data set that it was made on."""
 
-    Returns:
-        {"schema_version", "runs", "scored_on", "notes", "scores": [{"protocol", "model", "n",
-        many..all, "spread"}], "differences": [{"protocol", "a", "b", "n", many..all, "spread",
-        "half_width"}]}; spreads and half widths are None where n = 1.
+    uri: str
+    split: str
+    evaluation: Evaluation
+
+
+def aggregate(run_uris: Sequence[str]) -> Aggregate:
+    """Combine the evaluations of several runs.
 
     Raises:
         DataError: a run has no evaluation, or the runs' classes or scored sets differ.
@@ -45,70 +50,72 @@ def aggregate(run_uris: Sequence[str]) -> dict[str, Any]:
     twice = {uri for uri in uris if uris.count(uri) > 1}
     if twice:
         raise _same(f"the run {sorted(twice)[0]} is named twice", "name each run once")
-    evaluations = {uri: _evaluation(uri) for uri in uris}
-    _check_alike(evaluations)
-    table = _table(evaluations)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "runs": uris,
-        "scored_on": evaluations[uris[0]]["scored_on"],
-        "notes": [*_notes(uris), *_partial(table)],
-        "scores": [_mean_entry(*name, list(scores.values())) for name, scores in table.items()],
-        "differences": _differences(table),
-    }
+    runs = [_evaluated(uri) for uri in uris]
+    _check_alike(runs)
+    table = _table(runs)
+    return Aggregate(
+        runs=tuple(uris),
+        scored_on=runs[0].evaluation.scored_on,
+        notes=(*_notes(uris), *_partial(table)),
+        scores=tuple(_mean_entry(*name, list(scores.values())) for name, scores in table.items()),
+        differences=_differences(table),
+    )
 
 
-def write(run_uri: str, averaged: dict[str, Any]) -> None:
+def write(run_uri: str, averaged: Aggregate) -> None:
     """Publish what `aggregate` returned as aggregate.json."""
-    write_json(storage.join(run_uri, FILE), averaged)
+    averaged.write(storage.join(run_uri, FILE))
 
 
-def _evaluation(uri: str) -> dict[str, Any]:
-    file = storage.join(uri, "evaluation.json")
-    if not storage.exists(file):
+def group_scores_of(score: Score) -> GroupScores:
+    """Return the five numbers of a score; nan where one was not measured."""
+    values = (getattr(score, name) for name in FIELDS)
+    return GroupScores(*(math.nan if value is None else value for value in values))
+
+
+def _evaluated(uri: str) -> Evaluated:
+    evaluation = Evaluation.find(storage.join(uri, "evaluation.json"))
+    if evaluation is None:
         raise DataError(
             "E-DATA-027",
             "the run has not been evaluated",
             where=uri,
             todo=f"{program()} evaluate --resume {shlex.quote(uri)}",
         )
-    evaluation = read_json(file)
     data = read_json(storage.join(uri, "run.json")).get("data") or {}
-    evaluation["split"] = str(data.get("manifest_hash", uri))
-    return evaluation
+    return Evaluated(uri, str(data.get("manifest_hash", uri)), evaluation)
 
 
-def _check_alike(evaluations: dict[str, dict[str, Any]]) -> None:
-    (first_uri, first), *others = evaluations.items()
-    for key, name in (("class_names", "classes"), ("scored_on", "scored set")):
-        for uri, evaluation in others:
-            if evaluation.get(key) != first.get(key):
-                a, b = (", ".join(map(str, [e.get(key)]))[:200] for e in (first, evaluation))
+def _check_alike(runs: Sequence[Evaluated]) -> None:
+    first, *others = runs
+    for name, key in (("classes", "class_names"), ("scored set", "scored_on")):
+        for run in others:
+            found = [getattr(one.evaluation, key) for one in (first, run)]
+            if found[0] != found[1]:
+                a, b = (v if isinstance(v, str) else ", ".join(v)[:200] for v in found)
                 raise DataError(
                     "E-DATA-028",
                     f"the runs cannot be averaged, their {name} differ: {a} and {b}",
-                    where=f"{first_uri} and {uri}",
+                    where=f"{first.uri} and {run.uri}",
                     todo="name runs of one data source",
                 )
 
 
-def _table(evaluations: dict[str, dict[str, Any]]) -> Table:
-    """Return the scores by split and seed of each (protocol, model)."""
+def _table(runs: Sequence[Evaluated]) -> Table:
+    """Index scores by (protocol, model), then by split and seed."""
     table: Table = {}
-    for uri, evaluation in evaluations.items():
-        key = evaluation["split"], int(evaluation["seed"])
-        for model in evaluation["models"]:
-            for score in model["scores"]:
-                known = table.setdefault((score["protocol"], model["name"]), {})
-                if key in known and model["name"] != UNTRAINED:
+    for run in runs:
+        key = run.split, run.evaluation.seed
+        for model in run.evaluation.models:
+            for score in model.scores:
+                known = table.setdefault((score.protocol, model.name), {})
+                if key in known and model.name != UNTRAINED:
                     raise _same(
-                        f"two runs score {model['name']} on the same split with seed {key[1]}",
-                        f"leave one of them out; the second is {uri}",
+                        f"two runs score {model.name} on the same split with seed {key[1]}",
+                        f"leave one of them out; the second is {run.uri}",
                     )
-                known[key] = GroupScores(
-                    *(math.nan if score[f] is None else float(score[f]) for f in FIELDS)
-                )
-    return {name: table[name] for name in sorted(table, key=lambda name: _place(evaluations, name))}
+                known[key] = group_scores_of(score)
+    return {name: table[name] for name in sorted(table, key=lambda name: _place(runs, name))}
 
 
 def _partial(table: Table) -> list[str]:
@@ -123,29 +130,25 @@ def _partial(table: Table) -> list[str]:
     return [f"not all pairs of split and seed have {', '.join(partial)}"] if partial else []
 
 
-def _place(evaluations: dict[str, dict[str, Any]], name: tuple[str, str]) -> tuple[int, int]:
-    """Return the sort key of a row: protocols and models as they first occur."""
-    protocols = [
-        s["protocol"] for e in evaluations.values() for m in e["models"] for s in m["scores"]
-    ]
-    models = [
-        m["name"] for e in evaluations.values() for m in e["models"] if m["name"] != UNTRAINED
-    ]
+def _place(runs: Sequence[Evaluated], name: tuple[str, str]) -> tuple[int, int]:
+    """Place of a row: protocols as first met, then models as first met."""
+    protocols = [p for run in runs for p in run.evaluation.protocols]
+    models = [m.name for run in runs for m in run.evaluation.models if m.name != UNTRAINED]
     return protocols.index(name[0]), [*models, UNTRAINED].index(name[1])
 
 
-def _mean_entry(protocol: str, model: str, scores: Sequence[GroupScores]) -> dict[str, Any]:
+def _mean_entry(protocol: str, model: str, scores: Sequence[GroupScores]) -> MeanScore:
     summary = mean_scores(scores)
-    return {
-        "protocol": protocol,
-        "model": model,
-        "n": summary.n,
+    return MeanScore(
+        protocol=protocol,
+        model=model,
+        n=summary.n,
         **fields_of(summary.mean),
-        "spread": None if summary.spread is None else fields_of(summary.spread),
-    }
+        spread=values_of(summary.spread),
+    )
 
 
-def _differences(table: Table) -> list[dict[str, Any]]:
+def _differences(table: Table) -> tuple[MeanDifference, ...]:
     found = []
     for (one, a), (two, b) in itertools.combinations(table, 2):
         shared = [key for key in table[one, a] if key in table[two, b]]
@@ -154,19 +157,18 @@ def _differences(table: Table) -> list[dict[str, Any]]:
         difference = paired_difference(
             [table[one, a][key] for key in shared], [table[two, b][key] for key in shared]
         )
-        spread, half_width = difference.spread, difference.half_width
         found.append(
-            {
-                "protocol": one,
-                "a": a,
-                "b": b,
-                "n": difference.n,
+            MeanDifference(
+                protocol=one,
+                a=a,
+                b=b,
+                n=difference.n,
                 **fields_of(difference.mean),
-                "spread": None if spread is None else fields_of(spread),
-                "half_width": None if half_width is None else fields_of(half_width),
-            }
+                spread=values_of(difference.spread),
+                half_width=values_of(difference.half_width),
+            )
         )
-    return found
+    return tuple(found)
 
 
 def _notes(uris: Sequence[str]) -> list[str]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.console import program
 from pipeline.errors import CheckpointError
 from pipeline.model import checkpoint
 from pipeline.model.source import UNTRAINED, ModelSource, given_source, trained_epochs
@@ -84,28 +82,17 @@ def _count(facts: dict[str, Any], key: str) -> int | None:
 def _add_method(
     found: Candidates, config: Config, run_uri: str, config_hash: str, method: str
 ) -> None:
-    folder = checkpoint.checkpoints_uri(run_uri, method)
-    newest = checkpoint.latest(folder, config_hash=config_hash)
+    state, newest = checkpoint.newest(run_uri, method, config_hash=config_hash)
     found.notes += [f"{method}: skipped {text}" for text in newest.refused]
-    if newest.state is None:
-        reasons = f" ({'; '.join(newest.refused)})" if newest.refused else ""
-        raise CheckpointError(
-            "E-CHECKPOINT-001",
-            f"method {method} has no checkpoint{reasons}",
-            where=folder,
-            todo=f"train it first: {program()} train --resume {shlex.quote(run_uri)}",
-        )
-    numbers = newest.state.numbers
+    numbers = state.numbers
     if numbers["step"] != numbers["num_steps"]:
         found.notes.append(
             f"{method}: trained in part, {numbers['step']} of {numbers['num_steps']} steps"
         )
     source = ModelSource(method, newest.uri, method, config_hash)
-    found.models.append(
-        Candidate(source, int(numbers["step"]), trained_epochs(config, newest.state))
-    )
+    found.models.append(Candidate(source, int(numbers["step"]), trained_epochs(config, state)))
     if config.evaluate.checkpoints == "all":
-        earlier = checkpoint.committed(folder)
+        earlier = checkpoint.committed(checkpoint.checkpoints_uri(run_uri, method))
         for uri in earlier[: earlier.index(newest.uri)]:
             _add_earlier(found, config, config_hash, method, uri)
 

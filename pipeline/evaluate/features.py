@@ -22,7 +22,7 @@ from pipeline import feed
 from pipeline.cluster.connect import Cluster, on_nodes_with
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
-from pipeline.errors import DataError
+from pipeline.feed.rows import in_order
 from pipeline.model import build
 from pipeline.model.source import ModelSource, load_model
 from sdclr import SimCLR, Twin, centre_view
@@ -211,21 +211,11 @@ def placement(config: Config, cluster: Cluster) -> Placement:
 
 
 def _assemble(set_name: str, parts: list[dict[str, Any]], num_rows: int) -> SetFeatures:
-    rows = np.concatenate([part["row"] for part in parts])
-    order = np.argsort(rows)
-    if not np.array_equal(rows[order], np.arange(num_rows)):
-        raise DataError(
-            "E-DATA-029",
-            f"not every image of {set_name} arrived exactly once",
-            where=f"set {set_name}",
-            todo="run the stage again; if it happens again, ingest the data set again",
-        )
-    ids = np.concatenate([part["id"] for part in parts])[order].tolist()
-    found = SetFeatures(ids, np.concatenate([part["label"] for part in parts])[order])
-    if set_name == "pretrain":
-        found.disagreement_N = np.concatenate([part["disagreement"] for part in parts])[order]
-        return found
+    columns = in_order(parts, f"set {set_name}", num_rows)
+    found = SetFeatures(columns["id"].tolist(), columns["label"])
+    found.disagreement_N = columns.get("disagreement")
     prefix = "feature_"
-    for key in (key for key in parts[0] if key.startswith(prefix)):
-        found.by_model[key[len(prefix) :]] = np.concatenate([part[key] for part in parts])[order]
+    for name, values in columns.items():
+        if name.startswith(prefix):
+            found.by_model[name.removeprefix(prefix)] = values
     return found

@@ -6,7 +6,7 @@ Disagreement is 1 - cosine between the embeddings of the dense and of the pruned
 from __future__ import annotations
 
 import base64
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,52 +16,48 @@ from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.dataset.shards import read_table
 from pipeline.evaluate.features import SetFeatures
 from pipeline.feed import decoder
+from pipeline.record.context import RunContext
+from pipeline.record.evaluation import Forgotten, GroupMeans, Picture
 from sdclr.longtail import Groups
 
 _NUM_SHOWN = 24
 
 
-def forgotten_images(
-    config: Config,
-    data_uri: str,
-    manifest: Manifest,
-    pretrain: SetFeatures,
-    groups: Groups | None,
-) -> dict[str, Any]:
-    """Return the images that pruning changes most and least, with small pictures."""
+def forgotten_images(run: RunContext, pretrain: SetFeatures, groups: Groups | None) -> Forgotten:
+    """Return the images whose embedding pruning changes most and least, with small pictures."""
     scores_N = pretrain.disagreement_N
     if scores_N is None:
         raise ValueError("the set was extracted without the pruned branch")
     order = np.argsort(-scores_N, kind="stable")
     num_shown = min(_NUM_SHOWN, len(order) // 2)
-    chosen = {"most": order[:num_shown], "least": order[::-1][:num_shown]}
-    shown = {int(row) for rows in chosen.values() for row in rows}
-    found = pictures(config, data_uri, manifest, shown)
-    means = None
-    if groups is not None:
-        means = {}
-        for name in ("many", "medium", "few"):
-            member_N = np.isin(pretrain.labels_N, getattr(groups, name))
-            means[name] = float(scores_N[member_N].mean()) if member_N.any() else None
-    return {
-        "schema_version": 1,
-        "method": "sdclr",
-        "prune_ratio": config.sdclr.prune_ratio,
-        "scored": len(scores_N),
-        **{
-            name: [
-                {
-                    "id": pretrain.ids[row],
-                    "label": int(pretrain.labels_N[row]) if pretrain.labels_N[row] >= 0 else None,
-                    "score": float(scores_N[row]),
-                    "png_base64": found[int(row)],
-                }
-                for row in rows
-            ]
-            for name, rows in chosen.items()
-        },
-        "group_mean": means,
-    }
+    most, least = order[:num_shown].tolist(), order[::-1][:num_shown].tolist()
+    found = pictures(run.config, run.data_uri, run.manifest, {*most, *least})
+
+    def shown(rows: list[int]) -> tuple[Picture, ...]:
+        return tuple(
+            Picture(
+                id=pretrain.ids[row],
+                label=label if (label := int(pretrain.labels_N[row])) >= 0 else None,
+                score=float(scores_N[row]),
+                png_base64=found[row],
+            )
+            for row in rows
+        )
+
+    def mean(classes: Sequence[int]) -> float | None:
+        member_N = np.isin(pretrain.labels_N, classes)
+        return float(scores_N[member_N].mean()) if member_N.any() else None
+
+    return Forgotten(
+        method="sdclr",
+        prune_ratio=run.config.sdclr.prune_ratio,
+        scored=len(scores_N),
+        most=shown(most),
+        least=shown(least),
+        group_mean=None
+        if groups is None
+        else GroupMeans(many=mean(groups.many), medium=mean(groups.medium), few=mean(groups.few)),
+    )
 
 
 def pictures(

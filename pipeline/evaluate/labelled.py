@@ -5,7 +5,7 @@ Shapes: N images of a set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,18 @@ from pipeline.config.stages import NEEDS_VAL
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.features import SetFeatures
+from sdclr.longtail import Groups, fewshot_draws, groups_by_tercile, groups_by_threshold
 
 _SHOWN = 5
+
+
+def class_groups(config: Config, manifest: Manifest) -> Groups | None:
+    """Return many, medium and few by pre-training counts; None without labels."""
+    counts = manifest.sets["pretrain"].class_counts
+    if counts is None or manifest.class_names is None:
+        return None
+    by_threshold = config.evaluate.groups == "threshold"
+    return (groups_by_threshold if by_threshold else groups_by_tercile)(list(counts))
 
 
 def check_sets(config: Config, manifest: Manifest) -> None:
@@ -100,36 +110,61 @@ def check_labels(manifest: Manifest, set_name: str, found: SetFeatures) -> None:
         )
 
 
+def labelled_images(features: Mapping[str, SetFeatures]) -> tuple[SetFeatures, int]:
+    """Return the labelled set, and after it the images that only few-shot lists name.
+
+    Returns:
+        The features, and how many of the rows, the first ones, are the labelled set.
+    """
+    probe, others = features["probe"], features.get("fewshot")
+    if others is None:
+        return probe, len(probe.ids)
+    joined = SetFeatures(
+        [*probe.ids, *others.ids],
+        np.concatenate([probe.labels_N, others.labels_N]),
+        {
+            model: np.concatenate([values, others.by_model[model]])
+            for model, values in probe.by_model.items()
+        },
+    )
+    return joined, len(probe.ids)
+
+
 def fewshot_rows(
-    config: Config, manifest: Manifest, ids: Sequence[str], labels_N: NDArray[np.int64]
+    config: Config,
+    manifest: Manifest,
+    ids: Sequence[str],
+    labels_N: NDArray[np.int64],
+    num_probe: int | None = None,
 ) -> list[NDArray[np.int64]]:
     """Return labelled rows for each few-shot draw: the published lists, or our own.
 
     Args:
         config: how many draws and shots.
         manifest: may hold the lists.
-        ids: of the labelled set.
-        labels_N: of the labelled set.
+        ids: of all images with a label, as `labelled_images` returns them.
+        labels_N: their classes.
+        num_probe: how many of them are the labelled set, from which our own sets are drawn.
 
     Raises:
         DataError: a list names other images, or lacks a class; or a class has too few images.
     """
     if not manifest.fewshot:
-        return _drawn(config, manifest, labels_N)
+        return _drawn(config, manifest, labels_N[:num_probe])
     where = f"data set {manifest.name}"
     row_of = {sample_id: row for row, sample_id in enumerate(ids)}
     unknown = [i for listed in manifest.fewshot for i in listed if i not in row_of]
     if unknown:
         raise DataError(
             "E-DATA-034",
-            f"{len(unknown)} few-shot images are not in the labelled set",
+            f"{len(unknown)} few-shot images have no label in the data set",
             where=f"{where}, first: {unknown[0]}",
-            todo="use few-shot lists that are part of data.sets.probe",
+            todo="use few-shot lists of labelled images of this data set",
         )
     draws = [np.array([row_of[i] for i in listed], np.int64) for listed in manifest.fewshot]
     names = manifest.class_names or ()
     for number, rows in enumerate(draws):
-        empty = sorted(set(labels_N.tolist()) - set(labels_N[rows].tolist()))
+        empty = sorted(set(labels_N[:num_probe].tolist()) - set(labels_N[rows].tolist()))
         if empty:
             raise DataError(
                 "E-DATA-035",
@@ -145,8 +180,6 @@ def fewshot_rows(
 def _drawn(
     config: Config, manifest: Manifest, labels_N: NDArray[np.int64]
 ) -> list[NDArray[np.int64]]:
-    from sdclr.longtail import fewshot_draws
-
     shots = config.evaluate.shots_per_class
     if shots is None:
         # One percent of the labels, as in the paper's few-shot sets.

@@ -12,15 +12,16 @@ from pipeline.cluster.connect import on_nodes_with
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import read_hashes
 from pipeline.errors import DataError
+from pipeline.record.evaluation import Leak
 
 _HELD_OUT = ("test", "val")
-_LEARNT_FROM = ("pretrain", "probe")
+_TRAINED_ON = ("pretrain", "probe", "fewshot")
 _SHOWN = 5
 
 
 def find_leaks(
     data_uri: str, manifest: Manifest, *, data_resource: str | None = None
-) -> list[dict[str, Any]]:
+) -> list[Leak]:
     """Find pairs of sets that share images; one Ray task per shard reads its hashes.
 
     Args:
@@ -29,8 +30,7 @@ def find_leaks(
         data_resource: custom resource of the nodes that may read it; None for any node.
 
     Returns:
-        {"sets": [held out, other], "images": of the held-out set, "of": its size, "examples": [[id
-        there, id in the other], ...]} for each pair with any; test against val comes first.
+        One `Leak` for each pair with shared images; test against val comes first.
     """
     import ray
 
@@ -46,9 +46,9 @@ def find_leaks(
     return shared_images(hashes)
 
 
-def shared_images(sets: dict[str, dict[str, list[str]]]) -> list[dict[str, Any]]:
+def shared_images(sets: dict[str, dict[str, list[str]]]) -> list[Leak]:
     """Find the pairs of `find_leaks` in sets given as hash -> ids."""
-    pairs = [(a, b) for a in _HELD_OUT for b in (*_LEARNT_FROM, "val") if a != b]
+    pairs = [(a, b) for a in _HELD_OUT for b in (*_TRAINED_ON, "val") if a != b]
     found = []
     for held_out, other in sorted(pairs, key=lambda pair: pair[1] != "val"):
         if held_out not in sets or other not in sets:
@@ -56,36 +56,36 @@ def shared_images(sets: dict[str, dict[str, list[str]]]) -> list[dict[str, Any]]
         shared = sorted(sets[held_out].keys() & sets[other].keys())
         num_images = sum(len(sets[held_out][digest]) for digest in shared)
         if num_images:
-            examples = sorted([sets[held_out][d][0], sets[other][d][0]] for d in shared)
+            examples = sorted((sets[held_out][d][0], sets[other][d][0]) for d in shared)
             found.append(
-                {
-                    "sets": [held_out, other],
-                    "images": num_images,
-                    "of": sum(map(len, sets[held_out].values())),
-                    "examples": examples[:_SHOWN],
-                }
+                Leak(
+                    sets=(held_out, other),
+                    images=num_images,
+                    of=sum(map(len, sets[held_out].values())),
+                    examples=tuple(examples[:_SHOWN]),
+                )
             )
     return found
 
 
-def sentences(leaks: Sequence[dict[str, Any]]) -> list[str]:
+def sentences(leaks: Sequence[Leak]) -> list[str]:
     """Return one sentence for each pair, with the first names."""
     return [
-        f"leak: {leak['images']} of {leak['of']} images of {leak['sets'][0]} are also in "
-        f"{leak['sets'][1]}: " + ", ".join(f"{a} = {b}" for a, b in leak["examples"])
+        f"leak: {leak.images} of {leak.of} images of {leak.sets[0]} are also in "
+        f"{leak.sets[1]}: " + ", ".join(f"{a} = {b}" for a, b in leak.examples)
         for leak in leaks
     ]
 
 
-def refuse(leaks: Sequence[dict[str, Any]], manifest: Manifest, *, max_frac: float) -> None:
+def refuse(leaks: Sequence[Leak], manifest: Manifest, *, max_frac: float) -> None:
     """Refuse a data set in which a pair shares more than `max_frac` of the held-out set.
 
     Raises:
         DataError: naming the sets and the first images.
     """
-    grave = [leak for leak in leaks if leak["images"] > max_frac * leak["of"]]
+    grave = [leak for leak in leaks if leak.images > max_frac * leak.of]
     if grave:
-        largest = max(leak["images"] / leak["of"] for leak in grave)
+        largest = max(leak.images / leak.of for leak in grave)
         raise DataError(
             "E-DATA-037",
             "images that are scored on are also trained on:\n" + "\n".join(sentences(grave)),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from pipeline.errors import TrainingError
 from pipeline.model.source import ModelSource, load_model
 from sdclr import ImageSet
 from sdclr.accuracy import per_class_accuracy
-from sdclr.trained_probe import ProbeRecipe, ProbeView, best_epoch, train_probe
+from sdclr.trained_probe import ProbeEpoch, ProbeRecipe, ProbeView, best_epoch, train_probe
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class ProbeJob:
         config_json: the run's configuration.
         source: the model whose features are classified.
         init_from: of `load_model`.
-        rows_n: which of the shared images to train on; None = all.
+        rows_n: which of the shared images to train on.
         recipe, view: of `train_probe`.
         num_classes: C.
         device: `cpu` or `cuda`.
@@ -40,7 +39,7 @@ class ProbeJob:
     config_json: str
     source: ModelSource
     init_from: str | None
-    rows_n: NDArray[np.int64] | None
+    rows_n: NDArray[np.int64]
     recipe: ProbeRecipe
     view: ProbeView
     num_classes: int
@@ -56,6 +55,23 @@ class Labelled:
     labels_M: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class ProbeStep:
+    """An epoch that has ended; `val` is the accuracy on the val set, None without one."""
+
+    epoch: int
+    val: float | None
+
+
+@dataclass(frozen=True)
+class ProbeEnd:
+    """Accuracies per class (C,) of the last and the best epoch; best = last without a val set."""
+
+    last: NDArray[np.float64]
+    best: NDArray[np.float64]
+    best_epoch: int | None
+
+
 def train_job(
     job: ProbeJob,
     images_NCHW: NDArray[np.uint8],
@@ -63,11 +79,8 @@ def train_job(
     labels_N: NDArray[np.int64],
     val: Labelled | None,
     test: Labelled,
-) -> Iterator[dict[str, Any]]:
-    """Yield {"epoch", "val"} after each epoch, and at the end {"last", "best", "best_epoch"}.
-
-    `last` and `best` are accuracies per class (C,) on the test features; without val, `best` and
-    `best_epoch` are None.
+) -> Iterator[ProbeStep | ProbeEnd]:
+    """Yield a `ProbeStep` after each epoch, and a `ProbeEnd` of the test features at the end.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -76,7 +89,7 @@ def train_job(
     torch.set_num_threads(job.num_threads)
     config = Config.model_validate_json(job.config_json)
     network = load_model(config, job.source, init_from=job.init_from).network.to(job.device).eval()
-    rows_n = np.arange(len(labels_N)) if job.rows_n is None else job.rows_n
+    rows_n = job.rows_n
     images = ImageSet(torch.from_numpy(images_NCHW[rows_n]), torch.from_numpy(sizes_N2[rows_n]))
 
     epochs = []
@@ -94,7 +107,7 @@ def train_job(
             device=job.device,
         ):
             epochs.append(epoch)
-            yield {"epoch": epoch.epoch, "val": epoch.val_accuracy}
+            yield ProbeStep(epoch.epoch, epoch.val_accuracy)
     except FloatingPointError as error:
         raise TrainingError(
             "E-TRAIN-002",
@@ -105,15 +118,15 @@ def train_job(
         ) from error
     test_MD, labels_M = _tensors(test)
 
-    def accuracy(epoch: Any) -> NDArray[np.float64]:
+    def accuracy(epoch: ProbeEpoch) -> NDArray[np.float64]:
         return per_class_accuracy(epoch.probe.predict(test_MD), labels_M, job.num_classes)
 
     best = best_epoch(epochs) if val is not None else None
-    yield {
-        "last": accuracy(epochs[-1]),
-        "best": None if best is None else accuracy(best),
-        "best_epoch": None if best is None else best.epoch,
-    }
+    yield ProbeEnd(
+        last=accuracy(epochs[-1]),
+        best=accuracy(epochs[-1] if best is None else best),
+        best_epoch=None if best is None else best.epoch,
+    )
 
 
 def _tensors(labelled: Labelled) -> tuple[torch.Tensor, torch.Tensor]:

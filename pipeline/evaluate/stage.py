@@ -7,102 +7,113 @@ Every model is scored by its dense branch, and so is the network before training
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 from pipeline import storage
 from pipeline.cluster.connect import Cluster, refreshed
 from pipeline.cluster.retry import retry_lost_work
-from pipeline.config import Config
-from pipeline.console import Console
-from pipeline.dataset.manifest import Manifest
+from pipeline.console import Console, duration
 from pipeline.evaluate import cached, leaks, trained
 from pipeline.evaluate.cached import CachedProbes
 from pipeline.evaluate.candidates import Candidate, Candidates, find_candidates
+from pipeline.evaluate.ended import EndedProtocols
 from pipeline.evaluate.features import SetFeatures, extract, placement
+from pipeline.evaluate.fits import fit_anywhere
 from pipeline.evaluate.forgotten import forgotten_images
-from pipeline.evaluate.labelled import check_labels, check_sets, fewshot_rows
-from pipeline.evaluate.score import score_entry, write_json
+from pipeline.evaluate.labelled import (
+    check_labels,
+    check_sets,
+    class_groups,
+    fewshot_rows,
+    labelled_images,
+)
+from pipeline.evaluate.probe_task import ProbeEnd
+from pipeline.evaluate.score import score_of
 from pipeline.evaluate.trained import TrainedProbes
 from pipeline.record.context import RunContext
-from sdclr.longtail import Groups, groups_by_tercile, groups_by_threshold
+from pipeline.record.evaluation import (
+    ClassGroups,
+    EndedProtocol,
+    Evaluation,
+    Leak,
+    ModelScores,
+    Score,
+)
+from sdclr.longtail import Groups
 
-SCHEMA_VERSION = 1
 FILE = "evaluation.json"
+_FORGOTTEN = "forgotten"
 
-Scores = dict[str, list[dict[str, Any]]]
+# Model -> its score by one protocol.
+Scores = dict[str, Score]
 
 
 def evaluate(
     run: RunContext, *, cluster: Cluster, console: Console, given_uri: str | None = None
-) -> dict[str, Any] | None:
+) -> Evaluation | None:
     """Score the run's models, or the given weights; writes evaluation.json and forgotten.json.
 
+    A protocol that ended in an earlier, interrupted stage is not repeated.
+
     Returns:
-        The content of evaluation.json; None when the data set has no labels to score with.
+        The record; None when the data set has no labels to score with.
 
     Raises:
         CheckpointError: a method of the run has no finished checkpoint, or the given one is unfit.
         ConfigError: the data set has labels, but not the sets that the protocols need.
         DataError: labels are missing, unknown or few, or scored images are also trained on.
     """
-    config, manifest, run_uri, data_uri = run.config, run.manifest, run.run_uri, run.data_uri
-    candidates = find_candidates(config, run_uri, run.config_hash, given_uri=given_uri)
-    is_labelled = manifest.class_names is not None
-    found_leaks: list[dict[str, Any]] = []
+    config, manifest = run.config, run.manifest
+    candidates = find_candidates(config, run.run_uri, run.config_hash, given_uri=given_uri)
+    groups = class_groups(config, manifest)
+    found_leaks: list[Leak] = []
     clock = Clock()
-    if is_labelled:
+    if groups is not None:
         check_sets(config, manifest)
         with clock("leaks"):
             found_leaks = leaks.find_leaks(
-                data_uri, manifest, data_resource=config.placement.data_resource
+                run.data_uri, manifest, data_resource=config.placement.data_resource
             )
         leaks.refuse(found_leaks, manifest, max_frac=config.evaluate.max_leak_frac)
+    ended = EndedProtocols(run, candidates)
+    wanted = config.evaluate.protocols if groups is not None else ()
+    kept = {str(p): found for p in wanted if (found := ended.find(p)) is not None}
+    if kept:
+        said = ", ".join(kept)
+        console.stage("evaluate", f"scores of the same weights and images are there: {said}")
+    forgotten_uri = storage.join(run.run_uri, "forgotten.json")
     has_twin = any(model.source.method == "sdclr" for model in candidates.models)
-    set_names = (*_sets(config, manifest), *(("pretrain",) if has_twin else ()))
-    if not set_names:
-        return None
-    with clock("features"):
-        features = retry_lost_work(
-            lambda: extract(
-                config,
-                run.config_json,
-                sources=[model.source for model in candidates.models],
-                data_uri=data_uri,
-                manifest=manifest,
-                set_names=set_names,
-                cluster=refreshed(cluster),
-                progress=lambda done, total: console.progress("features", done, total),
-            ),
-            say=lambda text: console.stage("evaluate", text),
-        )
-    counts = manifest.sets["pretrain"].class_counts
-    groups = _groups(config, counts) if counts is not None else None
+    if ended.find(_FORGOTTEN) is not None and storage.exists(forgotten_uri):
+        has_twin = False
+    set_names = _sets(run, [p for p in wanted if p not in kept])
+    set_names += ("pretrain",) if has_twin else ()
+    features: dict[str, SetFeatures] = {}
+    if set_names:
+        with clock("features"):
+            features = _features(run, candidates, set_names, cluster, console)
     if has_twin:
-        forgotten = forgotten_images(config, data_uri, manifest, features["pretrain"], groups)
-        write_json(storage.join(run_uri, "forgotten.json"), forgotten)
-    if not is_labelled or groups is None or counts is None:
+        forgotten_images(run, features["pretrain"], groups).write(forgotten_uri)
+        ended.write(_FORGOTTEN, {}, clock.seconds["features"])
+    if groups is None:
         return None
-    scores = _scores(
-        config, run.config_json, data_uri, manifest, features, groups, candidates, cluster, console,
-        clock,
-    )  # fmt: skip
-    evaluation = {
-        "schema_version": SCHEMA_VERSION,
-        "class_names": list(manifest.class_names or ()),
-        "pretrain_counts": list(counts),
-        "groups": {name: list(getattr(groups, name)) for name in ("many", "medium", "few")},
-        "sets": {name: info.rows for name, info in manifest.sets.items()},
-        "scored_on": config.evaluate.split,
-        "seed": config.run.seed,
-        "notes": [*candidates.notes, *leaks.sentences(found_leaks)],
-        "leaks": found_leaks,
-        "models": [_entry(model, scores) for model in candidates.final],
-        "curve": _curve(candidates, scores),
-        "timings_s": clock.seconds,
-    }
-    write_json(storage.join(run_uri, FILE), evaluation)
+    scoring = Scoring(run, features, groups, candidates, cluster, console, ended, kept)
+    scores = scoring.all()
+    evaluation = Evaluation(
+        class_names=tuple(manifest.class_names or ()),
+        pretrain_counts=tuple(manifest.sets["pretrain"].class_counts or ()),
+        groups=ClassGroups(many=groups.many, medium=groups.medium, few=groups.few),
+        sets={name: info.rows for name, info in manifest.sets.items()},
+        scored_on=config.evaluate.split,
+        seed=config.run.seed,
+        notes=(*candidates.notes, *leaks.sentences(found_leaks)),
+        leaks=tuple(found_leaks),
+        models=tuple(_entry(model, scores) for model in candidates.final),
+        curve=_curve(candidates, scores),
+        timings_s=clock.seconds | scoring.clock.seconds,
+    )
+    evaluation.write(storage.join(run.run_uri, FILE))
     return evaluation
 
 
@@ -113,7 +124,7 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, *names: str) -> Any:
+    def __call__(self, *names: str) -> Iterator[None]:
         """Time a block that makes all of `names` together."""
         start_s = time.monotonic()
         yield
@@ -122,94 +133,161 @@ class Clock:
             self.seconds[name] = round(spent_s, 3)
 
 
-def _sets(config: Config, manifest: Manifest) -> tuple[str, ...]:
+def _sets(run: RunContext, protocols: Sequence[str]) -> tuple[str, ...]:
     """Return the sets that need cached features; the paper's protocols make their own."""
-    if manifest.class_names is None:
+    if not protocols:
         return ()
-    protocols = config.evaluate.protocols
-    names: set[str] = {config.evaluate.split, "probe"}
+    names: set[str] = {run.config.evaluate.split, "probe", "fewshot"}
     if any(protocol in trained.PROTOCOLS for protocol in protocols):
-        names |= {"val"} & manifest.sets.keys()
-    return tuple(name for name in ("probe", "val", "test") if name in names)
+        names.add("val")
+    have = [str(name) for name in run.manifest.sets]
+    return tuple(n for n in ("probe", "fewshot", "val", "test") if n in names and n in have)
 
 
-def _scores(
-    config: Config,
-    config_json: str,
-    data_uri: str,
-    manifest: Manifest,
-    features: dict[str, SetFeatures],
-    groups: Groups,
+def _features(
+    run: RunContext,
     candidates: Candidates,
+    set_names: tuple[str, ...],
     cluster: Cluster,
     console: Console,
-    clock: Clock,
-) -> Scores:
-    """Score each model by the configured protocols, in their order."""
-    for name in ("probe", "val", config.evaluate.split):
-        if name in features:
-            check_labels(manifest, name, features[name])
-    probe, test = features["probe"], features[config.evaluate.split]
-    draws = fewshot_rows(config, manifest, probe.ids, probe.labels_N)
-    wanted = config.evaluate.protocols
-    by_protocol: dict[str, dict[str, dict[str, Any]]] = {}
-    probes = CachedProbes(
-        config, probe, test, draws, groups=groups, num_classes=len(manifest.class_names or ())
+) -> dict[str, SetFeatures]:
+    return retry_lost_work(
+        lambda: extract(
+            run.config,
+            run.config_json,
+            sources=[model.source for model in candidates.models],
+            data_uri=run.data_uri,
+            manifest=run.manifest,
+            set_names=set_names,
+            cluster=refreshed(cluster),
+            progress=lambda done, total: console.progress("features", done, total),
+        ),
+        say=lambda text: console.stage("evaluate", text),
     )
-    num_cached = len([p for p in wanted if p in cached.PROTOCOLS]) * len(candidates.models)
-    for protocol in (p for p in wanted if p in cached.PROTOCOLS):
-        with clock(protocol):
-            by_protocol[protocol] = {}
-            for model in candidates.models:
-                by_protocol[protocol][model.name] = probes.score(protocol, model.name)
-                done = sum(map(len, by_protocol.values()))
-                console.progress("probes", done, num_cached, unit="probes", extra=protocol)
-    published = [p for p in wanted if p in trained.PROTOCOLS]
-    if published:
-        with clock("decoding"):
-            trained_probes = TrainedProbes(
-                config, config_json, data_uri=data_uri, manifest=manifest, labels_N=probe.labels_N,
-                draws=draws, placement=placement(config, cluster), console=console,
+
+
+class Scoring:
+    """All configured protocols on extracted features; what ends is published at once.
+
+    Args:
+        run: what is evaluated.
+        features: of the sets that the protocols still to be done need.
+        groups: of the classes.
+        candidates: the models.
+        cluster: where fits may run.
+        console: shows progress.
+        ended: where protocols are kept.
+        kept: those that ended earlier.
+    """
+
+    def __init__(
+        self,
+        run: RunContext,
+        features: dict[str, SetFeatures],
+        groups: Groups,
+        candidates: Candidates,
+        cluster: Cluster,
+        console: Console,
+        ended: EndedProtocols,
+        kept: dict[str, EndedProtocol],
+    ) -> None:
+        self._run, self._features, self._groups = run, features, groups
+        self._candidates, self._cluster, self._console = candidates, cluster, console
+        self._ended, self._done = ended, dict(kept)
+        self.clock = Clock()
+
+    def all(self) -> dict[str, tuple[Score, ...]]:
+        """Return the scores of each model in the order of the configured protocols."""
+        wanted = self._run.config.evaluate.protocols
+        todo = [protocol for protocol in wanted if protocol not in self._done]
+        if todo:
+            self._score(todo)
+        order = [p for p in wanted if p not in self.clock.seconds]
+        self.clock.seconds |= {protocol: self._done[protocol].seconds for protocol in order}
+        return {
+            model.name: tuple(self._done[protocol].scores[model.name] for protocol in wanted)
+            for model in self._candidates.models
+        }
+
+    def _score(self, todo: Sequence[str]) -> None:
+        config, manifest = self._run.config, self._run.manifest
+        for name, found in self._features.items():
+            if name != "pretrain":
+                check_labels(manifest, name, found)
+        labelled, num_probe = labelled_images(self._features)
+        test = self._features[config.evaluate.split]
+        draws = fewshot_rows(config, manifest, labelled.ids, labelled.labels_N, num_probe)
+        place = placement(config, self._cluster)
+        probes = CachedProbes(
+            config, labelled, test, draws, groups=self._groups,
+            num_classes=len(manifest.class_names or ()), num_probe=num_probe,
+        )  # fmt: skip
+        models = [model.name for model in self._candidates.models]
+        for protocol in (p for p in todo if p in cached.PROTOCOLS):
+            fit = partial(
+                fit_anywhere,
+                place=place,
+                resource=config.placement.train_resource,
+                progress=partial(self._console.progress, protocol, unit="fits"),
+            )
+            with self.clock(protocol):
+                scores = probes.score(protocol, models, fit)
+            self._end({protocol: scores})
+        published = [p for p in todo if p in trained.PROTOCOLS]
+        if not published:
+            return
+        with self.clock("decoding"):
+            by_sgd = TrainedProbes(
+                self._run, labels_N=labelled.labels_N, num_probe=num_probe, draws=draws,
+                placement=place, console=self._console,
             )  # fmt: skip
+        sources = [model.source for model in self._candidates.models]
         for group in ("linear", "fewshot"):
-            mine = [p for p in published if p.startswith(f"paper-{group}")]
-            if not mine:
+            names = [p for p in published if p.startswith(f"paper-{group}")]
+            if not names:
                 continue
-            with clock(*mine):
-                sources = [model.source for model in candidates.models]
-                results = trained_probes.score(sources, group, features.get("val"), test)
-            for protocol in mine:
-                which = "last" if protocol.endswith("-last") else "best"
-                by_protocol[protocol] = {
-                    name: score_entry(
-                        protocol, [r[which] for r in runs], groups,
-                        trained_probes.note(protocol, runs),
-                    )
-                    for name, runs in results.items()
-                }  # fmt: skip
-    return {
-        model.name: [by_protocol[protocol][model.name] for protocol in wanted]
-        for model in candidates.models
-    }
+            with self.clock(*names):
+                results = by_sgd.score(sources, group, self._features.get("val"), test)
+            self._end(
+                {name: self._of_ends(name, results, by_sgd) for name in names},
+            )
+
+    def _of_ends(
+        self, protocol: str, results: dict[str, list[ProbeEnd]], probes: TrainedProbes
+    ) -> Scores:
+        is_last = protocol.endswith("-last")
+        return {
+            model: score_of(
+                protocol,
+                [end.last if is_last else end.best for end in ends],
+                self._groups,
+                probes.note(protocol, ends),
+            )
+            for model, ends in results.items()
+        }
+
+    def _end(self, found: dict[str, Scores]) -> None:
+        """Publish the scores of protocols that were made together, and say what they took."""
+        for protocol, scores in found.items():
+            seconds = self.clock.seconds[protocol]
+            self._done[protocol] = self._ended.write(protocol, scores, seconds)
+        num_models = len(self._candidates.models)
+        self._console.stage(
+            "evaluate",
+            f"{' and '.join(found)}: {duration(seconds)}, {duration(seconds / num_models)} a model",
+        )
 
 
-def _groups(config: Config, counts: Sequence[int]) -> Groups:
-    if config.evaluate.groups == "threshold":
-        return groups_by_threshold(list(counts))
-    return groups_by_tercile(list(counts))
+def _entry(
+    model: Candidate, scores: dict[str, tuple[Score, ...]], name: str | None = None
+) -> ModelScores:
+    return ModelScores(
+        name=name or model.name, step=model.step, epochs=model.epochs, scores=scores[model.name]
+    )
 
 
-def _entry(model: Candidate, scores: Scores, name: str | None = None) -> dict[str, Any]:
-    return {
-        "name": name or model.name,
-        "step": model.step,
-        "epochs": model.epochs,
-        "scores": scores[model.name],
-    }
-
-
-def _curve(candidates: Candidates, scores: Scores) -> list[dict[str, Any]]:
-    """List the scored checkpoints of each method by step; empty without earlier ones."""
+def _curve(candidates: Candidates, scores: dict[str, tuple[Score, ...]]) -> tuple[ModelScores, ...]:
+    """Return every scored checkpoint by method and step; empty when there are no earlier ones."""
     methods = dict.fromkeys(m.older_than for m in candidates.models if m.older_than)
     points = [
         (method, model)
@@ -218,4 +296,4 @@ def _curve(candidates: Candidates, scores: Scores) -> list[dict[str, Any]]:
         if method in (model.name, model.older_than)
     ]
     ordered = sorted(points, key=lambda point: (list(methods).index(point[0]), point[1].step or 0))
-    return [_entry(model, scores, method) for method, model in ordered]
+    return tuple(_entry(model, scores, method) for method, model in ordered)

@@ -22,11 +22,13 @@ from pipeline.cluster.connect import on_nodes_with
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.evaluate.features import Placement, SetFeatures
-from pipeline.evaluate.probe_task import Labelled, ProbeJob, train_job
+from pipeline.evaluate.probe_task import Labelled, ProbeEnd, ProbeJob, ProbeStep, train_job
+from pipeline.feed.rows import RowLedger
 from pipeline.model import build
 from pipeline.model.source import ModelSource
+from pipeline.record.context import RunContext
 from sdclr.trained_probe import (
     PAPER_FEWSHOT,
     PAPER_LINEAR,
@@ -44,40 +46,42 @@ class TrainedProbes:
     """The labelled images of a data set, ready to train on for any model.
 
     Args:
-        config, config_json: of the run.
-        data_uri, manifest: the data set.
-        labels_N: of its labelled set.
-        draws: rows of that set for each few-shot draw.
+        run: what is evaluated.
+        labels_N: of all images with a label, as `labelled_images` orders them.
+        num_probe: how many of them are the labelled set.
+        draws: rows of them for each few-shot draw.
         placement: of tasks on the cluster.
         console: shows progress.
     """
 
     def __init__(
         self,
-        config: Config,
-        config_json: str,
+        run: RunContext,
         *,
-        data_uri: str,
-        manifest: Manifest,
         labels_N: NDArray[np.int64],
+        num_probe: int,
         draws: Sequence[NDArray[np.int64]],
         placement: Placement,
         console: Console,
     ) -> None:
         import ray
 
-        self.config, self.config_json, self.manifest = config, config_json, manifest
+        config, manifest = run.config, run.manifest
+        self.config, self.config_json, self.manifest = config, run.config_json, manifest
         self.draws, self.placement, self.console = draws, placement, console
         everything = "paper-linear" in config.evaluate.protocols
-        self.rows = np.arange(len(labels_N)) if everything else np.unique(np.concatenate(draws))
+        self.rows = np.unique(
+            np.concatenate([*draws, np.arange(num_probe)] if everything else draws)
+        )
         check_fits(config, manifest, len(self.rows))
-        images, sizes = _decoded(config, data_uri, manifest, self.rows)
+        self.num_probe = num_probe
+        images, sizes = _decoded(run, self.rows)
         self.images = [ray.put(images), ray.put(sizes), ray.put(labels_N[self.rows])]
         self.view = probe_view(config, manifest)
 
     def score(
         self, sources: Sequence[ModelSource], group: str, val: SetFeatures | None, test: SetFeatures
-    ) -> dict[str, list[dict[str, Any]]]:
+    ) -> dict[str, list[ProbeEnd]]:
         """Train all classifiers of one kind, in parallel.
 
         Args:
@@ -87,12 +91,14 @@ class TrainedProbes:
             test: features to score on.
 
         Returns:
-            Model -> the last event of `train_job` of each draw, in the order of the draws.
+            Model -> what `train_job` ended with, for each draw, in the order of the draws.
         """
         jobs = [
             (source.name, number, self._job(source, group, rows))
             for source in sources
-            for number, rows in enumerate([None] if group == "linear" else self.draws)
+            for number, rows in enumerate(
+                [np.arange(self.num_probe)] if group == "linear" else self.draws
+            )
         ]
         results = self._run(jobs, group, val, test)
         return {
@@ -100,25 +106,25 @@ class TrainedProbes:
             for source in sources
         }
 
-    def note(self, protocol: str, results: Sequence[dict[str, Any]]) -> str:
+    def note(self, protocol: str, results: Sequence[ProbeEnd]) -> str:
         """Note how many labels were trained on, which views, and how the epoch was chosen."""
         recipe = _recipe("linear" if protocol == "paper-linear" else "fewshot", self.view)
-        num = len(self.rows) if protocol == "paper-linear" else len(self.draws[0])
+        num = self.num_probe if protocol == "paper-linear" else len(self.draws[0])
         per = "" if protocol == "paper-linear" else " per draw"
         flips = " with flips" if self.view.hflip_prob else ""
         chosen = f"last of {recipe.epochs} epochs, no other label"
         if protocol != "paper-fewshot-last":
-            best = ", ".join(str(result["best_epoch"]) for result in results)
+            best = ", ".join(str(result.best_epoch) for result in results)
             num_val = self.manifest.sets["val"].rows
             chosen = f"epoch {best} of {recipe.epochs} chosen on {num_val} val images"
         return f"{num} labels{per}, {self.view.kind}{flips}, {chosen}"
 
-    def _job(self, source: ModelSource, group: str, rows: NDArray[np.int64] | None) -> ProbeJob:
+    def _job(self, source: ModelSource, group: str, rows: NDArray[np.int64]) -> ProbeJob:
         return ProbeJob(
             config_json=self.config_json,
             source=source,
             init_from=build.init_uri(self.config),
-            rows_n=None if rows is None else np.searchsorted(self.rows, rows),
+            rows_n=np.searchsorted(self.rows, rows),
             recipe=_recipe(group, self.view),
             view=self.view,
             num_classes=len(self.manifest.class_names or ()),
@@ -132,7 +138,7 @@ class TrainedProbes:
         group: str,
         val: SetFeatures | None,
         test: SetFeatures,
-    ) -> dict[tuple[str, int], dict[str, Any]]:
+    ) -> dict[tuple[str, int], ProbeEnd]:
         import ray
 
         # Given here, not as options, GPUs make Ray end the process with its task: one that went on
@@ -152,28 +158,26 @@ class TrainedProbes:
             task.remote(job, *self.images, *held[name]): (name, number)
             for name, number, job in jobs
         }
-        num_rows = {
-            (name, n): len(self.rows if j.rows_n is None else j.rows_n) for name, n, j in jobs
-        }
+        num_rows = {(name, n): len(j.rows_n) for name, n, j in jobs}
         total = sum(num_rows.values()) * jobs[0][2].recipe.epochs
         done = 0
-        results: dict[tuple[str, int], dict[str, Any]] = {}
+        results: dict[tuple[str, int], ProbeEnd] = {}
         self.console.progress(f"paper-{group}", 0, total)
         while running:
             ready: list[Any] = ray.wait(list(running), num_returns=1, timeout=_WAIT_S)[0]
             for stream in ready:
                 key = running[stream]
                 try:
-                    event: Any = ray.get(next(stream))
+                    event: ProbeStep | ProbeEnd = ray.get(next(stream))
                 except StopIteration:
                     del running[stream]
                     continue
-                if "epoch" not in event:
+                if isinstance(event, ProbeEnd):
                     results[key] = event
                     continue
                 done += num_rows[key]
-                said = "" if event["val"] is None else f"  val {100 * event['val']:.1f}"
-                extra = f"{key[0]}  epoch {event['epoch']}/{jobs[0][2].recipe.epochs}{said}"
+                said = "" if event.val is None else f"  val {100 * event.val:.1f}"
+                extra = f"{key[0]}  epoch {event.epoch}/{jobs[0][2].recipe.epochs}{said}"
                 self.console.progress(f"paper-{group}", done, total, extra=extra)
         return results
 
@@ -220,23 +224,24 @@ def _labelled(found: SetFeatures, model: str) -> Labelled:
 
 
 def _decoded(
-    config: Config, data_uri: str, manifest: Manifest, rows: NDArray[np.int64]
+    run: RunContext, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return canvases (N, 3, H, W) uint8 and sizes (N, 2) of ascending rows of the labelled set."""
-    height_px, width_px = feed.canvas_size(config, manifest)
+    """Return canvases (N, 3, H, W) uint8 and sizes (N, 2) of ascending labelled rows."""
+    height_px, width_px = feed.canvas_size(run.config, run.manifest)
     images = np.empty((len(rows), 3, height_px, width_px), np.uint8)
-    sizes, seen = np.empty((len(rows), 2), np.int64), np.zeros(len(rows), np.int64)
-    decoded = feed.decoded_rows(config, data_uri, manifest, "probe")
-    for batch in decoded.iter_batches(batch_size=None, batch_format="numpy"):
-        wanted = np.isin(batch["row"], rows)
-        places = np.searchsorted(rows, batch["row"][wanted])
-        images[places], sizes[places] = batch["pixels"][wanted], batch["size"][wanted]
-        seen[places] += 1
-    if (seen != 1).any():
-        raise DataError(
-            "E-DATA-038",
-            f"{int((seen != 1).sum())} of {len(rows)} images did not arrive exactly once",
-            where=f"data set {manifest.name}",
-            todo="run the stage again; if it happens again, ingest the data set again",
-        )
+    sizes = np.empty((len(rows), 2), np.int64)
+    ledger = RowLedger(f"data set {run.manifest.name}, labelled images", len(rows))
+    first_row = 0
+    for name, info in run.manifest.sets.items():
+        if str(name) not in ("probe", "fewshot"):
+            continue
+        decoded = feed.decoded_rows(run.config, run.data_uri, run.manifest, name)
+        for batch in decoded.iter_batches(batch_size=None, batch_format="numpy"):
+            row_n = batch["row"] + first_row
+            wanted = np.isin(row_n, rows)
+            places = np.searchsorted(rows, row_n[wanted])
+            images[places], sizes[places] = batch["pixels"][wanted], batch["size"][wanted]
+            ledger.add(places)
+        first_row += info.rows
+    ledger.close()
     return images, sizes

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import json
-import shlex
 from typing import Any
 
 import torch
@@ -22,9 +21,8 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.console import program
 from pipeline.dataset.manifest import Manifest
-from pipeline.errors import CheckpointError, ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.export.card import model_card
 from pipeline.model import build, checkpoint, timm_names
 from pipeline.model.source import trained_epochs
@@ -56,19 +54,11 @@ def export(run: RunContext) -> dict[str, list[str]]:
     """
     config, written = run.config, {}
     for method in config.train.methods:
-        folder = checkpoint.checkpoints_uri(run.run_uri, method)
-        found = checkpoint.latest(folder, config_hash=run.config_hash)
-        if found.state is None:
-            raise CheckpointError(
-                "E-CHECKPOINT-002",
-                f"method {method} has no checkpoint to export",
-                where=folder,
-                todo=f"train it first: {program()} train --resume {shlex.quote(run.run_uri)}",
-            )
-        network = build.trained_model(config, method, found.state).network
+        state, _ = checkpoint.newest(run.run_uri, method, config_hash=run.config_hash)
+        network = build.trained_model(config, method, state).network
         facts = _facts(config, run.manifest, method, run.config_hash) | {
-            "step": int(found.state.numbers["step"]),
-            "epochs": trained_epochs(config, found.state),
+            "step": int(state.numbers["step"]),
+            "epochs": trained_epochs(config, state),
         }
         facts |= _scores(run.run_uri, method, facts["step"])
         target = storage.join(run.run_uri, "export", method)

@@ -23,8 +23,8 @@ from pipeline.config import Config
 from pipeline.dataset.decoding import ShardDecoder, shard_items
 from pipeline.dataset.image import ImageLimits
 from pipeline.dataset.manifest import Manifest
-from pipeline.errors import DataError
 from pipeline.feed.plan import canvas_px
+from pipeline.feed.rows import RowLedger
 from sdclr import EpochPlan, ImageSet, SetFeed
 
 
@@ -67,16 +67,10 @@ class SharedImages:
         blocks = [(int(b["row"][0]), b["row"], b["pixels"], b["size"]) for b in batches]
         blocks.sort(key=lambda block: block[0])
         num_images = manifest.sets["pretrain"].rows
-        found_n = np.concatenate([rows for _, rows, _, _ in blocks])
-        times_seen_N = np.bincount(found_n, minlength=num_images)
-        wrong = int((times_seen_N != 1).sum())
-        if wrong or not np.array_equal(found_n, np.arange(num_images)):
-            raise DataError(
-                "E-DATA-039",
-                f"{wrong} of {num_images} images did not arrive exactly once",
-                where=f"data set {manifest.name}",
-                todo="run the stage again; if it happens again, ingest the data set again",
-            )
+        ledger = RowLedger(f"data set {manifest.name}, set pretrain", num_images)
+        for _, rows, _, _ in blocks:
+            ledger.add(rows)
+        ledger.close()
         self._starts = np.array([first for first, _, _, _ in blocks])
         self._blocks: list[NDArray[np.uint8]] = [pixels for _, _, pixels, _ in blocks]
         self._sizes_N2 = torch.from_numpy(np.concatenate([size for _, _, _, size in blocks]))

@@ -19,8 +19,8 @@ from pipeline import feed
 from pipeline.cluster.connect import Cluster, on_nodes_with
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest, SetName
-from pipeline.errors import DataError
 from pipeline.evaluate.features import over_blocks, placement
+from pipeline.feed.rows import RowLedger
 from pipeline.mine.extractor import RarityExtractor, reference_sample
 from pipeline.model import build
 from sdclr.rarity import knn_distance
@@ -117,12 +117,12 @@ def _collect(scored: Any, num_images: int, progress: Progress) -> ScoredSet:
     import ray
 
     ids, labels_N = np.empty(num_images, object), np.full(num_images, -1, np.int64)
-    seen_N = np.zeros(num_images, np.int64)
+    ledger = RowLedger("mine.set", num_images)
     found = ScoredSet([], labels_N, {}, {}, [])
     progress("mine", 0, num_images)
     for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):
         rows = batch["row"]
-        np.add.at(seen_N, rows, 1)
+        ledger.add(rows)
         ids[rows], labels_N[rows] = batch["id"], batch["label"]
         refs = {}
         for key, values in batch.items():
@@ -133,14 +133,8 @@ def _collect(scored: Any, num_images: int, progress: Progress) -> ScoredSet:
                 table = np.empty((num_images, values.shape[1]), np.float32)
                 found.disagreement.setdefault(model, table)[rows] = values
         found.blocks.append((rows.copy(), refs))
-        progress("mine", int(seen_N.sum()), num_images)
-    if not (seen_N == 1).all():
-        raise DataError(
-            "E-DATA-081",
-            f"{int((seen_N != 1).sum())} of {num_images} images did not arrive exactly once",
-            where="the mined set",
-            todo="run the stage again; if it happens again, ingest the data set again",
-        )
+        progress("mine", ledger.num_arrived, num_images)
+    ledger.close()
     found.ids = ids.tolist()
     return found
 

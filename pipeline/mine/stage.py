@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -25,19 +24,17 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.cluster.connect import Cluster
 from pipeline.config import Config
-from pipeline.console import program
 from pipeline.dataset.manifest import Manifest, SetName
-from pipeline.errors import CheckpointError, ConfigError, DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.forgotten import pictures
+from pipeline.evaluate.labelled import class_groups
 from pipeline.mine.extractor import TRAINED, as_twin, masks_by_ratio
 from pipeline.mine.findings import findings
 from pipeline.mine.map import feature_map
 from pipeline.mine.scoring import REFERENCE_IMAGES, Progress, ScoredSet, score_set
-from pipeline.model import build
-from pipeline.model.checkpoint import Found, checkpoints_uri, latest
+from pipeline.model import build, checkpoint
 from pipeline.record.context import RunContext
-from sdclr import Twin
-from sdclr.longtail import Groups, groups_by_tercile, groups_by_threshold
+from sdclr import TrainState, Twin
 from sdclr.loss_memory import means_of
 from sdclr.rarity import k_center_greedy, rank_share
 from sdclr.state import LOSS_MEMORY
@@ -81,10 +78,10 @@ def mine(
             "E-DATA-082", "a ranking needs 2 images or more", where=data_uri, todo="add images"
         )
     method = "sdclr" if "sdclr" in config.train.methods else config.train.methods[0]
-    found = _newest(run_uri, method, run.config_hash)
-    training_loss_N = _training_loss(config, found, is_own=is_own and set_name == "pretrain")
+    state, found = checkpoint.newest(run_uri, method, config_hash=run.config_hash)
+    training_loss_N = _training_loss(config, state, is_own=is_own and set_name == "pretrain")
     labelled = manifest.class_names is not None and info.class_counts is not None
-    _check_ratios(config, method, found, with_untrained=labelled)
+    _check_ratios(config, method, state, with_untrained=labelled)
     scored = score_set(
         config,
         run.config_json,
@@ -114,7 +111,7 @@ def mine(
         "data": {"uri": data_uri, "name": manifest.name, "manifest_hash": manifest.hash},
         "set": set_name,
         "method": method,
-        "step": int(found.state.numbers["step"]) if found.state else 0,
+        "step": int(state.numbers["step"]),
         "score": config.mine.score,
         "prune_ratios": list(config.mine.prune_ratios),
         "num_views": config.mine.num_views,
@@ -123,7 +120,7 @@ def mine(
         "scored": info.rows,
         "class_names": list(manifest.class_names) if manifest.class_names else None,
         "findings": _findings(config, manifest, scored, scores, batch) if labelled else None,
-        "groups": asdict(groups) if (groups := _groups(config, manifest)) else None,
+        "groups": asdict(groups) if (groups := class_groups(config, manifest)) else None,
         "map": feature_map(scored, rarity_N),
         **_shown(config, set_name, data_uri, manifest, scored, rarity_N, order_N, batch),
     }
@@ -160,7 +157,7 @@ def _findings(
     scores: dict[tuple[str, str], NDArray[np.float64]],
     batch: list[int],
 ) -> dict[str, Any] | None:
-    groups = _groups(config, manifest)
+    groups = class_groups(config, manifest)
     if groups is None or manifest.class_names is None or (scored.labels_N < 0).any():
         return None
     ratios = config.mine.prune_ratios
@@ -178,15 +175,6 @@ def _findings(
         batch,
         used=(TRAINED, config.mine.score),
     )
-
-
-def _groups(config: Config, manifest: Manifest) -> Groups | None:
-    """Return many, medium and few by pre-training counts, as the evaluation does."""
-    counts = manifest.sets["pretrain"].class_counts
-    if counts is None:
-        return None
-    by_threshold = config.evaluate.groups == "threshold"
-    return (groups_by_threshold if by_threshold else groups_by_tercile)(list(counts))
 
 
 def _write_scores(
@@ -264,32 +252,19 @@ def _shown(
     }
 
 
-def _newest(run_uri: str, method: str, config_hash: str) -> Found:
-    folder = checkpoints_uri(run_uri, method)
-    found = latest(folder, config_hash=config_hash)
-    if found.state is None:
-        reasons = f" ({'; '.join(found.refused)})" if found.refused else ""
-        raise CheckpointError(
-            "E-CHECKPOINT-003",
-            f"method {method} has no checkpoint{reasons}",
-            where=folder,
-            todo=f"train it first: {program()} train --resume {shlex.quote(run_uri)}",
-        )
-    return found
-
-
-def _check_ratios(config: Config, method: str, found: Found, *, with_untrained: bool) -> None:
+def _check_ratios(config: Config, method: str, state: TrainState, *, with_untrained: bool) -> None:
     """Refuse here what an actor could only refuse by not starting."""
-    assert found.state is not None
-    masks_by_ratio(config, as_twin(build.trained_model(config, method, found.state)))
+    masks_by_ratio(config, as_twin(build.trained_model(config, method, state)))
     if with_untrained:
         start = build.init_uri(config)
         masks_by_ratio(config, Twin(build.new_network(config, method, init_from=start)))
 
 
-def _training_loss(config: Config, found: Found, *, is_own: bool) -> NDArray[np.float32] | None:
+def _training_loss(
+    config: Config, state: TrainState, *, is_own: bool
+) -> NDArray[np.float32] | None:
     """Return each image's loss in training, of the run's own pre-training set only."""
-    sums_2N = found.state.tensors.get(LOSS_MEMORY) if found.state and is_own else None
+    sums_2N = state.tensors.get(LOSS_MEMORY) if is_own else None
     if sums_2N is not None:
         means: NDArray[np.float32] = means_of(sums_2N).numpy()
         return means

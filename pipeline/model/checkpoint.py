@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from pipeline import storage
+from pipeline.console import program
 from pipeline.errors import CheckpointError
 from sdclr import TrainState
 
@@ -156,6 +158,35 @@ def latest(folder_uri: str, *, config_hash: str) -> Found:
         except CheckpointError as error:
             refused.append(f"{name}: {error.what}")
     return Found(refused=refused, unfinished=unfinished)
+
+
+def newest(run_uri: str, method: str, *, config_hash: str) -> tuple[TrainState, Found]:
+    """Return the newest good checkpoint of a method of a run, and what `latest` found.
+
+    Raises:
+        CheckpointError: the method has none.
+        StorageError: as `latest`.
+    """
+    folder = checkpoints_uri(run_uri, method)
+    found = latest(folder, config_hash=config_hash)
+    if found.state is None:
+        reasons = f" ({'; '.join(found.refused)})" if found.refused else ""
+        raise CheckpointError(
+            "E-CHECKPOINT-001",
+            f"method {method} has no checkpoint{reasons}",
+            where=folder,
+            todo=f"train it first: {program()} train --resume {shlex.quote(run_uri)}",
+        )
+    return found.state, found
+
+
+def weights_hash(uri: str) -> str:
+    """Return the SHA-256 of the tensors of a finished checkpoint, as its commit record says.
+
+    Raises:
+        CheckpointError: there is no finished checkpoint at `uri`.
+    """
+    return str(_read_record(uri)["files"]["state.safetensors"].get("sha256"))
 
 
 def retain(

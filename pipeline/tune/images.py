@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pipeline import feed
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
+from pipeline.feed.rows import in_order
 from sdclr import ImageSet
 
 
@@ -73,24 +74,14 @@ def decode(config: Config, data_uri: str, manifest: Manifest) -> dict[str, Any]:
     import ray
 
     found = {}
+    num_rows = {str(name): info.rows for name, info in manifest.sets.items()}
     for name in needed_sets(config, manifest):
         parts = list(
             feed.decoded_rows(config, data_uri, manifest, name).iter_batches(
                 batch_size=None, batch_format="numpy"
             )
         )
-        rows = np.concatenate([part["row"] for part in parts])
-        order = np.argsort(rows)
-        if not np.array_equal(rows[order], np.arange(manifest.sets[name].rows)):  # type: ignore[index]
-            raise DataError(
-                "E-DATA-091",
-                f"not every image of {name} arrived exactly once",
-                where=data_uri,
-                todo="run the sweep again; if it happens again, ingest the data set again",
-            )
-        columns = [
-            np.concatenate([part[key] for part in parts])[order]
-            for key in ("pixels", "size", "label", "id")
-        ]
-        found[name] = ray.put(DecodedSet(*columns))
+        columns = in_order(parts, f"data set {manifest.name}, set {name}", num_rows[name])
+        decoded = (columns[key] for key in ("pixels", "size", "label", "id"))
+        found[name] = ray.put(DecodedSet(*decoded))
     return found

@@ -22,12 +22,11 @@ from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.evaluate.cached import CachedProbes
 from pipeline.evaluate.features import BATCH_IMAGES, SetFeatures
-from pipeline.evaluate.labelled import fewshot_rows
+from pipeline.evaluate.labelled import class_groups, fewshot_rows
 from pipeline.model import build
 from pipeline.tune.images import DecodedSet
 from sdclr import SimCLR, Twin, centre_view
 from sdclr.checkup import Checkup
-from sdclr.longtail import groups_by_tercile, groups_by_threshold
 
 Measures = dict[str, float]
 Measure = Callable[[Twin | SimCLR], Measures]
@@ -72,16 +71,16 @@ class FewShot:
     ) -> None:
         self._config, self._manifest = config, manifest
         self._probe, self._val = probe, val
-        counts = list(manifest.sets["pretrain"].class_counts or ())
-        by_threshold = config.evaluate.groups == "threshold"
+        groups = class_groups(config, manifest)
+        assert groups is not None  # `needed_sets` refuses a data set without labels
         draws = fewshot_rows(config, manifest, probe.ids_N.tolist(), probe.labels_N)
         self._probes = CachedProbes(
             config,
             _empty(probe),
             _empty(val),
             draws,
-            groups=groups_by_threshold(counts) if by_threshold else groups_by_tercile(counts),
-            num_classes=len(counts),
+            groups=groups,
+            num_classes=len(manifest.class_names or ()),
         )
         self._rows = np.unique(np.concatenate(draws))
 
@@ -94,11 +93,11 @@ class FewShot:
         val_MF = self._features(model, self._val, np.arange(len(self._val.ids_N)))
         if not (np.isfinite(probe_nF).all() and np.isfinite(val_MF).all()):
             return dict.fromkeys((*_LABELLED, BALANCE), math.nan)
-        self._probes.probe.by_model[_MODEL] = probe_NF
+        self._probes.labelled.by_model[_MODEL] = probe_NF
         self._probes.test.by_model[_MODEL] = val_MF
-        score = self._probes.score("cached-fewshot", _MODEL)
-        groups = {name: float(score[name]) for name in ("many", "medium", "few")}
-        return {"fewshot": float(score["all"]), **groups, BALANCE: float(score["std"])}
+        score = self._probes.score("cached-fewshot", [_MODEL])[_MODEL]
+        groups = {name: _known(getattr(score, name)) for name in ("many", "medium", "few")}
+        return {"fewshot": _known(score.all), **groups, BALANCE: _known(score.std)}
 
     @torch.inference_mode()
     def _features(
@@ -146,6 +145,10 @@ class Unlabelled:
             "balance_few": found["balance_few"],
             BALANCE: found["balance_std"],
         }
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _empty(images: DecodedSet) -> SetFeatures:

@@ -1,0 +1,160 @@
+"""What an evaluation leaves: evaluation.json, forgotten.json, one file for each ended protocol."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.record.schema import Measured, Part, Record
+
+
+class GroupValues(Part):
+    """One number for each frequency group, their spread STD, and the mean over all classes."""
+
+    many: Measured
+    medium: Measured
+    few: Measured
+    std: Measured
+    all: Measured
+
+
+class Score(GroupValues):
+    """What a protocol measured of one model: accuracies in [0, 1], null where a group is empty.
+
+    Args:
+        protocol: its id, which stands beside every number.
+        n: draws that the numbers are a mean of.
+        spread: sample standard deviation over the draws; null when n = 1.
+        per_class: mean accuracy of each class.
+        note: what a reader must know: labels used, the epoch chosen.
+        group_confusion: share of the images of a group (row) that is taken for each group; null
+            for protocols that do not measure it.
+    """
+
+    protocol: str
+    n: int
+    spread: GroupValues | None
+    per_class: tuple[Measured, ...]
+    note: str
+    group_confusion: tuple[tuple[Measured, ...], ...] | None = None
+
+
+class ModelScores(Part):
+    """The scores of one model; step and epochs are null when its weights do not say."""
+
+    name: str
+    step: int | None
+    epochs: int | None
+    scores: tuple[Score, ...]
+
+
+class ClassGroups(Part):
+    """Class indices of each frequency group, by pre-training counts."""
+
+    many: tuple[int, ...]
+    medium: tuple[int, ...]
+    few: tuple[int, ...]
+
+
+class Leak(Part):
+    """Images that a held-out set shares with another one.
+
+    Args:
+        sets: the held-out set and the other.
+        images: of the held-out set, `of` its size.
+        examples: the first pairs of ids.
+    """
+
+    sets: tuple[str, str]
+    images: int
+    of: int
+    examples: tuple[tuple[str, str], ...]
+
+
+class Evaluation(Record):
+    """RUN/evaluation.json.
+
+    Args:
+        class_names: of the data set.
+        pretrain_counts: pre-training images of each class, which the groups follow.
+        groups: of the classes.
+        sets: images of each set.
+        scored_on: the held-out set.
+        seed: of the run.
+        notes: what a reader must know of the models and of the sets.
+        leaks: images that sets share.
+        models: the final models, in the order of the tables.
+        curve: every scored checkpoint by method and step; empty when only the newest were scored.
+        timings_s: seconds by protocol, for all models together.
+    """
+
+    schema_version: Literal[1] = 1
+    class_names: tuple[str, ...]
+    pretrain_counts: tuple[int, ...]
+    groups: ClassGroups
+    sets: dict[str, int]
+    scored_on: str
+    seed: int
+    notes: tuple[str, ...]
+    leaks: tuple[Leak, ...]
+    models: tuple[ModelScores, ...]
+    curve: tuple[ModelScores, ...]
+    timings_s: dict[str, float]
+
+    @property
+    def protocols(self) -> list[str]:
+        """Protocol ids in the order in which they are first met."""
+        return list(dict.fromkeys(s.protocol for model in self.models for s in model.scores))
+
+
+class EndedProtocol(Record):
+    """RUN/evaluation/PROTOCOL.json: the scores of a protocol that has ended.
+
+    Args:
+        key: hash of what the scores of all models depend on: data set and configuration.
+        weights: hash of the weights of each model.
+        seconds: that it took.
+        scores: by model.
+    """
+
+    schema_version: Literal[1] = 1
+    key: str
+    weights: dict[str, str]
+    seconds: float
+    scores: dict[str, Score]
+
+
+class Picture(Part):
+    """A small picture of one image; `label` is null where there is none."""
+
+    id: str
+    label: int | None
+    score: float
+    png_base64: str
+
+
+class GroupMeans(Part):
+    """A mean for each frequency group; null for an empty one."""
+
+    many: Measured
+    medium: Measured
+    few: Measured
+
+
+class Forgotten(Record):
+    """RUN/forgotten.json: the images whose embedding pruning changes most and least.
+
+    Args:
+        method: whose pruned branch it is.
+        prune_ratio: of that branch.
+        scored: images that were compared.
+        most, least: some of them, the most extreme first; score is 1 - cosine.
+        group_mean: mean score; null without labels.
+    """
+
+    schema_version: Literal[1] = 1
+    method: Literal["sdclr"]
+    prune_ratio: float
+    scored: int
+    most: tuple[Picture, ...]
+    least: tuple[Picture, ...]
+    group_mean: GroupMeans | None
