@@ -138,9 +138,9 @@ class Source:
 
     def _part(self, part: ast.expr) -> str:
         """Return a part of an f-string: its text, a constant's, or a name for a filled-in value."""
-        if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name):
-            if part.value.id.isupper():
-                return next(self.texts(part.value), f"<{_name(part)}>")
+        filled = part.value if isinstance(part, ast.FormattedValue) else None
+        if isinstance(filled, ast.Name) and filled.id.isupper():
+            return next(self.texts(filled), f"<{_name(part)}>")
         return str(part.value) if isinstance(part, ast.Constant) else f"<{_name(part)}>"
 
     def _values(self, name: ast.Name) -> Iterator[ast.expr]:

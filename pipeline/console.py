@@ -132,9 +132,9 @@ class Console:
             self._stage, self._start_s, self._start_done = stage, now_s, done
             self._shown_s = -math.inf if self._terminal else now_s
         finished = total > 0 and done >= total
-        if now_s - self._shown_s < (_REDRAW_S if self._terminal else self._interval_s):
-            if not finished:
-                return
+        wait_s = _REDRAW_S if self._terminal else self._interval_s
+        if now_s - self._shown_s < wait_s and not finished:
+            return
         self._shown_s = now_s
         if per_s is None and now_s > self._start_s:
             per_s = (done - self._start_done) / (now_s - self._start_s)

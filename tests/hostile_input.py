@@ -104,7 +104,7 @@ def noise(kind: str) -> bytes:
     return image_bytes(0, (300, 200), kind)
 
 
-JPEG, PNG = lambda: encoded(photo(), "JPEG"), lambda: encoded(photo(), "PNG")  # noqa: E731
+JPEG, PNG = lambda: encoded(photo(), "JPEG"), lambda: encoded(photo(), "PNG")
 
 IMAGES = {
     "truncated.jpg": Case("JPEG cut short", lambda: noise("JPEG")[:20_000], "rejected: truncated"),
@@ -242,7 +242,7 @@ def image_outcomes(folder: Path) -> dict[str, str]:
         (folder / "in").mkdir(exist_ok=True)
         (folder / "in" / name).write_bytes(case.make())
     small = ImageLimits(max_bytes=1_000_000)
-    with mock.patch.object(plan, "ImageLimits", lambda: small):
+    with mock.patch.object(plan, "ImageLimits", return_value=small):
         uri, manifest, _ = ingested(
             "folder", folder / "in", folder / "out", ingest={"max_reject_frac": 1.0}
         )

@@ -46,7 +46,7 @@ def test_nothing_finite_draws_nothing() -> None:
     assert plots.bars([], label="x", x_label="", y_label="") == ""
 
 
-@pytest.mark.parametrize("low,high", [(0, 1), (-3, 7), (0.001, 0.0012), (1e-9, 1e6), (5, 5)])
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 7), (0.001, 0.0012), (1e-9, 1e6), (5, 5)])
 @pytest.mark.parametrize("log", [False, True])
 def test_ticks_lie_inside_and_are_few(low: float, high: float, log: bool) -> None:
     if log and low <= 0:

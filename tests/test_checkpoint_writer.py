@@ -110,10 +110,9 @@ def test_storage_that_hangs_ends_in_an_error_that_names_the_step(
 def test_closing_after_another_error_neither_hangs_nor_hides_it(
     tmp_path: Path, gate: threading.Event
 ) -> None:
-    with pytest.raises(ZeroDivisionError):
-        with writer(tmp_path, deadline_s=0.2) as one:
-            one.save(some_state(10))
-            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), writer(tmp_path, deadline_s=0.2) as one:
+        one.save(some_state(10))
+        raise ZeroDivisionError
 
 
 @pytest.mark.promise("R15")

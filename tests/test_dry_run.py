@@ -92,8 +92,12 @@ def test_what_a_sweep_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[s
             "E-DATA-040",
         ),
         (
-            ["augment.crop_px=16", "feed.canvas_px=512", "feed.cache=none"]
-            + ["feed.max_memory_bytes=1048576"],
+            [
+                "augment.crop_px=16",
+                "feed.canvas_px=512",
+                "feed.cache=none",
+                "feed.max_memory_bytes=1048576",
+            ],
             "E-CONFIG-019",
         ),
         (

@@ -249,7 +249,7 @@ def killed(
     with started(command, folder=folder, environment=environment(), log="log.txt") as process:
         wait_for(lambda: list(folder.glob(commits)), process, log=folder / "log.txt")
         process.send_signal(signal.SIGKILL)
-    yield folder, only_run(folder)
+    return folder, only_run(folder)
 
 
 @pytest.mark.promise("R2", "R17")

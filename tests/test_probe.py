@@ -186,7 +186,7 @@ def test_a_fold_elsewhere_is_the_fold_here() -> None:
 # --- threads
 
 
-@pytest.mark.parametrize("num_rows, inside", [(10, 1), (2**25, 3)])
+@pytest.mark.parametrize(("num_rows", "inside"), [(10, 1), (2**25, 3)])
 def test_small_fits_take_one_thread_and_give_the_others_back(num_rows: int, inside: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)

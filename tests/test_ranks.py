@@ -96,7 +96,7 @@ def everything() -> dict[str, Any]:
     detached = mock.patch.object(
         collective,
         "gather_rows",
-        lambda rows: gather(rows.detach()),  # noqa: PLW0108
+        lambda rows: gather(rows.detach()),
     )
     gather = collective.gather_rows
     results = {

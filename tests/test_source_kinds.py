@@ -47,7 +47,7 @@ def as_table(root: Path, images: Labelled) -> tuple[Path, dict[str, str]]:
 def as_archive(root: Path, images: Labelled) -> tuple[Path, dict[str, str]]:
     entries: dict[str, bytes] = {}
     for n, (label, name) in enumerate(images):
-        stem, dot, ending = name.rpartition(".")
+        stem, _dot, _ending = name.rpartition(".")
         entries[f"{n:04d}-{name}"] = image_bytes(n)
         entries[f"{n:04d}-{stem}.cls"] = label.encode()
     return write_tar(root / "a.tar", dict(entries)), {}

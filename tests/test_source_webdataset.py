@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 import time
@@ -120,8 +121,6 @@ def test_damaged_headers_never_hang_and_raise_nothing_else(tmp_path: Path) -> No
         header = damaged[start : start + 512]
         header[148:156] = b" " * 8  # a checksum that fits, so that the damage is looked at
         damaged[start + 148 : start + 156] = f"{sum(header):06o}\0 ".encode()
-        try:
+        with contextlib.suppress(tar.BrokenTarError):
             list(tar.members(io.BytesIO(bytes(damaged)), len(damaged)))
-        except tar.BrokenTarError:
-            pass
     assert time.monotonic() - began_s < 60

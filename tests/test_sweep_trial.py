@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -89,10 +90,8 @@ def trained(
     job = Job(trial.model_dump_json(), config_hash(trial), str(folder), "", None, "cpu", 1)
     run = TrialRun(job, trial, manifest, "sdclr", 0, torch.device("cpu"),
                    measure=measure_of(trial, manifest, sets), send=send)  # fmt: skip
-    try:
+    with contextlib.suppress(Killed):
         run.train(sets["pretrain"].image_set(), None)
-    except Killed:
-        pass
     if stop_before_row:
         file = folder / "measures.jsonl"
         lines = file.read_text().splitlines()

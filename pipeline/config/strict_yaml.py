@@ -9,7 +9,7 @@ refused. Only the parser of PyYAML is used: no constructor runs, so no text can 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from yaml.events import AliasEvent
@@ -30,7 +30,7 @@ _FLOAT_PATTERN = (
 # In this order: every whole number also matches the pattern of floats. 4,000 digits is below the
 # length at which Python refuses to convert text to int.
 _SCALARS = (
-    (_NULL, re.compile(r"(null|Null|NULL|~|)\Z"), list("nN~") + [""]),
+    (_NULL, re.compile(r"(null|Null|NULL|~|)\Z"), [*list("nN~"), ""]),
     (_BOOL, re.compile(r"(true|false)\Z"), list("tf")),
     (_INT, re.compile(r"[-+]?[0-9]{1,4000}\Z"), list("-+0123456789")),
     (_FLOAT, re.compile(rf"({_FLOAT_PATTERN})\Z"), list("-+0123456789.")),
@@ -52,7 +52,7 @@ class YamlRefusedError(ValueError):
 class _Loader(yaml.SafeLoader):
     """Loader that composes nodes; it notes tags, anchors and aliases and follows none."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -91,7 +91,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Dumper that quotes text which this loader or a YAML 1.1 reader could misread."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
         first: list(found) for first, found in yaml.SafeDumper.yaml_implicit_resolvers.items()
     }
 

@@ -24,7 +24,7 @@ RejectReason = Literal[
 REJECT_REASONS: tuple[str, ...] = get_args(RejectReason)
 
 
-class RejectedImage(Exception):  # noqa: N818
+class RejectedImage(Exception):
     """An image that will not be used: `reason` from a fixed vocabulary, `detail` for people."""
 
     def __init__(self, reason: RejectReason, detail: str) -> None:

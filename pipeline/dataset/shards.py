@@ -8,6 +8,7 @@ exactly: id string, image binary, label int32 (null = unlabelled), sha256 string
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -200,7 +201,7 @@ def image_bytes(images: pa.Array) -> Iterator[memoryview]:
     _, ends, data = images.buffers()
     stops = np.frombuffer(ends, np.int32)[images.offset : images.offset + len(images) + 1].tolist()
     view = memoryview(data if data is not None else b"")
-    for start, stop in zip(stops, stops[1:], strict=False):
+    for start, stop in itertools.pairwise(stops):
         yield view[start:stop]
 
 

@@ -197,7 +197,7 @@ class LocalAppender:
         with _typed(uri, "open"):
             path.parent.mkdir(parents=True, exist_ok=True)
             old = path.read_bytes() if path.exists() else b""
-            self._file = open(path, "ab")
+            self._file = open(path, "ab")  # noqa: SIM115 - it stays open
             whole = old.rfind(b"\n") + 1
             if whole < len(old):
                 self._file.truncate(whole)
