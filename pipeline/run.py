@@ -16,7 +16,7 @@ sys.path[:] = [str(Path(__file__).resolve().parent.parent), *sys.path]
 
 from pipeline.cli.command_line import Command, parse
 from pipeline.console import Console
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 
 EXIT_BUG, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 130, 143
 
@@ -30,6 +30,17 @@ def main(argv: list[str] | None = None) -> int:
     except PipelineError as error:
         console.error(error)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("pipeline", "sdclr"):
+            raise
+        missing = ConfigError(
+            "E-CONFIG-225",
+            f"the package {error.name} is not installed",
+            where=sys.prefix,
+            todo="python -m pip install 'sdclr[ray]', or -r requirements.txt in a checkout",
+        )
+        console.error(missing)
+        return missing.exit_code
     except KeyboardInterrupt:
         console.line("interrupted; continue with --resume and the run that is named above")
         return EXIT_INTERRUPTED

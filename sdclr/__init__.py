@@ -15,6 +15,8 @@ from sdclr.state import StateError, TrainState, capture, restore
 from sdclr.trainer import NonFiniteError, StepReport, Trainer
 from sdclr.twin import Network, SimCLR, Twin, build_network
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AugmentRecipe",
     "Batch",

@@ -39,6 +39,7 @@ __all__ = [
 ]  # fmt: skip
 
 _COMMAND_LINE = "command line"
+SHIPPED = Path(__file__).resolve().parents[2] / "tune_configs"
 _REASON_CHARS = 500
 # A run may be renamed and moved between its interruption and its resumption, and its models may be
 # used in other ways than at first.
@@ -157,7 +158,15 @@ def _flat(config: Config, sweep: bool) -> Iterator[tuple[str, str]]:
             yield f"{section}.{key}", write_value(value)
 
 
+def _shipped(path: str) -> str:
+    """Return where tune_configs/NAME is installed, unless the working folder has such a file."""
+    there = SHIPPED / Path(path).name
+    is_name = Path(path).parent == Path("tune_configs")
+    return str(there) if is_name and not Path(path).exists() and there.is_file() else path
+
+
 def _file_text(path: str) -> str:
+    path = _shipped(path)
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe could block for ever
             problem = "the configuration is not a regular file"
