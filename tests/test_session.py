@@ -18,9 +18,10 @@ from pipeline.config import Config
 from pipeline.config.file import config_hash, dump_config, load_config
 from pipeline.console import Console
 from pipeline.dataset.manifest import sealed, write_manifest
-from pipeline.errors import ConfigError, DataError, PipelineError, TrainingError
+from pipeline.errors import PipelineError, TrainingError
 from pipeline.record.folder import existing_run
 from pipeline.record.run import RunRecord
+from tests.refusals import raises
 from tests.test_manifest import some_manifest
 
 
@@ -55,7 +56,7 @@ def session(stage: str, run: str, stack: ExitStack, **more: Any) -> Stages:
 
 def test_a_run_that_is_not_there_is_told_by_its_uri(tmp_path: Path) -> None:
     typo = (tmp_path / "typo").as_uri()
-    with pytest.raises(ConfigError, match="there is no run") as caught:
+    with raises("E-CONFIG-031") as caught:
         existing_run(typo, "runs")
     assert caught.value.where == typo
 
@@ -110,11 +111,11 @@ def test_a_run_does_not_go_on_with_other_images(
     one.open_record()
     assert one.dataset.uri == str(tmp_path / "data")
     other = sealed(replace(one.dataset.manifest, name="digits-76543210", hash=""))
-    with pytest.raises(DataError, match="not the one that the run was begun with") as caught:
+    with raises("E-DATA-001") as caught:
         one.use_dataset(one.dataset.uri, other)
     assert "start a new run" in caught.value.todo
     write_manifest(str(tmp_path / "data"), other)
     two = session(stage, run, stack)
     two.open_record()
-    with pytest.raises(DataError, match="not the one"):
+    with raises("E-DATA-001"):
         assert two.dataset

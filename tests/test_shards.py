@@ -16,7 +16,8 @@ from pipeline.dataset.manifest import (
     ShardInfo,
 )
 from pipeline.dataset.shards import read_hashes, read_shard, write_shard
-from pipeline.errors import DataError, StorageError
+from pipeline.errors import DataError
+from tests.refusals import raises
 
 NAME = "shards/pretrain-00000.parquet"
 IDS = ["a/1.png", "b/ü.png", "c"]
@@ -41,7 +42,7 @@ def test_rows_come_back(tmp_path: Path) -> None:
     assert rows.labels.tolist() == [2, 0, 1] and rows.labels.dtype == np.int64
     pixels = rows.raw_pixels(2, 2)
     assert pixels.shape == (3, 2, 2, 3) and (pixels[2] == 2).all()
-    with pytest.raises(DataError, match="12 bytes") as caught:
+    with raises("E-DATA-023", "12") as caught:
         rows.raw_pixels(2, 3)
     assert "a/1.png" in caught.value.where
 
@@ -81,16 +82,16 @@ def test_every_flipped_byte_is_refused(tmp_path: Path) -> None:
         bad = bytearray(good)
         bad[position] ^= 1
         file.write_bytes(bytes(bad))
-        with pytest.raises(DataError, match="hash differs") as caught:
+        with raises("E-DATA-016") as caught:
             read_shard(str(tmp_path), info)
         assert str(file) in caught.value.where
     file.write_bytes(good[:-1])
-    with pytest.raises(DataError, match="hash differs"):
+    with raises("E-DATA-016"):
         read_shard(str(tmp_path), info)
     file.write_bytes(good)
     read_shard(str(tmp_path), info)  # control: untouched bytes pass
     file.unlink()
-    with pytest.raises(StorageError, match="no such"):
+    with raises("E-STORAGE-370"):
         read_shard(str(tmp_path), info)
 
 
@@ -108,7 +109,7 @@ def test_a_wrong_row_is_named_even_in_a_file_whose_hash_fits(tmp_path: Path) -> 
     one_shard(tmp_path)
     file = tmp_path / NAME
     file.write_bytes(file.read_bytes().replace(IMAGES[1], b"\xff" * 12))
-    with pytest.raises(DataError, match="sample b/ü.png"):
+    with raises("E-DATA-018", "b/ü.png"):
         read_shard(str(tmp_path), described(file))
 
 
@@ -137,7 +138,7 @@ def test_extension_types_are_refused_before_they_load(tmp_path: Path) -> None:
         table = pa.table({"id": IDS, "image": hostile})
         pq.write_table(table, file)
         _Extension.loaded = False
-        with pytest.raises(DataError, match="embeds an Arrow schema"):
+        with raises("E-DATA-020"):
             read_shard(str(tmp_path), described(file))
         assert not _Extension.loaded
         pq.read_table(file)
@@ -166,24 +167,24 @@ _PLAIN = {"compression": "NONE", "use_dictionary": False, "store_schema": False}
 
 
 @pytest.mark.parametrize(
-    ("table", "options", "message"),
+    ("table", "options", "refusal"),
     [
-        (_table(), {**_PLAIN, "compression": "zstd"}, "compressed"),
-        (_table(), {**_PLAIN, "use_dictionary": True}, "dictionary-coded"),
-        (_table(extra=pa.array([1, 2, 3])), _PLAIN, "unexpected columns"),
-        (_table(label=pa.array([0, 1, 2], pa.int64())), _PLAIN, "unexpected columns"),
-        (_table().select(["image", "id", "label", "sha256"]), _PLAIN, "unexpected columns"),
-        (_table().slice(0, 2), _PLAIN, "2 rows, the manifest says 3"),
+        (_table(), {**_PLAIN, "compression": "zstd"}, "E-DATA-026"),
+        (_table(), {**_PLAIN, "use_dictionary": True}, "E-DATA-026"),
+        (_table(extra=pa.array([1, 2, 3])), _PLAIN, "E-DATA-024"),
+        (_table(label=pa.array([0, 1, 2], pa.int64())), _PLAIN, "E-DATA-024"),
+        (_table().select(["image", "id", "label", "sha256"]), _PLAIN, "E-DATA-024"),
+        (_table().slice(0, 2), _PLAIN, "E-DATA-017 2 3"),
     ],
 )
 @pytest.mark.promise("S2")
 def test_foreign_parquet_is_refused(
-    tmp_path: Path, table: pa.Table, options: dict[str, Any], message: str
+    tmp_path: Path, table: pa.Table, options: dict[str, Any], refusal: str
 ) -> None:
     file = tmp_path / NAME
     file.parent.mkdir()
     pq.write_table(table, file, **options)
-    with pytest.raises(DataError, match=message):
+    with raises(*refusal.split()):
         read_shard(str(tmp_path), described(file))
 
 
@@ -200,14 +201,14 @@ def test_files_that_are_not_parquet_are_refused(tmp_path: Path, content: bytes) 
     file = tmp_path / NAME
     file.parent.mkdir()
     file.write_bytes(content)
-    with pytest.raises(DataError, match="Parquet|parsed"):
+    with raises("E-DATA-019"):
         read_shard(str(tmp_path), described(file))
 
 
 @pytest.mark.promise("S10")
 def test_names_that_lead_outside_are_refused(tmp_path: Path) -> None:
     info = dataclasses.replace(one_shard(tmp_path), name="../secret.parquet")
-    with pytest.raises(DataError, match="outside"):
+    with raises("E-DATA-089"):
         read_shard(str(tmp_path / "shards"), info)
 
 
@@ -215,7 +216,7 @@ def test_hashes_are_read_without_the_images(tmp_path: Path) -> None:
     info = one_shard(tmp_path)
     ids, digests = read_hashes(str(tmp_path), info)
     assert ids == IDS and digests == [hashlib.sha256(image).hexdigest() for image in IMAGES]
-    with pytest.raises(DataError, match="3 rows, the manifest says 4"):
+    with raises("E-DATA-022", "3", "4"):
         read_hashes(str(tmp_path), dataclasses.replace(info, rows=4))
     content = (tmp_path / NAME).read_bytes()
     for broken in (b"", b"PAR1" + bytes(20), content[:-1], content[:-8] + b"\xff\xff\xff\x7fPAR1"):
@@ -224,5 +225,5 @@ def test_hashes_are_read_without_the_images(tmp_path: Path) -> None:
             read_hashes(str(tmp_path), info)
     table = pa.table({"id": ["a"], "sha256": ["b"]})
     pq.write_table(table, tmp_path / NAME)
-    with pytest.raises(DataError, match="embeds an Arrow schema"):
+    with raises("E-DATA-020"):
         read_hashes(str(tmp_path), dataclasses.replace(info, rows=1))

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError
 from pipeline.ingest.sources import tar
 from tests.loopback_s3 import LoopbackS3
+from tests.refusals import raises
 from tests.sources import image_bytes, index_of, ingested, names_of, stored, write_tar
 
 IMAGES = {f"{n:03d}": image_bytes(n) for n in range(20)}
@@ -72,16 +72,16 @@ def test_order_is_by_block_seeded_and_mixed_within_shards(tmp_path: Path) -> Non
 def test_unlabelled_and_half_labelled(tmp_path: Path) -> None:
     write_tar(tmp_path / "none.tar", shard(["000", "001"], labels=False))
     assert index_of("webdataset", tmp_path / "none.tar").class_names is None
-    with pytest.raises(DataError, match="2 of 2 samples have no .cls"):
+    with raises("E-DATA-077", "2"):
         index_of("webdataset", tmp_path / "none.tar", labelled=True)
     write_tar(tmp_path / "half.tar", {**shard(["000"]), **shard(["001"], labels=False)})
-    with pytest.raises(DataError, match="1 of 2 samples have no .cls"):
+    with raises("E-DATA-077", "1", "2"):
         index_of("webdataset", tmp_path / "half.tar")
     write_tar(tmp_path / "text.tar", {"a.txt": b"x"})
-    with pytest.raises(DataError, match="hold no images"):
+    with raises("E-DATA-073"):
         index_of("webdataset", tmp_path / "text.tar")
     write_tar(tmp_path / "two.tar", {"a.png": IMAGES["000"], "a.jpg": IMAGES["000"]})
-    with pytest.raises(DataError, match="sample a has two images"):
+    with raises("E-DATA-074"):
         index_of("webdataset", tmp_path / "two.tar")
 
 
@@ -105,7 +105,7 @@ def test_broken_archives_are_refused(tmp_path: Path) -> None:
     flipped[130] ^= 1
     for broken in (b"", b"\0" * 1024, b"text" * 300, short, bytes(flipped)):
         (tmp_path / "x.tar").write_bytes(broken)
-        with pytest.raises(DataError, match="the archive is broken"):
+        with raises("E-DATA-075"):
             index_of("webdataset", tmp_path / "x.tar")
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 
 from pipeline.cluster.jobs import ThreadTasks
 from pipeline.config.data import Data, Sets
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
 from pipeline.ingest.sources import open as opening
 from pipeline.ingest.sources.index import ImageIndex
+from tests.refusals import raises
 
 
 def index_source(data: Data) -> ImageIndex:
@@ -83,7 +84,7 @@ def test_impossible_splits_are_refused_in_words(data: Data) -> None:
 
 
 def test_index_lists_apply_to_cifar_only() -> None:
-    with pytest.raises(ConfigError, match="E-CONFIG-220"):
+    with raises("E-CONFIG-220"):
         index_source(Data(sets=Sets(pretrain="x.npy")))
 
 
@@ -151,7 +152,7 @@ def test_a_validation_part_shares_no_image_with_any_other_set(tmp_path: Path) ->
         assert ids(without, "test") == ids(index, "test")  # test images do not depend on val
     other_seed = index_source(Data(num_val_per_class=20, split_seed=1))
     assert set(ids(other_seed, "val")) != val
-    with pytest.raises(DataError, match="set 200 aside") as caught:
+    with raises("E-DATA-069", "200") as caught:
         index_source(Data(num_val_per_class=200))
     assert caught.value.where == "data.num_val_per_class"
 
@@ -186,18 +187,18 @@ def test_unfit_folders_are_refused_in_words(tmp_path: Path) -> None:
     make_folder(tmp_path / "mixed", ["a.png", *classes(2, 2)])
     make_folder(tmp_path / "flat", ["a.png"])
     (tmp_path / "empty").mkdir()
-    for name, keys, message in (
-        ("none", {}, "does not exist"),
-        ("empty", {}, "does not exist or is empty"),
-        ("text", {}, "holds no images"),
-        ("mixed", {}, "mixed: 1 images beside 2 class folders"),
-        ("mixed", {"labelled": True}, "mixed"),
-        ("flat", {"labelled": True}, "no class folders"),
+    for name, keys, refusal in (
+        ("none", {}, "E-DATA-048"),
+        ("empty", {}, "E-DATA-048"),
+        ("text", {}, "E-DATA-049"),
+        ("mixed", {}, "E-DATA-047 1 2"),
+        ("mixed", {"labelled": True}, "E-DATA-047"),
+        ("flat", {"labelled": True}, "E-DATA-047"),
     ):
-        with pytest.raises(DataError, match=message) as caught:
+        with raises(*refusal.split()) as caught:
             index_source(folder_data(tmp_path / name, **keys))
         assert caught.value.where == str(tmp_path / name) and caught.value.todo
-    with pytest.raises(ConfigError, match="no test set"):
+    with raises("E-CONFIG-024"):
         index_source(folder_data(tmp_path / "flat", num_test_per_class=2))
     (tmp_path / "flat" / "line\nbreak.png").write_bytes(b"")
     (reject,) = index_source(folder_data(tmp_path / "flat")).rejects
@@ -212,7 +213,7 @@ def test_a_linked_class_folder_is_refused_and_not_left_out(tmp_path: Path) -> No
     (tmp_path / "in" / ".git" / "more").symlink_to(tmp_path / "elsewhere")
     assert len(index_source(folder_data(tmp_path / "in")).ids) == 5  # a linked file is a file
     (tmp_path / "in" / "c2").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="a linked folder is not entered") as caught:
+    with raises("E-DATA-050") as caught:
         index_source(folder_data(tmp_path / "in"))
     assert caught.value.where == str(tmp_path / "in" / "c2") and "data.source" in caught.value.todo
 

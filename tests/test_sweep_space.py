@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from pipeline.config.file import config_hash, load_config
-from pipeline.errors import ClusterError, ConfigError
 from pipeline.ingest.plan import DryRun, PlannedSet
 from pipeline.tune.estimate import expected_epochs, of_seconds, probe_s
 from pipeline.tune.placement import Placement, place
@@ -19,6 +18,7 @@ from pipeline.tune.space import (
     trial_config,
 )
 from pipeline.tune.stage import grace_epochs
+from tests.refusals import raises
 from tests.trial_records import EPOCHS, config
 
 
@@ -63,13 +63,13 @@ def test_a_trial_trains_one_method_with_its_values_and_the_best_config_is_comple
     best = best_config(c, "sdclr", params)
     assert best.train.workers == 2 and best.sdclr.temperature == 0.07 and best.run.seed == 0
     assert all(configured_value(best, key) == value for key, value in params.items())
-    with pytest.raises(ConfigError, match="trial's configuration is not valid"):
+    with raises("E-CONFIG-040"):
         trial_config(config("tune.trial_workers=3"), "sdclr", params, seed=0)
 
 
 @pytest.mark.parametrize("search", ["{temperature}", "{prune_ratio, lr}"])
 def test_the_training_loss_is_refused_across_temperatures_and_ratios(search: str) -> None:
-    with pytest.raises(ConfigError, match="values of different functions"):
+    with raises("E-CONFIG-011"):
         config(f"tune.search={search}", "tune.objective=train_loss")
     allowed = config("tune.search={lr, weight_decay}", "tune.objective=train_loss")
     assert allowed.tune.objective == "train_loss"  # the same loss for all trials
@@ -86,14 +86,14 @@ def test_grace_is_longer_than_the_warm_up() -> None:
     assert grace_epochs(load_config(None, ["train.epochs=200"])) == 66
     assert grace_epochs(load_config(None, ["train.epochs=20"])) == 6
     assert grace_epochs(config("tune.grace_epochs=1", "train.warmup_epochs=0")) == 1
-    with pytest.raises(ConfigError, match="warm-up of 2 epochs"):
+    with raises("E-CONFIG-041", "2"):
         grace_epochs(load_config(None, ["train.epochs=20", "tune.grace_epochs=2"]))
 
 
 def test_placement_follows_the_resources() -> None:
     assert place(config(), num_cpus=2, num_gpus=0).concurrent == 2
     assert place(config("tune.trial_workers=2"), num_cpus=5, num_gpus=0).concurrent == 2
-    with pytest.raises(ConfigError, match="workers of one trial cannot share a GPU"):
+    with raises("E-CONFIG-038"):
         place(config("tune.gpus_per_worker=0.5", "tune.trial_workers=2"), num_cpus=16, num_gpus=2)
     assert place(config("tune.trial_workers=2"), num_cpus=16, num_gpus=2).concurrent == 1
     half = place(config("tune.gpus_per_worker=0.5"), num_cpus=16, num_gpus=2)
@@ -107,9 +107,9 @@ def test_placement_follows_the_resources() -> None:
 
 @pytest.mark.parametrize("override", ["tune.trial_workers=8", "train.device=cuda"])
 def test_a_trial_that_does_not_fit_is_refused(override: str) -> None:
-    with pytest.raises(ClusterError, match="no trial can be placed"):
+    with raises("E-CLUSTER-015"):
         place(config(override), num_cpus=4, num_gpus=0)
-    with pytest.raises(ClusterError, match="on one node at most 0.5 CPU"):
+    with raises("E-CLUSTER-015", "0.5"):
         place(config(), num_cpus=8, num_gpus=0, node_cpus=0.5)
 
 

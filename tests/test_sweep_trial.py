@@ -16,7 +16,6 @@ from pipeline.cluster.jobs import ThreadTasks
 from pipeline.config import Config
 from pipeline.config.file import config_hash, load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
-from pipeline.errors import ConfigError
 from pipeline.ingest.sources.open import index_source
 from pipeline.record.run import RunRecord
 from pipeline.report.page import write_report
@@ -27,6 +26,7 @@ from pipeline.tune.objective import measure_of, objectives, with_rank_floor
 from pipeline.tune.space import trial_config
 from pipeline.tune.trial import Plan, TrialRun
 from sdclr import SimCLR, Twin
+from tests.refusals import raises
 from tests.test_report import HOSTILE, Page, assert_inert
 from tests.trial_records import sweep_of
 
@@ -118,8 +118,8 @@ def test_a_killed_trial_reports_what_an_unbroken_one_does(
     assert values(again) == values(whole)
     assert again[-1]["seconds"] >= first[-1]["seconds"] if not torn else True
     other = trained(tmp_path / "other", c.model_copy(
-        update={"sdclr": c.sdclr.model_copy(update={"temperature": 0.5})}))  # fmt: skip
-    assert values(other) != values(whole)  # the comparison can fail
+        update={"sdclr": c.sdclr.model_copy(update={"temperature": 0.5})}), stop_after=1)  # fmt: skip
+    assert values(other) != values(whole[:1])  # the comparison can fail
 
 
 def test_measuring_leaves_the_network_as_it_was(tmp_path: Path) -> None:
@@ -146,10 +146,10 @@ def test_the_test_set_is_never_asked_for() -> None:
     assert needed_sets(config(), manifest) == ("pretrain", "probe", "val")
     assert needed_sets(config("tune.objective=view_retrieval"), manifest) == ("pretrain",)
     without_val = Manifest(**{**manifest.__dict__, "sets": {"pretrain": manifest.sets["pretrain"]}})
-    with pytest.raises(ConfigError, match="the test set is for the end"):
+    with raises("E-CONFIG-037"):
         needed_sets(config(), without_val)
     unlabelled = Manifest(**{**manifest.__dict__, "class_names": None})
-    with pytest.raises(ConfigError, match="needs labels"):
+    with raises("E-CONFIG-036"):
         needed_sets(config(), unlabelled)
 
 

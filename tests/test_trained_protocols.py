@@ -16,13 +16,13 @@ from pipeline.config.file import load_config
 from pipeline.console import Console
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.dataset.shards import write_shard
-from pipeline.errors import ConfigError, TrainingError
 from pipeline.evaluate import features
 from pipeline.evaluate.features import SetFeatures
 from pipeline.evaluate.probe_task import Labelled, ProbeJob, train_job
 from pipeline.evaluate.trained import TrainedProbes, check_fits, probe_view
 from pipeline.model.source import ModelSource, load_model
 from sdclr.trained_probe import ProbeRecipe, ProbeView
+from tests.refusals import raises
 
 CONFIG = load_config(None, ["evaluate.protocols=[paper-linear, paper-fewshot]"])
 SOURCES = [ModelSource("untrained"), ModelSource("again")]
@@ -106,7 +106,7 @@ def test_the_view_follows_the_images() -> None:
     assert probe_view(crop, photos).kind == probe_view(crop, manifest).kind == "resized-crop"
     assert probe_view(Config(), manifest).hflip_prob == 0  # the demo's digits are not mirrored
     assert probe_view(load_config(None, flips), manifest).hflip_prob == 0.5
-    with pytest.raises(ConfigError, match="decoded labelled images take 2.9 GiB"):
+    with raises("E-CONFIG-015", "2.9"):
         check_fits(Config(), manifest, 1_000_000)
 
 
@@ -118,5 +118,5 @@ def test_a_model_on_which_training_diverges_is_named() -> None:
     )  # fmt: skip
     nothing = Labelled(np.zeros((2, 64), np.float32), np.array([0, 1]))
     images, labels = pixels(4, 0).transpose(0, 3, 1, 2).copy(), np.array([0, 1, 0, 1])
-    with pytest.raises(TrainingError, match="the linear classifier on untrained diverged"):
+    with raises("E-TRAIN-002"):
         list(train_job(job, images, np.full((4, 2), PX), labels, None, nothing))

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.config.file import load_config
+from pipeline.errors import ErrorReport
 from pipeline.tune.space import (
     Params,
 )
@@ -52,7 +53,7 @@ def sweep_of(folder: Path, c: Config) -> Trials:
                           "sdclr.temperature": float(np.exp(rng.uniform(-3, 0)))}  # fmt: skip
         trials.save(record(n, params, epochs=EPOCHS if n % 3 else 4))
     params = {"sdclr.prune_ratio": 0.97, "sdclr.temperature": 0.05}
-    error = {"what": "loss nan", "where": "", "todo": ""}
+    error = ErrorReport("TrainingError", "E-TRAIN-999", "loss nan", "", "", 6)
     trials.save(record(8, params, epochs=1, status="failed", error=error))
     for n in range(4):
         trials.save(record(n, {"simclr.temperature": 0.13 + 0.1 * n}, method="simclr"))
