@@ -10,6 +10,7 @@ from pyarrow import fs
 from pipeline.errors import StorageError
 from pipeline.storage.arrow import filesystem
 from tests.loopback_s3 import LoopbackS3
+from tests.refusals import raises
 
 
 def test_objects_come_back(s3: LoopbackS3) -> None:
@@ -44,7 +45,7 @@ def test_more_faults_than_pyarrow_would_bear_are_ridden_out(s3: LoopbackS3) -> N
 def test_a_refusal_is_told_in_our_words(s3: LoopbackS3) -> None:
     system, path = filesystem("s3://bucket/run")
     s3.faults.extend([403])
-    with pytest.raises(StorageError, match="denied"):
+    with raises("E-STORAGE-391"):
         with system.open_output_stream(f"{path}/x") as stream:
             stream.write(b"")
 

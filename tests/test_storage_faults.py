@@ -14,6 +14,7 @@ from pipeline.errors import DataError, StorageError
 from pipeline.storage.s3 import ObjectStore
 from tests.fault_proxy import Fault, FaultProxy
 from tests.loopback_s3 import LoopbackS3
+from tests.refusals import raises
 
 URI, DATA = "s3://bucket/x", bytes(range(256)) * 1000
 
@@ -63,7 +64,7 @@ def test_lasting_faults_end_in_one_error_in_time(
     s3.buckets["bucket"]["x"] = DATA
     proxy.faults.extend([fault] * 100)
     began_s = time.monotonic()
-    with pytest.raises(StorageError, match=r"tr(y|ies) in") as caught:
+    with raises("E-STORAGE-396") as caught:
         ObjectStore(deadline_s=1.0, read_timeout_s=0.3).read(URI)
     assert caught.value.where == URI and caught.value.todo
     assert time.monotonic() - began_s < 30
@@ -76,17 +77,17 @@ def test_control_without_another_try_one_fault_is_an_error(
 ) -> None:
     s3.buckets["bucket"]["x"] = DATA
     proxy.faults.append(fault)
-    with pytest.raises(StorageError, match=r"\(1 try in"):
+    with raises("E-STORAGE-396", "1"):
         ObjectStore(deadline_s=0.0).read(URI)
 
 
 @pytest.mark.promise("R13")
 def test_control_refusals_are_answered_at_once(s3: LoopbackS3, proxy: FaultProxy) -> None:
     proxy.faults.append(403)
-    with pytest.raises(StorageError, match="denied") as caught:
+    with raises("E-STORAGE-391") as caught:
         storage.read_bytes(URI)
     assert "AWS_ACCESS_KEY_ID" in caught.value.todo and "bucket" in caught.value.todo
-    with pytest.raises(StorageError, match="no such object in bucket bucket") as caught:
+    with raises("E-STORAGE-393") as caught:
         storage.read_bytes(URI)
     assert caught.value.where == URI and "AWS_ENDPOINT_URL" in caught.value.todo
     assert len(proxy.requests) == 2
@@ -97,7 +98,7 @@ def test_a_try_ends_however_slowly_bytes_come(s3: LoopbackS3, proxy: FaultProxy)
     s3.buckets["bucket"]["x"] = DATA
     proxy.faults.extend(["stall"] * 100)
     store = ObjectStore(deadline_s=0.3, read_timeout_s=3600, try_s=0.5)
-    with pytest.raises(StorageError, match=r"tr(y|ies) in"):
+    with raises("E-STORAGE-396"):
         store.read(URI)
 
 
@@ -106,7 +107,7 @@ def test_wrong_bytes_of_a_shard_are_refused_by_name(s3: LoopbackS3, proxy: Fault
     info = write_shard("s3://bucket/d", "shards/p.parquet", ids=["a"], images=[DATA], labels=[None])
     assert read_shard("s3://bucket/d", info).images == (DATA,)
     proxy.faults.append("flip")
-    with pytest.raises(DataError, match="hash differs") as caught:
+    with raises("E-DATA-016") as caught:
         read_shard("s3://bucket/d", info)
     assert caught.value.where == "s3://bucket/d/shards/p.parquet"
     proxy.faults.append("flip")
@@ -134,7 +135,7 @@ def test_a_ranged_file_never_mixes_two_versions(s3: LoopbackS3, tmp_path: Path) 
         assert file.read(10) == b"a" * 10
         s3.buckets["bucket"]["x"] = b"b" * 3_000_000
         file.seek(2_000_000)
-        with pytest.raises(StorageError, match="changed while it was read"):
+        with raises("E-STORAGE-394"):
             file.read(10)
 
 
