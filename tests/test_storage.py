@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.errors import DataError, StorageError
+from pipeline.errors import StorageError
 from pipeline.storage.s3 import ObjectStore
 from tests.loopback_s3 import ACCESS_KEY, SECRET_KEY, LoopbackS3
-from tests.running import wait_for
 from tests.refusals import raises
+from tests.running import wait_for
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -7,7 +7,6 @@ import pickle
 import pytest
 from pyarrow import fs
 
-from pipeline.errors import StorageError
 from pipeline.storage.arrow import filesystem
 from tests.loopback_s3 import LoopbackS3
 from tests.refusals import raises

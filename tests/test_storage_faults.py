@@ -10,7 +10,6 @@ import pytest
 
 from pipeline import storage
 from pipeline.dataset.shards import read_shard, write_shard
-from pipeline.errors import DataError, StorageError
 from pipeline.storage.s3 import ObjectStore
 from tests.fault_proxy import Fault, FaultProxy
 from tests.loopback_s3 import LoopbackS3

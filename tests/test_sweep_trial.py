@@ -117,8 +117,8 @@ def test_a_killed_trial_reports_what_an_unbroken_one_does(
     assert values(first) == values(whole[:2])
     assert values(again) == values(whole)
     assert again[-1]["seconds"] >= first[-1]["seconds"] if not torn else True
-    other = trained(tmp_path / "other", c.model_copy(
-        update={"sdclr": c.sdclr.model_copy(update={"temperature": 0.5})}), stop_after=1)  # fmt: skip
+    warmer = c.sdclr.model_copy(update={"temperature": 0.5})
+    other = trained(tmp_path / "other", c.model_copy(update={"sdclr": warmer}), stop_after=1)
     assert values(other) != values(whole[:1])  # the comparison can fail
 
 
