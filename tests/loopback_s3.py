@@ -37,6 +37,7 @@ class LoopbackS3:
         self.faults: deque[int] = deque()
         self.log: list[str] = []
         self.page_keys = 1000  # of one answer to a listing
+        self.refusals: dict[str, tuple[int, str]] = {}  # bucket -> status and code of all answers
         self.uploads: dict[str, dict[int, bytes]] = {}  # begun in parts: id -> number -> bytes
         owner = self
 
@@ -107,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(403)
         bucket = state.buckets.get(bucket_name)
         if bucket is None:
-            return self._error(404, "NoSuchBucket")
+            return self._error(*state.refusals.get(bucket_name, (404, "NoSuchBucket")))
         if self.command == "POST" and "delete" in query:
             for element in ElementTree.fromstring(body).iter():
                 if element.tag.endswith("Key"):

@@ -82,7 +82,8 @@ NO_OBJECT = Cause(
 NO_ANSWER = Cause("E-STORAGE-395", "the S3 endpoint does not answer ({tries})",
                   "check the network, a firewall or proxy, and AWS_ENDPOINT_URL")  # fmt: skip
 KEPT_FAILING = Cause("E-STORAGE-396", "S3 kept failing ({tries})",
-                     "check the state of the object store, then run the command again")  # fmt: skip
+                     "check the state of the object store, and that AWS_ENDPOINT_URL is its "
+                     "address, then run the command again")  # fmt: skip
 CERTIFICATE = Cause("E-STORAGE-409", "the certificate of the S3 endpoint is not trusted",
                     "set AWS_CA_BUNDLE to the file of its certificate authority, or check "
                     "AWS_ENDPOINT_URL")  # fmt: skip

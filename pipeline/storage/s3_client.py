@@ -48,9 +48,19 @@ def run(call: Callable[[Client], Awaitable[T]], *, read_timeout_s: float, try_s:
             client = await fs.set_session()
         except (ValueError, TypeError, OSError, boto.BotoCoreError) as error:
             raise SettingsError(str(error)) from error
+        client.meta.events.register("before-call.s3.HeadBucket", _stay, unique_id="sdclr-stay")
         return await asyncio.wait_for(call(client), try_s)
 
     return cast(T, sync(fs.loop, bounded))
+
+
+def _stay(params: dict[str, Any], **_: Any) -> None:
+    """Keep the question for the region of a bucket from being redirected itself, without end.
+
+    botocore asks it by HeadBucket when an answer is a redirect. A store that names no region
+    redirects that as well.
+    """
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _session(read_timeout_s: float) -> Any:
