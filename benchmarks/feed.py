@@ -236,7 +236,7 @@ def cached_rows(decoder: Any, manifest: Manifest) -> list[Row]:
 
 def decoded(decoder: Any, manifest: Manifest) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield the blocks that Ray Data would bring."""
-    for item in shard_items(manifest, ("pretrain",)):
+    for item in shard_items(decoder.data_uri, manifest, ("pretrain",)):
         yield decoder({key: np.array([value]) for key, value in item.items()})
 
 

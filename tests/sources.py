@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.cluster.jobs import ThreadTasks
 from pipeline.config import Config, Data
 from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.sets import parts_of
 from pipeline.dataset.shards import ShardRows, read_shard
 from pipeline.ingest.sources.index import ImageIndex
 from pipeline.ingest.sources.open import index_source
@@ -88,7 +89,12 @@ def ingested(
 
 
 def rows_of(uri: str, manifest: Manifest, name: str = "pretrain") -> list[ShardRows]:
-    return [read_shard(uri, shard) for shard in manifest.sets[name].shards]  # type: ignore[index]
+    """Return the rows of a set, by the shard that stores them."""
+    return [
+        rows if part.rows_n is None else rows.take(part.rows_n.tolist())
+        for part in parts_of(uri, manifest, name)
+        for rows in [read_shard(uri, part.shard)]
+    ]
 
 
 def stored(uri: str, manifest: Manifest, name: str = "pretrain") -> dict[str, bytes]:

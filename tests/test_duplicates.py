@@ -98,7 +98,9 @@ def test_a_shard_that_loses_all_its_rows_goes(tmp_path: Path) -> None:
     work = work_of(config, index_source(config.data, ThreadTasks()))
     assert len(list(chunks_of(work, 64 * 1024))) > 1
     with Claim(work.data_uri) as claim:
-        made = _write_shards(config, work, claim, ThreadTasks(), lambda done, total: None)
+        made = _write_shards(
+            config, work, work.index.sets, claim, ThreadTasks(), lambda done, total: None
+        )
     (shard,) = made.shards.values()
     assert shard.rows == 1
     names = [path.name for path in (Path(work.data_uri) / "shards").iterdir()]

@@ -54,7 +54,7 @@ def stored(folder: Path, images: list[bytes], image: ImageInfo, per_shard: int =
 
 def decoded(folder: Path, manifest: Manifest, *overrides: str) -> list[dict[str, Any]]:
     decoder = feed.decoder(load_config(None, overrides), str(folder), manifest)
-    items = shard_items(manifest, ("pretrain",))
+    items = shard_items(str(folder), manifest, ("pretrain",))
     return [decoder({k: np.array([v]) for k, v in item.items()}) for item in items]
 
 

@@ -18,6 +18,7 @@ from pipeline.dataset.damage import read_or_name_sample
 from pipeline.dataset.formats import RejectedImage
 from pipeline.dataset.image import ImageLimits, decode_canvas
 from pipeline.dataset.manifest import ImageInfo, Manifest, ShardInfo
+from pipeline.dataset.sets import parts_of
 from pipeline.dataset.shards import image_bytes, labels, raw_pixels
 from pipeline.errors import DataError
 
@@ -46,14 +47,19 @@ class ShardDecoder:
             none, pixels (n, 3, H, W) uint8, size (n, 2) int64: height and width on the canvas in
             px.
         """
-        (name,), (set_name,), (first,) = batch["name"], batch["set"], batch["first_row"]
+        (name,), (set_name,) = batch["name"], batch["set"]
+        (taken,), (places,), (first,) = batch["taken"], batch["places"], batch["first_row"]
         (rows,), (num_bytes,), (sha256,) = batch["rows"], batch["bytes"], batch["sha256"]
         info = ShardInfo(str(name), int(rows), int(num_bytes), str(sha256))
         shard = read_or_name_sample(self.data_uri, info)
+        row = np.arange(len(shard), dtype=np.int64) + int(first)
+        if taken:
+            shard = shard.take(pa.array(_numbers(str(taken))))
+            row = _numbers(str(places))
         pixels, sizes = self.pixels(shard)
         return {
             "set": np.array([str(set_name)] * len(pixels)),
-            "row": np.arange(len(pixels), dtype=np.int64) + int(first),
+            "row": row,
             "id": np.array(shard["id"].to_pylist()),
             "label": labels(shard),
             "pixels": pixels,
@@ -115,6 +121,10 @@ class ShardDecoder:
                 ) from error
 
 
+def _numbers(text: str) -> NDArray[np.int64]:
+    return np.frombuffer(bytes.fromhex(text), np.int64).copy()
+
+
 def read_parts(
     data_uri: str, shard: ShardInfo, parts: list[NDArray[np.int64]]
 ) -> pa.Table | list[pa.Table]:
@@ -156,23 +166,23 @@ def decode_part(
     return {"row": rows_n, "size": sizes, "pixels": pixels}, None
 
 
-def shard_items(manifest: Manifest, set_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return one item for each shard of the named sets, with its first image's row number."""
-    items = []
-    for set_name, info in manifest.sets.items():
-        if set_name not in set_names:
-            continue
-        first_row = 0
-        for shard in info.shards:
-            items.append(
-                {
-                    "set": set_name,
-                    "name": shard.name,
-                    "rows": shard.rows,
-                    "bytes": shard.bytes,
-                    "sha256": shard.sha256,
-                    "first_row": first_row,
-                }
-            )
-            first_row += shard.rows
-    return items
+def shard_items(
+    data_uri: str, manifest: Manifest, set_names: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Return one item for each shard that holds images of a named set, and each such set."""
+    return [
+        {
+            "set": set_name,
+            "name": part.shard.name,
+            "rows": part.shard.rows,
+            "bytes": part.shard.bytes,
+            "sha256": part.shard.sha256,
+            "first_row": int(part.places_n[0]),
+            # As text: Ray Data has no columns of arrays of different lengths.
+            "taken": "" if part.rows_n is None else part.rows_n.tobytes().hex(),
+            "places": "" if part.rows_n is None else part.places_n.tobytes().hex(),
+        }
+        for set_name in manifest.sets
+        if set_name in set_names
+        for part in parts_of(data_uri, manifest, set_name)
+    ]

@@ -24,7 +24,7 @@ _AGAIN = "delete the data set's folder and run the ingest stage again"
 
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-SetName = Literal["pretrain", "probe", "val", "test"]
+SetName = Literal["pretrain", "probe", "val", "test", "fewshot"]
 SET_NAMES: tuple[SetName, ...] = get_args(SetName)
 
 
@@ -47,6 +47,8 @@ class SetInfo:
     rows: Count
     class_counts: tuple[Count, ...] | None
     shards: tuple[ShardInfo, ...]
+    # Where images that a set before this one stores are; see `pipeline.dataset.sets`.
+    order: ShardInfo | None = None
 
 
 @with_config(_STRICT)
@@ -153,6 +155,13 @@ class Manifest:
     origin: dict[str, Place] = field(default_factory=dict)
     schema_version: Literal[2] = 2
     duplicates: Duplicates | None = None  # None: not looked for
+
+    def files(self) -> Iterator[ShardInfo]:
+        """Return all shards and the order files of sets."""
+        yield from self.shards()
+        for info in self.sets.values():
+            if info.order is not None:
+                yield info.order
 
     def shards(self) -> Iterator[ShardInfo]:
         """Yield all shards of all sets."""
@@ -263,7 +272,7 @@ def verify_shards(data_uri: str, manifest: Manifest) -> None:
     """
     folder = storage.join(data_uri, "shards")
     found = {f"shards/{name}": size for name, size in storage.list_sizes(folder).items()}
-    expected = {shard.name: shard.bytes for shard in manifest.shards()}
+    expected = {file.name: file.bytes for file in manifest.files()}
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())
     wrong = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
@@ -276,7 +285,7 @@ def verify_shards(data_uri: str, manifest: Manifest) -> None:
 
 
 def _check_names(manifest: Manifest) -> None:
-    for shard in manifest.shards():
+    for shard in manifest.files():
         storage.safe_name(shard.name)
         folder, _, name = shard.name.partition("/")
         if folder != "shards" or not name or "/" in name:
@@ -287,7 +296,7 @@ def _check_names(manifest: Manifest) -> None:
 
 def _check_sums(manifest: Manifest, uri: str) -> None:
     problems = []
-    names = [shard.name for shard in manifest.shards()]
+    names = [file.name for file in manifest.files()]
     if len(set(names)) != len(names):
         problems.append("a shard is listed twice")
     if "pretrain" not in manifest.sets:
@@ -296,7 +305,9 @@ def _check_sums(manifest: Manifest, uri: str) -> None:
     if (image.encoding == "raw") != (image.height_px is not None and image.width_px is not None):
         problems.append("image sizes do not fit the encoding")
     for name, info in manifest.sets.items():
-        if sum(shard.rows for shard in info.shards) != info.rows:
+        stored_rows = sum(shard.rows for shard in info.shards)
+        listed_rows = stored_rows if info.order is None else info.order.rows
+        if listed_rows != info.rows or stored_rows > info.rows:
             problems.append(f"rows of {name} do not add up")
         if info.class_counts is not None:
             if manifest.class_names is None or len(info.class_counts) != len(manifest.class_names):

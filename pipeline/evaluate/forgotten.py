@@ -9,10 +9,12 @@ import base64
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.config import Config
 from pipeline.dataset.image import png_bytes
 from pipeline.dataset.manifest import Manifest, SetName
+from pipeline.dataset.sets import parts_of
 from pipeline.dataset.shards import read_table
 from pipeline.evaluate.features import SetFeatures
 from pipeline.feed import decoder
@@ -71,14 +73,13 @@ def pictures(
     """Return a PNG in base64 for each row of a set."""
     reader = decoder(config, data_uri, manifest)
     found: dict[int, str] = {}
-    first_row = 0
-    for info in manifest.sets[set_name].shards:
-        wanted = sorted(row for row in rows if first_row <= row < first_row + info.rows)
-        if wanted:
-            shard = read_table(data_uri, info).take([row - first_row for row in wanted])
+    for part in parts_of(data_uri, manifest, set_name):
+        here = np.flatnonzero(np.isin(part.places_n, list(rows)))
+        if len(here):
+            shard = part.taken(read_table(data_uri, part.shard)).take(pa.array(here))
             pixels, sizes = reader.pixels(shard)
+            wanted = part.places_n[here].tolist()
             for row, image, (height_px, width_px) in zip(wanted, pixels, sizes, strict=True):
                 rgb = image[:, :height_px, :width_px].transpose(1, 2, 0)
                 found[row] = base64.b64encode(png_bytes(rgb)).decode()
-        first_row += info.rows
     return found

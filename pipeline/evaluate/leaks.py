@@ -5,14 +5,17 @@ Only hashes of identical stored bytes are compared: a re-encoded or shifted copy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 from pipeline.cluster.connect import on_nodes_with
 from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.sets import Part, parts_of
 from pipeline.dataset.shards import read_hashes
 from pipeline.errors import DataError
 from pipeline.record.evaluation import Leak
+
+Hashes: TypeAlias = tuple[list[str], list[str]]  # ids and the hash of each
 
 _HELD_OUT = ("test", "val")
 _TRAINED_ON = ("pretrain", "probe", "fewshot")
@@ -36,14 +39,22 @@ def find_leaks(
 
     task: Any = ray.remote(read_hashes)
     task = task.options(resources=on_nodes_with(data_resource))
-    pending = {
-        name: [task.remote(data_uri, shard) for shard in info.shards]
-        for name, info in manifest.sets.items()
-    }
-    hashes: dict[str, dict[str, list[str]]] = {
-        str(name): _joined(ray.get(parts)) for name, parts in pending.items()
+    pending = {shard.name: task.remote(data_uri, shard) for shard in manifest.shards()}
+    found = dict(zip(pending, ray.get(list(pending.values())), strict=True))
+    hashes = {
+        str(name): _joined([_taken(part, found) for part in parts_of(data_uri, manifest, name)])
+        for name in manifest.sets
     }
     return shared_images(hashes)
+
+
+def _taken(part: Part, found: Mapping[str, Hashes]) -> Hashes:
+    """Return ids and hashes of the rows of a shard that are in the set."""
+    ids, digests = found[part.shard.name]
+    if part.rows_n is None:
+        return ids, digests
+    rows = part.rows_n.tolist()
+    return [ids[row] for row in rows], [digests[row] for row in rows]
 
 
 def shared_images(sets: dict[str, dict[str, list[str]]]) -> list[Leak]:

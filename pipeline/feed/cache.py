@@ -40,7 +40,7 @@ def decoded_rows(config: Config, data_uri: str, manifest: Manifest, *set_names: 
     # Progress is shown by the console; Ray Data would draw bars of its own over it.
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    items = shard_items(manifest, set_names)
+    items = shard_items(data_uri, manifest, set_names)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     decoded = dataset.map_batches(
         decoder(config, data_uri, manifest),

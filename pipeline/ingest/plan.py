@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,7 +57,7 @@ class DryRun:
         exists: a complete data set of this configuration is there.
         class_names: None when there are no labels.
         sets: by name.
-        num_images: of all sets.
+        num_images: of all sets, each image once.
         sample: what reading some images showed; None for images that are in memory as pixels.
         manifest: as it would be written, but for hashes, rejects and exact sizes.
         notes: what a person should know of how the source was read, one line each.
@@ -104,7 +104,16 @@ def content_sections(config: Config) -> dict[str, Any]:
 
 
 def work_of(config: Config, index: ImageIndex) -> Work:
-    """Return what the tasks share: the limits, and the index with its sets in shard order."""
+    """Return what the tasks share; see `planned_work`."""
+    return planned_work(config, index)[0]
+
+
+def planned_work(config: Config, index: ImageIndex) -> tuple[Work, dict[str, splits.Indices]]:
+    """Return what the tasks share, and the rows of every set in its order.
+
+    The sets of the index that is shared are what is stored for each: an image of several sets goes
+    to the first of them.
+    """
     root = None if index.root is None else storage.absolute(index.root)
     work = Work(
         data_uri=data_set_uri(config),
@@ -114,14 +123,25 @@ def work_of(config: Config, index: ImageIndex) -> Work:
     )
     if work.resize_short_px is not None and index.pixels is None:
         work = replace(work, reduced_bytes=mean_reduced_bytes(work, config.data.split_seed))
+    sets = dict(index.sets)
     if index.containers is not None:
-        work = replace(work, index=replace(work.index, sets=_mixed_within_shards(config, work)))
-    return work
+        sets = _mixed_within_shards(config, work)
+    return replace(work, index=replace(work.index, sets=_stored_once(sets, len(index.ids)))), sets
+
+
+def _stored_once(sets: Mapping[str, splits.Indices], num_images: int) -> dict[str, splits.Indices]:
+    """The rows that each set stores, in its order: those that no set before it has."""
+    is_stored_N, stored = np.zeros(num_images, bool), dict[str, splits.Indices]()
+    for name in (name for name in SET_NAMES if name in sets):
+        stored[name] = sets[name][~is_stored_N[sets[name]]]
+        is_stored_N[sets[name]] = True
+    return stored
 
 
 def chunks_of(work: Work, shard_bytes: int) -> Iterator[Chunk]:
     """Yield the planned shards of all sets."""
-    for set_name, rows in work.index.sets.items():
+    for set_name in (name for name in SET_NAMES if name in work.index.sets):
+        rows = work.index.sets[set_name]
         for number, part in enumerate(cut(row_sizes(work, rows), shard_bytes)):
             yield Chunk(set_name, number, part.start, part.stop)
 
@@ -160,11 +180,12 @@ def dry_run(config: Config) -> DryRun:
     if storage.exists(storage.join(uri, MANIFEST_NAME)):
         return _existing(config, uri, tasks)
     index = index_source(config.data, tasks)
-    work = work_of(config, index)
+    work, sets = planned_work(config, index)
     sample = None if index.pixels is not None else sample_images(work, config.data.split_seed)
     _refuse_sample(config, index, sample)
     planned, infos = {}, {}
-    for name, rows in index.sets.items():
+    for name in (name for name in SET_NAMES if name in sets):
+        rows = work.index.sets[name]
         sizes, counts = row_sizes(work, rows), index.class_counts(name)
         num_bytes = int(sizes.sum())
         if sample is not None and config.ingest.resize_short_px is not None:
@@ -174,23 +195,23 @@ def dry_run(config: Config) -> DryRun:
             ShardInfo("", len(part), round(share * int(sizes[part.start : part.stop].sum())), "")
             for part in cut(sizes, config.ingest.shard_bytes)
         )
-        infos[name] = SetInfo(len(rows), None if counts is None else tuple(counts), shards)
-        planned[name] = PlannedSet(
-            rows=len(rows), class_counts=counts, num_shards=len(shards), num_bytes=num_bytes
+        infos[name] = SetInfo(len(sets[name]), None if counts is None else tuple(counts), shards)
+        planned[str(name)] = PlannedSet(
+            rows=len(sets[name]), class_counts=counts, num_shards=len(shards), num_bytes=num_bytes
         )
     return DryRun(
         data_uri=work.data_uri,
         exists=False,
         class_names=index.class_names,
         sets=planned,
-        num_images=sum(len(rows) for rows in index.sets.values()),
+        num_images=sum(len(rows) for rows in work.index.sets.values()),
         sample=sample,
         manifest=Manifest(
             name=data_set_name(config),
             source=dict(index.source),
             image=image_info(index),
             class_names=index.class_names,
-            sets={name: infos[name] for name in SET_NAMES if name in infos},
+            sets=infos,
             fewshot=index.fewshot,
             rejects=Rejects(total=0, by_reason={}, examples=()),
             config=content_sections(config),
@@ -219,7 +240,7 @@ def _existing(config: Config, uri: str, tasks: Tasks) -> DryRun:
         exists=True,
         class_names=manifest.class_names,
         sets=planned,
-        num_images=sum(plan.rows for plan in planned.values()),
+        num_images=sum(shard.rows for shard in manifest.shards()),
         sample=None,
         manifest=manifest,
         notes=tuple(notes),

@@ -9,7 +9,7 @@ last: without it there is no data set, and what an interrupted run left is clear
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipeline.dataset.manifest import (
     SET_NAMES,
     Duplicates,
     Manifest,
+    Place,
     RejectExample,
     Rejects,
     SetInfo,
@@ -32,6 +33,7 @@ from pipeline.dataset.manifest import (
     verify_shards,
     write_manifest,
 )
+from pipeline.dataset.sets import write_order
 from pipeline.errors import DataError, StorageError
 from pipeline.ingest.duplicates import find_duplicates, losers_by_shard
 from pipeline.ingest.losses import ClassLoss, class_losses, listed, refuse_losses, refuse_rejects
@@ -42,7 +44,7 @@ from pipeline.ingest.plan import (
     data_set_name,
     data_set_uri,
     image_info,
-    work_of,
+    planned_work,
 )
 from pipeline.ingest.sources.index import ImageIndex
 from pipeline.ingest.sources.open import index_source
@@ -125,15 +127,15 @@ def _made(
     for text in index.notes:
         note(text)
     origin = origin_of(config.data, tasks, index.listing)
-    work = work_of(config, index)
+    work, orders = planned_work(config, index)
     if len(index.ids) >= _MANY:
         note(f"{len(index.ids)} images are listed, reading them")
     try:
-        made = _write_shards(config, work, claim, tasks, progress)
+        made = _write_shards(config, work, orders, claim, tasks, progress)
     except StorageError:
         claim.check()  # another ingest may have cleared the folder under this one
         raise
-    manifest = replace(_manifest(config, work.index, made), origin=origin)
+    manifest = _manifest(config, work.index, made, orders, origin)
     monitor = Monitor(data=manifest.name)
     for reason, number in manifest.rejects.by_reason.items():
         monitor.add("sdclr_rejects", number, reason=reason)
@@ -180,7 +182,12 @@ def _reuse(config: Config, uri: str) -> Manifest:
 
 
 def _write_shards(
-    config: Config, work: Work, claim: Claim, tasks: Tasks, progress: Progress
+    config: Config,
+    work: Work,
+    orders: Mapping[str, Indices],
+    claim: Claim,
+    tasks: Tasks,
+    progress: Progress,
 ) -> _Ingested:
     index = work.index
     chunks = list(chunks_of(work, config.ingest.shard_bytes))
@@ -195,7 +202,6 @@ def _write_shards(
         chunk, outcome = chunks[number], parse_outcome(result)
         rows = index.sets[chunk.set_name][chunk.start : chunk.stop][outcome.kept]
         hashes_N2[rows], kept_N[rows] = outcome.hashes, True
-        # An image of two sets is rejected in both; it counts once.
         made.rejects |= {reject.id: reject for reject in outcome.rejects}
         made.num_dark += outcome.num_dark
         if outcome.shard is not None:
@@ -203,7 +209,7 @@ def _write_shards(
         done += chunk.stop - chunk.start
         progress(done, total)
     made.losses = class_losses(index, kept_N)
-    made.duplicates, losers = find_duplicates(index, hashes_N2, kept_N)
+    made.duplicates, losers = find_duplicates(replace(index, sets=orders), hashes_N2, kept_N)
     if config.ingest.drop_duplicates and len(losers):
         _drop(made, losers, work.data_uri, tasks)
     return made
@@ -224,24 +230,38 @@ def _drop(made: _Ingested, losers: Indices, data_uri: str, tasks: Tasks) -> None
     made.duplicates = replace(made.duplicates, dropped=True)
 
 
-def _manifest(config: Config, index: ImageIndex, made: _Ingested) -> Manifest:
+def _sets(
+    index: ImageIndex, made: _Ingested, orders: Mapping[str, Indices], data_uri: str
+) -> dict[SetName, SetInfo]:
+    """What the manifest says of each set; writes the order files of those that share images."""
+    chunks = sorted(made.shards, key=lambda c: (SET_NAMES.index(c.set_name), c.number))
+    shard_N, row_N = (np.full(len(index.ids), -1, np.int64) for _ in range(2))
+    for number, chunk in enumerate(chunks):
+        shard_N[made.rows[chunk]] = number
+        row_N[made.rows[chunk]] = np.arange(len(made.rows[chunk]))
     sets: dict[SetName, SetInfo] = {}
-    for name in SET_NAMES:
-        if name not in index.sets:
-            continue
-        chunks = sorted(
-            (chunk for chunk in made.shards if chunk.set_name == name),
-            key=lambda chunk: chunk.number,
-        )
-        shards = tuple(made.shards[chunk] for chunk in chunks)
+    for name in (name for name in SET_NAMES if name in orders):
+        own = [chunk for chunk in chunks if chunk.set_name == name]
+        rows = orders[name][shard_N[orders[name]] >= 0]
         counts = None
         if index.class_names is not None:
-            rows = [made.rows[chunk] for chunk in chunks]
-            labels = index.labels_N[np.concatenate(rows)] if rows else np.zeros(0, np.int32)
-            found = np.bincount(labels, minlength=len(index.class_names))
+            found = np.bincount(index.labels_N[rows], minlength=len(index.class_names))
             counts = tuple(int(count) for count in found)
-        num_rows = sum(shard.rows for shard in shards)
-        sets[name] = SetInfo(rows=num_rows, class_counts=counts, shards=shards)
+        shards = tuple(made.shards[chunk] for chunk in own)
+        order = None
+        if len(rows) > sum(shard.rows for shard in shards):
+            order = write_order(data_uri, name, shard_N[rows], row_N[rows])
+        sets[name] = SetInfo(rows=len(rows), class_counts=counts, shards=shards, order=order)
+    return sets
+
+
+def _manifest(
+    config: Config,
+    index: ImageIndex,
+    made: _Ingested,
+    orders: Mapping[str, Indices],
+    origin: dict[str, Place],
+) -> Manifest:
     ordered = [made.rejects[name] for name in sorted(made.rejects)]
     reasons = Counter(reject.reason for reject in ordered)
     return sealed(
@@ -250,7 +270,7 @@ def _manifest(config: Config, index: ImageIndex, made: _Ingested) -> Manifest:
             source=dict(index.source),
             image=image_info(index),
             class_names=index.class_names,
-            sets=sets,
+            sets=_sets(index, made, orders, data_set_uri(config)),
             fewshot=index.fewshot,
             rejects=Rejects(
                 total=len(ordered),
@@ -260,6 +280,7 @@ def _manifest(config: Config, index: ImageIndex, made: _Ingested) -> Manifest:
             config=content_sections(config),
             hash="",
             left_out=dict(index.left_out),
+            origin=origin,
             duplicates=made.duplicates,
         )
     )

@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.cluster.jobs import Result
 from pipeline.dataset.formats import RejectedImage
 from pipeline.dataset.image import ImageLimits, decode, resized_jpeg
-from pipeline.dataset.manifest import RejectExample, ShardInfo
+from pipeline.dataset.manifest import RejectExample, SetName, ShardInfo
 from pipeline.dataset.shards import read_shard, write_shard
 from pipeline.ingest.sources.index import UNLABELLED, ImageIndex
 from pipeline.ingest.sources.reading import read_images
@@ -27,7 +27,7 @@ from pipeline.ingest.sources.splits import Indices
 class Chunk:
     """Images of one shard-to-be: rows start..stop-1 of the order of a set, by the index."""
 
-    set_name: str
+    set_name: SetName
     number: int
     start: int
     stop: int

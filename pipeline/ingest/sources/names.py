@@ -26,7 +26,8 @@ _SIDECARS = {
     "system volume information", "thumbs.db", "icon\r",
 }  # fmt: skip
 _SHARD = (
-    r"^(?P<home>(?:.*/)?)shards/(?:pretrain|probe|val|test|fewshot)-\d{5}(?:-unique)?\.parquet$"
+    r"^(?P<home>(?:.*/)?)shards/(?:pretrain|probe|val|test|fewshot)-"
+    r"(?:\d{5}(?:-unique)?|order)\.parquet$"
 )
 _RUN = r"^(?P<home>(?:.*/)?)(?P<file>run\.json|config\.yaml)$"
 

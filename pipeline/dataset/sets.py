@@ -1,0 +1,123 @@
+"""A set by its name: which rows of which shards are its images, in which order.
+
+An image that two sets share is stored once, in the shards of the first of them in the manifest.
+The others have an order file: for each of their images the shard and the row in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.dataset.manifest import Manifest, SetInfo, SetName, ShardInfo
+from pipeline.errors import DataError
+
+_SCHEMA = pa.schema(
+    [pa.field("shard", pa.int32(), nullable=False), pa.field("row", pa.int32(), nullable=False)]
+)
+
+
+class Part(NamedTuple):
+    """What one shard holds of a set.
+
+    Attributes:
+        shard: as in the manifest.
+        rows_n: its rows that are in the set, ascending; None = all.
+        places_n: their places in the set.
+    """
+
+    shard: ShardInfo
+    rows_n: NDArray[np.int64] | None
+    places_n: NDArray[np.int64]
+
+    def taken(self, table: pa.Table) -> pa.Table:
+        """Return the rows of the shard's table that are in the set."""
+        return table if self.rows_n is None else table.take(pa.array(self.rows_n))
+
+
+def parts_of(data_uri: str, manifest: Manifest, set_name: str) -> list[Part]:
+    """Return the parts of a set, by shard; together they hold every place once.
+
+    Raises:
+        DataError: the order file is not what the manifest says it is.
+        StorageError: it is missing or the storage does not answer.
+    """
+    sets: Mapping[Any, SetInfo] = manifest.sets
+    info = sets[set_name]
+    if info.order is None:
+        starts = np.cumsum([0, *(shard.rows for shard in info.shards)])
+        return [
+            Part(shard, None, np.arange(start, start + shard.rows))
+            for shard, start in zip(info.shards, starts.tolist(), strict=False)
+        ]
+    shards = list(manifest.shards())
+    shard_N, row_N = _read_order(data_uri, info, info.order, shards)
+    by_shard = np.lexsort((row_N, shard_N))
+    numbers, first = np.unique(shard_N[by_shard], return_index=True)
+    parts = []
+    for number, places_n in zip(numbers.tolist(), np.split(by_shard, first[1:]), strict=True):
+        parts.append(Part(shards[number], row_N[places_n], places_n))
+    return parts
+
+
+def write_order(
+    data_uri: str, set_name: SetName, shard_N: NDArray[np.int64], row_N: NDArray[np.int64]
+) -> ShardInfo:
+    """Write the order file of a set and return what the manifest says of it.
+
+    Args:
+        data_uri: root of the data set.
+        set_name: the set.
+        shard_N: for each image of the set the number of its shard, among all of the manifest.
+        row_N: its row there.
+    """
+    table = pa.table([pa.array(shard_N, pa.int32()), pa.array(row_N, pa.int32())], schema=_SCHEMA)
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=len(table),
+        version="2.6",
+        data_page_version="1.0",
+        compression="NONE",
+        use_dictionary=False,
+        write_statistics=False,
+        store_schema=False,
+    )
+    data, name = sink.getvalue().to_pybytes(), f"shards/{set_name}-order.parquet"
+    storage.write_bytes(storage.join(data_uri, name), data)
+    return ShardInfo(name, len(table), len(data), hashlib.sha256(data).hexdigest())
+
+
+def _read_order(
+    data_uri: str, info: SetInfo, order: ShardInfo, shards: list[ShardInfo]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    uri = storage.join(data_uri, storage.safe_name(order.name))
+    data = storage.read_bytes(uri)
+    problem = None
+    if hashlib.sha256(data).hexdigest() != order.sha256:
+        problem = "its hash differs from the manifest's"
+    else:
+        # The hash is the manifest's: it is the file that ingest wrote.
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        shard_N, row_N = (table[n].to_numpy().astype(np.int64) for n in ("shard", "row"))
+        rows = np.array([shard.rows for shard in shards])
+        if len(table) != info.rows or shard_N.min() < 0 or shard_N.max() >= len(shards):
+            problem = "it does not fit the sets of the manifest"
+        elif row_N.min() < 0 or (row_N >= rows[shard_N]).any():
+            problem = "it names rows that no shard has"
+    if problem is not None:
+        raise DataError(
+            "E-DATA-305",
+            f"the order file of a set cannot be used: {problem}",
+            where=uri,
+            todo="restore the file, or delete the data set's folder and run the ingest stage again",
+        )
+    return shard_N, row_N
