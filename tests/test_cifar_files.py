@@ -193,8 +193,27 @@ def test_lists_that_do_not_belong_together_are_refused(tmp_path: Path, small: Ci
         cifar_sets(small, cifar_data(sets=Sets(pretrain=one, val=two)))
     with raises("E-DATA-042", "1"):
         cifar_sets(small, cifar_data(imbalance_ratio=None, sets=Sets(probe=one, val=two)))
-    with raises("E-DATA-041", "1", "2"):
-        cifar_sets(small, cifar_data(sets=Sets(pretrain=one, probe=one, fewshot=(two,))))
+    with raises("E-DATA-042", "2"):
+        lists = Sets(pretrain=_other(tmp_path), probe=_other(tmp_path), val=two, fewshot=(two,))
+        cifar_sets(small, cifar_data(sets=lists))
+
+
+def _other(folder: Path) -> str:
+    return write_list(folder / "other.npy", [7, 8])
+
+
+def test_fewshot_and_pretraining_lists_stand_alone(tmp_path: Path, small: CifarImages) -> None:
+    """As published for CIFAR-100: both name images that are not in the probe list."""
+    probe, pretrain, fewshot = (
+        write_list(tmp_path / f"{n}.npy", list(range(n, n + 9))) for n in (0, 4, 5)
+    )
+    lists = Sets(pretrain=pretrain, probe=probe, fewshot=(fewshot,))
+    index = cifar_sets(small, cifar_data(sets=lists))
+    assert rows_of(index, "pretrain") == list(range(4, 13))
+    assert rows_of(index, "fewshot") == list(range(9, 14))  # the rest is in probe
+    assert len(index.fewshot[0]) == 9 and any("5 few-shot images" in n for n in index.notes)
+    inside = Sets(pretrain=pretrain, probe=probe, fewshot=(probe,))  # control
+    assert "fewshot" not in cifar_sets(small, cifar_data(sets=inside)).sets
 
 
 @pytest.fixture

@@ -67,7 +67,8 @@ def cifar_index(data: Data) -> ImageIndex:
 
     pretrain: its list, else a long-tailed part of the training images outside val.
     probe: its list, else all training images outside val. val: its list, else
-    `num_val_per_class` training images of every class, else none.
+    `num_val_per_class` training images of every class, else none. fewshot: those images of its
+    lists that are not in probe.
     With `download` and without `path` the files go to `downloads` below `data.root`.
     """
     kind: cifar_files.Kind = "cifar100" if data.source == "cifar100" else "cifar10"
@@ -105,22 +106,22 @@ def cifar_sets(images: cifar_files.CifarImages, data: Data) -> ImageIndex:
         num_classes = len(images.class_names)
         pretrain = splits.long_tail(images.labels, pool, num_classes=num_classes, data=data)
     sets = {"pretrain": pretrain, "probe": probe, "test": np.arange(num_train, num_all)}
-    if val is not None:
-        for name in ("pretrain", "probe"):
-            _refuse_overlap(name, sets[name], val)
-        sets["val"] = val
     ids = [f"train/{row:05d}" for row in range(num_train)]
     ids += [f"test/{row:05d}" for row in range(num_all - num_train)]
-    fewshot = []
-    for uri in data.sets.fewshot:
-        rows = splits.read_index(uri, key="sets.fewshot", num_images=num_train)
-        num_outside = len(np.setdiff1d(rows, probe))
-        if num_outside:
-            what = f"{num_outside} of {len(rows)} few-shot images are not in the probe set"
-            raise DataError(
-                "E-DATA-041", what, where=uri, todo="use lists that belong to data.sets.probe"
-            )
-        fewshot.append(tuple(ids[row] for row in rows))
+    draws = [
+        splits.read_index(uri, key="sets.fewshot", num_images=num_train)
+        for uri in data.sets.fewshot
+    ]
+    outside = np.setdiff1d(np.concatenate(draws), probe) if draws else np.zeros(0, np.int64)
+    notes: tuple[str, ...] = ()
+    if len(outside):  # the published lists of CIFAR-100 are such
+        sets["fewshot"] = outside
+        notes = (f"{len(outside)} few-shot images are outside the probe set",)
+    for name in ("pretrain", "probe", "fewshot"):
+        if val is not None and name in sets:
+            _refuse_overlap(name, sets[name], val)
+    if val is not None:
+        sets["val"] = val
     source = {
         "kind": data.source,
         "layout": images.layout,
@@ -136,7 +137,8 @@ def cifar_sets(images: cifar_files.CifarImages, data: Data) -> ImageIndex:
         class_names=images.class_names,
         sets=sets,
         seed=data.split_seed,
-        fewshot=tuple(fewshot),
+        fewshot=tuple(tuple(ids[row] for row in rows) for rows in draws),
+        notes=notes,
     )
 
 
@@ -150,6 +152,7 @@ def _array_index(
     sets: Mapping[str, Indices],
     seed: int,
     fewshot: tuple[tuple[str, ...], ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> ImageIndex:
     return ImageIndex(
         source=source,
@@ -160,6 +163,7 @@ def _array_index(
         class_names=class_names,
         pixels=pixels,
         fewshot=fewshot,
+        notes=notes,
     )
 
 
