@@ -98,22 +98,6 @@ def test_published_lists_are_the_draws() -> None:
     assert caught.value.id == "E-DATA-034" and "elsewhere" in caught.value.where
 
 
-def test_images_that_fewshot_lists_alone_name_are_no_labels_of_the_other_protocols() -> None:
-    probe, test = features(120, 1, noise=0.1), features(60, 2, noise=0.1)
-    beside = features(24, 3, noise=0.1)
-    beside.ids = [f"f{n}" for n in range(24)]
-    manifest = some_manifest((tuple(beside.ids[:12]) + tuple(probe.ids[:6]),))
-    pool = probe.joined(beside)
-    draws = fewshot_rows(CONFIG, manifest, pool.ids, pool.labels_N)
-    assert draws[0].tolist() == [*range(120, 132), *range(6)]
-    found = CachedProbes(
-        CONFIG, pool, test, draws, num_probe=120, groups=GROUPS, num_classes=NUM_CLASSES
-    )
-    alone = CachedProbes(CONFIG, probe, test, [], groups=GROUPS, num_classes=NUM_CLASSES)
-    assert found.score("cached-linear", "sdclr") == alone.score("cached-linear", "sdclr")
-    assert found.score("cached-fewshot", "sdclr")["note"] == "18 labels per draw"
-
-
 def test_shots_default_to_one_percent_of_the_labels() -> None:
     config = load_config(None, ["evaluate.fewshot_draws=2"])
     found = scorer(config=config, num_labelled=1200)

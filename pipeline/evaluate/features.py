@@ -48,17 +48,6 @@ class SetFeatures:
     by_model: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     disagreement_N: NDArray[np.float32] | None = None
 
-    def joined(self, other: SetFeatures) -> SetFeatures:
-        """Return the images of both, those of the other behind."""
-        return SetFeatures(
-            ids=[*self.ids, *other.ids],
-            labels_N=np.concatenate([self.labels_N, other.labels_N]),
-            by_model={
-                name: np.concatenate([features, other.by_model[name]])
-                for name, features in self.by_model.items()
-            },
-        )
-
 
 class Extractor:
     """Actor that turns decoded rows into features.

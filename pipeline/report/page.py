@@ -8,12 +8,14 @@ secrets once more before they are shown.
 
 from __future__ import annotations
 
+import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import storage
 from pipeline.console import program
+from pipeline.dataset.manifest import MANIFEST_NAME, read_manifest
 from pipeline.record.metrics import read_metrics
 from pipeline.record.run import read_json
 from pipeline.redact import redact, redact_tree
@@ -65,7 +67,7 @@ def load(run_uri: str) -> Records:
         "metrics": read_metrics(run_uri),
         "evaluation": _read_optional(storage.join(run_uri, "evaluation.json")),
         "forgotten": _read_optional(storage.join(run_uri, "forgotten.json")),
-        "manifest": _read_optional(storage.join(data_uri, "manifest.json")) if data_uri else None,
+        "manifest": _manifest(data_uri) if data_uri else None,
         "mining": _read_optional(storage.join(run_uri, "mining.json")),
     }
     return Records(run_uri=redact(run_uri), **redact_tree(records))
@@ -117,6 +119,14 @@ def render_sweep(records: Records, content: dict[str, Any]) -> str:
 
 def _utc(time: object) -> str:
     return str(time).replace("T", " ").replace("+00:00", " UTC")
+
+
+def _manifest(data_uri: str) -> dict[str, Any] | None:
+    """Return the manifest as JSON has it; None when the data set is elsewhere now."""
+    if not storage.exists(storage.join(data_uri, MANIFEST_NAME)):
+        return None
+    content: dict[str, Any] = json.loads(json.dumps(asdict(read_manifest(data_uri))))
+    return content
 
 
 def _read_optional(uri: str) -> dict[str, Any] | None:
