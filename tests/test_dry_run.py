@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import preview as preview_module
 from pipeline.cli.command_line import parse
 from pipeline.cli.preview import preview
+from pipeline.cluster import auto
 from pipeline.console import Console
 from pipeline.errors import PipelineError
 from pipeline.ingest.losses import surely_too_many
@@ -131,3 +133,53 @@ def training(root: Path, *words: str) -> list[str]:
     write_files(root / "in", files)
     batch = [] if any("global_batch" in word for word in words) else ["train.global_batch=4"]
     return ["train", "--dry-run", *fixed, *batch, *words]
+
+
+DEMO = ["train.epochs=7", "train.checkpoint_every_epochs=1", "--dry-run"]
+
+
+def seen(capsys: pytest.CaptureFixture[str], tmp_path: Path, *words: str) -> str:
+    roots = [f"data.root={tmp_path / 'out'}", f"run.root={tmp_path / 'runs'}"]
+    preview(parse([*words, *roots]), Console())
+    assert not list(tmp_path.iterdir())
+    return capsys.readouterr().out
+
+
+def test_device_time_memory_and_disk_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "gpus_here", lambda: 0)
+    text = seen(capsys, tmp_path, *DEMO, "train.methods=[sdclr]")
+    for words in ("no GPU here", "ms a step", "of memory for each worker", "7 checkpoints of",
+                  "2 kept", "[mine]", "cached-linear: ", "peak lr 0.5"):  # fmt: skip
+        assert words in text, words
+
+
+def test_all_classes_are_shown_or_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "more classes" not in seen(capsys, tmp_path, "ingest", "--dry-run")
+    monkeypatch.setattr(preview_module, "_NUM_CLASSES", 4)
+    assert "4 141, 6 91, ... 6 more classes ..., 8 4, 1 2" in seen(
+        capsys, tmp_path, "ingest", "--dry-run"
+    )
+
+
+def test_what_a_run_would_be_warned_of_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "native_precision", lambda on_gpu: "float32")
+    text = seen(capsys, tmp_path, *DEMO, "train.precision=bfloat16", "train.global_batch=256")
+    assert "[warning] each epoch leaves out 135 of 391 images" in text
+    assert "[warning] train.precision=bfloat16 is emulated" in text
+
+
+def test_a_layer_without_weights_is_refused_as_by_the_run(tmp_path: Path) -> None:
+    with raises("E-TRAIN-000"):
+        preview(parse([*DEMO, "sdclr.prune_ratio=0.9999", f"data.root={tmp_path}"]), Console())
+
+
+def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with raises("E-STORAGE-376"):
+        preview(parse(["--dry-run", f"run.root={tmp_path / 'file' / 'runs'}"]), Console())

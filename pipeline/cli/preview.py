@@ -7,19 +7,25 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from pipeline import storage
 from pipeline.cli.advice import conflicts
 from pipeline.cli.command_line import Command
 from pipeline.cli.resolve import resolve
+from pipeline.cli.scale import si
+from pipeline.cluster import auto
+from pipeline.cluster.auto import settled_here
 from pipeline.cluster.connect import usable_cpus
 from pipeline.config import Config
 from pipeline.config.file import changed_keys
 from pipeline.console import Console, duration
-from pipeline.dataset.manifest import left_out_text
+from pipeline.dataset.manifest import left_out_text, read_manifest
 from pipeline.errors import ConfigError
 from pipeline.ingest.plan import DryRun, dry_run
 from pipeline.ingest.sample import SIDES_PX, Sample
+from pipeline.record.folder import RunFolder
 
 _NUM_REJECTS = 10
+_NUM_CLASSES = 40
 # No cluster is asked, so the feed is held to its own key only.
 _UNKNOWN_BYTES = 2**62
 
@@ -30,11 +36,21 @@ def preview(command: Command, console: Console) -> None:
     Raises:
         PipelineError: what the real command would have failed with, as far as it can be known.
     """
+    if command.runs:
+        console.line(f"{command.stage} {len(command.runs)} runs: reads their records, no images")
+        return
     folder = resolve(command)
-    config = folder.config
+    config = settled_here(folder.config)
+    for root in (config.run.root, config.data.root):
+        storage.check_writable(storage.absolute(root))
     console.stage("run", f"{'new run' if folder.is_new else 'resume'} {folder.uri}")
-    for change in changed_keys(Config(), config):
+    for change in changed_keys(Config(), folder.config):
         console.line(f"  {change}")
+    if command.stage == "mine":
+        _show_mining(command, folder, config, console)
+        return
+    if command.stage in ("export", "report"):
+        return
     plan = dry_run(config)
     state = "is complete and will be reused" if plan.exists else "will be made"
     console.stage("ingest", f"{plan.data_uri} {state}")
@@ -55,7 +71,7 @@ def preview(command: Command, console: Console) -> None:
     if command.stage == "tune":
         _show_sweep(config, plan, console)
     elif command.stage != "ingest":
-        _show_training(config, plan, console)
+        _show_training(config, plan, console, where=folder.uri, stage=command.stage)
 
 
 def _show_sweep(config: Config, plan: DryRun, console: Console) -> None:
@@ -94,8 +110,11 @@ def _show_classes(plan: DryRun, console: Console) -> None:
         console.line("no labels: training does not need them, scores do")
         return
     ranked = sorted(zip(counts, plan.class_names, strict=True), reverse=True)
-    shown = ranked if len(ranked) <= 12 else [*ranked[:6], *ranked[-6:]]
-    console.line("images per class: " + ", ".join(f"{name} {count}" for count, name in shown))
+    names = [f"{name} {count}" for count, name in ranked]
+    if len(names) > _NUM_CLASSES:
+        half = _NUM_CLASSES // 2
+        names[half:-half] = [f"... {len(names) - _NUM_CLASSES} more classes ..."]
+    console.line("images per class: " + ", ".join(names))
 
 
 def _show_sample(sample: Sample, num_images: int, console: Console) -> None:
@@ -124,56 +143,78 @@ def _side_names() -> list[str]:
     return [f"below {SIDES_PX[0]}", *inner, f"{SIDES_PX[-1]} and more"]
 
 
-def _show_training(config: Config, plan: DryRun, console: Console) -> None:
+def _show_training(
+    config: Config, plan: DryRun, console: Console, *, where: str, stage: str
+) -> None:
     from pipeline import feed
+    from pipeline.cli.timing import evaluation_images, kept_checkpoints, measure, mining_images
+    from pipeline.model import build
     from pipeline.train.driver import check_data
 
     check_data(config, plan.manifest, object_store_bytes=_UNKNOWN_BYTES)
-    epoch = feed.epoch_plan(config, plan.manifest)
-    steps = epoch.num_steps * config.train.epochs
-    for method in config.train.methods:
-        console.stage(
-            "train",
-            f"{method}: {config.model.backbone}, {config.train.epochs} epochs of "
-            f"{epoch.num_steps} steps = {steps} steps of {config.train.global_batch} images on "
-            f"{config.train.num_workers} workers",
-        )
-        _show_scale(config, method, plan, console)
-    console.stage("train", feed.described(config, plan.manifest))
-    for text in conflicts(config, plan.manifest):
+    timing = measure(config, build.crop_px(config, plan.manifest), where=where)
+    labelled = plan.sets["pretrain"].class_counts is not None
+    console.stage("device", f"{timing.device}; times below are this machine's, from a few steps")
+    for text in (*conflicts(config, plan.manifest), *_device_warnings(config)):
         console.stage("warning", text)
-    unlabelled = plan.sets["pretrain"].class_counts is None
-    scores = "nothing, without labels" if unlabelled else ", ".join(config.evaluate.protocols)
-    console.stage("evaluate", scores)
+    epoch, t = feed.epoch_plan(config, plan.manifest), config.train
+    steps = epoch.num_steps * t.epochs
+    if stage in ("all", "train"):
+        for method in t.methods:
+            console.stage(
+                "train",
+                f"{method}: {config.model.backbone}, {t.epochs} epochs of {epoch.num_steps} steps "
+                f"= {steps} steps of {t.global_batch} images on {t.num_workers} workers in "
+                f"{t.forward_precision}, peak lr {build.peak_lr(config):g}",
+            )
+            weight_bytes, state_bytes = build.state_bytes(config, method)
+            written, kept = kept_checkpoints(config)
+            console.line(
+                f"  {duration(steps * timing.step_s)} at {1e3 * timing.step_s:.0f} ms a step; "
+                f"{si(timing.activation_bytes + 4 * weight_bytes, 'B')} of memory for each worker; "
+                f"{written} checkpoints of {si(state_bytes, 'B')}, {kept} kept: "
+                f"{si(kept * state_bytes + weight_bytes, 'B')} of disk"
+            )
+        console.stage("train", feed.described(config, plan.manifest))
+    if not labelled:
+        console.stage("evaluate", "nothing, without labels")
+    else:
+        features_s = timing.features_s(evaluation_images(config, plan))
+        console.stage("evaluate", f"features {duration(features_s)}, which all protocols share")
+        for protocol in config.evaluate.protocols:
+            console.line(f"  {protocol}: {_PROTOCOL_TIMES[protocol.partition('-')[0]]}")
+    mined = mining_images(config, plan.sets["pretrain"].rows, labelled=labelled)
+    console.stage("mine", f"{duration(timing.features_s(mined))}, if you mine the run afterwards")
 
 
-def _show_scale(config: Config, method: str, plan: DryRun, console: Console) -> None:
-    """Show what the run needs, by the formulas of docs/scale.md."""
-    from pipeline import feed
-    from pipeline.cli.scale import Workload, si
+_PROTOCOL_TIMES = {
+    "cached": "its fits come on top: seconds to minutes on a CPU",
+    "knn": "seconds",
+    "paper": "trains classifiers on augmented images: hours without a GPU",
+}
+
+
+def _device_warnings(config: Config) -> list[str]:
+    num_gpus = auto.gpus_here()
+    native = auto.native_precision(num_gpus > 0 and auto.uses_gpu(config, num_gpus))
+    return auto.warnings(config, num_gpus, native)
+
+
+def _show_mining(command: Command, folder: RunFolder, config: Config, console: Console) -> None:
+    from pipeline.cli.timing import measure, mining_images
+    from pipeline.mine.stage import check_set
     from pipeline.model import build
 
-    planned = plan.sets["pretrain"]
-    weight_bytes, state_bytes = build.state_bytes(config, method)
-    work = Workload(
-        num_images=planned.rows,
-        image_bytes=planned.num_bytes // max(1, planned.rows),
-        shard_bytes=config.ingest.shard_bytes,
-        canvas_px=feed.canvas_px(config) or 0,
-        global_batch=config.train.global_batch,
-        embedding_dim=config.model.embedding_dim,
-        parameter_bytes=weight_bytes,
-        state_bytes=state_bytes,
-        epochs=config.train.epochs,
-        checkpoints=-(-config.train.epochs // config.train.checkpoint_every_epochs),
-        num_workers=config.train.num_workers,
-        workers_per_node=1,
-    )
-    console.line(
-        f"  per step {si(work.gathered_bytes, 'B')} of embeddings gathered and "
-        f"{si(work.node_bytes_per_step, 'B')} sent by each worker"
-    )
-    console.line(
-        f"  {work.checkpoints} checkpoints of {si(state_bytes, 'B')}; time and price: "
-        "python -m pipeline.cli.scale --help"
+    uri = storage.absolute(command.data) if command.data is not None else folder.data_uri
+    manifest, set_name = read_manifest(uri), command.set_name or "pretrain"
+    check_set(manifest, set_name)
+    info = manifest.sets[set_name]
+    labelled = manifest.class_names is not None and info.class_counts is not None
+    timing = measure(config, build.crop_px(config, manifest), where=folder.uri)
+    num_passes = mining_images(config, info.rows, labelled=labelled)
+    console.stage("device", f"{timing.device}; times below are this machine's, from a few steps")
+    console.stage(
+        "mine",
+        f"{manifest.name}, {info.rows} images of the set {set_name}, by {config.mine.score}: "
+        f"{num_passes // info.rows} forward passes each, {duration(timing.features_s(num_passes))}",
     )

@@ -48,6 +48,21 @@ _ROWS_PER_FILE = 1_000_000
 Table = dict[str, NDArray[Any]]
 
 
+def check_set(manifest: Manifest, set_name: SetName) -> None:
+    """Refuse a set that the data set lacks.
+
+    Raises:
+        ConfigError: naming the sets that there are.
+    """
+    if set_name not in manifest.sets:
+        raise ConfigError(
+            "E-CONFIG-026",
+            f"the data set has no {set_name} set, it has {', '.join(manifest.sets)}",
+            where=f"mine --set {set_name}",
+            todo="choose one of them",
+        )
+
+
 def mine(
     run: RunContext,
     *,
@@ -65,13 +80,7 @@ def mine(
         DataError: the set has fewer than 2 images.
     """
     config, manifest, run_uri, data_uri = run.config, run.manifest, run.run_uri, run.data_uri
-    if set_name not in manifest.sets:
-        raise ConfigError(
-            "E-CONFIG-026",
-            f"the data set has no {set_name} set, it has {', '.join(manifest.sets)}",
-            where=f"mine --set {set_name}",
-            todo="choose one of them",
-        )
+    check_set(manifest, set_name)
     info = manifest.sets[set_name]
     if info.rows < 2:
         raise DataError(

@@ -83,17 +83,32 @@ def estimate(config: Config, plan: DryRun) -> tuple[Estimate, Placement]:
     return of_seconds(config, plan, placement, *seconds), placement
 
 
-def probe_s(config: Config, side_px: int, on_gpu: bool) -> tuple[float, float]:
-    """Time one training step of one worker, and one image in a forward pass."""
+def probe_s(
+    config: Config,
+    side_px: int,
+    on_gpu: bool,
+    *,
+    batch: int | None = None,
+    num_threads: int = CPUS_PER_WORKER,
+) -> tuple[float, float]:
+    """Time one training step of one worker, and one image in a forward pass, in seconds.
+
+    Args:
+        config: of the sweep, whose trials have `tune.trial_workers`.
+        side_px: side of a view.
+        on_gpu: whether the step runs on a GPU.
+        batch: images of the step; None = a worker's share of the batch.
+        num_threads: of this process.
+    """
     device = "cuda" if on_gpu else "cpu"
-    torch.set_num_threads(CPUS_PER_WORKER)
-    batch = max(2, config.train.global_batch // config.tune.trial_workers)
+    torch.set_num_threads(num_threads)
+    batch = batch or max(2, config.train.global_batch // config.tune.trial_workers)
     shape = (batch * (_WARM_UP_STEPS + _TIMED_STEPS), 3, side_px, side_px)
     images = ImageSet(torch.randint(0, 256, shape, dtype=torch.uint8))
     plan = EpochPlan(num_images=len(images), global_batch=batch, drop_last=True)
     steps_s, image_s = [], []
     for method in config.train.methods:
-        one = trial_config(config, method, {}, seed=0)
+        one = trial_config(config, method, {}, seed=config.run.seed)
         sized = one.model_copy(
             update={"augment": one.augment.model_copy(update={"crop_px": side_px})}
         )

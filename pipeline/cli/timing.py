@@ -1,0 +1,124 @@
+"""How long the stages of a run take and what they need, from a few real steps on random images.
+
+The steps are timed in this process, on the kind of device that the run would use here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.cluster import auto
+from pipeline.cluster.connect import usable_cpus
+from pipeline.config import Config
+from pipeline.errors import ErrorReport
+from pipeline.ingest.plan import DryRun
+from pipeline.model import build
+from pipeline.tune.estimate import probe_s
+from sdclr import StarvedLayerError
+
+_CPU_PIXELS = 4 * 224**2
+_FEWEST, _MOST = 4, 64
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured.
+
+    Args:
+        device: in words.
+        step_s: seconds of a training step.
+        image_s: seconds of one image in a forward pass, in one worker.
+        activation_bytes: that a worker holds for its share of a step.
+        num_workers: that share the images of evaluation and mining.
+    """
+
+    device: str
+    step_s: float
+    image_s: float
+    activation_bytes: int
+    num_workers: int
+
+    def features_s(self, num_images: int) -> float:
+        """Return the seconds of one forward pass of so many images."""
+        return num_images * self.image_s / self.num_workers
+
+
+def measure(config: Config, crop_px: int, *, where: str) -> Timing:
+    """Time a few steps of the configured training; on a CPU with part of a batch.
+
+    Args:
+        config: settled.
+        crop_px: side of a view.
+        where: the run, for messages.
+
+    Raises:
+        TrainingError: the first mask would leave a layer without weights.
+    """
+    num_gpus, t = auto.gpus_here(), config.train
+    on_gpu = auto.uses_gpu(config, num_gpus) and num_gpus > 0
+    share = max(2, t.global_batch // t.num_workers)
+    batch = share if on_gpu else min(share, max(_FEWEST, min(_MOST, _CPU_PIXELS // crop_px**2)))
+    tune = config.tune.model_copy(update={"trial_workers": t.num_workers})
+    threads_before = torch.get_num_threads()
+    try:
+        step_s, image_s = probe_s(
+            config.model_copy(update={"tune": tune}), crop_px, on_gpu, batch=batch,
+            num_threads=1 if on_gpu else max(1, usable_cpus() // t.num_workers),
+        )  # fmt: skip
+    except StarvedLayerError as error:
+        raise ErrorReport.of(error, where=where).error() from error
+    finally:
+        torch.set_num_threads(threads_before)
+    if on_gpu:
+        device = f"{num_gpus} GPU ({torch.cuda.get_device_name(0)})"
+    else:
+        device = f"no GPU here: {usable_cpus()} CPU"
+    held = min(share, t.micro_batch or share)
+    return Timing(
+        device=device,
+        step_s=step_s * share / batch,
+        image_s=image_s,
+        activation_bytes=2 * held * _view_bytes(config, crop_px),
+        num_workers=t.num_workers,
+    )
+
+
+def _view_bytes(config: Config, crop_px: int) -> int:
+    """Return the bytes that one view leaves for the backward pass, counted on two views."""
+    network, held = build.new_network(config, config.train.methods[0]).train(), {}
+    parameters = {p.data_ptr() for p in network.parameters()}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in parameters:
+            held[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        out = network.features(torch.rand(2, 3, crop_px, crop_px)).sum()
+    half = config.train.precision == "bfloat16"
+    return int(out.isfinite()) * sum(held.values()) // 2 // (2 if half else 1)
+
+
+def evaluation_images(config: Config, plan: DryRun) -> int:
+    """Return how many forward passes of an image evaluation makes, over all networks."""
+    names = {"probe", config.evaluate.split}
+    images = sum(planned.rows for name, planned in plan.sets.items() if name in names)
+    own = plan.sets["pretrain"].rows * 2 if "sdclr" in config.train.methods else 0
+    return images * (len(config.train.methods) + 1) + own
+
+
+def mining_images(config: Config, num_images: int, *, labelled: bool) -> int:
+    """Return how many forward passes of an image mining makes: views, pruned networks, twins."""
+    passes = config.mine.num_views * (1 + len(config.mine.prune_ratios))
+    return num_images * passes * (2 if labelled else 1)
+
+
+def kept_checkpoints(config: Config) -> tuple[int, int]:
+    """Return the checkpoints that a method writes at the ends of epochs, and those it keeps."""
+    t = config.train
+    written = -(-t.epochs // t.checkpoint_every_epochs)
+    lasting = t.epochs // t.keep_every_epochs if t.keep_every_epochs else 0
+    kept = min(written, t.keep_checkpoints) + lasting + (t.keep_best is not None)
+    return written, kept
