@@ -18,6 +18,11 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
 
 import pytest
 
+from tests.budgets import (  # noqa: F401  hooks of pytest
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
 from tests.fault_proxy import FaultProxy
 from tests.loopback_s3 import ACCESS_KEY, SECRET_KEY, LoopbackS3
 
