@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -34,10 +33,9 @@ FLOORS = (
     {"run"},
 )
 MAX_ROOMS = 24
-# Each number only shrinks: lower it with the code. The aims are 60, 40, 105, 300 and 0.
-MOST_DICTS_OF_ANY, MOST_ANY, MOST_KEYS = 182, 95, 105
+# Each number only shrinks: lower it with the code. The aims are 60, 40, 105 and 300.
+MOST_DICTS_OF_ANY, MOST_ANY, MOST_KEYS = 158, 83, 105
 MOST_LINES = 330
-MOST_LONG_LINES_OF_DOCS = 800
 # Modules of sdclr that people use on their own: `import sdclr` does not need them.
 ON_THEIR_OWN = {"export", "longtail", "probe", "rarity", "replay", "trained_probe"}
 # Private interfaces of other projects, each in one module that adapts it.
@@ -227,21 +225,6 @@ def test_the_keys_are_few() -> None:
 
     keys = sum(len(section.annotation.model_fields) for section in Config.model_fields.values())
     assert keys <= MOST_KEYS
-
-
-def test_lines_of_the_docs_are_short() -> None:
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    long = {page.name: sum(len(line) > 100 for line in prose_lines(page)) for page in pages}
-    assert sum(long.values()) <= MOST_LONG_LINES_OF_DOCS, long
-
-
-def prose_lines(page: Path) -> Iterator[str]:
-    """Lines that can be wrapped: no rows of tables, no code, no link of its own line."""
-    in_code = False
-    for line in page.read_text().splitlines():
-        in_code ^= line.startswith("```")
-        if not in_code and not line.startswith(("|", "![", "[")):
-            yield line
 
 
 def own_names(tree: ast.Module) -> set[str]:
