@@ -41,9 +41,11 @@ def main(argv: list[str] | None = None) -> int:
         )
         console.error(missing)
         return missing.exit_code
-    except KeyboardInterrupt:
-        console.line("interrupted; continue with --resume and the run that is named above")
-        return EXIT_INTERRUPTED
+    except (KeyboardInterrupt, Terminated) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        what = "interrupted" if interrupted else "terminated"
+        console.line(f"{what}; resume with --resume and the run that is named above")
+        return EXIT_INTERRUPTED if interrupted else EXIT_TERMINATED
     except Exception:
         traceback.print_exc()
         todo = "please report it with the text above and the run's run.json"
@@ -59,19 +61,18 @@ def _run(command: Command, console: Console) -> int:
 
         preview(command, console)
         return 0
-    if command.stage == "tune":
-        from pipeline.cli.sweep import run_sweep
-
-        run_sweep(command, console)
-        return 0
     from pipeline.cli.stages import run_stages
 
     run_stages(command, console)
     return 0
 
 
+class Terminated(SystemExit):
+    """SIGTERM: ends the process with its exit code wherever it is not caught."""
+
+
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    sys.exit(EXIT_TERMINATED)
+    raise Terminated(EXIT_TERMINATED)
 
 
 if __name__ == "__main__":

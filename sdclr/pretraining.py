@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from sdclr.checkup import Checkup, Measures, alarms
+from sdclr.checkup import Alarm, Checkup, Measures, alarms
 from sdclr.encoder import CANVAS_PER_CROP, Encoder
 from sdclr.order import EpochPlan
 from sdclr.photographs import Photographs, read_photographs
@@ -35,7 +34,7 @@ class Pretrained:
         encoder: the trained backbone with its view.
         photographs: what it was trained on, with rejects.
         before, after: measures that need no labels, see `sdclr.checkup.MEASURES`.
-        alarms: what went wrong, in words; empty when nothing did.
+        alarms: what went wrong; empty when nothing did.
         losses: of each step.
     """
 
@@ -43,7 +42,7 @@ class Pretrained:
     photographs: Photographs
     before: Measures
     after: Measures
-    alarms: tuple[Any, ...]
+    alarms: tuple[Alarm, ...]
     losses: tuple[float, ...]
 
 
@@ -104,6 +103,6 @@ def pretrain(
         photographs=photographs,
         before=before,
         after=after,
-        alarms=tuple(alarms([before, after])),
+        alarms=tuple(alarms([before, after], num_steps=trainer.num_steps)),
         losses=tuple(losses),
     )

@@ -15,7 +15,8 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.model import checkpoint
-from pipeline.record.metrics import newest_rows, read_metrics
+from pipeline.record.metrics import newest_rows, read_rows
+from pipeline.record.rows import StepRow
 from sdclr import TrainState
 from tests.conftest import REPO
 from tests.running import wait_for
@@ -181,16 +182,16 @@ def has_reached(root: str, step: int) -> Callable[[], bool]:
 
     def look() -> bool:
         run = only_run(root)
-        newest = newest_rows(run, "step").get("step") if run else None
-        return newest is not None and newest["step"] >= step
+        newest = newest_rows(run).step if run else None
+        return newest is not None and newest.step >= step
 
     return look
 
 
 def losses(run: str) -> list[tuple[str, int, float]]:
     """Method, step and loss of every metrics line."""
-    rows = read_metrics(run, kind="step")
-    return [(row["method"], row["step"], row["loss"]) for row in rows]
+    rows = read_rows(run, StepRow)
+    return [(row.method, row.step, row.loss) for row in rows]
 
 
 def scores(run: str) -> dict[str, Any]:

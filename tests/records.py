@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.record.run import RunRecord
+from pipeline.record.keeper import RunRecord
 from pipeline.storage import LineLog
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -46,7 +46,7 @@ def write_run(
     (run / "evaluation.json").write_text(json.dumps(evaluation(names, counts)))
     (run / "forgotten.json").write_text(json.dumps(forgotten(len(names))))
     (run / "mining.json").write_text(json.dumps(mining(names, counts)))
-    record.complete()
+    record.finish()
     fixed = json.loads((run / "run.json").read_text())
     fixed["git"] = {"commit": "0" * 40, "dirty": False}  # whatever the state of this checkout
     (run / "run.json").write_text(json.dumps(fixed))

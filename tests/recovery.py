@@ -79,8 +79,8 @@ def _kill(cluster: Nodes, driver: Driver, root: str, kind: str) -> float:
 
 def _newest_s(root: str) -> float:
     """When the newest step was over, in seconds since the epoch."""
-    row = newest_rows(only_run(root), "step").get("step")
-    return 0.0 if row is None else float(row["time_s"])
+    row = newest_rows(only_run(root)).step
+    return 0.0 if row is None else row.time_s
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.record.metrics import read_metrics
+from pipeline.record.metrics import read_rows
+from pipeline.record.rows import MaskRow, StepRow
 from tests.fault_injection import (
     QUICK_HEALTH_CHECKS,
     Driver,
@@ -181,7 +182,7 @@ def _run_under_faults(
 
 def _recoveries(run: str, faults: list[tuple[str, float]]) -> Iterator[tuple[str, float]]:
     """Seconds from each fault to the next step that counts, where training went on after it."""
-    times_s = [row["time_s"] for row in read_metrics(run, kind="step")]
+    times_s = [row.time_s for row in read_rows(run, StepRow)]
     for kind, at_s in faults:
         later = [t - at_s for t in times_s if t > at_s + 1]  # lines on their way at the moment
         if later:
@@ -190,7 +191,7 @@ def _recoveries(run: str, faults: list[tuple[str, float]]) -> Iterator[tuple[str
 
 def _assert_equal(run: str, first: str) -> None:
     assert losses(run) == losses(first)
-    assert len(read_metrics(run, kind="mask")) == len(read_metrics(first, kind="mask"))
+    assert len(read_rows(run, MaskRow)) == len(read_rows(first, MaskRow))
     mine, other = final_state(run, "sdclr"), final_state(first, "sdclr")
     assert mine.numbers == other.numbers
     assert all(torch.equal(t, other.tensors[n]) for n, t in mine.tensors.items())

@@ -18,7 +18,8 @@ from pipeline.cluster.connect import connected
 from pipeline.config.file import load_config
 from pipeline.dataset.manifest import read_manifest
 from pipeline.ingest.plan import data_set_uri
-from pipeline.record.metrics import read_metrics
+from pipeline.record.metrics import read_rows
+from pipeline.record.rows import StepRow
 from pipeline.run import main
 from tests.ceph import CephGateway
 from tests.fault_proxy import FaultProxy
@@ -65,8 +66,8 @@ def losses(root: str, *words: str) -> list[float]:
     before = set(storage.list_names(runs))
     assert main(["train", *FIXED, *words]) == 0
     (name,) = set(storage.list_names(runs)) - before
-    rows = read_metrics(storage.join(runs, name), kind="step")
-    return [float(row["loss"]) for row in rows]
+    rows = read_rows(storage.join(runs, name), StepRow)
+    return [row.loss for row in rows if row.loss is not None]
 
 
 @pytest.mark.parametrize("source", SOURCES)

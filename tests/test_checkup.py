@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sdclr import Trainer, Twin, capture, health
 from sdclr.augment import apply_view
-from sdclr.checkup import MEASURES, Checkup, alarms, measure
+from sdclr.checkup import MEASURES, Checkup, alarms, loss_alarm, measure
+from sdclr.loss import nt_xent
 from tests.recipes import some_images, some_plan, some_trainer
 
 IMAGES, PLAN = some_images(), some_plan()
@@ -125,7 +126,7 @@ def test_features_that_are_not_finite_give_nan_and_an_alarm() -> None:
     view1[3, 3] = math.inf
     found = measure(view1, view2) | {"disagreement": math.nan}
     assert all(math.isnan(value) for value in found.values())
-    assert "not finite" in alarms([HEALTHY, found])[0]
+    assert [alarm.name for alarm in alarms([HEALTHY, found])] == ["not finite"]
 
 
 HEALTHY: dict[str, float | None] = {
@@ -134,25 +135,64 @@ HEALTHY: dict[str, float | None] = {
 }  # fmt: skip
 
 
+UNTRAINED = HEALTHY | {"view_retrieval": 0.1}
+
+
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "name", "level"),
     [
-        ({"rankme": 19.9}, "features are collapsing: RankMe fell from 40.0 to 19.9"),
-        ({"dead_frac": 0.6}, "60 % of the features are dead"),
-        ({"disagreement": 0.004}, "the pruned branch no longer differs"),
-        ({"disagreement": 0.95}, "lower sdclr.prune_ratio"),
-        ({"view_retrieval": None}, "features are not finite"),
+        ({"rankme": 19.9}, "falling rank", "warning"),
+        ({"rankme": 7.9}, "collapse", "alarm"),
+        ({"dead_frac": 0.6}, "dead", "alarm"),
+        ({"view_retrieval": 0.1}, "not learned", "alarm"),
+        ({"view_retrieval": 0.05}, "not learned", "alarm"),
+        ({"disagreement": 0.0004}, "branches agree", "warning"),
+        ({"disagreement": 0.95}, "branches unrelated", "warning"),
+        ({"view_retrieval": None}, "not finite", "alarm"),
     ],
 )
-def test_alarms_say_what_is_wrong_and_what_to_change(
-    change: dict[str, float | None], words: str
+def test_alarms_say_what_is_wrong_how_badly_and_what_to_change(
+    change: dict[str, float | None], name: str, level: str
 ) -> None:
-    found = alarms([HEALTHY, HEALTHY | change])
-    assert len(found) == 1 and words in found[0]
+    (found,) = alarms([UNTRAINED, HEALTHY | change])
+    assert (found.name, found.level) == (name, level) and found.change and found.text in str(found)
+
+
+def test_a_short_run_that_learned_nothing_is_warned_of_only() -> None:
+    worse = HEALTHY | {"view_retrieval": 0.05}
+    for num_steps, level in ((18, "warning"), (100, "alarm")):
+        (found,) = alarms([UNTRAINED, worse], num_steps=num_steps)
+        assert (found.name, found.level) == ("not learned", level)
+
+
+@pytest.mark.parametrize("disagreement", [0.009, 0.011])
+def test_the_prune_ratio_of_photographs_is_no_alarm(disagreement: float) -> None:
+    assert alarms([UNTRAINED, HEALTHY | {"disagreement": disagreement}]) == []
 
 
 def test_no_alarm_for_good_features_nor_before_training() -> None:
-    nothing = HEALTHY | {"disagreement": 0.0, "dead_frac": 1.0}
+    nothing = UNTRAINED | {"disagreement": 0.0, "dead_frac": 1.0}
     assert alarms([]) == alarms([nothing]) == alarms([nothing, HEALTHY]) == []
-    assert alarms([HEALTHY | {"rankme": 22.0}, HEALTHY]) == []  # it rose
-    assert alarms([HEALTHY, HEALTHY | {"disagreement": None}]) == []  # SimCLR
+    assert alarms([UNTRAINED | {"rankme": 22.0}, HEALTHY]) == []  # it rose
+    assert alarms([UNTRAINED, HEALTHY | {"disagreement": None}]) == []  # SimCLR
+    perfect = HEALTHY | {"view_retrieval": 1.0}
+    assert alarms([perfect, perfect]) == []  # there was nothing to learn
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
+@pytest.mark.parametrize("num_images", [8, 256])
+def test_a_loss_is_stuck_near_that_of_equal_embeddings(temperature: float, num_images: int) -> None:
+    same = torch.ones(num_images, 4)
+    chance = float(nt_xent(same, same, temperature=temperature))
+    apart = torch.eye(num_images)
+    good = float(nt_xent(apart, apart, temperature=temperature))
+
+    def found(loss: float, num_steps: int = 100) -> bool:
+        alarm = loss_alarm(
+            [loss], temperature=temperature, num_images=num_images, num_steps=num_steps
+        )
+        return alarm is not None and alarm.level == "alarm"
+
+    assert found(chance) and found(chance + 1) and found(chance - 0.04 * (chance - good))
+    assert not found(chance - 0.06 * (chance - good)) and not found(good)
+    assert not found(chance, num_steps=18)

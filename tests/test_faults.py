@@ -19,7 +19,8 @@ import torch
 
 from pipeline import storage
 from pipeline.model import checkpoint
-from pipeline.record.metrics import newest_rows, read_metrics
+from pipeline.record.metrics import newest_rows, read_rows
+from pipeline.record.rows import StepRow
 from tests.fault_injection import (
     QUICK_HEALTH_CHECKS,
     Driver,
@@ -195,11 +196,14 @@ def test_sigterm_saves_in_the_middle_of_an_epoch(
     step = int(final_state(run_of(tmp_path), "sdclr").numbers["step"])
     assert step >= 20 and step not in (60, 120, 180)  # those would have been saved anyway
     record = json.loads(storage.read_bytes(storage.join(run_of(tmp_path), "run.json")))
-    assert (record["status"], record["error"]["exit_code"]) == ("failed", 143)
+    assert (record["status"], record["stages"]["train"]["error"]["exit_code"]) == (
+        "interrupted",
+        143,
+    )
     again = Driver(tmp_path, cluster.address, "--resume", run_of(tmp_path))
     assert again.wait() == 0, again.output[-3000:]
-    rows = read_metrics(run_of(tmp_path), kind="step")
-    assert [row["step"] for row in rows] == list(range(1, 181))
+    rows = read_rows(run_of(tmp_path), StepRow)
+    assert [row.step for row in rows] == list(range(1, 181))
     assert losses(run_of(tmp_path)) == losses(run_of(unbroken))
 
 
@@ -235,7 +239,8 @@ def test_a_worker_that_dies_again_and_again_uses_up_a_finite_budget(
     assert driver.wait() == 6, driver.output[-3000:]
     assert killed == 2 and "error: the training workers failed" in driver.output
     run = only_run(root)
-    assert newest_rows(run, "step")["step"]["step"] < 180
+    newest = newest_rows(run).step
+    assert newest is not None and newest.step < 180
     again = Driver(tmp_path, cluster.address, "--resume", run)
     assert again.wait() == 0, again.output[-3000:]
 

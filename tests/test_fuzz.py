@@ -17,7 +17,7 @@ from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import DataError, PipelineError
 from pipeline.model import checkpoint
 from pipeline.record import metrics
-from pipeline.record.run import read_json
+from pipeline.record.keeper import read_run
 from tests.records import write_run
 from tests.test_checkpoint import HASH, saved
 
@@ -95,7 +95,7 @@ def test_damaged_records_and_manifests(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     manifest = Path(tmp_path / "data" / "digits-lt")
     readers: dict[Path, Callable[[], object]] = {
-        Path(run) / "run.json": lambda: read_json(storage.join(run, "run.json")),
+        Path(run) / "run.json": lambda: read_run(run),
     }
     for seed, (file, read) in enumerate(readers.items()):
         refused, _ = outcomes(file, read, seed)

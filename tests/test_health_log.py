@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import io
+import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
 import pytest
 
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.console import Console
-from pipeline.record.metrics import newest_rows, read_metrics, truncate_metrics
+from pipeline.errors import DataError
+from pipeline.record.metrics import Newest, newest_rows, read_metrics, read_rows, truncate_metrics
+from pipeline.record.rows import AlarmPart, HealthRow
 from pipeline.storage import LineLog
 from pipeline.train import health_log
-from pipeline.train.driver import _ProgressView
-from pipeline.train.health_log import HealthLog
+from pipeline.train.health_log import HealthLog, last_alarms
+from pipeline.train.progress import ProgressView
+from pipeline.train.step_log import MethodLog
+from sdclr import StepReport
+from sdclr.checkup import MIN_STEPS_TO_LEARN
 from tests.recipes import some_images, some_plan, some_trainer
-from tests.refusals import raises
 
 CONFIG: Config = load_config(None, ["health.every_epochs=2"])
 
@@ -27,36 +33,57 @@ def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health_log, "NUM_IMAGES", 16)
 
 
-def train(run: Path, *, epochs: int = 3) -> list[dict[str, Any]]:
+def train(run: Path, *, epochs: int = 3) -> list[HealthRow]:
     """Train with a look at the features wherever one is due; the rows that were written."""
     images, plan = some_images(), some_plan()
     trainer = some_trainer(plan, epochs=epochs)
     log = HealthLog(CONFIG, "sdclr", trainer, images, run_uri=str(run))
     with LineLog(str(run / "metrics.jsonl")) as lines:
-        lines.append(log.row(epoch=0))
+        lines.append(log.row(epoch=0).model_dump())
         for report in trainer.run(images.feed(plan, seed=0)):
             if log.is_due():
-                lines.append(log.row(epoch=report.epoch))
-    return read_metrics(str(run), kind="health", method="sdclr")
+                lines.append(log.row(epoch=report.epoch).model_dump())
+    return read_rows(str(run), HealthRow, method="sdclr")
 
 
 def test_rows_come_before_training_every_few_epochs_and_at_the_end(tmp_path: Path) -> None:
     rows = train(tmp_path)
-    assert [(row["epoch"], row["step"]) for row in rows] == [(0, 0), (1, 10), (2, 15)]
-    assert all(row["num_images"] == 16 and row["wall_s"] > 0 for row in rows)
-    assert rows[0]["measures"] != rows[2]["measures"]
+    assert [(row.epoch, row.step) for row in rows] == [(0, 0), (1, 10), (2, 15)]
+    assert all(row.num_images == 16 and row.wall_s > 0 for row in rows)
+    assert rows[0].measures != rows[2].measures
+
+
+def names(row: HealthRow) -> set[str]:
+    return {alarm.name for alarm in row.alarms}
 
 
 def test_a_resumed_run_remembers_the_best_that_it_had(tmp_path: Path) -> None:
-    (row, *_) = train(tmp_path, epochs=1)
-    best = row | {"step": 1, "measures": row["measures"] | {"rankme": 1e6}}
+    best = WELL.model_copy(update={"step": 1, "measures": WELL.measures | {"rankme": 1e6}})
     with LineLog(str(tmp_path / "metrics.jsonl")) as lines:
-        lines.append(best)
+        lines.append(best.model_dump())
     trainer = some_trainer(some_plan())
     resumed = HealthLog(CONFIG, "sdclr", trainer, some_images(), run_uri=str(tmp_path))
-    assert "features are collapsing" in " ".join(resumed.row(epoch=1)["alarms"])
+    assert "collapse" in names(resumed.row(epoch=1))
     other = HealthLog(CONFIG, "simclr", trainer, some_images(), run_uri=str(tmp_path))
-    assert "features are collapsing" not in " ".join(other.row(epoch=1)["alarms"])
+    assert "collapse" not in names(other.row(epoch=1))
+
+
+def test_a_loss_at_chance_is_an_alarm_once_there_were_steps(tmp_path: Path) -> None:
+    trainer = some_trainer(some_plan())
+    log = HealthLog(CONFIG, "sdclr", trainer, some_images(), run_uri=str(tmp_path))
+    batch = CONFIG.train.global_batch
+    report = StepReport(
+        epoch=0, step=1, loss=math.log(2 * batch - 1), lr=0.1, temperature=0.2, grad_norm=1.0,
+        num_images=batch, wait_s=0.0, kept_frac=None,
+    )  # fmt: skip
+    for _ in range(3):
+        log.see(report)
+    assert "stuck loss" not in names(log.row(epoch=0))  # no step yet
+    with mock.patch.object(trainer, "step", MIN_STEPS_TO_LEARN):
+        assert "stuck loss" in names(log.row(epoch=1))
+        for _ in range(20):
+            log.see(replace(report, loss=report.loss / 2))
+        assert "stuck loss" not in names(log.row(epoch=1))
 
 
 def test_a_start_from_nothing_drops_the_row_before_training(tmp_path: Path) -> None:
@@ -66,36 +93,85 @@ def test_a_start_from_nothing_drops_the_row_before_training(tmp_path: Path) -> N
 
 
 def test_the_schema_is_held(tmp_path: Path) -> None:
-    rows = train(tmp_path, epochs=1)
     with LineLog(str(tmp_path / "metrics.jsonl")) as lines:
-        lines.append({**rows[0], "alarms": "none"})
-    with raises("E-DATA-084", "none"):
+        lines.append({**WELL.model_dump(), "alarms": "none"})
+    with pytest.raises(DataError) as caught:
         read_metrics(str(tmp_path))
+    assert caught.value.id == "E-DATA-084" and "alarms" in caught.value.what
 
 
 def test_newest_rows_by_kind(tmp_path: Path) -> None:
-    assert newest_rows(str(tmp_path), "step", "health") == {}
-    rows = train(tmp_path)
+    assert newest_rows(str(tmp_path)) == Newest()
+    rows = [WELL, sick(10)]
+    with LineLog(str(tmp_path / "metrics.jsonl")) as lines:
+        for row in rows:
+            lines.append(row.model_dump())
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "health", "measures": {"a": 1}\n')
         file.write('{"kind": "health", "measures": {}')  # being written, and just behind a brace
-    assert newest_rows(str(tmp_path), "step", "health") == {"health": rows[-1]}
-    assert newest_rows(str(tmp_path), "step") == {}
+    assert newest_rows(str(tmp_path)) == Newest(health=rows[-1])
 
 
-def test_the_console_tells_each_alarm_once_and_the_last_measures(tmp_path: Path) -> None:
-    rows = train(tmp_path)
+def sick(step: int, name: str = "collapse") -> HealthRow:
+    alarm = AlarmPart(name=name, level="alarm", text=f"bad at {step}", change="rest")
+    return replace_alarms(WELL, step, (alarm,))
+
+
+def replace_alarms(row: HealthRow, step: int, alarms: tuple[AlarmPart, ...]) -> HealthRow:
+    return row.model_copy(update={"step": step, "alarms": alarms})
+
+
+WELL = HealthRow(
+    method="sdclr", seed=0, epoch=2, step=9, num_images=16, alarms=(), wall_s=0.1, time_s=1.0,
+    measures={"view_retrieval": 0.25, "rankme": 9.0, "balance_few": 0.5, "disagreement": None},
+)  # fmt: skip
+
+
+def test_the_console_shows_each_alarm_once_and_the_last_measures(tmp_path: Path) -> None:
     stream = io.StringIO()
     console = Console(stream)
-    view = _ProgressView(CONFIG, str(tmp_path), console)
-    collapse = "features are collapsing: RankMe fell from 9.0 to "
-    for number, value in enumerate(("4.0", "3.0")):
+    view = ProgressView(CONFIG, str(tmp_path), console)
+    for step in (20, 21):
         with LineLog(str(tmp_path / "metrics.jsonl")) as lines:
-            lines.append({**rows[-1], "step": 20 + number, "alarms": [collapse + value]})
+            lines.append(sick(step).model_dump())
         view.refresh()
-    health_log.tell(console, rows)
+    health_log.show_measures(console, [WELL])
     text = stream.getvalue()
-    assert text.count("features are collapsing") == 1
-    assert f"[health] sdclr, epoch 3: {collapse}4.0" in text
-    retrieval = 100 * rows[-1]["measures"]["view_retrieval"]
-    assert f"[health] sdclr: view retrieval {retrieval:.1f} %, in small clusters " in text
+    assert text.count("bad at") == 1
+    assert "[health] alarm: sdclr, epoch 3: bad at 20; rest" in text
+    assert "[health] sdclr: view retrieval 25.0 %, in small clusters 50.0 %, RankMe 9\n" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("collapse", "train.lr_per_256=0.125"),
+        ("stuck loss", "train.lr_per_256=0.125"),
+        ("branches agree", "sdclr.prune_ratio=0.65"),
+        ("branches unrelated", "sdclr.prune_ratio=0.15"),
+        ("falling rank", None),
+    ],
+)
+def test_the_last_alarms_name_keys_that_can_be_pasted(name: str, words: str | None) -> None:
+    config = load_config(None, ["sdclr.prune_ratio=0.3", "train.lr_per_256=0.5"])
+    (found,) = last_alarms(config, [sick(1), sick(2, name)])
+    assert found.name == name and found.words == ((words,) if words else ())
+    load_config(None, found.words)  # as the user would
+    assert last_alarms(config, [sick(1), WELL]) == ()  # it passed
+
+
+def test_a_resume_says_from_which_step_and_what_it_skipped(tmp_path: Path) -> None:
+    config, stream = load_config(None, ["train.methods=[sdclr]"]), io.StringIO()
+    earlier = MethodLog(str(tmp_path), config, "sdclr", num_steps=9, rank=0)
+    with earlier, mock.patch("time.time", return_value=1.0):
+        earlier.restore(3, [])
+    view = ProgressView(config, str(tmp_path), Console(stream))
+    with MethodLog(str(tmp_path), config, "sdclr", num_steps=9, rank=0) as log:
+        log.restore(0, [])  # a start from nothing is no resume
+        log.restore(5, ["step-00000006: torn"])
+    view.show_restores()
+    view.show_restores()
+    assert stream.getvalue().splitlines() == [
+        "[train] sdclr: skipped step-00000006: torn",
+        "[train] sdclr: resumes from step 5",
+    ]

@@ -3,15 +3,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.errors import DataError, TrainingError
-from pipeline.record import provenance
-from pipeline.record.metrics import read_metrics, truncate_metrics
-from pipeline.record.run import RunRecord, describe, read_json
+from pipeline.errors import ConfigError, DataError, TrainingError
+from pipeline.record import keeper, provenance
+from pipeline.record.keeper import RunRecord, read_run
+from pipeline.record.metrics import read_metrics, read_rows, truncate_metrics
+from pipeline.record.rows import MaskRow, StageRow, StepRow
+from pipeline.record.run import RunAlarm, describe, end_of
 from pipeline.redact import redact, redact_tree
 from tests.refusals import raises
 
@@ -36,11 +40,21 @@ def write_rows(folder: Path, *rows: dict[str, Any] | str) -> None:
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def some_error() -> TrainingError:
+    return TrainingError("E-TRAIN-999", "the loss is not finite", where="step 12", todo="lower lr")
+
+
+def alarm(level: str, method: str = "sdclr") -> RunAlarm:
+    return RunAlarm.model_validate(
+        {"method": method, "name": "collapse", "level": level, "text": "bad", "change": "rest"}
+    )
+
+
 def test_record_has_the_fields_of_its_schema(tmp_path: Path) -> None:
     new_record(tmp_path)
     content = json.loads((tmp_path / "run.json").read_text())
-    assert content["schema_version"] == 1 and content["status"] == "running"
-    assert {"run", "config_hash", "command", "seed", "started_utc", "data", "timings_s"} <= set(
+    assert content["schema_version"] == 2 and content["status"] == "running"
+    assert {"run", "config_hash", "command", "seed", "started_utc", "data", "stages"} <= set(
         content
     )
     assert {"python", "torch", "torchvision", "ray", "pyarrow", "sdclr"} <= set(content["versions"])
@@ -51,72 +65,138 @@ def test_record_has_the_fields_of_its_schema(tmp_path: Path) -> None:
 
 def test_create_refuses_an_existing_run(tmp_path: Path) -> None:
     new_record(tmp_path)
-    with raises("E-CONFIG-032") as caught:
+    with pytest.raises(ConfigError) as caught:
         new_record(tmp_path)
-    assert "--resume" in caught.value.todo
+    assert caught.value.id == "E-CONFIG-032" and "--resume" in caught.value.todo
 
 
-def test_status_goes_from_running_to_an_end_and_back_only_by_resume(tmp_path: Path) -> None:
+def end(record: RunRecord, stage: str, error: BaseException | None, *alarms: RunAlarm) -> None:
+    with suppress(BaseException), record.stage(stage) as ended:
+        ended.alarms = alarms
+        if error is not None:
+            raise error
+
+
+KILL, BREAK = SystemExit(143), KeyboardInterrupt()
+
+
+@pytest.mark.parametrize(
+    ("tries", "status", "exit_code"),
+    [
+        ([("train", None), ("evaluate", None)], "complete", None),
+        ([("train", some_error())], "failed", 6),
+        ([("train", BREAK)], "interrupted", 130),
+        ([("train", KILL)], "interrupted", 143),
+        ([("train", OSError("no"))], "failed", 1),
+        ([("train", some_error()), ("train", None)], "complete", None),
+        ([("train", None), ("evaluate", KILL)], "interrupted", 143),
+        ([("train", None), ("evaluate", BREAK), ("evaluate", None)], "complete", None),
+        ([("train", None), ("evaluate", None), ("evaluate", BREAK)], "interrupted", 130),
+        ([("train", some_error()), ("evaluate", BREAK)], "failed", 6),
+        ([("train", some_error()), ("mine", None), ("report", None)], "failed", 6),
+        ([("train", None), ("mine", some_error()), ("export", KILL)], "complete", None),
+        ([("tune", KILL), ("tune", None)], "complete", None),
+    ],
+)
+def test_the_last_try_of_each_stage_counts(
+    tmp_path: Path,
+    tries: list[tuple[str, BaseException | None]],
+    status: str,
+    exit_code: int | None,
+) -> None:
+    new_record(tmp_path).finish()
+    for stage, error in tries:
+        record = RunRecord.open(str(tmp_path))
+        end(record, stage, error)
+        expected = end_of(error, ())
+        assert read_run(str(tmp_path)).stages[stage].status == expected
+    run = read_run(str(tmp_path))
+    assert run.status == status
+    assert (run.error.exit_code if run.error else None) == exit_code
+
+
+def test_a_run_is_running_from_its_start_to_its_end(tmp_path: Path) -> None:
     record = new_record(tmp_path)
-    record.fail(
-        TrainingError(
-            "E-TRAIN-999", "The loss is not finite", where="step 12", todo="lower train.lr_per_256"
-        )
-    )
-    content = RunRecord.open(str(tmp_path)).content
-    assert content["status"] == "failed"
-    assert content["error"] == {
-        "kind": "TrainingError", "id": "E-TRAIN-999", "what": "The loss is not finite",
-        "where": "step 12", "todo": "lower train.lr_per_256", "exit_code": 6,
-    }  # fmt: skip
-    with pytest.raises(ValueError, match="resume it first"):
-        record.complete()
+    for stage in ("train", "evaluate"):
+        with record.stage(stage):
+            assert read_run(str(tmp_path)).stages[stage].status == "running"
+        assert read_run(str(tmp_path)).status == "running"  # the command goes on
+    record.finish()
+    assert read_run(str(tmp_path)).status == "complete"
+    with record.stage("evaluate"):  # a later command
+        assert read_run(str(tmp_path)).status == "running"
+    assert read_run(str(tmp_path)).status == "complete"
+
+
+@pytest.mark.parametrize(
+    ("levels", "status"),
+    [
+        ((), "complete"),
+        (("warning",), "complete"),
+        (("warning", "alarm"), "complete, with alarms"),
+    ],
+)
+def test_alarms_are_part_of_the_state(tmp_path: Path, levels: tuple[str, ...], status: str) -> None:
+    record = new_record(tmp_path)
+    end(record, "train", None, *(alarm(level) for level in levels))
+    end(record, "evaluate", None)
+    record.finish()
+    run = read_run(str(tmp_path))
+    assert run.status == run.stages["train"].status == status
+    assert [a.level for a in run.alarms] == sorted(levels)
+    end(record, "train", None)  # a better training
+    assert read_run(str(tmp_path)).status == "complete"
+
+
+def test_an_error_between_two_stages_is_kept_once(tmp_path: Path) -> None:
+    record = new_record(tmp_path)
+    end(record, "train", None)
+    record.fail(DataError("E-DATA-999", "gone", where="x", todo="y"), stage="train")
+    run = read_run(str(tmp_path))
+    assert run.status == "failed" and run.error is not None and run.error.id == "E-DATA-999"
     record.resume(["run.py", "--resume", "x"])
-    record.complete()
-    content = RunRecord.open(str(tmp_path)).content
-    assert content["status"] == "complete" and content["error"] is None
-    assert content["resumes"][0]["command"] == "run.py --resume x"
+    end(record, "train", some_error())
+    record.fail(OSError("what that error led to"), stage="train")
+    run = read_run(str(tmp_path))
+    assert run.error is not None and run.error.id == "E-TRAIN-999"
+    assert [resume.command for resume in run.resumes] == ["run.py --resume x"]
 
 
-def test_stage_adds_up_seconds_and_logs_start_and_end(tmp_path: Path) -> None:
-    record = new_record(tmp_path)
-    for _ in range(2):
-        with record.stage("train"):
-            pass
-    with pytest.raises(RuntimeError), record.stage("mine"):
-        raise RuntimeError
-    events = [(row["stage"], row["event"]) for row in read_metrics(str(tmp_path), kind="stage")]
+def test_times_are_those_of_the_last_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, clock = new_record(tmp_path), iter([0.0, 100.0, 200.0, 207.0, 300.0, 301.0])
+    time = SimpleNamespace(monotonic=lambda: next(clock), time=lambda: 0.0)
+    monkeypatch.setattr(keeper, "time", time)
+    for error in (BREAK, None):
+        end(record, "train", error)
+    end(record, "mine", OSError())
+    assert read_run(str(tmp_path)).timings_s == {"train": 7.0, "mine": 1.0}
+    events = [(row.stage, row.event) for row in read_rows(str(tmp_path), StageRow)]
     assert events == [("train", "start"), ("train", "end")] * 2 + [
         ("mine", "start"),
         ("mine", "end"),
     ]
-    assert set(record.content["timings_s"]) == {"train", "mine"}
 
 
-def test_content_is_a_copy(tmp_path: Path) -> None:
-    record = new_record(tmp_path)
-    record.content["timings_s"]["train"] = 1.0
-    assert record.content["timings_s"] == {}
+def test_two_processes_keep_stages_of_one_run(tmp_path: Path) -> None:
+    new_record(tmp_path).finish()
+    mining, evaluation = (RunRecord.open(str(tmp_path)) for _ in range(2))
+    with mining.stage("mine"), evaluation.stage("evaluate"):
+        pass
+    assert set(read_run(str(tmp_path)).stages) == {"mine", "evaluate"}
 
 
-@pytest.mark.parametrize(
-    ("error", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143), (OSError("no"), 1)]
-)
+@pytest.mark.parametrize(("error", "code"), [(BREAK, 130), (KILL, 143), (OSError("no"), 1)])
 def test_any_exception_gets_an_exit_code(error: BaseException, code: int) -> None:
-    assert describe(error)["exit_code"] == code
+    assert describe(error).exit_code == code
 
 
 @pytest.mark.promise("S11")
 def test_broken_records_are_named(tmp_path: Path) -> None:
-    with raises("E-DATA-085"):
-        RunRecord.open(str(tmp_path))
-    (tmp_path / "run.json").write_text("{")
-    with raises("E-DATA-086") as caught:
-        RunRecord.open(str(tmp_path))
-    assert caught.value.where.endswith("run.json")
-    (tmp_path / "run.json").write_text('{"schema_version": 2}')
-    with raises("E-DATA-087", "schema_version", "1"):
-        read_json(str(tmp_path / "run.json"))
+    for text, id in (("", "E-DATA-086"), ('{"schema_version": 1}', "E-DATA-087")):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(DataError) as caught:
+            RunRecord.open(str(tmp_path))
+        assert caught.value.id == id and caught.value.where.endswith("run.json")
 
 
 # --- secrets
@@ -124,11 +204,10 @@ def test_broken_records_are_named(tmp_path: Path) -> None:
 
 def record_text(folder: Path) -> str:
     record = new_record(folder, argv=["run.py", f"s3.x={SECRET}", f"s3://me:{SECRET}@host/b"])
-    record.fail(
-        DataError(
-            "E-DATA-999", f"denied for {SECRET}", where=f"https://u:{SECRET}@h/p", todo=SECRET
-        )
+    error = DataError(
+        "E-DATA-999", f"denied for {SECRET}", where=f"https://u:{SECRET}@h/p", todo=SECRET
     )
+    record.fail(error, stage="train")
     return (folder / "run.json").read_text()
 
 
@@ -145,8 +224,9 @@ def test_a_place_that_shares_a_word_with_a_secret_stays_a_place(
     monkeypatch.setenv("KEY_NAME", "imagenet")
     record = new_record(tmp_path, argv=["run.py", "data.path=imagenet"])
     record.set_data(uri="/data/imagenet-ab12", manifest_hash="cd", name="x")
-    assert RunRecord.open(str(tmp_path)).content["data"]["uri"] == "/data/imagenet-ab12"
-    assert "imagenet" not in RunRecord.open(str(tmp_path)).content["command"]
+    run = read_run(str(tmp_path))
+    assert run.data is not None and run.data.uri == "/data/imagenet-ab12"
+    assert "imagenet" not in run.command
 
 
 @pytest.mark.promise("S5", control=True)
@@ -185,20 +265,20 @@ def run_git(folder: Path, *words: str) -> None:
 
 
 def test_git_state_of_a_checkout_and_of_a_plain_folder(tmp_path: Path) -> None:
-    assert provenance.git_state(tmp_path) == {"commit": None, "dirty": None}
+    assert provenance.git_state(tmp_path) == provenance.Git(commit=None, dirty=None)
     run_git(tmp_path, "init", "-q")
     run_git(tmp_path, "commit", "-q", "--allow-empty", "-m", "x")
     clean = provenance.git_state(tmp_path)
-    assert len(clean["commit"]) == 40 and clean["dirty"] is False
+    assert clean.commit is not None and len(clean.commit) == 40 and clean.dirty is False
     (tmp_path / "new.py").write_text("")
-    assert provenance.git_state(tmp_path) == {**clean, "dirty": True}
+    assert provenance.git_state(tmp_path) == clean.model_copy(update={"dirty": True})
     inner = tmp_path / "site-packages"
     inner.mkdir()
-    assert provenance.git_state(inner)["commit"] is None  # somebody else's repository
+    assert provenance.git_state(inner).commit is None  # somebody else's repository
 
 
 def test_record_and_report_start_without_torch() -> None:
-    code = "import sys, pipeline.record.run, pipeline.console, pipeline.report.page; "
+    code = "import sys, pipeline.record.keeper, pipeline.console, pipeline.report.page; "
     code += "print('torch' in sys.modules, 'ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
@@ -213,15 +293,26 @@ def test_no_file_means_no_rows(tmp_path: Path) -> None:
 
 
 def test_rows_come_back_in_order_and_filtered(tmp_path: Path) -> None:
-    rows = [MASK, STEP, {**STEP, "step": 2}, {**STEP, "method": "simclr"}, {"kind": "other"}]
+    rows = [MASK, STEP, {**STEP, "step": 2}, {**STEP, "method": "simclr"}]
     write_rows(tmp_path, *rows)
-    assert read_metrics(str(tmp_path)) == rows
-    assert read_metrics(str(tmp_path), kind="step", method="simclr") == [rows[3]]
+    found = read_metrics(str(tmp_path))
+    assert [row.model_dump() for row in found] == rows
+    assert read_rows(str(tmp_path), StepRow, method="simclr") == [found[3]]
+    assert read_rows(str(tmp_path), MaskRow) == [found[0]]
+
+
+def test_a_row_of_unknown_kind_is_refused(tmp_path: Path) -> None:
+    for row in ({"kind": "other"}, {"loss": 1.0}, []):
+        write_rows(tmp_path, STEP, json.dumps(row))
+        with pytest.raises(DataError) as caught:
+            read_metrics(str(tmp_path))
+        assert caught.value.id == "E-DATA-084" and caught.value.where.endswith("line 2")
 
 
 def test_a_diverged_loss_may_be_null(tmp_path: Path) -> None:
     write_rows(tmp_path, {**STEP, "loss": None, "grad_norm": None})
-    assert read_metrics(str(tmp_path))[0]["loss"] is None
+    (row,) = read_rows(str(tmp_path), StepRow)
+    assert row.loss is row.grad_norm is None
 
 
 @pytest.mark.parametrize(
@@ -237,7 +328,7 @@ def test_a_wrong_type_is_refused_with_its_line(tmp_path: Path, key: str, value: 
     assert caught.value.where.endswith("line 2")
 
 
-@pytest.mark.parametrize("key", sorted(STEP.keys() - {"kind"}))
+@pytest.mark.parametrize("key", sorted(STEP.keys() - {"kind", "stage"}))
 @pytest.mark.promise("O1")
 def test_a_missing_key_is_refused(tmp_path: Path, key: str) -> None:
     write_rows(tmp_path, {k: v for k, v in STEP.items() if k != key})
@@ -270,7 +361,7 @@ def test_a_torn_last_line_is_skipped_and_a_torn_middle_line_is_not(
     line = json.dumps({**STEP, "step": 2}).encode()
     whole = json.dumps(STEP).encode() + b"\n" + line[:cut]
     file.write_bytes(whole)
-    assert read_metrics(str(tmp_path)) == [STEP]
+    assert [row.model_dump() for row in read_metrics(str(tmp_path))] == [STEP]
     file.write_bytes(whole + b"\n" + json.dumps({**STEP, "step": 3}).encode() + b"\n")
     with raises("E-DATA-084") as caught:
         read_metrics(str(tmp_path))
@@ -284,7 +375,8 @@ def test_truncate_drops_later_rows_of_one_method_and_a_torn_tail(tmp_path: Path)
     write_rows(tmp_path, stage, MASK, STEP, {**MASK, "step": 4, "epoch": 1}, later, other, '{"ki')
     before = (tmp_path / "metrics.jsonl").read_bytes().split(b"\n")
     assert truncate_metrics(str(tmp_path), "sdclr", 1) == 3
-    assert read_metrics(str(tmp_path)) == [stage, MASK, STEP, other]
+    found = [row.model_dump() for row in read_metrics(str(tmp_path))]
+    assert found == [stage, MASK, STEP, other]
     after = (tmp_path / "metrics.jsonl").read_bytes().split(b"\n")
     assert set(after) <= set(before)  # kept lines keep their bytes
     assert truncate_metrics(str(tmp_path), "sdclr", 1) == 0

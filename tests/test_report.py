@@ -198,7 +198,7 @@ def test_an_evaluation_without_curve_and_confusion_leaves_them_out(run_uri: str)
         ("forgotten.json", lambda f: f["most"][0].update(score=0.98765), "0.988"),
         ("forgotten.json", lambda f: f["group_mean"].update(few=0.4444), "0.444"),
         ("run.json", lambda r: r["versions"].update(torch="9.8.7"), "9.8.7"),
-        ("run.json", lambda r: r["timings_s"].update(train=7620.0), "2 h 07 min"),
+        ("run.json", lambda r: r["stages"]["train"].update(wall_s=7620.0), "2 h 07 min"),
         ("run.json", lambda r: r["git"].update(commit="f" * 40, dirty=True), "with uncommitted"),
         ("mining.json", lambda m: m["map"]["maps"][0].update(note="55 % of"), "55 % of"),
         ("mining.json", lambda m: m.update(scored=98765), "98765 images"),
@@ -222,7 +222,9 @@ def test_a_changed_metric_changes_the_page(run_uri: str) -> None:
     last = [row for row in rows if row.get("method") == "simclr"][-1]
     last["loss"] = 2.125
     sick = [row for row in rows if row["kind"] == "health"][-1]
-    sick["alarms"] = ["features are collapsing"]
+    sick["alarms"] = [
+        {"name": "collapse", "level": "alarm", "text": "features have collapsed", "change": "rest"}
+    ]
     sick["measures"]["rankme"] = 3.14
     [row for row in rows if row["kind"] == "mask"][-1]["kept_frac"]["conv1.weight"] = 0.0084
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -230,7 +232,7 @@ def test_a_changed_metric_changes_the_page(run_uri: str) -> None:
     assert "2.125" not in before and "2.125" in after
     assert "fewest in conv1 (0.84 %)" in after
     assert "No alarm" in before and "No alarm" not in after
-    assert "SimCLR : features are collapsing" in after and "3.14" in after
+    assert "SimCLR : alarm: features have collapsed" in after and "3.14" in after
 
 
 # --- hostile content
@@ -244,9 +246,13 @@ def test_hostile_names_are_inert(tmp_path: Path) -> None:
     edit(run_uri, "forgotten.json", lambda f: f["most"][0].update(change))
     edit(run_uri, "forgotten.json", lambda f: f["most"][1].update(label=99, png_base64="aGk="))
     edit(run_uri, "evaluation.json", lambda e: e["models"][2].update(name=HOSTILE[1]))
-    edit(run_uri, "run.json", lambda r: r.update(run=HOSTILE[0], status=HOSTILE[1]))
-    edit(run_uri, "run.json", lambda r: r.update(error=dict.fromkeys(
-        ("what", "where", "todo", "exit_code"), HOSTILE[0])))  # fmt: skip
+    error = dict.fromkeys(("kind", "id", "what", "where", "todo"), HOSTILE[0]) | {"exit_code": 1}
+
+    def fail(run: dict[str, Any]) -> None:
+        run |= {"run": HOSTILE[0], "command": HOSTILE[1], "status": "failed"}
+        run["stages"]["train"] |= {"status": "failed", "error": error}
+
+    edit(run_uri, "run.json", fail)
     (Path(run_uri) / "config.yaml").write_text("</pre><script>alert(1)</script>")
     page = page_of(run_uri)
     assert_inert(page)
@@ -294,7 +300,7 @@ def test_a_run_that_has_just_begun_says_what_to_run(run_uri: str) -> None:
     ):  # fmt: skip
         (Path(run_uri) / name).unlink()
     (Path(run_uri) / MANIFEST).unlink()
-    edit(run_uri, "run.json", lambda r: r.update(status="running", timings_s={}, data=None))
+    edit(run_uri, "run.json", lambda r: r.update(status="running", stages={}, data=None))
     page = page_of(run_uri)
     for stage in ("ingest", "train", "evaluate", "mine"):
         assert f"python pipeline/run.py {stage} --resume {run_uri}" in page.text
@@ -303,9 +309,14 @@ def test_a_run_that_has_just_begun_says_what_to_run(run_uri: str) -> None:
 
 
 def test_a_failed_run_shows_its_error(run_uri: str) -> None:
-    error = {"what": "The loss is not finite", "where": "step 12", "todo": "lower train.lr_per_256"}
-    error["exit_code"] = "6"
-    edit(run_uri, "run.json", lambda r: r.update(status="failed", error=error))
+    error = {"kind": "TrainingError", "id": "E-TRAIN-999", "what": "The loss is not finite"}
+    error |= {"where": "step 12", "todo": "lower train.lr_per_256", "exit_code": 6}
+
+    def fail(run: dict[str, Any]) -> None:
+        run["status"] = run["stages"]["train"]["status"] = "failed"
+        run["stages"]["train"]["error"] = error
+
+    edit(run_uri, "run.json", fail)
     text = page_of(run_uri).text
     assert "The loss is not finite Where: step 12 To do: lower train.lr_per_256 Exit code 6" in text
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import shlex
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 from pipeline.cli.command_line import Command
 from pipeline.cli.resolve import resolve
-from pipeline.cli.session import local_roots
+from pipeline.cli.session import Session, local_roots
 from pipeline.cli.stages import Stages
 from pipeline.config import Config
 from pipeline.config.file import config_hash, dump_config, load_config
@@ -20,7 +22,8 @@ from pipeline.console import Console
 from pipeline.dataset.manifest import sealed, write_manifest
 from pipeline.errors import PipelineError, TrainingError
 from pipeline.record.folder import existing_run
-from pipeline.record.run import RunRecord
+from pipeline.record.keeper import RunRecord, read_run
+from pipeline.record.run import RunAlarm
 from tests.refusals import raises
 from tests.test_manifest import some_manifest
 
@@ -37,9 +40,8 @@ def run(tmp_path: Path) -> str:
         str(uri), name="demo-1", config_hash=config_hash(Config()), seed=0, argv=["run.py"]
     )
     record.set_data(uri=str(data), manifest_hash=manifest.hash, name=manifest.name)
-    record.fail(
-        TrainingError("E-TRAIN-999", "the loss is nan", where="step 3", todo="lower train.momentum")
-    )
+    error = TrainingError("E-TRAIN-999", "the loss is nan", where="step 3", todo="lower train.lr")
+    record.fail(error, stage="train")
     return str(uri)
 
 
@@ -49,9 +51,11 @@ def stack() -> Iterator[ExitStack]:
         yield found
 
 
-def session(stage: str, run: str, stack: ExitStack, **more: Any) -> Stages:
+def session(
+    stage: str, run: str, stack: ExitStack, *, stream: io.StringIO | None = None, **more: Any
+) -> Session:
     command = Command(stage, None, (), resume=run, dry_run=False, **more)
-    return Stages(command, resolve(command), Console(), stack)
+    return Session(command, resolve(command), Console(stream), stack)
 
 
 def test_a_run_that_is_not_there_is_told_by_its_uri(tmp_path: Path) -> None:
@@ -62,8 +66,8 @@ def test_a_run_that_is_not_there_is_told_by_its_uri(tmp_path: Path) -> None:
 
 
 def status(run: str) -> tuple[str, bool]:
-    content = RunRecord.open(run).content
-    return content["status"], content["error"] is not None
+    found = read_run(run)
+    return found.status, found.error is not None
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "export", "mine", "report"])
@@ -72,15 +76,20 @@ def test_looking_at_a_failed_run_does_not_make_it_complete(
 ) -> None:
     one = session(stage, run, stack)
     one.open_record()
-    assert len(one.record.content["resumes"]) == 1
+    with one.stage(stage):
+        pass
     one.finish()
     assert status(run) == ("failed", True)
+    found = read_run(run)
+    assert found.resumes == () and found.stages[stage].status == "complete"
 
 
-def test_going_on_with_it_does(run: str, stack: ExitStack) -> None:
+def test_resuming_it_does(run: str, stack: ExitStack) -> None:
     one = session("train", run, stack)
     one.open_record()
-    assert status(run) == ("running", False)
+    assert status(run)[0] == "running" and len(read_run(run).resumes) == 1
+    with one.stage("train"):
+        pass
     one.finish()
     assert status(run) == ("complete", False)
 
@@ -90,10 +99,56 @@ def test_a_stage_that_fails_leaves_the_runs_own_end(
 ) -> None:
     one = session("mine", run, stack, data=str(tmp_path / "typo"))
     one.open_record()
-    with pytest.raises(PipelineError):
-        one.mine()
+    with pytest.raises(PipelineError), one.ends_recorded():
+        Stages(one).mine()
     assert status(run) == ("failed", True)
-    assert RunRecord.open(run).content["error"]["what"] == "the loss is nan"
+    found = read_run(run)
+    assert found.stages["mine"].status == "failed"
+    assert found.error is not None and found.error.id == "E-TRAIN-999"
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [(KeyboardInterrupt(), "interrupted"), (SystemExit(143), "interrupted"),
+     (OSError("disk"), "failed")],
+)  # fmt: skip
+@pytest.mark.parametrize("is_in_a_stage", [True, False])
+def test_whatever_ends_the_invocation_is_in_the_record(
+    run: str, stack: ExitStack, error: BaseException, end: str, is_in_a_stage: bool
+) -> None:
+    one = session("train", run, stack)
+    one.open_record()
+    within = one.stage("train") if is_in_a_stage else nullcontext()
+    with pytest.raises(type(error)), one.ends_recorded(), within:
+        raise error
+    found = read_run(run)
+    assert found.status == found.stages["train"].status == end
+
+
+@pytest.mark.parametrize("stage", ["mine", "export"])
+def test_alarms_are_said_before_the_models_are_used_and_last(
+    stage: str, run: str, stack: ExitStack
+) -> None:
+    bad = RunAlarm(
+        method="sdclr", name="collapse", level="alarm", text="features have collapsed",
+        change="lower the learning rate", words=("train.lr_per_256=0.125",),
+    )  # fmt: skip
+    training = session("train", run, stack)
+    training.open_record()
+    with training.stage("train") as ended:
+        ended.alarms = (bad.model_copy(update={"level": "warning", "words": ()}), bad)
+    training.complete()
+    assert status(run) == ("complete, with alarms", False)
+    stream = io.StringIO()
+    one = session(stage, run, stack, stream=stream)
+    one.open_record()
+    said = stream.getvalue().splitlines()
+    assert said[0].startswith("warning: sdclr") and said[1].startswith("ALARM: sdclr")
+    command = said[1].split("try: python pipeline/run.py ")[1]
+    words = shlex.split(command)
+    assert load_config(words[1], words[2:]).train.lr_per_256 == 0.125
+    one.finish()
+    assert stream.getvalue().splitlines()[-1] == said[1]
 
 
 def test_folders_that_only_this_machine_may_have_are_found() -> None:

@@ -30,7 +30,7 @@ def serve(run_uri: str, step: int) -> threading.Thread:
 def test_a_request_is_seen_and_answered(tmp_path: Path) -> None:
     run = str(tmp_path)
     worker = serve(run, 17)
-    assert stopping.ask(run, grace_s=20) == {"method": "sdclr", "step": 17}
+    assert stopping.ask(run, grace_s=20) == stopping.Stopped(method="sdclr", step=17)
     worker.join()
 
 
@@ -56,5 +56,5 @@ def test_an_old_request_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_over_s3(s3: LoopbackS3) -> None:
     worker = serve("s3://bucket/run", 3)
-    assert stopping.ask("s3://bucket/run", grace_s=20) == {"method": "sdclr", "step": 3}
+    assert stopping.ask("s3://bucket/run", grace_s=20) == stopping.Stopped(method="sdclr", step=3)
     worker.join()

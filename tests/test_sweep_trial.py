@@ -17,9 +17,9 @@ from pipeline.config import Config
 from pipeline.config.file import config_hash, load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.ingest.sources.open import index_source
-from pipeline.record.run import RunRecord
+from pipeline.record.keeper import RunRecord
 from pipeline.report.page import write_report
-from pipeline.train.worker import Job
+from pipeline.train.method_run import Job
 from pipeline.tune import result
 from pipeline.tune.images import DecodedSet, needed_sets
 from pipeline.tune.objective import measure_of, objectives, with_rank_floor

@@ -20,8 +20,10 @@ from pipeline.config.stages import Train
 from pipeline.console import Console
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.record import metrics
-from pipeline.train import driver, stopping
-from pipeline.train.worker import MethodRun, is_due
+from pipeline.train import driver, progress, stopping
+from pipeline.train.method_run import MethodRun, is_due
+from pipeline.train.progress import ProgressView
+from pipeline.train.torch_trainer import Workers, torch_trainer
 from tests.refusals import raises
 
 
@@ -56,11 +58,12 @@ def fit(outcomes: list[Any], *overrides: str) -> tuple[Any, str]:
         return SimpleNamespace(fit=run)
 
     config = load_config(None, overrides)
-    job: Any = SimpleNamespace(run_uri="/nowhere/run")
+    job = driver.Job("", "", "/nowhere/run", "", None, "cpu", 1)
     shown, stream = console()
-    with mock.patch.object(driver, "_torch_trainer", trainer), mock.patch.dict(os.environ):
+    view = ProgressView(config, job.run_uri, shown)
+    with mock.patch.object(driver, "torch_trainer", trainer), mock.patch.dict(os.environ):
         try:
-            return driver._fit_again(config, job, None, shown, use_gpu=False), stream.getvalue()
+            return driver._fit_again(config, job, {}, view, shown), stream.getvalue()
         except TrainingError as error:
             return error, stream.getvalue()
 
@@ -123,31 +126,29 @@ def test_no_wait_is_endless(key: str, value: str) -> None:
 @pytest.mark.promise("R18")
 def test_each_budget_reaches_ray_train() -> None:
     config = load_config(None, ["train.max_failures=4", "train.collective_timeout_s=7"])
-    job = driver.Job("", "", "/nowhere/run", "", None, "cpu", 1)
-    with mock.patch("ray.train.torch.TorchTrainer") as trainer:
-        driver._torch_trainer(config, job, None, use_gpu=False)
+    workers = Workers(2, cpus=1, gpus=0)
+    with mock.patch("ray.train.torch.TorchTrainer") as trainer, mock.patch.dict(os.environ):
+        torch_trainer(config, dict, {}, run_uri="/nowhere/run", workers=workers)
     settings = trainer.call_args.kwargs
     failures = settings["run_config"].failure_config
     assert failures.max_failures == 4 and failures.max_preemption_failures == 20
     assert failures.controller_failure_limit == 4 and settings["torch_config"].timeout_s == 7
+    assert settings["scaling_config"].num_workers == 2
 
 
 @pytest.mark.promise("R15")
 def test_the_barriers_of_ray_train_have_the_deadline_of_the_other_collectives() -> None:
-    seen: list[str] = []
-
-    class Fine:
-        @property
-        def return_value(self) -> dict[str, Any]:
-            seen.append(os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"])
-            return {"error": None}
-
-    fit([Fine()], "train.collective_timeout_s=7")
-    assert seen == ["7"]
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
-    with mock.patch.dict(os.environ, RAY_TRAIN_COLLECTIVE_TIMEOUT_S="7"):
+    config = load_config(None, ["train.collective_timeout_s=7"])
+    with mock.patch("ray.train.torch.TorchTrainer"), mock.patch.dict(os.environ):
+        torch_trainer(config, dict, {}, run_uri="/nowhere/run", workers=Workers(1, cpus=1, gpus=0))
         assert get_env_vars_to_propagate()["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] == "7"
+
+
+def watch(thread: threading.Thread, run: Path, shown: Console) -> None:
+    config = load_config(None)
+    driver._watch(thread, ProgressView(config, str(run), shown), config, str(run), shown)
 
 
 STALL_S = driver.STALL_TIMEOUT_S
@@ -163,7 +164,9 @@ class Watched:
         self._run, self._every_s, self._step = run, step_every_s, 0
         alive: Any = SimpleNamespace(is_alive=lambda: self.now_s < ends_s, join=self._join)
         self.thread: threading.Thread = alive
-        monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: self.now_s))
+        clock = SimpleNamespace(monotonic=lambda: self.now_s, time=lambda: self.now_s)
+        monkeypatch.setattr(driver, "time", clock)
+        monkeypatch.setattr(progress, "time", clock)
 
     def _join(self, timeout_s: float) -> None:
         self.now_s += timeout_s
@@ -177,14 +180,14 @@ def test_a_run_that_makes_no_step_is_ended(tmp_path: Path, monkeypatch: pytest.M
     write_step(tmp_path, 1)
     work = Watched(tmp_path, monkeypatch, step_every_s=1e9, ends_s=1e9)
     with raises("E-TRAIN-004", f"{STALL_S:g} s"):
-        driver._watch(work.thread, load_config(None), str(tmp_path), console()[0])
+        watch(work.thread, tmp_path, console()[0])
     assert STALL_S < work.now_s < STALL_S + 2
 
 
 @pytest.mark.promise("R15", control=True)
 def test_a_run_that_goes_on_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = Watched(tmp_path, monkeypatch, step_every_s=STALL_S - 1, ends_s=5 * STALL_S)
-    driver._watch(work.thread, load_config(None), str(tmp_path), console()[0])
+    watch(work.thread, tmp_path, console()[0])
     assert work.now_s >= 5 * STALL_S
 
 
@@ -216,7 +219,7 @@ def test_the_workers_are_asked_to_save_and_the_interruption_goes_on(
 
     watched: Any = SimpleNamespace(is_alive=thread.is_alive, join=join)
     with pytest.raises(type(interruption)):
-        driver._watch(watched, load_config(None), str(tmp_path), shown)
+        watch(watched, tmp_path, shown)
     done.set()
     thread.join()
     assert "sdclr is saved at step" in stream.getvalue()

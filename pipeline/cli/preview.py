@@ -149,7 +149,7 @@ def _show_training(
     from pipeline import feed
     from pipeline.cli.timing import evaluation_images, kept_checkpoints, measure, mining_images
     from pipeline.model import build
-    from pipeline.train.driver import check_data
+    from pipeline.train.checks import check_data
 
     check_data(config, plan.manifest, object_store_bytes=_UNKNOWN_BYTES)
     timing = measure(config, build.crop_px(config, plan.manifest), where=where)

@@ -20,7 +20,8 @@ from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.errors import DataError, PipelineError, root_cause
 from pipeline.record.context import RunContext
 from pipeline.record.folder import RunFolder
-from pipeline.record.run import RunRecord
+from pipeline.record.keeper import RunRecord, StageEnd
+from pipeline.record.run import RUNNING
 
 # Which nodes a stage needs, by the keys of `placement`.
 _ON_TRAIN_NODES = ("all", "train", "tune", "evaluate", "mine")
@@ -60,6 +61,7 @@ class Session:
         self._cluster: Cluster | None = None
         self._record: RunRecord | None = None
         self._dataset: Dataset | None = None
+        self._is_sweep = command.stage == "tune"
         # An evaluation or a page of an existing run says nothing about how its training went.
         self._is_the_run = folder.is_new or command.stage in ("all", "train", "tune")
 
@@ -113,14 +115,15 @@ class Session:
         return self._record
 
     def open_record(self) -> None:
-        """Create or reopen the run's record; a failure from here on is written to it."""
-        uri = self.folder.uri
-        if self.folder.is_new:
+        """Create the run's record, or resume it; a failure from here on is written to it."""
+        uri, is_new = self.folder.uri, self.folder.is_new
+        if is_new or self._is_sweep:  # a sweep may have become longer
             storage.write_bytes(storage.join(uri, "config.yaml"), dump_config(self.config).encode())
+        if is_new:
             self._record = RunRecord.create(
                 uri,
                 name=self.folder.name,
-                config_hash=config_hash(self.config),
+                config_hash=config_hash(self.config, sweep=self._is_sweep),
                 seed=self.config.run.seed,
             )
         else:
@@ -128,8 +131,31 @@ class Session:
             if self._is_the_run:
                 self._record.resume()
             else:
-                self._record.note()
-        self.console.stage("run", f"{uri}  (to resume it: --resume {shlex.quote(uri)})")
+                self.show_alarms()
+        how = (
+            "the same command resumes it"
+            if self._is_sweep
+            else f"resume it: --resume {shlex.quote(uri)}"
+        )
+        self.console.stage("run", f"{uri}  ({how})")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[StageEnd]:
+        """Keep the state of a stage in the record; failures inside Ray come out as they were."""
+        with self.record.stage(name) as end, plain_errors():
+            yield end
+
+    @contextmanager
+    def ends_recorded(self) -> Iterator[None]:
+        """Write how the invocation ended, whatever ends it; as the outermost of all."""
+        try:
+            yield
+        except BaseException as error:
+            if self._record is not None:
+                stage = "train" if self.command.stage == "all" else self.command.stage
+                with suppress(PipelineError):  # the first error is the one to report
+                    self._record.fail(error, stage=stage)
+            raise
 
     def use_dataset(self, uri: str, manifest: Manifest) -> None:
         """Take a data set for this invocation; that of an existing run may not have changed.
@@ -166,7 +192,7 @@ class Session:
     def dataset(self) -> Dataset:
         """The data set that was taken, else the one that the run's record names."""
         if self._dataset is None:
-            data = self.record.content["data"]
+            data = self.record.run.data
             if data is None:
                 raise DataError(
                     "E-DATA-002",
@@ -175,7 +201,7 @@ class Session:
                     todo=f"train it first: {program()} train --resume "
                     f"{shlex.quote(self.folder.uri)}",
                 )
-            self.find_dataset(data["uri"])
+            self.find_dataset(data.uri)
         assert self._dataset is not None
         return self._dataset
 
@@ -185,16 +211,27 @@ class Session:
         self.record.set_data(uri=self.dataset.uri, manifest_hash=manifest.hash, name=manifest.name)
 
     def finish(self) -> None:
-        """Mark the run complete and say where everything is and what to type next."""
+        """End the run, and say where everything is, what to type next, and what is wrong."""
         self.complete()
-        show_results(
-            self.console, self.folder, self.record.content["timings_s"], again=self._again()
-        )
+        run = self.record.run
+        show_results(self.console, self.folder, run.timings_s, again=self._again())
+        self.show_alarms()
 
     def complete(self) -> None:
-        """Mark the run complete, if it is what this invocation was about."""
-        if self._is_the_run and self.record.status == "running":
-            self.record.complete()
+        """End the run as its stages did, if it is what this invocation was about."""
+        if self._is_the_run and self.record.run.status == RUNNING:
+            self.record.finish()
+
+    def show_alarms(self) -> None:
+        """Say what is wrong with the trained models, alarms last, with a command to paste."""
+        config = storage.join(self.folder.uri, "config.yaml")
+        for alarm in reversed(self.record.run.alarms):
+            command = shlex.join(["--config", config, *alarm.words])
+            todo = f"; try: {program()} {command}" if alarm.words else ""
+            text = f"{alarm.method}: {alarm.text}; {alarm.change}{todo}"
+            self.console.line(
+                f"{alarm.level.upper() if alarm.level == 'alarm' else alarm.level}: {text}"
+            )
 
     def _again(self) -> str:
         """Return the command words of this run with the next seed."""
@@ -211,17 +248,15 @@ class Session:
         data = self.dataset
         return RunContext(self.config, self.folder.uri, data.uri, data.manifest)
 
-    @contextmanager
-    def plain_errors(self) -> Iterator[None]:
-        """Raise the original cause of a failed Ray task; record any failure in the run."""
-        try:
-            yield
-        except BaseException as error:
-            root = root_cause(error)
-            shown = root if isinstance(root, PipelineError) else cluster_error_of(error) or error
-            if self._is_the_run and self._record and self._record.status == "running":
-                with suppress(PipelineError):  # the first error is the one to report
-                    self._record.fail(shown)
-            if shown is error:
-                raise
-            raise shown from error
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise failures inside Ray tasks as what they were."""
+    try:
+        yield
+    except BaseException as error:
+        root = root_cause(error)
+        shown = root if isinstance(root, PipelineError) else cluster_error_of(error) or error
+        if shown is error:
+            raise
+        raise shown from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.cli.command_line import Command
 from pipeline.cli.resolve import resolve
-from pipeline.cli.session import Session
+from pipeline.cli.session import Session, plain_errors
 from pipeline.cluster import auto
 from pipeline.cluster.connect import refreshed
 from pipeline.cluster.retry import retry_lost_work
@@ -30,96 +31,114 @@ def run_stages(command: Command, console: Console) -> None:
         return
     folder = resolve(command)
     with ExitStack() as stack:
-        session = Stages(command, folder, console, stack)
-        if command.stage == "ingest":
-            session.ingest()
-            console.line("next: the same command with the stage train, or without a stage")
-        elif command.stage in ("all", "train"):
-            session.pretrain(ingest_first=command.stage == "all")
-            if command.stage == "all":
-                session.evaluate()
-                session.report()
-            session.finish()
-        elif command.stage == "evaluate" and folder.is_new:
-            session.evaluate_others()
-            session.finish()
+        session = Session(command, folder, console, stack)
+        with session.ends_recorded():
+            Stages(session).run()
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of one invocation, and what each reports to the user."""
+
+    session: Session
+
+    def run(self) -> None:
+        """Do the stages of the command, and end the run."""
+        session, stage = self.session, self.session.command.stage
+        if stage == "ingest":
+            self.ingest()
+            session.console.line("next: the same command with the stage train, or without a stage")
+            return
+        if stage == "tune":
+            self.tune()
+            return
+        if stage in ("all", "train"):
+            self.pretrain(ingest_first=stage == "all")
+            if stage == "all":
+                self.evaluate()
+                self.report()
+        elif stage == "evaluate" and session.folder.is_new:
+            self.evaluate_others()
         else:
             session.open_record()
             work = {
-                "evaluate": session.evaluate, "export": session.export, "mine": session.mine,
-                "report": session.report,
+                "evaluate": self.evaluate, "export": self.export, "mine": self.mine,
+                "report": self.report,
             }  # fmt: skip
-            work[command.stage]()
-            session.finish()
-
-
-class Stages(Session):
-    """The stages of one invocation, and what each reports to the user."""
+            work[stage]()
+        session.finish()
 
     def ingest(self) -> float:
-        """Make the data set, or find it made; returns the seconds it took."""
+        """Make the data set, or find it made; return the seconds it took."""
         from pipeline.ingest.stage import ingest
 
-        assert self.cluster  # connected before the clock starts
+        session, console = self.session, self.session.console
+        assert session.cluster  # connected before the clock starts
         start_s = time.monotonic()
-        self.console.stage("ingest", f"{self.config.data.source}: images to shards")
-        with self.plain_errors():
+        console.stage("ingest", f"{session.config.data.source}: images to shards")
+        with plain_errors():
             uri, manifest = ingest(
-                self.config,
-                lambda done, total: self.console.progress("ingest", done, total),
-                lambda text: self.console.stage("ingest", text),
+                session.config,
+                lambda done, total: console.progress("ingest", done, total),
+                lambda text: console.stage("ingest", text),
             )
-        self.use_dataset(uri, manifest)
-        self.console.stage("ingest", described(manifest))
-        self.console.stage("ingest", f"data set: {uri}")
+        session.use_dataset(uri, manifest)
+        console.stage("ingest", described(manifest))
+        console.stage("ingest", f"data set: {uri}")
         return time.monotonic() - start_s
 
     def recorded_or_ingested(self) -> float | None:
-        """Take the data set that the run began with, else ingest; returns the seconds of that."""
-        if not self.folder.data_uri:
+        """Take the data set that the run began with, else ingest; return the seconds of that."""
+        session = self.session
+        if not session.folder.data_uri:
             return self.ingest()
-        self.find_dataset(self.folder.data_uri)
-        self.console.stage("ingest", f"data set of the run: {self.dataset.uri}")
+        session.find_dataset(session.folder.data_uri)
+        session.console.stage("ingest", f"data set of the run: {session.dataset.uri}")
         return None
 
     def pretrain(self, *, ingest_first: bool) -> None:
         """Ingest if asked to, check, and train; the run exists from here on."""
         from pipeline import feed
         from pipeline.ingest.plan import data_set_uri
-        from pipeline.train.driver import check, train, uses_gpu
+        from pipeline.train.checks import check, uses_gpu
+        from pipeline.train.driver import train
 
-        assert self.cluster  # what `auto` means is known from here on
+        session, console = self.session, self.session.console
+        assert session.cluster  # what `auto` means is known from here on
+        config = session.config
         ingest_s = None
-        if self.folder.data_uri or ingest_first:
+        if session.folder.data_uri or ingest_first:
             ingest_s = self.recorded_or_ingested()
         else:
-            uri = data_set_uri(self.config)
-            self.use_dataset(uri, read_manifest(uri))
-        check(self.config, self.dataset.manifest, self.cluster)
-        self.open_record()
-        self.record_data()
+            uri = data_set_uri(config)
+            session.use_dataset(uri, read_manifest(uri))
+        check(config, session.dataset.manifest, session.cluster)
+        session.open_record()
+        session.record_data()
         if ingest_s is not None:
-            self.record.add_timing("ingest", ingest_s)
-        methods = " and ".join(self.config.train.methods)
-        device = "GPU" if uses_gpu(self.config, self.cluster) else "CPU"
-        workers = f"{self.config.train.num_workers} {device} workers"
-        self.console.stage("train", f"{methods}, {self.config.train.epochs} epochs, {workers}")
-        self.console.stage("train", feed.described(self.config, self.dataset.manifest))
+            session.record.add_stage("ingest", ingest_s)
+        methods = " and ".join(config.train.methods)
+        device = "GPU" if uses_gpu(config, session.cluster) else "CPU"
+        workers = f"{config.train.num_workers} {device} workers"
+        console.stage("train", f"{methods}, {config.train.epochs} epochs, {workers}")
+        console.stage("train", feed.described(config, session.dataset.manifest))
         for text in self._warnings():
-            self.console.stage("warning", text)
-        with self.plain_errors(), self.record.stage("train"):
-            gpu = train(self.context, cluster=self.cluster, console=self.console)
-        if gpu is not None:
-            self.record.set_gpus([gpu] * self.config.train.num_workers)
+            console.stage("warning", text)
+        with session.stage("train") as end:
+            trained = train(session.context, cluster=session.cluster, console=console)
+            end.alarms = trained.alarms
+        if trained.gpu is not None:
+            session.record.set_gpus([trained.gpu] * config.train.num_workers)
 
     def _warnings(self) -> list[str]:
         """Name settings that fight each other or the cluster."""
         from pipeline.cli.advice import conflicts
 
-        native = auto.native_on(self.cluster, self.config)
+        config, cluster = self.session.config, self.session.cluster
+        native = auto.native_on(cluster, config)
         return [
-            *conflicts(self.config, self.dataset.manifest),
-            *auto.warnings(self.config, self.cluster.num_gpus, native),
+            *conflicts(config, self.session.dataset.manifest),
+            *auto.warnings(config, cluster.num_gpus, native),
         ]
 
     def evaluate(self) -> None:
@@ -127,73 +146,95 @@ class Stages(Session):
         from pipeline.evaluate.stage import evaluate
         from pipeline.record.scores import show_evaluation
 
-        self.console.stage("evaluate", ", ".join(self.config.evaluate.protocols))
-        with self.plain_errors(), self.record.stage("evaluate"):
+        session, console = self.session, self.session.console
+        console.stage("evaluate", ", ".join(session.config.evaluate.protocols))
+        with session.stage("evaluate"):
             evaluation = evaluate(
-                self.context,
-                cluster=self.cluster,
-                console=self.console,
-                given_uri=self.command.checkpoint,
+                session.context,
+                cluster=session.cluster,
+                console=console,
+                given_uri=session.command.checkpoint,
             )
         if evaluation is None:
-            self.console.stage("evaluate", "the data set has no labels, so there are no scores")
+            console.stage("evaluate", "the data set has no labels, so there are no scores")
             return
-        show_evaluation(self.console, evaluation.content())
+        show_evaluation(console, evaluation.content())
 
     def evaluate_others(self) -> None:
         """Score a checkpoint that was given, or average the evaluations of several runs."""
-        if not self.command.runs:
+        session = self.session
+        if not session.command.runs:
             self.ingest()
-            self.open_record()
-            self.record_data()
+            session.open_record()
+            session.record_data()
             self.evaluate()
             return
         from pipeline.evaluate import aggregate
         from pipeline.record.scores import show_aggregate
 
-        self.open_record()
-        with self.plain_errors(), self.record.stage("evaluate"):
-            averaged = aggregate.aggregate(self.command.runs)
-            aggregate.write(self.folder.uri, averaged)
-        show_aggregate(self.console, averaged.content())
+        session.open_record()
+        with session.stage("evaluate"):
+            averaged = aggregate.aggregate(session.command.runs)
+            aggregate.write(session.folder.uri, averaged)
+        show_aggregate(session.console, averaged.content())
 
     def export(self) -> None:
         """Write the trained backbones in the configured formats."""
         from pipeline.export.stage import export
 
-        self.console.stage("export", ", ".join(self.config.export.formats))
-        with self.plain_errors(), self.record.stage("export"):
-            written = export(self.context)
+        session = self.session
+        session.console.stage("export", ", ".join(session.config.export.formats))
+        with session.stage("export"):
+            written = export(session.context)
         for folder, names in written.items():
-            self.console.stage("export", f"{folder}: {', '.join(names)}")
+            session.console.stage("export", f"{folder}: {', '.join(names)}")
 
     def mine(self) -> None:
         """Rank the images of a data set, and show how well the ranking finds rare labels."""
         from pipeline.mine.stage import mine
         from pipeline.report.mining import show_mining
 
-        with self.plain_errors():
-            run = self.context
-            given, set_name = self.command.data, self.command.set_name or "pretrain"
+        session, console = self.session, self.session.console
+        given, set_name = session.command.data, session.command.set_name or "pretrain"
+        with session.stage("mine"):
+            run = session.context
             if given is not None:
                 run = run.on_data(storage.absolute(given))
-            self.console.stage("mine", f"{run.manifest.name}, {set_name} set")
-            with self.record.stage("mine"):
-                mining = retry_lost_work(
-                    lambda: mine(
-                        run,
-                        cluster=refreshed(self.cluster),
-                        progress=self.console.progress,
-                        set_name=set_name,
-                        is_own=given is None,
-                    ),
-                    say=lambda text: self.console.stage("mine", text),
-                )
-        show_mining(self.console, self.folder.uri, mining)
+            console.stage("mine", f"{run.manifest.name}, {set_name} set")
+            mining = retry_lost_work(
+                lambda: mine(
+                    run,
+                    cluster=refreshed(session.cluster),
+                    progress=console.progress,
+                    set_name=set_name,
+                    is_own=given is None,
+                ),
+                say=lambda text: console.stage("mine", text),
+            )
+        show_mining(console, session.folder.uri, mining)
+
+    def tune(self) -> None:
+        """Ingest, search, report, and show what was found."""
+        from pipeline.tune.stage import Sweep
+        from pipeline.tune.view import show_result
+
+        session = self.session
+        ingest_s = self.recorded_or_ingested()
+        session.open_record()
+        session.record_data()
+        if ingest_s is not None:
+            session.record.add_stage("ingest", ingest_s)
+        with session.stage("tune"):
+            found = Sweep(session.context, session.cluster, session.console).run()
+        self.report()
+        show_result(session.console, session.folder.uri, found)
 
     def report(self) -> None:
         """Write the page from the record; the record is complete before it is shown."""
         from pipeline.report.page import write_report
 
-        self.complete()
-        self.console.stage("report", f"report: {write_report(self.folder.uri)}")
+        session = self.session
+        session.complete()
+        with session.stage("report"):
+            uri = write_report(session.folder.uri)
+        session.console.stage("report", f"report: {uri}")

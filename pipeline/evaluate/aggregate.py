@@ -21,7 +21,7 @@ from pipeline.evaluate.score import FIELDS, fields_of, values_of
 from pipeline.model.source import UNTRAINED
 from pipeline.record.aggregate import Aggregate, MeanDifference, MeanScore
 from pipeline.record.evaluation import Evaluation, Score
-from pipeline.record.run import read_json
+from pipeline.record.keeper import read_run
 from sdclr.longtail import GroupScores, mean_scores
 
 FILE = "aggregate.json"
@@ -82,8 +82,8 @@ def _evaluated(uri: str) -> Evaluated:
             where=uri,
             todo=f"{program()} evaluate --resume {shlex.quote(uri)}",
         )
-    data = read_json(storage.join(uri, "run.json")).get("data") or {}
-    return Evaluated(uri, str(data.get("manifest_hash", uri)), evaluation)
+    data = read_run(uri).data
+    return Evaluated(uri, data.manifest_hash if data else uri, evaluation)
 
 
 def _check_alike(runs: Sequence[Evaluated]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.record.rows import StepRow
 from pipeline.storage.retries import RETRIES
 
 
@@ -93,11 +94,11 @@ class Monitor:
         if self._on and amount > 0:
             self._of(name).inc(float(amount), tags=self._named(name, tags))
 
-    def step(self, row: Mapping[str, Any]) -> None:
+    def step(self, row: StepRow) -> None:
         """Record the numbers of a `step` row of the metrics file."""
         for key in ("step", "num_steps", "loss", "lr", "temperature", "grad_norm", "images_per_s"):
-            if row[key] is not None:
-                self.set(f"sdclr_{key}", row[key])
+            if (value := getattr(row, key)) is not None:
+                self.set(f"sdclr_{key}", value)
         new = RETRIES - self._retries
         self._retries = Counter(RETRIES)
         for action, number in new.items():

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline.record.schema import Part
 from pipeline.redact import redact
 
 PACKAGES = (
@@ -23,6 +24,22 @@ PACKAGES = (
     "safetensors", "scikit-learn", "jinja2",
 )  # fmt: skip
 _GIT_TIMEOUT_S = 10.0
+
+
+class Git(Part):
+    """The checkout; nulls outside one."""
+
+    commit: str | None
+    dirty: bool | None
+
+
+class Hardware(Part):
+    """The driver's machine, with the GPUs that did the work."""
+
+    platform: str
+    cpu_count: int | None
+    memory_bytes: int | None
+    gpus: tuple[str, ...]
 
 
 def command_line(argv: Sequence[str] | None = None, env: Mapping[str, str] | None = None) -> str:
@@ -42,14 +59,14 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
     return found
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> Hardware:
     """Return platform, logical CPUs, memory in bytes (null if unknown) and visible GPUs."""
-    return {
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "memory_bytes": _memory_bytes(),
-        "gpus": _gpu_names(),
-    }
+    return Hardware(
+        platform=platform.platform(),
+        cpu_count=os.cpu_count(),
+        memory_bytes=_memory_bytes(),
+        gpus=tuple(_gpu_names()),
+    )
 
 
 def _memory_bytes() -> int | None:
@@ -66,7 +83,7 @@ def _gpu_names() -> list[str]:
     return [str(torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
 
 
-def git_state(root: Path | None = None) -> dict[str, Any]:
+def git_state(root: Path | None = None) -> Git:
     """Commit and dirty flag of the checkout whose top folder is `root`; nulls outside a checkout.
 
     An installed copy inside somebody else's repository must not borrow that repository's commit,
@@ -77,7 +94,7 @@ def git_state(root: Path | None = None) -> dict[str, Any]:
         root: None = the folder above this package.
     """
     root = Path(__file__).resolve().parents[2] if root is None else root
-    unknown: dict[str, Any] = {"commit": None, "dirty": None}
+    unknown = Git(commit=None, dirty=None)
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top.strip()).resolve() != root.resolve():
         return unknown
@@ -85,7 +102,7 @@ def git_state(root: Path | None = None) -> dict[str, Any]:
     status = _git(root, "status", "--porcelain")
     if commit is None:
         return unknown
-    return {"commit": commit.strip(), "dirty": None if status is None else bool(status.strip())}
+    return Git(commit=commit.strip(), dirty=None if status is None else bool(status.strip()))
 
 
 def _git(root: Path, *words: str) -> str | None:

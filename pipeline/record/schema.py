@@ -95,10 +95,10 @@ class Record(Part):
 
     def write(self, uri: str) -> None:
         """Publish the record, whole or not at all; NaN and infinities become null."""
-        storage.write_bytes(uri, storage.to_json(self.model_dump(), indent=1))
+        storage.write_bytes(uri, storage.to_json(self.content(), indent=1))
 
     def content(self) -> dict[str, Any]:
-        """Return the record as plain values, for templates and messages between processes."""
+        """Return the record as plain values, as it is written."""
         return self.model_dump()
 
 

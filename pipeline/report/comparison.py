@@ -26,7 +26,8 @@ from pipeline.console import Console, program
 from pipeline.errors import DataError
 from pipeline.evaluate.comparison import paired_difference, student_t975
 from pipeline.record.folder import existing_run
-from pipeline.record.run import read_json
+from pipeline.record.json_file import read_json
+from pipeline.record.keeper import read_run
 from pipeline.record.scores import ABSENT, METRICS, percent, protocols_of, scores_of
 from pipeline.redact import redact_tree
 from pipeline.report.results import Record, title
@@ -194,13 +195,13 @@ def _read(uri: str) -> Record:
             where=uri,
             todo=f"{program()} evaluate --resume {shlex.quote(uri)}",
         )
-    run = read_json(storage.join(uri, "run.json"))
+    run = read_run(uri)
     content: Record = redact_tree(
         {
             "uri": uri,
-            "name": run["run"],
-            "seed": run["seed"],
-            "data": (run.get("data") or {}).get("name") or ABSENT,
+            "name": run.run,
+            "seed": run.seed,
+            "data": run.data.name if run.data else ABSENT,
             "evaluation": read_json(place),
         }
     )

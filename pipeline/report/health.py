@@ -53,7 +53,9 @@ def health_section(metrics: list[Record], command: str) -> Record:
     newest = {method: rows[-1] for method, rows in by_method.items()}
     return {
         "alarms": [
-            (title(method), text) for method, row in newest.items() for text in row["alarms"]
+            (title(method), f"{alarm['level']}: {alarm['text']}; {alarm['change']}")
+            for method, row in newest.items()
+            for alarm in row["alarms"]
         ],
         "plots": drawn,
         "legend": [{"name": title(m), "style": style(m)} for m in by_method],

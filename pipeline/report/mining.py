@@ -13,9 +13,10 @@ from markupsafe import Markup
 
 from pipeline import storage
 from pipeline.console import Console
-from pipeline.record.run import read_json
+from pipeline.record.json_file import read_json
+from pipeline.record.keeper import read_run
 from pipeline.record.scores import ABSENT
-from pipeline.redact import redact_tree
+from pipeline.redact import redact, redact_tree
 from pipeline.report.charts.scatter import Cloud, scatter
 from pipeline.report.results import GROUPS, Record, image_entry, title
 from pipeline.report.template import to_html
@@ -35,12 +36,12 @@ def write_mining_page(run_uri: str) -> str:
         DataError: mining.json or run.json is missing or broken.
     """
     record = redact_tree(read_json(storage.join(run_uri, "mining.json")))
-    run = redact_tree(read_json(storage.join(run_uri, "run.json")))
+    run = read_run(run_uri)
     if record["findings"] is not None:
         text = findings_csv(record["findings"])
         storage.write_bytes(storage.join(run_uri, "mining", "findings.csv"), text.encode())
     uri = storage.join(run_uri, "mining.html")
-    storage.write_bytes(uri, render(record, run["run"]).encode())
+    storage.write_bytes(uri, render(record, redact(run.run)).encode())
     return uri
 
 

@@ -16,8 +16,9 @@ from typing import Any
 from pipeline import storage
 from pipeline.console import program
 from pipeline.dataset.manifest import MANIFEST_NAME, read_manifest
+from pipeline.record.json_file import read_json
+from pipeline.record.keeper import read_run
 from pipeline.record.metrics import read_metrics
-from pipeline.record.run import read_json
 from pipeline.redact import redact, redact_tree
 from pipeline.report import course, health, mining, results, sweep, tables
 from pipeline.report.template import to_html
@@ -56,7 +57,10 @@ def write_report(run_uri: str) -> str:
 
 def load(run_uri: str) -> Records:
     """Read all records of a run, with secrets masked. Only run.json has to exist."""
-    run = read_json(storage.join(run_uri, "run.json"))
+    record = read_run(run_uri)
+    run = record.content() | {"timings_s": record.timings_s, "error": None}
+    if record.error is not None:
+        run["error"] = asdict(record.error)
     config_uri = storage.join(run_uri, "config.yaml")
     data_uri = (run.get("data") or {}).get("uri")
     records = {
@@ -64,7 +68,7 @@ def load(run_uri: str) -> Records:
         "config": storage.read_bytes(config_uri).decode("utf-8", "replace")
         if storage.exists(config_uri)
         else None,
-        "metrics": read_metrics(run_uri),
+        "metrics": [row.model_dump() for row in read_metrics(run_uri)],
         "evaluation": _read_optional(storage.join(run_uri, "evaluation.json")),
         "forgotten": _read_optional(storage.join(run_uri, "forgotten.json")),
         "manifest": _manifest(data_uri) if data_uri else None,

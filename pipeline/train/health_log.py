@@ -1,4 +1,4 @@
-"""The health of the features during training: rows of metrics.jsonl, and words for the console.
+"""The health of the features during training: rows of metrics.jsonl, alarms, words for the console.
 
 Only rank 0 looks; the other ranks wait for it at their next collective.
 """
@@ -7,28 +7,33 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from pipeline.config import Config
 from pipeline.console import Console
-from pipeline.record.metrics import read_metrics
-from sdclr import Images, Trainer
-from sdclr.checkup import Checkup, alarms
+from pipeline.record.metrics import read_rows
+from pipeline.record.rows import AlarmPart, HealthRow
+from pipeline.record.run import RunAlarm
+from sdclr import Images, StepReport, Trainer
+from sdclr.checkup import Checkup, alarms, loss_alarm
+
+_NUM_LOSSES = 20
 
 NUM_IMAGES = 512
 """Images that are looked at; fewer when the set is smaller."""
 
 
 class HealthLog:
-    """Measures of one method, written as rows of kind "health".
+    """Takes the measures of one method and makes rows of kind "health" of them.
 
     Args:
         config: the run's.
-        method: the method with the features to measure.
+        method: whose features are looked at.
         trainer: holds them.
-        images: of the pre-training set; a fixed part of them is measured.
-        run_uri: where the rows of a resumed run are.
+        images: of the pre-training set; a fixed part of them is looked at.
+        run_uri: where the rows are that a resumed run continues.
     """
 
     def __init__(
@@ -40,46 +45,81 @@ class HealthLog:
             num_images=NUM_IMAGES,
             crop_px=trainer.recipe.augment.crop_px,
         )
-        earlier = read_metrics(run_uri, kind="health", method=method)
-        self._history: list[dict[str, Any]] = [row["measures"] for row in earlier]
+        earlier = read_rows(run_uri, HealthRow, method=method)
+        self._history: list[Mapping[str, float | None]] = [row.measures for row in earlier]
+        self._losses: deque[float] = deque(maxlen=_NUM_LOSSES)
+        self._temperature = 1.0
+
+    def see(self, report: StepReport) -> None:
+        """Take note of a step; every step counts."""
+        self._losses.append(report.loss)
+        self._temperature = report.temperature
 
     def is_due(self) -> bool:
-        """Return whether the features are measured between the last step and the next."""
+        """Return whether the features are to be looked at between the last step and the next."""
         step = self._trainer.step
         epochs_done, rest = divmod(step, self._trainer.steps_per_epoch)
         is_last = step == self._trainer.num_steps
         return is_last or (rest == 0 and epochs_done % self._config.health.every_epochs == 0)
 
-    def row(self, *, epoch: int) -> dict[str, Any]:
-        """Look now; the row for metrics.jsonl."""
+    def row(self, *, epoch: int) -> HealthRow:
+        """Look now; return the row for metrics.jsonl."""
         start_s = time.monotonic()
-        measures = self._checkup(self._trainer.model)
+        measures: dict[str, float | None] = {**self._checkup(self._trainer.model)}
         self._history.append(measures)
-        return {
-            "kind": "health",
-            "stage": "train",
-            "method": self._method,
-            "seed": self._config.run.seed,
-            "epoch": epoch,
-            "step": self._trainer.step,
-            "num_images": len(self._checkup.images),
-            "measures": measures,
-            "alarms": alarms(self._history),
-            "wall_s": time.monotonic() - start_s,
-            "time_s": time.time(),
-        }
+        step = self._trainer.step
+        found = alarms(self._history, num_steps=step)
+        stuck = loss_alarm(
+            list(self._losses),
+            temperature=self._temperature,
+            num_images=self._config.train.global_batch,
+            num_steps=step,
+        )
+        return HealthRow(
+            method=self._method,
+            seed=self._config.run.seed,
+            epoch=epoch,
+            step=step,
+            num_images=len(self._checkup.images),
+            measures=measures,
+            alarms=tuple(AlarmPart(**asdict(alarm)) for alarm in [*found, stuck] if alarm),
+            wall_s=time.monotonic() - start_s,
+            time_s=time.time(),
+        )
 
 
-def tell(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+def last_alarms(config: Config, rows: Sequence[HealthRow]) -> tuple[RunAlarm, ...]:
+    """Return the alarms of the last look at each method, with the keys to try next."""
+    newest = {row.method: row for row in rows}
+    return tuple(
+        RunAlarm(method=method, words=_words(config, alarm.name), **alarm.model_dump())
+        for method, row in newest.items()
+        for alarm in row.alarms
+    )
+
+
+def _words(config: Config, name: str) -> tuple[str, ...]:
+    """Return `section.key=value` that is likely to help against an alarm."""
+    ratio = config.sdclr.prune_ratio
+    if name == "branches agree":
+        return (f"sdclr.prune_ratio={(1 + ratio) / 2:.3g}",)
+    if name == "branches unrelated":
+        return (f"sdclr.prune_ratio={ratio / 2:.3g}",)
+    if name == "falling rank":
+        return ()  # it may pass
+    return (f"train.lr_per_256={config.train.lr_per_256 / 4:.3g}",)
+
+
+def show_measures(console: Console, rows: Sequence[HealthRow]) -> None:
     """Show the last measures of each method in one line."""
-    for row in {row["method"]: row for row in rows}.values():
-        known = {n: v for n, v in row["measures"].items() if v is not None and math.isfinite(v)}
+    for row in {row.method: row for row in rows}.values():
+        known = {n: v for n, v in row.measures.items() if v is not None and math.isfinite(v)}
         shown = [
             f"{label} {form(known[name])}"
             for name, (label, form) in _SHOWN.items()
             if name in known
         ]
-        console.stage("health", f"{row['method']}: " + ", ".join(shown))
+        console.stage("health", f"{row.method}: " + ", ".join(shown))
 
 
 def _percent(value: float) -> str:

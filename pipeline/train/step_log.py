@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.record.gauges import Monitor, run_name
 from pipeline.record.metrics import metrics_uri
+from pipeline.record.rows import HealthRow, MaskRow, RestoreRow, Row, StepRow
 from sdclr import StepReport
 
 SHORT_STEPS = 200
@@ -43,56 +43,72 @@ class MethodLog:
         if self._log is not None:
             self._log.close()
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Write a line of another kind."""
-        if self._log is not None:
-            self._log.append(row)
-            if row["kind"] == "health":
-                self._monitor.health(row["measures"])
+    def append(self, row: Row) -> None:
+        """Write a line, and hand its numbers to the dashboard."""
+        if self._log is None:
+            return
+        self._log.append(row.model_dump())
+        if isinstance(row, HealthRow):
+            self._monitor.health(row.measures)
+        elif isinstance(row, MaskRow):
+            self._monitor.mask(row.kept_frac)
+        elif isinstance(row, StepRow):
+            self._monitor.step(row)
+        elif isinstance(row, RestoreRow):
+            self._monitor.add("sdclr_checkpoints_refused", len(row.refused))
 
     def flush(self) -> None:
         """Publish the lines so far: a checkpoint must not be ahead of its metrics."""
         if self._log is not None:
             self._log.flush()
 
-    def fallback(self, refused: list[str]) -> None:
-        """Report which checkpoints were skipped."""
-        if self._log is not None and refused:
-            row = {"kind": "fallback", "stage": "train", "method": self._method}
-            self._log.append({**row, "refused": refused, "time_s": time.time()})
-            self._monitor.add("sdclr_checkpoints_refused", len(refused))
+    def restore(self, step: int, refused: list[str]) -> None:
+        """Write from which step the method resumes and what was skipped; nothing at a start."""
+        if step or refused:
+            self.append(
+                RestoreRow(
+                    method=self._method, step=step, refused=tuple(refused), time_s=time.time()
+                )
+            )
 
     def step(self, report: StepReport) -> None:
         """Count a step, and write a line if one is due."""
         self._num_images += report.num_images
         self._wait_s += report.wait_s
-        common = {"stage": "train", "method": self._method, "epoch": report.epoch}
-        common |= {"step": report.step, "time_s": time.time()}
-        if self._log is not None and report.kept_frac is not None:
-            ratio = self._config.sdclr.prune_ratio
-            facts = {"prune_ratio": ratio, "kept_frac": report.kept_frac}
-            self._log.append({"kind": "mask", **common, **facts})
-            self._monitor.mask(report.kept_frac)
+        time_s = time.time()
+        if report.kept_frac is not None:
+            self.append(
+                MaskRow(
+                    method=self._method,
+                    epoch=report.epoch,
+                    step=report.step,
+                    prune_ratio=self._config.sdclr.prune_ratio,
+                    kept_frac=report.kept_frac,
+                    time_s=time_s,
+                )
+            )
         if report.step % self._every_steps and report.step < self._num_steps:
             return
         now_s = time.monotonic()
         elapsed_s = max(now_s - self._since_s, 1e-9)
         wait_frac = min(1.0, self._wait_s / elapsed_s)
         self._monitor.set("sdclr_data_wait_frac", wait_frac, rank=str(self._rank))
+        self.append(
+            StepRow(
+                method=self._method,
+                seed=self._config.run.seed,
+                epoch=report.epoch,
+                step=report.step,
+                num_steps=self._num_steps,
+                loss=report.loss,
+                lr=report.lr,
+                temperature=report.temperature,
+                grad_norm=report.grad_norm,
+                images_per_s=self._num_images / elapsed_s,
+                data_wait_frac=wait_frac,
+                time_s=time_s,
+            )
+        )
         if self._log is not None:
-            row = {
-                "kind": "step",
-                **common,
-                "seed": self._config.run.seed,
-                "num_steps": self._num_steps,
-                "loss": report.loss,
-                "lr": report.lr,
-                "temperature": report.temperature,
-                "grad_norm": report.grad_norm,
-                "images_per_s": self._num_images / elapsed_s,
-                "data_wait_frac": wait_frac,
-            }
-            self._log.append(row)
-            self._monitor.step(row)
             self._monitor.add("sdclr_images", self._num_images)
         self._since_s, self._num_images, self._wait_s = now_s, 0, 0.0

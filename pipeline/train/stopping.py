@@ -9,17 +9,28 @@ A cloud that takes a spot instance back says so beforehand too: `Notices` asks R
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pipeline import storage
 from pipeline.errors import PipelineError
+from pipeline.record.schema import Record
+
+if TYPE_CHECKING:
+    from ray.train import PreemptionInfo
 
 _POLL_S, _POLL_REMOTE_S = 0.25, 2.0
+
+
+class Stopped(Record):
+    """The checkpoint that was committed on request."""
+
+    schema_version: Literal[1] = 1
+    method: str
+    step: int
 
 
 def clear(run_uri: str) -> None:
@@ -28,11 +39,11 @@ def clear(run_uri: str) -> None:
         storage.delete_tree(storage.join(run_uri, name))
 
 
-def ask(run_uri: str, *, grace_s: float) -> dict[str, Any] | None:
+def ask(run_uri: str, *, grace_s: float) -> Stopped | None:
     """Ask the workers for a checkpoint and wait for it.
 
     Returns:
-        {"method", "step"} of the committed checkpoint; None when none came within `grace_s`.
+        The committed checkpoint; None when none came within `grace_s`.
 
     Raises:
         StorageError: the request cannot be written.
@@ -43,8 +54,7 @@ def ask(run_uri: str, *, grace_s: float) -> dict[str, Any] | None:
     while time.monotonic() < end_s:
         with suppress(PipelineError):
             if storage.exists(answer_uri):
-                answer: dict[str, Any] = json.loads(storage.read_bytes(answer_uri))
-                return answer
+                return Stopped.read(answer_uri)
         time.sleep(_poll_s(run_uri))
     return None
 
@@ -65,8 +75,7 @@ class StopWatch:
     def answer(self, *, method: str, step: int) -> None:
         """Say which step is safe; `is_asked` is false from then on."""
         self._asked.clear()
-        content = json.dumps({"method": method, "step": step}).encode() + b"\n"
-        storage.write_bytes(storage.join(self._run_uri, "stopped.json"), content)
+        Stopped(method=method, step=step).write(storage.join(self._run_uri, "stopped.json"))
 
     def _look(self) -> None:
         uri = storage.join(self._run_uri, "stop.json")
@@ -99,7 +108,7 @@ class Notices:
 
     def __init__(self, every_steps: int | None) -> None:
         self._every_steps = every_steps
-        self._known: Any = None
+        self._known: PreemptionInfo | None = None
 
     def is_new(self, step: int) -> bool:
         """Return whether there is a new notice."""

@@ -20,7 +20,8 @@ from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest, verify_shards
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.model.build import init_uri
-from pipeline.train.driver import check
+from pipeline.record.context import RunContext
+from pipeline.train.checks import check
 from pipeline.tune import result, study
 from pipeline.tune.images import decode, needed_sets
 from pipeline.tune.objective import objectives
@@ -67,7 +68,7 @@ def check_sweep(config: Config, manifest: Manifest, cluster: Cluster) -> Placeme
     """Refuse everything that is known to fail before the first trial; return the placement.
 
     Raises:
-        PipelineError: as `pipeline.train.driver.check`, and: no val set, no room for a trial, an
+        PipelineError: as `pipeline.train.checks.check`, and: no val set, no room for a trial, an
             empty space, a budget below the number of known points.
     """
     needed_sets(config, manifest)
@@ -101,10 +102,7 @@ def check_sweep(config: Config, manifest: Manifest, cluster: Cluster) -> Placeme
 class Sweep:
     """One invocation of a sweep."""
 
-    config: Config
-    run_uri: str
-    data_uri: str
-    manifest: Manifest
+    context: RunContext
     cluster: Cluster
     console: Console
 
@@ -115,6 +113,8 @@ class Sweep:
             PipelineError: what went wrong; what was finished is kept.
             TrainingError: every trial failed.
         """
+        self.config, self.manifest = self.context.config, self.context.manifest
+        self.run_uri, self.data_uri = self.context.run_uri, self.context.data_uri
         config = self.config
         self.placement = check_sweep(config, self.manifest, self.cluster)
         self.trials = Trials(self.run_uri)

@@ -1,4 +1,4 @@
-"""One trial on a worker: the loop of `pipeline.train.worker`, measured after every epoch.
+"""One trial on a worker: the loop of `pipeline.train.method_run`, measured after every epoch.
 
 With one worker the trial trains in the process that Ray Tune gave it. With more, it is a Ray Train
 run whose reports Tune sees. Both are a `TrialRun`: the same training, resume and checkpoints.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,24 +20,22 @@ from typing import Any
 import torch
 
 from pipeline import storage
-from pipeline.cluster.connect import on_nodes_with
 from pipeline.config import Config
 from pipeline.config.file import config_hash
 from pipeline.dataset.manifest import Manifest, read_manifest
-from pipeline.errors import CheckpointError, ConfigError, DataError, ErrorReport, TrainingError
-from pipeline.storage import arrow
+from pipeline.errors import ErrorReport
+from pipeline.train.method_run import Job, MethodRun
 from pipeline.train.stopping import Notices
-from pipeline.train.worker import Job, MethodRun
+from pipeline.train.torch_trainer import Workers, returned, torch_trainer
+from pipeline.train.worker import LASTING
 from pipeline.tune.images import DecodedSet
 from pipeline.tune.objective import Measure, measure_of, objectives
 from pipeline.tune.placement import CPUS_PER_WORKER
 from pipeline.tune.space import trial_config
 from pipeline.tune.trials import trial_name
-from sdclr import SimCLR, StarvedLayerError, StepReport, Twin
+from sdclr import SimCLR, StepReport, Twin
 
 Row = dict[str, Any]
-# The same on every try: the trial has failed, the sweep goes on.
-LASTING = (TrainingError, StarvedLayerError, ConfigError, DataError, CheckpointError)
 
 
 @dataclass(frozen=True)
@@ -225,36 +222,24 @@ def _train(
 def _in_ray_train(
     given: dict[str, Any], plan: Plan, job: SweepJob, sets: Mapping[str, Any]
 ) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     on_gpu = job.gpus_per_worker > 0
-    resources = {"CPU": 1.0 if on_gpu else float(CPUS_PER_WORKER)}
-    resources |= on_nodes_with(plan.config.placement.train_resource)
-    deadline_s = plan.config.train.collective_timeout_s
-    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(deadline_s)  # of Ray Train's own barriers
-    filesystem, path = arrow.filesystem(
-        storage.absolute(storage.join(job.run_uri, "trials", plan.name, "ray"))
+    workers = Workers(
+        plan.config.tune.trial_workers,
+        cpus=1.0 if on_gpu else float(CPUS_PER_WORKER),
+        gpus=job.gpus_per_worker,
     )
-    outcome: Any = TorchTrainer(
-        _trial_worker,  # type: ignore[arg-type]
-        train_loop_config={"given": given, "job": job, "sets": dict(sets)},
-        torch_config=TorchConfig(timeout_s=deadline_s),
-        scaling_config=ScalingConfig(
-            num_workers=plan.config.tune.trial_workers,
-            use_gpu=on_gpu,
-            resources_per_worker=resources | ({"GPU": job.gpus_per_worker} if on_gpu else {}),
-        ),
-        run_config=RunConfig(
-            name=f"attempt-{time.time_ns()}",
-            storage_path=path,
-            storage_filesystem=filesystem,
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item, no-untyped-call]
-            failure_config=FailureConfig(max_failures=plan.config.train.max_failures),
-        ),
+    outcome = torch_trainer(
+        plan.config,
+        _trial_worker,
+        {"given": given, "job": job, "sets": dict(sets)},
+        run_uri=storage.join(job.run_uri, "trials", plan.name),
+        workers=workers,
+        callbacks=[TuneReportCallback()],  # type: ignore[no-untyped-call]
+        is_whole_run=False,
     ).fit()
-    error = (outcome.return_value or {}).get("error")
+    error = returned(outcome).get("error")
     if error is not None:
         raise ErrorReport.from_json(error).error()
 

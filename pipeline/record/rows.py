@@ -1,0 +1,104 @@
+"""The kinds of lines of RUN/metrics.jsonl, told apart by `kind`.
+
+    step      loss, learning rate, speed: every few steps of one method
+    mask      kept fraction of each layer: at the start of each epoch, SDCLR only
+    health    label-free measures: before training and every few epochs
+    restore   where a restart resumed, and which checkpoints it skipped
+    stage     start and end of a stage
+
+Times are seconds: `time_s` since 1970, `wall_s` of the clock on the wall.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from pipeline.record.schema import Measured, Part
+
+
+class StepRow(Part):
+    """One logged step; `loss` and `grad_norm` are None where a run diverged."""
+
+    kind: Literal["step"] = "step"
+    stage: str = "train"
+    method: str
+    seed: int
+    epoch: int
+    step: int
+    num_steps: int
+    loss: Measured
+    lr: float
+    temperature: float
+    grad_norm: Measured
+    images_per_s: float
+    data_wait_frac: float
+    time_s: float
+
+
+class MaskRow(Part):
+    """A refreshed mask; `kept_frac` by weight name."""
+
+    kind: Literal["mask"] = "mask"
+    stage: str = "train"
+    method: str
+    epoch: int
+    step: int
+    prune_ratio: float
+    kept_frac: dict[str, float]
+    time_s: float
+
+
+class AlarmPart(Part):
+    """One alarm, as in `sdclr.checkup.Alarm`."""
+
+    name: str
+    level: Literal["warning", "alarm"]
+    text: str
+    change: str
+
+
+class HealthRow(Part):
+    """One look at the features of a method; measures without a value are None."""
+
+    kind: Literal["health"] = "health"
+    stage: str = "train"
+    method: str
+    seed: int
+    epoch: int
+    step: int
+    num_images: int
+    measures: dict[str, Measured]
+    alarms: tuple[AlarmPart, ...]
+    wall_s: float
+    time_s: float
+
+
+class RestoreRow(Part):
+    """The step that a training resumed from; 0 is the start.
+
+    Attributes:
+        refused: checkpoints that could not be used, newest first, each with its reason.
+    """
+
+    kind: Literal["restore"] = "restore"
+    stage: str = "train"
+    method: str
+    step: int
+    refused: tuple[str, ...]
+    time_s: float
+
+
+class StageRow(Part):
+    """A stage that began or ended."""
+
+    kind: Literal["stage"] = "stage"
+    stage: str
+    event: Literal["start", "end"]
+    wall_s: float
+    time_s: float
+
+
+Row = StepRow | MaskRow | HealthRow | RestoreRow | StageRow
+ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="kind")])

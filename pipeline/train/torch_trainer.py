@@ -1,0 +1,113 @@
+"""The one place that makes a run of Ray Train, and what its workers return."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline import storage
+from pipeline.cluster.connect import on_nodes_with
+from pipeline.config import Config
+from pipeline.record.gauges import run_name
+from pipeline.storage import arrow
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+    from ray.train import Result
+    from ray.train.torch import TorchTrainer
+
+
+MAX_PREEMPTIONS, MAX_CONTROLLER_FAILURES = 20, 3
+"""Restarts after a node was reclaimed, and after failures of Ray Train itself; `train.max_failures`
+where that is more."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The workers of one training.
+
+    Attributes:
+        number: how many.
+        cpus: CPUs of each.
+        gpus: GPUs of each, 0 on CPUs; a fraction shares one.
+    """
+
+    number: int
+    cpus: float
+    gpus: float
+
+
+def controller_failures(config: Config) -> int:
+    """Return how often Ray Train itself may fail."""
+    return max(MAX_CONTROLLER_FAILURES, config.train.max_failures)
+
+
+def torch_trainer(
+    config: Config,
+    worker: Callable[..., dict[str, Any]],
+    passed: Mapping[str, Any],
+    *,
+    run_uri: str,
+    workers: Workers,
+    datasets: Mapping[str, Dataset] | None = None,
+    callbacks: Sequence[object] = (),
+    is_whole_run: bool = True,
+) -> TorchTrainer:
+    """Return a trainer that is not started.
+
+    Args:
+        config: has the budgets and deadlines.
+        worker: what each worker runs; it gets `passed`.
+        passed: plain values.
+        run_uri: whose folder `ray` holds what Ray Train keeps.
+        workers: how many, and what each has.
+        datasets: decoded sets by name; every rank holds the whole of each.
+        callbacks: of Ray Train.
+        is_whole_run: whether lost nodes and controllers have budgets of their own; a trial of a
+            sweep has none, since the sweep repeats it.
+    """
+    from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    t = config.train
+    # Ray Train's own barriers (reports, notices) wait for ever by default.
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(t.collective_timeout_s)
+    filesystem, path = arrow.filesystem(storage.absolute(storage.join(run_uri, "ray")))
+    budgets = {"max_failures": t.max_failures}
+    if is_whole_run:
+        budgets["max_preemption_failures"] = max(MAX_PREEMPTIONS, t.max_failures)
+        budgets["controller_failure_limit"] = controller_failures(config)
+    return TorchTrainer(
+        worker,  # type: ignore[arg-type]
+        train_loop_config=dict(passed),
+        torch_config=TorchConfig(timeout_s=t.collective_timeout_s),
+        scaling_config=ScalingConfig(
+            num_workers=workers.number,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker={
+                "CPU": workers.cpus,
+                "GPU": workers.gpus,
+                **on_nodes_with(config.placement.train_resource),
+            },
+        ),
+        datasets=dict(datasets or {}),
+        # Every rank holds the whole set: the order of `sdclr.order` needs no shuffle between them.
+        dataset_config=DataConfig(datasets_to_split=[]),
+        run_config=RunConfig(
+            name=f"{run_name(run_uri)}-{time.time_ns()}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            callbacks=list(callbacks) or None,  # type: ignore[arg-type]
+            failure_config=FailureConfig(**budgets),  # type: ignore[arg-type]
+        ),
+    )
+
+
+def returned(result: Result) -> dict[str, Any]:
+    """Return what the first worker returned; empty when Ray has nothing of it."""
+    # Ray 2.60 types the result as that of an older Ray Train, which has no such field.
+    value: dict[str, Any] | None = result.return_value  # type: ignore[attr-defined]
+    return value or {}
