@@ -41,8 +41,7 @@ def preview(command: Command, console: Console) -> None:
         return
     folder = resolve(command)
     config = settled_here(folder.config)
-    for root in (config.run.root, config.data.root):
-        storage.check_writable(storage.absolute(root))
+    storage.check_writable(storage.absolute(config.run.root))
     console.stage("run", f"{'new run' if folder.is_new else 'resume'} {folder.uri}")
     for change in changed_keys(Config(), folder.config):
         console.line(f"  {change}")
@@ -52,6 +51,8 @@ def preview(command: Command, console: Console) -> None:
     if command.stage in ("export", "report"):
         return
     plan = dry_run(config)
+    if not plan.exists:  # a complete data set is only read
+        storage.check_writable(plan.data_uri)
     state = "is complete and will be reused" if plan.exists else "will be made"
     console.stage("ingest", f"{plan.data_uri} {state}")
     console.table(
