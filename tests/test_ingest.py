@@ -16,7 +16,6 @@ from pipeline.cluster.jobs import RayTasks, ThreadTasks
 from pipeline.config import Config
 from pipeline.dataset.manifest import canonical_hash, read_manifest, verify_shards
 from pipeline.dataset.shards import read_shard
-from pipeline.errors import DataError
 from pipeline.ingest.plan import chunks_of, cut, data_set_name, data_set_uri, dry_run, work_of
 from pipeline.ingest.sources import listing
 from pipeline.ingest.sources.open import index_source
@@ -155,14 +154,14 @@ def test_a_second_ingest_reuses_the_data_set(tmp_path: Path, ray_cluster: None) 
     assert file.stat().st_mtime_ns == written_ns and dry_run(settings).exists
     shard = Path(uri) / manifest.sets["test"].shards[0].name
     shard.rename(shard.with_suffix(".moved"))
-    with pytest.raises(DataError, match="1 shards missing"):
+    with raises("E-DATA-013", "1"):
         ingest(settings, never)
     shard.with_suffix(".moved").rename(shard)
     content = json.loads(file.read_text())
     content["config"]["data"]["split_seed"] = 7
     content["hash"] = canonical_hash(content)
     file.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="different data set"):
+    with raises("E-DATA-078"):
         ingest(settings, never)
 
 
@@ -181,7 +180,7 @@ def test_an_interrupted_ingest_starts_again_and_mixes_nothing(
         ingest(settings, interrupt)
     uri = data_set_uri(settings)
     assert storage.list_names(storage.join(uri, "shards"))
-    with pytest.raises(DataError, match="no ingested data set"):
+    with raises("E-DATA-006"):
         read_manifest(uri)
     storage.write_bytes(storage.join(uri, "shards", "pretrain-99999.parquet"), b"old")
     _, manifest = ingest(settings, quiet)
@@ -212,7 +211,7 @@ def test_rejects_are_counted_once_and_listed(
 def test_too_many_rejects_fail_and_leave_nothing(tmp_path: Path, ray_cluster: None) -> None:
     source = make_photos(tmp_path / "in", 27, {"c0/x.jpg": b"text", "c1/y.png": b""})
     settings = photos(tmp_path / "out", source, max_reject_frac=0.05)
-    with pytest.raises(DataError, match="2 of 29 images are unfit") as caught:
+    with raises("E-DATA-079", "2", "29") as caught:
         ingest(settings, quiet)
     assert "1 empty, 1 not_an_image" in caught.value.what and "c0/x.jpg" in caught.value.what
     assert "ingest.max_reject_frac" in caught.value.todo
@@ -224,14 +223,14 @@ def test_all_rejected_is_no_data_set(tmp_path: Path, ray_cluster: None) -> None:
     source = make_photos(tmp_path / "in", 2, {})
     for name in ("c0/000.png", "c1/001.png"):
         (source / name).write_bytes(b"text")
-    with pytest.raises(DataError, match="no image is left"):
+    with raises("E-DATA-080"):
         ingest(photos(tmp_path / "out", source, max_reject_frac=1.0), quiet)
 
 
 @pytest.mark.ray
 def test_a_failed_write_in_a_task_arrives_as_it_was(ray_cluster: None) -> None:
     settings = config(Path("/proc/sdclr-data"))
-    with raises("E-STORAGE-002") as caught:
+    with raises("E-STORAGE-370") as caught:
         ingest(settings, quiet)
     assert "/proc/sdclr-data" in caught.value.where
 

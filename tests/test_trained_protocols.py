@@ -21,6 +21,7 @@ from pipeline.evaluate.features import SetFeatures
 from pipeline.evaluate.probe_task import Labelled, ProbeJob, train_job
 from pipeline.evaluate.trained import TrainedProbes, check_fits, probe_view
 from pipeline.model.source import ModelSource, load_model
+from pipeline.record.context import RunContext
 from sdclr.trained_probe import ProbeRecipe, ProbeView
 from tests.refusals import raises
 
@@ -72,8 +73,8 @@ def test_tasks_equal_the_loop_in_this_process(ray_cluster: None, tmp_path: Path)
     manifest, val, test = data_set(tmp_path), featured(8, 1), featured(16, 2)
     stream = io.StringIO()
     probes = TrainedProbes(
-        CONFIG, CONFIG.model_dump_json(), data_uri=str(tmp_path), manifest=manifest,
-        labels_N=np.arange(NUM_LABELLED) % 2, draws=DRAWS,
+        RunContext(CONFIG, "", str(tmp_path), manifest),
+        labels_N=np.arange(NUM_LABELLED) % 2, num_probe=NUM_LABELLED, draws=DRAWS,
         placement=features.placement(CONFIG, CLUSTER), console=Console(stream, interval_s=0),
     )  # fmt: skip
     images = pixels(NUM_LABELLED, 0).transpose(0, 3, 1, 2).copy()
