@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.dataset.shards import write_shard
 from pipeline.evaluate import features
 from pipeline.evaluate.features import SetFeatures
-from pipeline.evaluate.probe_task import Labelled, ProbeJob, train_job
+from pipeline.evaluate.probe_task import Labelled, ProbeEnd, ProbeJob, train_job
 from pipeline.evaluate.trained import TrainedProbes, check_fits, probe_view
 from pipeline.model.source import ModelSource, load_model
 from pipeline.record.context import RunContext
@@ -79,20 +79,21 @@ def test_tasks_equal_the_loop_in_this_process(ray_cluster: None, tmp_path: Path)
     )  # fmt: skip
     images = pixels(NUM_LABELLED, 0).transpose(0, 3, 1, 2).copy()
     sizes, labels_N = np.full((NUM_LABELLED, 2), PX), np.arange(NUM_LABELLED) % 2
-    for group, draws in (("linear", [None]), ("fewshot", DRAWS)):
+    for group, draws in (("linear", [np.arange(NUM_LABELLED)]), ("fewshot", DRAWS)):
         found = probes.score(SOURCES, group, val, test)
         assert list(found) == ["untrained", "again"]
-        np.testing.assert_equal(found["untrained"], found["again"])
+        np.testing.assert_equal(*(list(map(asdict, found[name])) for name in found))
         assert len(found["untrained"]) == len(draws)
         for result, rows in zip(found["untrained"], draws, strict=True):
-            job = replace(probes._job(SOURCES[0], group, None), rows_n=rows)
+            job = probes._job(SOURCES[0], group, rows)
             labelled = [Labelled(s.by_model["untrained"], s.labels_N) for s in (val, test)]
             *epochs, expected = train_job(job, images, sizes, labels_N, *labelled)
-            np.testing.assert_equal(result, expected)
-            assert len(epochs) == job.recipe.epochs and 1 <= result["best_epoch"] <= len(epochs)
+            assert isinstance(expected, ProbeEnd)
+            np.testing.assert_equal(asdict(result), asdict(expected))
+            assert len(epochs) == job.recipe.epochs and 1 <= (result.best_epoch or 0) <= len(epochs)
     assert found["untrained"][0] is not found["untrained"][1]
     assert "paper-fewshot  100 %" in stream.getvalue() and "val " in stream.getvalue()
-    assert probes.note("paper-linear", [{"best_epoch": 7}]) == (
+    assert probes.note("paper-linear", [ProbeEnd(np.zeros(2), np.zeros(2), 7)]) == (
         "24 labels, padded-crop, epoch 7 of 30 chosen on 8 val images"
     )
 
