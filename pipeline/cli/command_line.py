@@ -51,7 +51,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Command:
-    """What the user asked for.
+    """Command that the user typed.
 
     Args:
         stage: one of `STAGES`.

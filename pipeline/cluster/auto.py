@@ -1,4 +1,4 @@
-"""What `auto` means on a machine or a cluster: number of training workers, and their precision."""
+"""Meaning of `auto` on a machine or a cluster: number of workers, and their precision."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def decode_canvas(
 def _decode(
     data: bytes, limits: ImageLimits, *, at_least_px: int | None = None
 ) -> tuple[Image.Image, tuple[int, int], int | None]:
-    """The upright RGB image, its height and width before any reduction, and its few bits."""
+    """Return the upright RGB image, its height and width before any reduction, and its few bits."""
     if not data:
         raise RejectedImage("empty", "the file has zero bytes")
     if len(data) > limits.max_bytes:
@@ -262,7 +262,7 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, int | None]:
 
 
 def _is_dark_colour(rgb: Image.Image, data: bytes, image_format: str) -> bool:
-    """Whether a PNG of 16-bit colour leaves the upper two bits of all samples unused."""
+    """Return whether a PNG of 16-bit colour leaves the upper two bits of all samples unused."""
     if image_format != "PNG" or data[24:25] != b"\x10" or data[25:26] not in (b"\2", b"\6"):
         return False
     return max(high for _, high in rgb.getextrema()) < 64  # type: ignore[misc]

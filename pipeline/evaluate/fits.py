@@ -129,7 +129,7 @@ def fit_anywhere(
 def _fit_in_tasks(
     fits: Sequence[Fit], place: Placement, resource: str | None, progress: Progress
 ) -> list[Ints]:
-    """One task for each fold and one for the end of each fit; Ray passes the parts on."""
+    """Start one task for each fold and one for the end of each fit; Ray passes the parts on."""
     import ray
 
     found: list[Any] = []

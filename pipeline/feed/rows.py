@@ -17,7 +17,7 @@ Batch = dict[str, Any]
 
 
 class RowLedger:
-    """Counts which rows of a set have arrived.
+    """Ledger of the rows of a set that have arrived.
 
     Args:
         where: the data set and set, for messages.

@@ -1,4 +1,4 @@
-"""What a data set lost on its way in: too many images, or most of one class."""
+"""Losses of a data set on its way in: too many images, or most of one class."""
 
 from __future__ import annotations
 

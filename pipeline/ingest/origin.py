@@ -1,4 +1,4 @@
-"""What a data set was made of: recorded with it, and compared before it is used again."""
+"""Origin of a data set: recorded with it, and compared before it is used again."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _listed(uri: str, host: str, found: Listing) -> Place:
 
 
 def _sampled(uri: str, host: str, data: Data) -> Place:
-    """Sizes of some of the files that a list names; missing ones count as empty."""
+    """Return sizes of some of the files that a list names; missing ones count as empty."""
     assert data.path is not None
     paths = path_list.read_list(data.path, path_list.root_of(data), data).paths
     rows = np.unique(np.linspace(0, len(paths) - 1, _NUM_SAMPLED).astype(np.int64))

@@ -223,7 +223,7 @@ def dry_run(config: Config) -> DryRun:
 
 
 def _existing(config: Config, uri: str, tasks: Tasks) -> DryRun:
-    """What will be used: the data set that is there, once its source is seen to be unchanged."""
+    """Return the data set that is there, once its source is seen to be unchanged."""
     manifest = read_manifest(uri)
     notes = check_origin(manifest.origin, config.data, tasks, data_uri=uri)
     planned = {

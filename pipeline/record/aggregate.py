@@ -1,4 +1,4 @@
-"""What the evaluations of several runs say together: aggregate.json."""
+"""Summary of the evaluations of several runs: aggregate.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: evaluation.json, forgotten.json, one file for each ended protocol."""
+"""Files of an evaluation: evaluation.json, forgotten.json, one for each ended protocol."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class GroupValues(Part):
 
 
 class Score(GroupValues):
-    """What a protocol measured of one model: accuracies in [0, 1], null where a group is empty.
+    """Score of one model by one protocol: accuracies in [0, 1], null where a group is empty.
 
     Args:
         protocol: its id, which stands beside every number.

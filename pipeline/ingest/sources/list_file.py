@@ -132,7 +132,7 @@ def _rows(text: str, delimiter: str, skip: int, num_columns: int) -> list[pa.Lar
 
 
 def _is_heading(cells: list[str], wanted: Wanted, exists: Callable[[str], bool]) -> bool:
-    """Whether the first line names columns: by the names, else since no image has its name."""
+    """Return whether the first line names columns: by the names, else as no image has its name."""
     if len(cells) > 1 and re.search(r"[/\\]|\.\w{1,5}$", cells[0]):
         return False
     lower = [cell.lower() for cell in cells]
@@ -145,7 +145,7 @@ def _is_heading(cells: list[str], wanted: Wanted, exists: Callable[[str], bool])
 
 
 def _chosen(heading: list[str], wanted: Wanted) -> tuple[int, int | None]:
-    """Numbers of the columns of images and labels."""
+    """Return the numbers of the columns of images and labels."""
     lower = [cell.lower() for cell in heading]
     listed = ", ".join(cell or "(no name)" for cell in heading[:20])
 

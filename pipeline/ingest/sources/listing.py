@@ -38,7 +38,7 @@ _NUM_SNIFFED, _MAX_ENDINGS = 8, 32
 
 @dataclass
 class Excluded:
-    """Counts files that a source does not take, by kind, with the first names of each."""
+    """Count of files that a source does not take, by kind, with the first names of each."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -145,7 +145,7 @@ def list_part(item: dict[str, Any], shared: Any) -> Result:
 
 
 def _kept(page: ScanPage, shared: Mapping[str, Any]) -> Result:
-    """Names and sizes of files that are no sidecars; the parts that are left, as values."""
+    """Return names and sizes of files that are no sidecars; the parts that are left, as values."""
     root, underscores = shared["root"], shared["underscores"]
     for link in page.links:
         if not plain.is_sidecar(link):  # left out in silence, a class would be missing
@@ -191,7 +191,7 @@ def _without_own(table: pa.Table, root: str, excluded: Excluded) -> pa.Table:
 def _taken(
     table: pa.Table, root: str, endings: tuple[str, ...], excluded: Excluded
 ) -> pa.BooleanArray:
-    """Which files are of the kind; the others are counted by ending."""
+    """Return which files are of the kind; the others are counted by ending."""
     names = _column(table)
     lower = pc.utf8_lower(names)
     taken = pa.array(np.zeros(len(names), bool))

@@ -134,7 +134,7 @@ def look_at_table(item: dict[str, Any], shared: Any) -> Result:
 
 
 def _text(column: Any, uri: str) -> pa.LargeStringArray:
-    """Labels as text: numbers that are whole without a fraction."""
+    """Write labels as text: numbers that are whole without a fraction."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_floating(column.type):

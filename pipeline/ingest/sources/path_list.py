@@ -160,7 +160,7 @@ def _exists(root: str, name: str) -> bool:
 
 
 def _usable(paths: pa.LargeStringArray, labels: pa.LargeStringArray | None) -> ListedImages:
-    """The lines whose path can be an id; the others are rejects."""
+    """Return the lines with a path that can be an id; the others are rejects."""
     odd = pc.match_substring_regex(paths, r"[\x00-\x1f\x7f-\x{9f}]")
     odd = pc.or_(odd, pc.greater(pc.utf8_length(paths), plain.MAX_CHARS))
     rejects = tuple(

@@ -154,7 +154,7 @@ def look_at_tar(item: dict[str, Any], shared: Any) -> Result:
 
 
 def _taken(entries: list[_Entry], uri: str, excluded: Excluded) -> list[_Entry]:
-    """The images of one sample: the one of just its name, else all with longer names."""
+    """Return the images of one sample: the one of just its name, else all with longer names."""
     whole = [entry for entry in entries if entry.stem == entry.sample]
     if len(whole) > 1 or (not whole and len({entry.stem for entry in entries}) < len(entries)):
         sample = entries[0].sample
@@ -213,7 +213,7 @@ def _labels(table: pa.Table, wanted: bool | None, root: str) -> pa.LargeStringAr
 def _blocks(
     file_N: np.ndarray[Any, np.dtype[np.int32]], place_N: np.ndarray[Any, np.dtype[np.int64]]
 ) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Return number the stretches of about 4 MiB within a file."""
+    """Number the stretches of about 4 MiB within a file."""
     stretch_N = place_N // _BLOCK_BYTES
     starts_N = np.diff(file_N, prepend=-1) != 0
     starts_N |= np.diff(stretch_N, prepend=-1) != 0
