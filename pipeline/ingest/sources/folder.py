@@ -98,7 +98,7 @@ def _layout(found: Listing, data: Data) -> _Layout:
 
 
 def _given_parts(first: pa.LargeStringArray, second: pa.LargeStringArray, data: Data) -> _Layout:
-    """Return the sets of train, val and test folders; a single one of the last two is the test set."""
+    """Return the sets of train, val and test folders; one of the last two alone is the test set."""
     names = np.array([_PART_OF[name.lower()] for name in pc.unique(first).to_pylist()])
     part_N = names[pc.index_in(first, pc.unique(first)).to_numpy(zero_copy_only=False)]
     rows = {str(part): np.flatnonzero(part_N == part) for part in np.unique(part_N)}
