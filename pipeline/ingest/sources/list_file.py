@@ -69,7 +69,7 @@ def table_columns(
         exists: whether there is an image of a name; asked when the first line may be a heading.
 
     Raises:
-        ValueError: the columns cannot be distinguished, a named one is missing, or the table is torn.
+        ValueError: the columns are ambiguous, a named one is missing, or the table is torn.
     """
     text = text.lstrip("\r\n")
     delimiter = _delimiter(text, delimiter)
