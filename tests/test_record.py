@@ -323,7 +323,7 @@ def test_a_diverged_loss_may_be_null(tmp_path: Path) -> None:
 @pytest.mark.promise("O1")
 def test_a_wrong_type_is_refused_with_its_line(tmp_path: Path, key: str, value: object) -> None:
     write_rows(tmp_path, MASK, {**STEP, key: value})
-    with raises("E-DATA-084", key) as caught:
+    with raises("E-DATA-084", f"step.{key}") as caught:
         read_metrics(str(tmp_path))
     assert caught.value.where.endswith("line 2")
 
@@ -332,7 +332,7 @@ def test_a_wrong_type_is_refused_with_its_line(tmp_path: Path, key: str, value: 
 @pytest.mark.promise("O1")
 def test_a_missing_key_is_refused(tmp_path: Path, key: str) -> None:
     write_rows(tmp_path, {k: v for k, v in STEP.items() if k != key})
-    with raises("E-DATA-084", key):
+    with raises("E-DATA-084", f"step.{key}"):
         read_metrics(str(tmp_path))
 
 
