@@ -10,6 +10,8 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +24,7 @@ FLAGS = (
 # What a reader would notice, asked of the page as it is laid out.
 _LOOK = """(() => {
   const box = e => e.getBoundingClientRect();
-  const images = [...document.images];
+  const images = [...document.images].filter(i => i.closest("#others, dialog") === null);
   const broken = images.filter(i => !i.complete || !i.naturalWidth || box(i).width < 8
       || box(i).height < 8 || getComputedStyle(i).visibility !== "visible").length;
   const texts = [...document.querySelectorAll("p, td, th, li, dd, dt, figcaption, svg text")]
@@ -96,10 +98,41 @@ class Browser:
         os.close(self._read_fd)
 
     def look(self, page: Path, *, width_px: int, picture: Path | None = None) -> Look:
-        """Open a file in a new tab of that width."""
+        """Open a file in a new tab of that width, and say how it is laid out."""
+        with self._tab(page, width_px) as session:
+            found = self._evaluate(session, _LOOK)
+            if picture is not None:
+                shot = self._call("Page.captureScreenshot", session, captureBeyondViewport=True)
+                picture.write_bytes(base64.b64decode(shot["data"]))
+            errors = [text for event in self._events if (text := _complaint(event))]
+        return Look(errors, found)
+
+    def ask(
+        self, page: Path, expression: str, *, width_px: int, downloads: Path | None = None
+    ) -> dict[str, Any]:
+        """Return the value of a script's expression on a page; files it saves go to `downloads`."""
+        if downloads is not None:
+            self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
+        with self._tab(page, width_px) as session:
+            return self._evaluate(session, expression)
+
+    def shoot(
+        self, page: Path, picture: Path, *, width_px: int, height_px: int, first: str = "1"
+    ) -> None:
+        """Take a picture of the upper part of a page, after the expression `first`."""
+        with self._tab(page, width_px) as session:
+            self._evaluate(session, first)
+            clip = {"x": 0, "y": 0, "width": width_px, "height": height_px, "scale": 1}
+            shot = self._call(
+                "Page.captureScreenshot", session, captureBeyondViewport=True, clip=clip
+            )
+            picture.write_bytes(base64.b64decode(shot["data"]))
+
+    @contextmanager
+    def _tab(self, page: Path, width_px: int) -> Iterator[str]:
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
-        session = attached["sessionId"]
+        session: str = attached["sessionId"]
         self._events.clear()
         for domain in ("Page", "Runtime", "Log"):
             self._call(f"{domain}.enable", session)
@@ -109,13 +142,14 @@ class Browser:
         )  # fmt: skip
         self._call("Page.navigate", session, url=page.resolve().as_uri())
         self._wait_for("Page.loadEventFired")
-        found = self._call("Runtime.evaluate", session, expression=_LOOK, returnByValue=True)
-        if picture is not None:
-            shot = self._call("Page.captureScreenshot", session, captureBeyondViewport=True)
-            picture.write_bytes(base64.b64decode(shot["data"]))
-        errors = [text for event in self._events if (text := _complaint(event))]
+        yield session
         self._call("Target.closeTarget", targetId=target)
-        return Look(errors, found["result"]["value"])
+
+    def _evaluate(self, session: str, expression: str) -> Any:
+        found = self._call("Runtime.evaluate", session, expression=expression, returnByValue=True)
+        if "exceptionDetails" in found:
+            raise RuntimeError(str(found["exceptionDetails"]))
+        return found["result"].get("value")
 
     def _call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
         self._number += 1

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from pipeline.record.gallery import Gallery, Shown, gallery_uri
 from pipeline.record.keeper import RunRecord
 from pipeline.storage import LineLog
 
@@ -46,6 +47,7 @@ def write_run(
     (run / "evaluation.json").write_text(json.dumps(evaluation(names, counts)))
     (run / "forgotten.json").write_text(json.dumps(forgotten(len(names))))
     (run / "mining.json").write_text(json.dumps(mining(names, counts)))
+    gallery(names).write(gallery_uri(str(run)))
     record.finish()
     fixed = json.loads((run / "run.json").read_text())
     fixed["git"] = {"commit": "0" * 40, "dirty": False}  # whatever the state of this checkout
@@ -218,13 +220,6 @@ def mining(names: list[str], counts: list[int]) -> dict[str, Any]:
     few = sum(counts[i] for i in groups["few"])
     labels = [rng.randrange(num) for _ in range(200)]
 
-    def items(start: int) -> list[dict[str, Any]]:
-        return [
-            {"id": f"pretrain/{start + i:04d}", "label": rng.randrange(num),
-             "score": 1 - (start + i) / 500, "png_base64": png(rng)}
-            for i in range(12)
-        ]  # fmt: skip
-
     def entry(model: str, score: str, area: float) -> dict[str, Any]:
         return {
             "model": model, "score": score, "auroc": area, "auroc_low": area - 0.05,
@@ -253,8 +248,29 @@ def mining(names: list[str], counts: list[int]) -> dict[str, Any]:
             }],
             "label": labels, "rank_share": [rng.random() for _ in labels],
         },
-        "rarest": items(0), "commonest": items(400), "annotate": items(20),
     }  # fmt: skip
+
+
+def gallery(names: list[str]) -> Gallery:
+    """Twenty images on the page, and four that are neighbours only."""
+    rng = random.Random(3)
+    images = tuple(
+        Shown(
+            id=f"pretrain/{i:04d}.png",
+            label=i % len(names),
+            rank=i + 1,
+            score=1 - i / 24,
+            cluster=i % 3 if i < 20 else None,
+            near=tuple((i + k) % 24 for k in (1, 2, 20)) if i < 20 else (),
+            thumb=png(rng),
+            large=png(rng) if i < 8 else None,
+        )
+        for i in range(24)
+    )
+    return Gallery(
+        folder="/photos/my digits", images=images, rarest=tuple(range(12)),
+        commonest=(19, 18, 17, 16), annotate=(0, 3, 6, 12, 13, 14, 15), cluster_sizes=(40, 30, 2),
+    )  # fmt: skip
 
 
 def png(rng: random.Random) -> str:

@@ -6,6 +6,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from pipeline.report.charts import plots, svg
+from pipeline.report.charts.forest import Gap, forest
 
 
 def test_thin_keeps_short_curves_and_averages_long_ones() -> None:
@@ -32,12 +33,42 @@ def bar_widths(values: list[float]) -> list[float]:
     return [float(rect.attrib["width"]) for rect in drawing.iter("rect")]
 
 
-def test_bars_are_proportional_until_the_ratio_exceeds_twenty() -> None:
-    linear = bar_widths([200, 100, 10])
-    assert linear[0] == pytest.approx(2 * linear[1], abs=0.05)
-    log = bar_widths([1000, 100, 10])
-    assert log[0] - log[1] == pytest.approx(log[1] - log[2], abs=0.05)
+@pytest.mark.parametrize("values", [[200, 100, 10], [1000, 100, 1], [94, 3]])
+def test_the_length_of_a_bar_is_its_value(values: list[float]) -> None:
+    widths = bar_widths(values)
+    for width, value in zip(widths, values, strict=True):
+        assert width == pytest.approx(widths[0] * value / values[0], abs=0.02)
     assert bar_widths([1000, 0, 10])[1] == 0
+
+
+def titles(drawing: str) -> list[str]:
+    return [str(title.text) for title in ET.fromstring(drawing).iter("title")]
+
+
+def test_curves_show_values_of_all_lines_under_the_pointer() -> None:
+    lines = [
+        plots.Curve("A", "c1", [0, 1, 2], [1.0, None, 3.0]),
+        plots.Curve("B", "c2", [0, 2], [5.0, 6.0]),
+    ]
+    found = titles(plots.curves(lines, label="x", x_label="step", y_label="y"))
+    assert found[-2:] == ["step 0: A 1, B 5", "step 2: A 3, B 6"]
+
+
+def test_many_steps_have_few_fields_and_the_last_is_among_them() -> None:
+    xs = [float(v) for v in range(5000)]
+    found = titles(plots.curves([plots.Curve("A", "c1", xs, xs)], label="x", x_label="step",
+                                y_label="y"))  # fmt: skip
+    assert len(found) <= plots.MAX_HOVERS + 2 and "step 4999: A 4999" in found
+
+
+def test_a_difference_is_drawn_around_0_with_its_interval() -> None:
+    gaps = [Gap("g", "a", 5.0, 2.0, "c1", "+5"), Gap("g", "b", -5.0, None, "c2", "-5")]
+    drawing = ET.fromstring(forest(gaps, label="x", low_label="worse", high_label="better"))
+    low, high = sorted(float(c.attrib["cx"]) for c in drawing.iter("circle"))
+    assert (low + high) / 2 == pytest.approx(svg.WIDTH / 2)
+    whiskers = [p for p in drawing.iter("path") if "whisker" in p.attrib["class"]]
+    assert len(whiskers) == 1
+    assert forest([], label="x", low_label="", high_label="") == ""
 
 
 def test_nothing_finite_draws_nothing() -> None:

@@ -20,6 +20,7 @@ from pipeline.mine.findings import findings
 from pipeline.mine.stage import mine
 from pipeline.model import build, checkpoint
 from pipeline.record.context import RunContext
+from pipeline.record.gallery import Gallery, gallery_uri
 from sdclr import LossMemory, Trainer, capture
 from sdclr.longtail import Groups
 from tests.refusals import raises
@@ -190,16 +191,19 @@ def test_the_whole_stage_ranks_every_image_once(ray_cluster: None, tmp_path: Pat
     assert table["rank"] == list(range(1, 61)) and len(set(table["id"])) == 60
     assert table["both"] == sorted(table["both"], reverse=True)
     assert {"label", "disagreement_0.5", "disagreement_0.9", "knn_distance"} <= table.keys()
-    assert [item["id"] for item in content["rarest"]] == table["id"][:30]
-    assert content["commonest"][0]["id"] == table["id"][-1]
+    shown = Gallery.read(gallery_uri(str(tmp_path / "run")))
+    assert all(0 < len(i.near) <= 5 for i in shown.images if i.cluster is not None)
+    assert sum(shown.cluster_sizes) == 60
+    assert [shown.images[i].id for i in shown.rarest] == table["id"][: len(shown.rarest)]
+    assert shown.images[shown.commonest[0]].id == table["id"][-1]
     lines = (tmp_path / "run" / "mining" / "annotate.csv").read_text().splitlines()
     assert len(lines) == 7 and lines[1].split(",")[1] in table["id"][:30]
     names = {(entry["model"], entry["score"]) for entry in content["findings"]["scores"]}
     assert {("trained", "both"), ("untrained", "knn_distance")} <= names
     assert len(content["map"]["maps"][0]["x"]) == 60
     assert "training_loss" not in table
-    other = mined(tmp_path / "other")
-    assert [i["id"] for i in other["rarest"]] == [i["id"] for i in content["rarest"]]
+    mined(tmp_path / "other")
+    assert Gallery.read(gallery_uri(str(tmp_path / "other" / "run"))) == shown
 
 
 @pytest.mark.ray

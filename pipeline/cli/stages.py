@@ -192,7 +192,7 @@ class Stages:
     def mine(self) -> None:
         """Rank the images of a data set, and show how well the ranking finds rare labels."""
         from pipeline.mine.stage import mine
-        from pipeline.report.mining import show_mining
+        from pipeline.report.mining_page import show_mining
 
         session, console = self.session, self.session.console
         given, set_name = session.command.data, session.command.set_name or "pretrain"
@@ -201,7 +201,7 @@ class Stages:
             if given is not None:
                 run = run.on_data(storage.absolute(given))
             console.stage("mine", f"{run.manifest.name}, {set_name} set")
-            mining = retry_lost_work(
+            retry_lost_work(
                 lambda: mine(
                     run,
                     cluster=refreshed(session.cluster),
@@ -211,7 +211,7 @@ class Stages:
                 ),
                 say=lambda text: console.stage("mine", text),
             )
-        show_mining(console, session.folder.uri, mining)
+        show_mining(console, session.folder.uri)
 
     def tune(self) -> None:
         """Ingest, search, report, and show what was found."""

@@ -2,7 +2,8 @@
 
     RUN/mining/scores-00000.parquet   rank, id, label and scores of every image, rarest first
     RUN/mining/annotate.csv           the suggested batch, most useful first
-    RUN/mining.json                   what the pages show
+    RUN/mining/gallery.json           the pictures that mining.html shows
+    RUN/mining.json                   what the pages show of the rest
 
 Shapes: N images of the set, R prune ratios.
 """
@@ -26,14 +27,15 @@ from pipeline.cluster.connect import Cluster
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluate.forgotten import pictures
 from pipeline.evaluate.labelled import class_groups
 from pipeline.mine.extractor import TRAINED, as_twin, masks_by_ratio
 from pipeline.mine.findings import findings
+from pipeline.mine.gallery import gallery
 from pipeline.mine.map import feature_map
 from pipeline.mine.scoring import REFERENCE_IMAGES, Progress, ScoredSet, score_set
 from pipeline.model import build, checkpoint
 from pipeline.record.context import RunContext
+from pipeline.record.gallery import gallery_uri
 from sdclr import TrainState, Twin
 from sdclr.loss_memory import means_of
 from sdclr.rarity import k_center_greedy, rank_share
@@ -42,7 +44,6 @@ from sdclr.state import LOSS_MEMORY
 SCHEMA_VERSION = 1
 CANDIDATE_FRAC = 0.1
 """The rarest part of a set, from which a batch for annotation is chosen."""
-_NUM_SHOWN = 48
 _ROWS_PER_FILE = 1_000_000
 
 Table = dict[str, NDArray[Any]]
@@ -131,9 +132,18 @@ def mine(
         "findings": _findings(config, manifest, scored, scores, batch) if labelled else None,
         "groups": asdict(groups) if (groups := class_groups(config, manifest)) else None,
         "map": feature_map(scored, rarity_N),
-        **_shown(config, set_name, data_uri, manifest, scored, rarity_N, order_N, batch),
     }
     text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
+    pictures = gallery(
+        scored,
+        rarity_N,
+        order_N,
+        batch,
+        data_uri=data_uri,
+        manifest=manifest,
+        set_name=set_name,
+    )
+    pictures.write(gallery_uri(run_uri))
     storage.write_bytes(storage.join(run_uri, "mining.json"), text.encode())
     return content
 
@@ -226,39 +236,6 @@ def _write_batch(
         writer.writerow([place, scored.ids[row], rank_N[row]])
     uri = storage.join(run_uri, "mining", "annotate.csv")
     storage.write_bytes(uri, stream.getvalue().encode())
-
-
-def _shown(
-    config: Config,
-    set_name: SetName,
-    data_uri: str,
-    manifest: Manifest,
-    scored: ScoredSet,
-    rarity_N: NDArray[np.float64],
-    order_N: NDArray[np.int64],
-    batch: list[int],
-) -> dict[str, list[dict[str, Any]]]:
-    """Return small pictures of the rarest and the most common images, and of the batch."""
-    num_shown = min(_NUM_SHOWN, len(order_N) // 2)
-    lists = {
-        "rarest": order_N[:num_shown].tolist(),
-        "commonest": order_N[::-1][:num_shown].tolist(),
-        "annotate": batch[:_NUM_SHOWN],
-    }
-    rows = {row for chosen in lists.values() for row in chosen}
-    found = pictures(config, data_uri, manifest, rows, set_name=set_name)
-    return {
-        name: [
-            {
-                "id": scored.ids[row],
-                "label": int(scored.labels_N[row]) if scored.labels_N[row] >= 0 else None,
-                "score": float(rarity_N[row]),
-                "png_base64": found[row],
-            }
-            for row in chosen
-        ]
-        for name, chosen in lists.items()
-    }
 
 
 def _check_ratios(config: Config, method: str, state: TrainState, *, with_untrained: bool) -> None:

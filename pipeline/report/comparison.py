@@ -5,7 +5,7 @@
 Two kinds of pairs. Methods: both were trained in each run, on the same split with the same seed, so
 their difference is taken within a run and averaged over runs. Runs: every other run minus the first
 one, class by class; the interval is over classes, so it says how uniform the change is, and not
-what another training run would give.
+what another training run would give. Runs on images without labels are compared by their health.
 """
 
 from __future__ import annotations
@@ -17,24 +17,20 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from dataclasses import asdict
+from statistics import fmean, stdev
 
 from pipeline import storage
 from pipeline.console import Console, program
 from pipeline.errors import DataError
 from pipeline.evaluate.comparison import paired_difference, student_t975
 from pipeline.record.folder import existing_run
-from pipeline.record.json_file import read_json
-from pipeline.record.keeper import read_run
-from pipeline.record.scores import ABSENT, METRICS, percent, protocols_of, scores_of
-from pipeline.redact import redact_tree
-from pipeline.report.results import Record, title
-from pipeline.report.template import to_html
+from pipeline.record.scores import METRICS
+from pipeline.report.compared import Compared, MethodDifference, RunDifference, compared
+from pipeline.report.comparison_page import render
+from pipeline.report.inputs import load
+from pipeline.report.views import Score
 from sdclr.longtail import GroupScores
-
-_LABELS = {"many": "Many", "medium": "Medium", "few": "Few", "std": "STD", "all": "All"}
 
 
 def compare(names: Sequence[str], root: str, console: Console) -> None:
@@ -49,41 +45,58 @@ def compare(names: Sequence[str], root: str, console: Console) -> None:
 
 
 def write_comparison(run_uris: Sequence[str], root: str) -> str:
-    """Compare evaluated runs; returns the URI of the page.
+    """Compare runs; return the URI of the page.
 
     Raises:
-        DataError: a run has no evaluation, or the runs are not about the same classes.
+        DataError: a labelled run has no evaluation, or the runs are not about the same classes.
     """
-    runs = [_read(uri) for uri in run_uris]
-    first = runs[0]["evaluation"]["class_names"]
-    for run in runs[1:]:
-        if run["evaluation"]["class_names"] != first:
-            raise DataError(
-                "E-DATA-088",
-                "the runs are about different classes",
-                where=f"{runs[0]['uri']} and {run['uri']}",
-                todo="compare runs of one labelled data set",
-            )
     digest = hashlib.sha256("\n".join(run_uris).encode()).hexdigest()[:8]
     folder = storage.join(root, f"comparison-{digest}")
-    differences = {"methods": method_differences(runs), "runs": run_differences(runs)}
-    text = json.dumps(differences, indent=1, allow_nan=False)
+    runs = compared([load(uri) for uri in run_uris], folder)
+    _check(runs)
+    scored = [run for run in runs if run.evaluation is not None]
+    methods, changes = method_differences(scored), run_differences(scored)
+    content = {
+        "methods": [asdict(entry) for entry in methods],
+        "runs": [asdict(entry) for entry in changes],
+    }
+    text = json.dumps(content, indent=1, allow_nan=False)
     storage.write_bytes(storage.join(folder, "differences.json"), text.encode())
-    storage.write_bytes(storage.join(folder, "scores.csv"), scores_csv(runs).encode())
+    storage.write_bytes(storage.join(folder, "scores.csv"), scores_csv(scored).encode())
     page = storage.join(folder, "comparison.html")
-    storage.write_bytes(page, render(runs, differences).encode())
+    storage.write_bytes(page, render(runs, methods, changes).encode())
     return page
 
 
-def method_differences(runs: Sequence[Record]) -> list[Record]:
-    """Return mean paired differences over runs, for each protocol and pair of models.
+def _check(runs: Sequence[Compared]) -> None:
+    for run in runs:
+        if run.evaluation is None and run.is_labelled:
+            raise DataError(
+                "E-DATA-027",
+                "the run has not been evaluated",
+                where=run.uri,
+                todo=f"{program()} evaluate --resume {shlex.quote(run.uri)}",
+            )
+    scored = [(run, run.evaluation) for run in runs if run.evaluation is not None]
+    for run, evaluation in scored[1:]:
+        if evaluation.class_names != scored[0][1].class_names:
+            raise DataError(
+                "E-DATA-088",
+                "the runs are about different classes",
+                where=f"{scored[0][0].uri} and {run.uri}",
+                todo="compare runs of one labelled data set",
+            )
 
-    Each entry has protocol, a, b, n, and per metric {"mean", "half_width"} (95 % of Student's
-    paired t; null with one run), fractions in [-1, 1].
+
+def method_differences(runs: Sequence[Compared]) -> list[MethodDifference]:
+    """Return, for each protocol and pair of models that every run has, the mean over the runs.
+
+    Fractions in [-1, 1]; the half width is that of the 95 % interval of Student's paired t, None
+    with one run.
     """
     found = []
     for protocol in _shared_protocols(runs):
-        by_run = [_by_model(run, protocol) for run in runs]
+        by_run = [run.scores(protocol) for run in runs]
         models = [name for name in by_run[0] if all(name in scores for scores in by_run)]
         for i, a in enumerate(models):
             for b in models[i + 1 :]:
@@ -91,146 +104,63 @@ def method_differences(runs: Sequence[Record]) -> list[Record]:
                     [_group_scores(scores[a]) for scores in by_run],
                     [_group_scores(scores[b]) for scores in by_run],
                 )
-                entry: Record = {"protocol": protocol, "a": a, "b": b, "n": pairs.n}
-                for metric in METRICS:
-                    half = getattr(pairs.half_width, metric) if pairs.half_width else None
-                    mean = getattr(pairs.mean, metric)
-                    entry[metric] = {"mean": _finite(mean), "half_width": _finite(half)}
-                found.append(entry)
-    return found
-
-
-def run_differences(runs: Sequence[Record]) -> list[Record]:
-    """Return every other run minus the first, by class, protocol and model.
-
-    Each entry has protocol, model, run, n (classes), mean and half_width of the differences of the
-    per-class accuracies, and how many classes rose and fell.
-    """
-    found = []
-    for run in runs[1:]:
-        for protocol in _shared_protocols([runs[0], run]):
-            before, after = _by_model(runs[0], protocol), _by_model(run, protocol)
-            for model in (name for name in before if name in after):
-                pairs = zip(before[model]["per_class"], after[model]["per_class"], strict=True)
-                d = np.array([y - x for x, y in pairs if x is not None and y is not None])
-                if len(d) == 0:
-                    continue
-                half = None
-                if len(d) > 1:
-                    half = student_t975(len(d) - 1) * float(d.std(ddof=1)) / math.sqrt(len(d))
+                half = pairs.half_width
                 found.append(
-                    {
-                        "protocol": protocol,
-                        "model": model,
-                        "run": run["name"],
-                        "n": len(d),
-                        "mean": float(d.mean()),
-                        "half_width": half,
-                        "rose": int((d > 0).sum()),
-                        "fell": int((d < 0).sum()),
-                    }
+                    MethodDifference(
+                        protocol,
+                        a,
+                        b,
+                        pairs.n,
+                        {m: _finite(getattr(pairs.mean, m)) for m in METRICS},
+                        {m: _finite(getattr(half, m) if half else None) for m in METRICS},
+                    )
                 )
     return found
 
 
-def scores_csv(runs: Sequence[Record]) -> str:
+def run_differences(runs: Sequence[Compared]) -> list[RunDifference]:
+    """Return every other run minus the first, by class, for each protocol and model of both."""
+    found = []
+    for run in runs[1:]:
+        for protocol in _shared_protocols([runs[0], run]):
+            before, after = runs[0].scores(protocol), run.scores(protocol)
+            for model in (name for name in before if name in after):
+                pairs = zip(before[model].per_class, after[model].per_class, strict=True)
+                d = [y - x for x, y in pairs if x is not None and y is not None]
+                if not d:
+                    continue
+                half = None
+                if len(d) > 1:
+                    half = student_t975(len(d) - 1) * stdev(d) / math.sqrt(len(d))
+                rose, fell = sum(x > 0 for x in d), sum(x < 0 for x in d)
+                found.append(
+                    RunDifference(protocol, model, run.label, len(d), fmean(d), half, rose, fell)
+                )
+    return found
+
+
+def scores_csv(runs: Sequence[Compared]) -> str:
     """Return one row for each run, protocol and model; fractions at full precision."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["run", "protocol", "model", "n", *METRICS])
+    writer.writerow(["run", "seed", "protocol", "model", "n", *METRICS])
     for run in runs:
-        for protocol in protocols_of(run["evaluation"]):
-            for model, score in scores_of(run["evaluation"], protocol):
-                values = [score.get(metric) for metric in METRICS]
-                writer.writerow([run["name"], protocol, model["name"], score["n"], *values])
+        for protocol in run.protocols:
+            for model, score in run.scores(protocol).items():
+                values = [score.metric(metric) for metric in METRICS]
+                writer.writerow([run.name, run.seed, protocol, model, score.n, *values])
     return stream.getvalue()
 
 
-def render(runs: Sequence[Record], differences: dict[str, list[Record]]) -> str:
-    """Return the page as HTML."""
-    scores = [
-        [protocol, title(model["name"]), run["name"], *(percent(score.get(m)) for m in METRICS)]
-        for protocol in dict.fromkeys(p for run in runs for p in protocols_of(run["evaluation"]))
-        for name in dict.fromkeys(m["name"] for run in runs for m in run["evaluation"]["models"])
-        for run in runs
-        for model, score in scores_of(run["evaluation"], protocol)
-        if model["name"] == name
-    ]
-    page = {
-        "runs": [[run["name"], run["uri"], run["data"], str(run["seed"])] for run in runs],
-        "score_headers": ["Protocol", "Model", "Run", *_LABELS.values()],
-        "scores": scores,
-        "method_headers": ["Protocol", "Difference", "n", *_LABELS.values()],
-        "methods": [
-            [
-                entry["protocol"],
-                f"{title(entry['a'])} minus {title(entry['b'])}",
-                str(entry["n"]),
-                *(_signed(entry[m]["mean"], entry[m]["half_width"]) for m in METRICS),
-            ]
-            for entry in differences["methods"]
-        ],
-        "run_headers": ["Protocol", "Model", "Difference", "All", "Classes up", "Classes down"],
-        "differences": [
-            [
-                entry["protocol"],
-                title(entry["model"]),
-                f"{entry['run']} minus {runs[0]['name']}",
-                _signed(entry["mean"], entry["half_width"]),
-                str(entry["rose"]),
-                str(entry["fell"]),
-            ]
-            for entry in differences["runs"]
-        ],
-    }
-    return to_html("comparison.html.j2", page)
+def _shared_protocols(runs: Sequence[Compared]) -> list[str]:
+    lists = [run.protocols for run in runs]
+    return [p for p in lists[0] if all(p in other for other in lists)] if lists else []
 
 
-def _read(uri: str) -> Record:
-    place = storage.join(uri, "evaluation.json")
-    if not storage.exists(place):
-        raise DataError(
-            "E-DATA-027",
-            "the run has not been evaluated",
-            where=uri,
-            todo=f"{program()} evaluate --resume {shlex.quote(uri)}",
-        )
-    run = read_run(uri)
-    content: Record = redact_tree(
-        {
-            "uri": uri,
-            "name": run.run,
-            "seed": run.seed,
-            "data": run.data.name if run.data else ABSENT,
-            "evaluation": read_json(place),
-        }
-    )
-    return content
-
-
-def _shared_protocols(runs: Sequence[Record]) -> list[str]:
-    lists = [protocols_of(run["evaluation"]) for run in runs]
-    return [protocol for protocol in lists[0] if all(protocol in other for other in lists)]
-
-
-def _by_model(run: Record, protocol: str) -> dict[str, Any]:
-    return {model["name"]: score for model, score in scores_of(run["evaluation"], protocol)}
-
-
-def _group_scores(score: Record) -> GroupScores:
-    known = {name: math.nan if score.get(name) is None else score[name] for name in METRICS}
+def _group_scores(score: Score) -> GroupScores:
+    known = {m: math.nan if (v := score.metric(m)) is None else v for m in METRICS}
     return GroupScores(**known)
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _signed(mean: float | None, half_width: float | None) -> str:
-    """Format a difference in points, its interval, and an asterisk when that excludes 0."""
-    if mean is None:
-        return ABSENT
-    if half_width is None:
-        return f"{100 * mean:+.1f}"
-    mark = " *" if abs(mean) > half_width else ""
-    return f"{100 * mean:+.1f} ± {100 * half_width:.1f}{mark}"

@@ -1,181 +1,217 @@
-"""RUN/mining.html: the rarest and the most common images of a set, from mining.json alone.
-
-The same record gives the section on rare images of report.html and the console's table.
-"""
+"""The evidence, maps and tables of mining.json, for the pages and the console."""
 
 from __future__ import annotations
 
 import csv
 import io
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipeline import storage
-from pipeline.console import Console
-from pipeline.record.json_file import read_json
-from pipeline.record.keeper import read_run
 from pipeline.record.scores import ABSENT
-from pipeline.redact import redact, redact_tree
+from pipeline.report.charts.forest import Gap, forest
 from pipeline.report.charts.scatter import Cloud, scatter
-from pipeline.report.results import GROUPS, Record, image_entry, title
-from pipeline.report.template import to_html
+from pipeline.report.mining_views import Findings, Mining, ScoreFound
+from pipeline.report.names import GROUPS, listed, title
+from pipeline.report.parts import Figure, Swatch, Table, class_name
+from pipeline.report.verdict import Tone
 
-FINDINGS_HEADERS = ["Score", "Network", "AUROC", "95 % interval", "P@50", "P@100", "P@Few"]
-_RANDOM = "chance"
+FINDINGS_HEADERS = ("Score", "Network", "AUROC", "95 % interval", "P@50", "P@100", "P@Few")
 _QUARTILES = (
     ("commonest quarter", "g0"), ("second quarter", "g1"), ("third quarter", "g2"),
     ("rarest quarter", "g3"),
 )  # fmt: skip
+_MAX_LISTED = 6
 
 
-def write_mining_page(run_uri: str) -> str:
-    """Make mining.html, and mining/findings.csv where there are labels; returns the page's URI.
+@dataclass(frozen=True)
+class Evidence:
+    """The answer whether the ranking finds rare classes, in a sentence and a figure."""
 
-    Raises:
-        DataError: mining.json or run.json is missing or broken.
-    """
-    record = redact_tree(read_json(storage.join(run_uri, "mining.json")))
-    run = read_run(run_uri)
-    if record["findings"] is not None:
-        text = findings_csv(record["findings"])
-        storage.write_bytes(storage.join(run_uri, "mining", "findings.csv"), text.encode())
-    uri = storage.join(run_uri, "mining.html")
-    storage.write_bytes(uri, render(record, redact(run.run)).encode())
-    return uri
+    word: str
+    tone: Tone
+    text: str
+    figure: Figure | None
 
 
-def show_mining(console: Console, run_uri: str, record: Record) -> None:
-    """Make the page, and say what labels say about the ranking and where everything is."""
-    found = record["findings"]
-    if found is not None:
-        console.line()
-        console.table(FINDINGS_HEADERS, findings_rows(found))
-        console.line(
-            f"how well each score finds the {found['num_few']} images of the rare classes "
-            f"({', '.join(found['few_classes'])}); labels were used for this table only"
+def evidence(mining: Mining) -> Evidence:
+    """Return whether labels confirm the ranking; without labels, that nothing does."""
+    found = mining.findings
+    if found is None:
+        return Evidence(
+            "Not checked",
+            "open",
+            "There are no labels of rare classes, so nothing here says whether the ranking finds "
+            "rare things. Look at the pictures; label the suggested images to find out.",
+            None,
         )
-        console.line()
-    folder = storage.join(run_uri, "mining")
-    console.stage("mine", f"scores of all images: {folder}")
-    console.stage("mine", f"to annotate first: {storage.join(folder, 'annotate.csv')}")
-    console.stage("mine", f"contact sheet: {write_mining_page(run_uri)}")
-
-
-def render(record: Record, run_name: str) -> str:
-    """Return the page as HTML."""
-    names = record["class_names"]
-    lists = {
-        key: (heading, [image_entry(item, names) for item in record[key]])
-        for key, heading in (
-            ("rarest", "Rarest first"),
-            ("commonest", "Most common first"),
-            ("annotate", "In the order of choice"),
-        )
-    }
-    page = summary_section(record, "") | lists | {"findings": _findings(record["findings"])}
-    data_name = f"{record['data']['name']}, {record['set']} set"
-    return to_html("mining.html.j2", {"run": run_name, "data_name": data_name, "mining": page})
-
-
-def summary_section(record: Record | None, command: str) -> Record:
-    """Return the section that says what was scored by what, with the maps."""
-    if record is None:
-        text = "The images have not been ranked by how rare they are yet."
-        return {"missing": text, "command": command}
-    by = {
-        "disagreement": "how much of their embedding pruning changes",
-        "knn_distance": "how far they lie from their nearest neighbours",
-        "training_loss": "their mean loss in training",
-        "both": "how much pruning changes them and how far they lie from their nearest neighbours",
-    }[record["score"]]
-    ratios = ", ".join(f"{100 * ratio:g}" for ratio in record["prune_ratios"])
-    intro = (
-        f"{record['scored']} images, ranked without labels by {by}: {title(record['method'])} "
-        f"after {record['step']} steps, prune ratios {ratios} %, {record['num_views']} views, "
-        f"{record['knn_k']} neighbours among {record['num_reference']} images."
+    own = next((e for e in found.scores if (e.model, e.score) == ("trained", mining.score)), None)
+    if own is None:
+        return Evidence("Not checked", "open", "The score was not compared with labels.", None)
+    word: str
+    tone: Tone
+    if own.auroc_low > 0.5:
+        word, tone = "Better than chance", "good"
+    elif own.auroc_high < 0.5:
+        word, tone = "Worse than chance", "bad"
+    else:
+        word, tone = "No better than chance", "bad"
+    classes = listed(found.few_classes[:_MAX_LISTED]) + (
+        f" and {len(found.few_classes) - _MAX_LISTED} more"
+        if len(found.few_classes) > _MAX_LISTED
+        else ""
     )
-    clouds, legend = _clouds(record)
-    maps = [
-        {
-            "method": drawn["method"],
-            "svg": Markup(
-                scatter(
-                    [
-                        Cloud(name, css, *([drawn[axis][i] for i in rows] for axis in "xy"))
-                        for name, css, rows in clouds
-                    ],
-                    label=f"Map of {len(drawn['x'])} images by {drawn['method']}",
-                )
-            ),
-            "caption": f"{len(drawn['x'])} images, {drawn['note']}. Nearness is likeness to the "
-            "network; the axes have no unit.",
-        }
-        for drawn in record["map"]["maps"]
+    text = (
+        f"AUROC {own.auroc:.3f} (95 % interval {own.auroc_low:.3f} to {own.auroc_high:.3f}, chance "
+        f"0.5) for finding the {found.num_few} images of the rare classes {classes} among "
+        f"{mining.scored}."
+    )
+    same = (e for e in found.scores if (e.model, e.score) == ("untrained", mining.score))
+    for e in same:
+        span = f"{e.auroc_low:.3f} to {e.auroc_high:.3f}"
+        text += f" The untrained network reaches {e.auroc:.3f} ({span})."
+    return Evidence(word, tone, text, _forest(found.scores))
+
+
+def _forest(scores: Sequence[ScoreFound]) -> Figure | None:
+    gaps = [
+        Gap(
+            f"{e.model} network",
+            e.score,
+            100 * (e.auroc - 0.5),
+            50 * (e.auroc_high - e.auroc_low),
+            "c1" if e.model == "trained" else "c3",
+            f"AUROC {e.auroc:.3f}",
+        )
+        for e in sorted(scores, key=lambda e: e.model != "trained")
     ]
-    return {"intro": intro, "maps": maps, "legend": legend}
+    drawing = forest(
+        gaps,
+        label="AUROC minus chance: " + ", ".join(f"{g.name} {g.text}" for g in gaps),
+        low_label="worse than chance",
+        high_label="better than chance",
+    )
+    caption = "AUROC minus 0.5, in points, with 95 % bootstrap intervals over images."
+    return Figure("Each score against the labels", Markup(drawing), caption) if drawing else None
 
 
-def findings_rows(found: Record) -> list[list[str]]:
+def how_scored(mining: Mining) -> str:
+    """Return what the score of an image means."""
+    by = {
+        "disagreement": "how much of an image's embedding pruning changes",
+        "knn_distance": "how far an image is from its nearest neighbours",
+        "training_loss": "the mean loss of an image in training",
+        "both": "the mean of two ranks: how much pruning changes an image's embedding, and how far "
+        "the image is from its nearest neighbours. 1 is the rarest place, 0 the most common",
+    }.get(mining.score, mining.score)
+    ratios = listed([f"{100 * ratio:g}" for ratio in mining.prune_ratios])
+    return (
+        f"The score is {by}. {title(mining.method)} after {mining.step} steps, pruned by {ratios} "
+        f"%, {mining.num_views} views an image, {mining.knn_k} neighbours among "
+        f"{mining.num_reference} images. Labels took no part."
+    )
+
+
+def findings_tables(mining: Mining) -> tuple[Table, ...]:
+    """Return how well each score does, and the place of each class; empty without labels."""
+    found = mining.findings
+    if found is None:
+        return ()
+    classes = sorted(found.classes, key=lambda entry: -entry.count)
+    return (
+        Table("How well each score finds the rare classes", FINDINGS_HEADERS, findings_rows(found)),
+        Table(
+            "Mean place of each class",
+            ("Class", "Images", "Mean place"),
+            tuple((e.name, str(e.count), f"{e.mean_rank_share:.3f}") for e in classes),
+        ),
+    )
+
+
+def batch_text(found: Findings) -> str:
+    """Return how many of the suggested images are of rare classes."""
+    batch = found.batch
+    return (
+        f"Of the {batch.images} images suggested for annotation {batch.few} are of rare classes; "
+        f"{batch.few_expected_by_chance:.1f} would be by chance. They cover {batch.classes} "
+        "classes."
+    )
+
+
+def findings_rows(found: Findings) -> tuple[tuple[str, ...], ...]:
     """Return rows below `FINDINGS_HEADERS`; the last one is chance."""
-    few = str(found["num_few"])
     rows = []
-    for entry in found["scores"]:
-        cells = [_share(entry["precision"].get(k)) for k in ("50", "100", few)]
-        interval = f"{entry['auroc_low']:.3f} to {entry['auroc_high']:.3f}"
-        rows.append([entry["score"], entry["model"], f"{entry['auroc']:.3f}", interval, *cells])
-    base = _share(found["base_rate"])
-    return [*rows, [_RANDOM, ABSENT, "0.500", ABSENT, base, base, base]]
+    for entry in found.scores:
+        cells = [_share(entry.precision.get(k)) for k in ("50", "100", str(found.num_few))]
+        interval = f"{entry.auroc_low:.3f} to {entry.auroc_high:.3f}"
+        rows.append((entry.score, entry.model, f"{entry.auroc:.3f}", interval, *cells))
+    base = _share(found.base_rate)
+    return (*rows, ("chance", ABSENT, "0.500", ABSENT, base, base, base))
 
 
-def findings_csv(found: Record) -> str:
+def findings_csv(found: Findings) -> str:
     """Return the same at full precision, one row for each score and k."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["score", "network", "auroc", "low", "high", "k", "precision", "base_rate"])
-    for entry in found["scores"]:
-        for k, precision in entry["precision"].items():
-            area = [entry["auroc"], entry["auroc_low"], entry["auroc_high"]]
-            names = [entry["score"], entry["model"]]
-            writer.writerow([*names, *area, k, precision, found["base_rate"]])
+    for entry in found.scores:
+        for k, precision in entry.precision.items():
+            area = [entry.auroc, entry.auroc_low, entry.auroc_high]
+            writer.writerow([entry.score, entry.model, *area, k, precision, found.base_rate])
     return stream.getvalue()
-
-
-def _findings(found: Record | None) -> Record | None:
-    if found is None:
-        return None
-    batch = found["batch"]
-    return {
-        "text": f"The rare classes {', '.join(found['few_classes'])} have {found['num_few']} "
-        f"of the images ({_share(found['base_rate'])}). Of the {batch['images']} suggested for "
-        f"annotation {batch['few']} are theirs, "
-        f"{batch['few_expected_by_chance']:.1f} would be by chance; "
-        f"{batch['classes']} classes are among them.",
-        "headers": FINDINGS_HEADERS,
-        "rows": findings_rows(found),
-        "class_headers": ["Class", "Images", "Mean rank"],
-        "class_rows": [
-            [entry["name"], str(entry["count"]), f"{entry['mean_rank_share']:.3f}"]
-            for entry in sorted(found["classes"], key=lambda entry: -entry["count"])
-        ],
-    }
 
 
 def _share(value: float | None) -> str:
     return ABSENT if value is None else f"{100 * value:.1f} %"
 
 
-def _clouds(record: Record) -> tuple[list[tuple[str, str, list[int]]], list[Record]]:
-    """Return (name, CSS class, rows of the map) for each colour: by group, else by rank."""
-    drawn, groups = record["map"], record["groups"]
-    num = len(drawn["label"])
-    clouds: list[tuple[str, str, list[int]]] = []
-    if groups is not None and all(label is not None for label in drawn["label"]):
-        for key, name, css in GROUPS:
-            members: set[Any] = set(groups[key])
-            clouds.append((name, css, [i for i in range(num) if drawn["label"][i] in members]))
-    else:
-        quarter = [min(3, int(4 * share)) for share in drawn["rank_share"]]
-        for q, (name, css) in enumerate(_QUARTILES):
-            clouds.append((name, css, [i for i in range(num) if quarter[i] == q]))
-    return clouds, [{"name": name, "style": css} for name, css, _ in clouds]
+def map_figures(mining: Mining) -> tuple[Figure, ...]:
+    """Return the maps, coloured by frequency group, or by rank where there are no groups."""
+    clouds = _clouds(mining)
+    legend = tuple(Swatch(name, css) for name, css, _ in clouds)
+    drawn, places = mining.map, mining.map.rank_share
+    texts = [
+        f"{class_name(label, mining.class_names)} place {place:.2f}".strip()
+        for label, place in zip(drawn.label, places, strict=True)
+    ]
+    return tuple(
+        Figure(
+            f"Map of the features, {one.method}",
+            Markup(
+                scatter(
+                    [
+                        Cloud(
+                            name,
+                            css,
+                            [one.x[i] for i in rows],
+                            [one.y[i] for i in rows],
+                            [texts[i] for i in rows],
+                        )
+                        for name, css, rows in clouds
+                    ],
+                    label=f"Map of {len(one.x)} images by {one.method}",
+                )
+            ),
+            f"{len(one.x)} images, {one.note}. Near means alike to the network; the axes have no "
+            "unit.",
+            legend,
+        )
+        for one in drawn.maps
+    )
+
+
+def _clouds(mining: Mining) -> list[tuple[str, str, list[int]]]:
+    """Return (name, CSS class, rows of the map) for each colour: by group, or else by rank."""
+    labels, groups = mining.map.label, mining.groups
+    num = len(labels)
+    if groups is not None and all(label is not None for label in labels):
+        return [
+            (name, css, [i for i in range(num) if labels[i] in groups.get(key, ())])
+            for key, name, css in GROUPS
+        ]
+    quarter = [min(3, int(4 * share)) for share in mining.map.rank_share]
+    return [
+        (name, css, [i for i in range(num) if quarter[i] == q])
+        for q, (name, css) in enumerate(_QUARTILES)
+    ]

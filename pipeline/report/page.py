@@ -1,4 +1,4 @@
-"""RUN/report.html: one page that shows what a run did. A pure view of the record files.
+"""RUN/report.html: one page that answers what a run was for. A pure view of the record files.
 
 Equal records give an equal page: no clock, no host, no network goes into it. The page stands alone
 (styles and drawings inside, no scripts) and a content policy in its head forbids loading anything.
@@ -8,130 +8,173 @@ secrets once more before they are shown.
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 import shlex
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.console import program
-from pipeline.dataset.manifest import MANIFEST_NAME, read_manifest
-from pipeline.record.json_file import read_json
-from pipeline.record.keeper import read_run
-from pipeline.record.metrics import read_metrics
-from pipeline.redact import redact, redact_tree
-from pipeline.report import course, health, mining, results, sweep, tables
+from pipeline.report import mining, sweep
+from pipeline.report.data import DataSection, ForgottenSection, data_section, forgotten_section
+from pipeline.report.facts import facts_section
+from pipeline.report.head import Head, head
+from pipeline.report.inputs import Inputs, find, load
+from pipeline.report.mining_views import Mining
+from pipeline.report.names import frequency_order, group_of
+from pipeline.report.parts import Figure, Link, Pairs
+from pipeline.report.scores import (
+    ClassesSection,
+    ScoresSection,
+    classes_section,
+    curve_figures,
+    scores_section,
+)
+from pipeline.report.sweep_views import Sweep
 from pipeline.report.template import to_html
+from pipeline.report.training import (
+    HealthSection,
+    PruningSection,
+    TrainingSection,
+    health_section,
+    pruning_section,
+    training_section,
+)
+from pipeline.report.verdict import Verdict, verdict
+from pipeline.report.views import Evaluation, Health
 
 
 @dataclass(frozen=True)
-class Records:
-    """Records that the page is made of; None where a stage has not run yet."""
+class Ranking:
+    """The section that leads to mining.html."""
 
-    run_uri: str
-    run: dict[str, Any]
+    evidence: mining.Evidence
+    how: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """All of report.html; a section is None where it does not apply."""
+
+    head: Head
+    verdict: Verdict
+    todo: tuple[tuple[str, str], ...]
+    scores: ScoresSection | None
+    classes: ClassesSection | None
+    curve: tuple[Figure, ...]
+    ranking: Ranking | None
+    forgotten: ForgottenSection | None
+    data: DataSection | None
+    training: TrainingSection | None
+    health: HealthSection | None
+    pruning: PruningSection | None
+    facts: tuple[tuple[str, Pairs], ...]
     config: str | None
-    metrics: list[dict[str, Any]]
-    evaluation: dict[str, Any] | None
-    forgotten: dict[str, Any] | None
-    manifest: dict[str, Any] | None
-    mining: dict[str, Any] | None
 
 
 def write_report(run_uri: str) -> str:
-    """Make RUN/report.html and RUN/tables/*.csv from the run's records; returns the page's URI.
+    """Make RUN/report.html and RUN/tables/*.csv from the run's records; return the page's URI.
 
     Raises:
         DataError: run.json is missing, or a record is broken; the file is named.
         StorageError: the page cannot be written.
     """
-    records = load(run_uri)
+    inputs = load(run_uri)
     uri = storage.join(run_uri, "report.html")
-    content = _read_optional(storage.join(run_uri, "sweep.json"))
-    text = render(records) if content is None else render_sweep(records, redact_tree(content))
+    found = find(Sweep, storage.join(run_uri, "sweep.json"))
+    if found is not None:
+        text = sweep.render(inputs, found, head(inputs, "Sweep report", ()))
+    else:
+        text = render(inputs, find(Mining, storage.join(run_uri, "mining.json")))
     storage.write_bytes(uri, text.encode())
-    for name, text in tables.csv_files(records.evaluation, records.metrics).items():
-        storage.write_bytes(storage.join(run_uri, "tables", name), text.encode())
+    for name, content in csv_files(inputs.evaluation, inputs.health).items():
+        storage.write_bytes(storage.join(run_uri, "tables", name), content.encode())
     return uri
 
 
-def load(run_uri: str) -> Records:
-    """Read all records of a run, with secrets masked. Only run.json has to exist."""
-    record = read_run(run_uri)
-    run = record.content() | {"timings_s": record.timings_s, "error": None}
-    if record.error is not None:
-        run["error"] = asdict(record.error)
-    config_uri = storage.join(run_uri, "config.yaml")
-    data_uri = (run.get("data") or {}).get("uri")
-    records = {
-        "run": run,
-        "config": storage.read_bytes(config_uri).decode("utf-8", "replace")
-        if storage.exists(config_uri)
-        else None,
-        "metrics": [row.model_dump() for row in read_metrics(run_uri)],
-        "evaluation": _read_optional(storage.join(run_uri, "evaluation.json")),
-        "forgotten": _read_optional(storage.join(run_uri, "forgotten.json")),
-        "manifest": _manifest(data_uri) if data_uri else None,
-        "mining": _read_optional(storage.join(run_uri, "mining.json")),
-    }
-    return Records(run_uri=redact(run_uri), **redact_tree(records))
-
-
-def render(records: Records) -> str:
+def render(inputs: Inputs, mined: Mining | None) -> str:
     """Return the page as HTML."""
-    run, manifest, evaluation = records.run, records.manifest, records.evaluation
-    names = (evaluation or manifest or {}).get("class_names")
-
-    def command(stage: str) -> str:
-        return f"{program()} {stage} --resume {shlex.quote(records.run_uri)}"
-
-    page = {
-        "run": run,
-        "error": run.get("error"),
-        "data_name": (run.get("data") or {}).get("name"),
-        "started": _utc(run["started_utc"]),
-        "config": records.config,
-        "scores": results.scores_section(evaluation, manifest, command("evaluate")),
-        "classes": results.classes_section(evaluation, manifest),
-        "forgotten": results.forgotten_section(records.forgotten, names, command("mine")),
-        "data": course.data_section(manifest, evaluation, command("ingest")),
-        "training": course.training_section(records.metrics, command("train")),
-        "pruning": course.pruning_section(records.metrics),
-        "curve": tables.curve_section(evaluation),
-        "confusion": tables.confusion_section(evaluation),
-        "health": health.health_section(records.metrics, command("train")),
-        "mining": mining.summary_section(records.mining, command("mine")),
-        "facts": course.facts_section(run, records.run_uri),
-    }
+    evaluation, manifest = inputs.evaluation, inputs.manifest
+    links = (Link("Rare images", "mining.html"),) if mined is not None else ()
+    page = Page(
+        head=head(inputs, "Run report", links),
+        verdict=verdict(inputs),
+        todo=tuple(not_done(inputs, mined is not None)),
+        scores=scores_section(evaluation) if evaluation else None,
+        classes=classes_section(evaluation, manifest) if evaluation else None,
+        curve=curve_figures(evaluation) if evaluation else (),
+        ranking=Ranking(mining.evidence(mined), mining.how_scored(mined)) if mined else None,
+        forgotten=forgotten_section(inputs.forgotten, manifest) if inputs.forgotten else None,
+        data=data_section(manifest, evaluation) if manifest else None,
+        training=training_section(inputs.steps),
+        health=health_section(inputs.health),
+        pruning=pruning_section(inputs.masks),
+        facts=facts_section(inputs),
+        config=inputs.config_text,
+    )
     return to_html("report.html.j2", page)
 
 
-def render_sweep(records: Records, content: dict[str, Any]) -> str:
-    """Return the page of a sweep as HTML; `content` is that of sweep.json."""
-    best = storage.join(records.run_uri, "best.yaml")
-    page = {
-        "run": records.run,
-        "data_name": (records.run.get("data") or {}).get("name"),
-        "started": _utc(records.run["started_utc"]),
-        "config": records.config,
-        "sweep": sweep.page(content),
-        "train_command": f"{program()} --config {shlex.quote(best)}",
-        "facts": course.facts_section(records.run, records.run_uri),
-    }
-    return to_html("sweep.html.j2", page)
+def not_done(inputs: Inputs, is_mined: bool) -> Sequence[tuple[str, str]]:
+    """Return what could still be run, as (sentence, command); nothing that cannot apply."""
+    labelled = inputs.manifest is None or inputs.manifest.is_labelled
+    steps = (
+        (inputs.manifest is None, "ingest", "The data set has not been found."),
+        (not inputs.steps, "train", "Nothing has been trained yet."),
+        (labelled and inputs.evaluation is None, "evaluate", "The models have not been scored."),
+        (not is_mined, "mine", "The images have not been ranked by how rare they are."),
+    )
+    run = shlex.quote(inputs.run_uri)
+    return [
+        (text, f"{program()} {stage} --resume {run}") for is_open, stage, text in steps if is_open
+    ]
 
 
-def _utc(time: object) -> str:
-    return str(time).replace("T", " ").replace("+00:00", " UTC")
+def csv_files(evaluation: Evaluation | None, health: Sequence[Health]) -> dict[str, str]:
+    """Return file name -> content: scores, accuracy by class and measures of health."""
+    files = {}
+    if evaluation is not None:
+        files["scores.csv"] = _scores_csv(evaluation)
+        files["classes.csv"] = _classes_csv(evaluation)
+    if health:
+        names = list(health[0].measures)
+        rows = [
+            [row.method, row.epochs_trained, row.step, *(row.measures.get(n) for n in names)]
+            for row in health
+        ]
+        files["health.csv"] = _csv(["method", "epochs_trained", "step", *names], rows)
+    return files
 
 
-def _manifest(data_uri: str) -> dict[str, Any] | None:
-    """Return the manifest as JSON has it; None when the data set is elsewhere now."""
-    if not storage.exists(storage.join(data_uri, MANIFEST_NAME)):
-        return None
-    content: dict[str, Any] = json.loads(json.dumps(asdict(read_manifest(data_uri))))
-    return content
+def _scores_csv(evaluation: Evaluation) -> str:
+    metrics = ("many", "medium", "few", "std", "all")
+    rows = [
+        [protocol, model.name, model.epochs, model.step, evaluation.seed, score.n]
+        + [v for m in metrics for v in (score.metric(m), (score.spread or {}).get(m))]
+        + [score.note]
+        for protocol in evaluation.protocols
+        for model, score in evaluation.scores_by(protocol)
+    ]
+    columns = [name for metric in metrics for name in (metric, f"{metric}_spread")]
+    return _csv(["protocol", "model", "epochs", "step", "seed", "n", *columns, "note"], rows)
 
 
-def _read_optional(uri: str) -> dict[str, Any] | None:
-    return read_json(uri) if storage.exists(uri) else None
+def _classes_csv(evaluation: Evaluation) -> str:
+    group, counts = group_of(evaluation), evaluation.pretrain_counts
+    rows = [
+        [protocol, model.name, evaluation.class_names[i], counts[i],
+         group.get(i, ("",))[0], score.per_class[i]]
+        for protocol in evaluation.protocols
+        for model, score in evaluation.scores_by(protocol)
+        for i in frequency_order(counts)
+    ]  # fmt: skip
+    return _csv(["protocol", "model", "class", "pretrain_images", "group", "accuracy"], rows)
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return stream.getvalue()

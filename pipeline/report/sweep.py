@@ -3,216 +3,187 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipeline.console import duration
+from pipeline import storage
+from pipeline.console import duration, program
 from pipeline.record.scores import ABSENT
-from pipeline.report.charts import plots, sweeps
-from pipeline.report.charts.plots import Bar
-from pipeline.report.charts.sweeps import Axis, Drawn
-from pipeline.report.results import title
-
-Record = dict[str, Any]
+from pipeline.report import facts
+from pipeline.report.charts import sweeps
+from pipeline.report.head import Head
+from pipeline.report.inputs import Inputs
+from pipeline.report.names import title
+from pipeline.report.parts import Figure, Pairs, Table
+from pipeline.report.sweep_figures import method_figures
+from pipeline.report.sweep_views import MethodPart, Spread, Sweep, Trial
+from pipeline.report.template import to_html
 
 _WORDS = {
-    "fewshot": "few-shot accuracy on val",
+    "fewshot": "few-shot accuracy",
     "view_retrieval": "view retrieval",
     "train_loss": "training loss",
     "balance": "balance (STD, lower is more even)",
 }
-_LEGEND = (("best", "best"), ("ran to the end", "complete"), ("stopped early", "pruned"))
 
 
-def page(sweep: Record) -> Record:
-    """Return what the template needs of sweep.json."""
-    first, *others = sweep["objectives"]
-    return {
-        "objective": words(first),
-        "direction": {"max": "higher", "min": "lower"}[sweep["objectives"][first]],
-        "scored_on": sweep["scored_on"],
-        "best": _best(sweep),
-        "confirmed": _confirmed(sweep),
-        "sections": [_method(sweep, part) for part in sweep["methods"]],
-        "front": _front(sweep, first, others[0]) if others else None,
-        "legend": [{"name": n, "style": sweeps.style_of(kind)} for n, kind in _LEGEND],
-        "trials": _trials(sweep),
-    }
+@dataclass(frozen=True)
+class Section:
+    """The findings of the search of one method."""
+
+    name: str
+    facts: Pairs
+    figures: tuple[Figure, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """All of the page of a sweep."""
+
+    head: Head
+    judged: str
+    remarks: tuple[str, ...]
+    confirmed: Table | None
+    best_name: str
+    best: Pairs
+    train_command: str
+    front: Figure | None
+    sections: tuple[Section, ...]
+    trials: Table
+    common_epoch: str
+    facts: tuple[tuple[str, Pairs], ...]
+    config: str | None
+
+
+def render(inputs: Inputs, sweep: Sweep, head: Head) -> str:
+    """Return the page as HTML."""
+    first, *others = sweep.objectives
+    direction = {"max": "higher", "min": "lower"}[sweep.objectives[first]]
+    best = next(t for t in sweep.trials if t.name == sweep.best)
+    common = common_epoch(sweep.trials)
+    page = Page(
+        head=head,
+        judged=f"Trials are judged by {words(first)} on the {sweep.scored_on} set; {direction} is "
+        "better. The test set was not read.",
+        remarks=tuple(remarks(inputs, sweep, best)),
+        confirmed=_confirmed(sweep),
+        best_name=best.name,
+        best=(
+            *((key, _text(value)) for key, value in best.params.items()),
+            *((words(name), _text(value)) for name, value in best.values.items()),
+        ),
+        train_command=f"{program()} --config "
+        + shlex.quote(storage.join(inputs.run_uri, "best.yaml")),
+        front=_front(sweep, first, others[0]) if others else None,
+        sections=tuple(_section(sweep, part) for part in sweep.methods),
+        trials=_trials(sweep, common),
+        common_epoch=ABSENT if common is None else f"{common:g}",
+        facts=facts.facts_section(inputs),
+        config=inputs.config_text,
+    )
+    return to_html("sweep.html.j2", page)
 
 
 def words(objective: str) -> str:
-    """Return an objective's name for people."""
+    """Return an objective for people."""
     return _WORDS.get(objective, objective)
 
 
-def _best(sweep: Record) -> Record:
-    trial = next(t for t in sweep["trials"] if t["name"] == sweep["best"])
-    return {
-        "name": trial["name"],
-        "params": [(key, _text(value)) for key, value in trial["params"].items()],
-        "scores": [(words(name), _text(value)) for name, value in trial["values"].items()],
-    }
+def common_epoch(trials: Sequence[Trial]) -> float | None:
+    """Return the last epoch after which every trial that did not fail was measured."""
+    measured = [
+        {epoch for epoch, value in t.course if value is not None}
+        for t in trials
+        if t.status != "failed"
+    ]
+    shared = set.intersection(*measured) if measured else set()
+    return max(shared, default=None)
 
 
-def _confirmed(sweep: Record) -> Record:
-    names = list(sweep["objectives"])
-    rows = []
-    for entry in sweep["confirmed"]:
-        cells = [_spread(entry["values"][name]) for name in names]
-        params = ", ".join(f"{k.partition('.')[2]} {_text(v)}" for k, v in entry["params"].items())
-        rows.append([entry["label"], *cells, str(entry["values"][names[0]]["n"]), params])
-    shown = any(entry["values"][names[0]]["n"] for entry in sweep["confirmed"])
-    return {
-        "headers": ["Setting", *(words(name) for name in names), "Seeds", "Parameters"],
-        "rows": rows if shown else [],
-        "findings": _findings(sweep, names[0]) if shown else [],
-    }
+def remarks(inputs: Inputs, sweep: Sweep, best: Trial) -> list[str]:
+    """Return what has to be known before the numbers are believed."""
+    found = []
+    val = inputs.manifest.sets.get(sweep.scored_on) if inputs.manifest is not None else None
+    if val is not None and sweep.first == "fewshot":
+        found.append(
+            f"The scores rest on {val.rows} {sweep.scored_on} images: one image is "
+            f"{100 / max(1, val.rows):.1f} points in 100, so smaller differences mean nothing."
+        )
+    course = [(e, v) for e, v in best.course if v is not None]
+    if len(course) > 1:
+        peak = max(course, key=lambda point: sweep.sign * point[1])
+        last = course[-1]
+        if sweep.sign * (peak[1] - last[1]) > 0 and peak[0] < last[0]:
+            found.append(
+                f"Training made the best trial worse: {_text(peak[1])} after {peak[0]:g} epochs, "
+                f"{_text(last[1])} after {last[0]:g}. Try fewer epochs or a lower train.lr."
+            )
+    return [*found, *_findings(sweep)]
 
 
-def _findings(sweep: Record, name: str) -> list[str]:
+def _findings(sweep: Sweep) -> list[str]:
     """Return whether the best differs from each other setting by more than its seeds do."""
-    first, *others = sweep["confirmed"]
+    if not sweep.confirmed or not sweep.confirmed[0].values[sweep.first].n:
+        return []
+    first, *others = sweep.confirmed
     if not others:
         return ["The configured setting is the best one that was found."]
-    sign = 1.0 if sweep["objectives"][name] == "max" else -1.0
-    mine, found = first["values"][name], []
+    mine, found = first.values[sweep.first], []
     for entry in others:
-        other = entry["values"][name]
-        if mine["std"] is None or other["std"] is None:
+        other = entry.values[sweep.first]
+        if mine.std is None or other.std is None or mine.mean is None or other.mean is None:
             return ["One seed says nothing about chance: raise tune.retrain_seeds."]
-        gain = sign * (mine["mean"] - other["mean"])
-        error = math.sqrt(mine["std"] ** 2 / mine["n"] + other["std"] ** 2 / other["n"])
+        gain = sweep.sign * (mine.mean - other.mean)
+        error = math.sqrt(mine.std**2 / mine.n + other.std**2 / other.n)
         verdict = "more" if gain > 2 * error else "no more"
         found.append(
-            f"{first['label']} is {gain:+.4f} better than {entry['label']} over {mine['n']} fresh "
-            f"seeds; twice the standard error of the difference is {2 * error:.4f}, so that is "
-            f"{verdict} than chance explains."
+            f"{first.label} is {gain:+.4f} better than {entry.label} over {mine.n} fresh seeds; "
+            f"twice the standard error of the difference is {2 * error:.4f}, so that is {verdict} "
+            "than chance explains."
         )
     return found
 
 
-def _spread(found: Record) -> str:
-    if found["mean"] is None:
+def _confirmed(sweep: Sweep) -> Table | None:
+    if not any(entry.values[sweep.first].n for entry in sweep.confirmed):
+        return None
+    rows = []
+    for entry in sweep.confirmed:
+        params = ", ".join(f"{k.partition('.')[2]} {_text(v)}" for k, v in entry.params.items())
+        cells = [_spread(entry.values[name]) for name in sweep.objectives]
+        rows.append((entry.label, *cells, str(entry.values[sweep.first].n), params))
+    headers = ("Setting", *(words(name) for name in sweep.objectives), "Seeds", "Parameters")
+    return Table("Settings trained with fresh seeds", headers, tuple(rows))
+
+
+def _spread(found: Spread) -> str:
+    if found.mean is None:
         return ABSENT
-    return f"{found['mean']:.4f}" + ("" if found["std"] is None else f" ± {found['std']:.4f}")
+    return f"{found.mean:.4f}" + ("" if found.std is None else f" ± {found.std:.4f}")
 
 
-def _method(sweep: Record, part: Record) -> Record:
-    first = next(iter(sweep["objectives"]))
-    trials = [t for t in sweep["trials"] if t["method"] == part["method"]]
-    counts = part["counts"]
-    saved = 1 - part["epochs"] / max(1, part["epochs_without_stopping"])
-    name = title(part["method"])
-    facts = [
-        ("Trials", ", ".join(f"{n} {status}" for status, n in counts.items())),
-        ("Epochs", f"{part['epochs']} trained, {100 * saved:.0f} % saved by stopping early"),
-        ("Time in trials", duration(part["seconds"])),
-    ]
-    return {
-        "name": name,
-        "facts": facts,
-        "plots": [p for p in _plots(sweep, part, trials, first, name) if p["svg"]],
-    }
-
-
-def _plots(
-    sweep: Record, part: Record, trials: list[Record], first: str, name: str
-) -> list[Record]:
-    parameters = part["parameters"]
-    kinds = {t["name"]: _kind(t, part["best"]) for t in trials}
-    shown = [t for t in trials if kinds[t["name"]] and t["values"][first] is not None]
-    axes = [_axis(p) for p in parameters]
-    values = [t["values"][first] for t in shown]
-    if values:
-        axes.append(Axis(first, min(values), max(values)))
-    drawn = [
-        Drawn(t["name"], kinds[t["name"]],
-              [*(t["params"].get(p["key"]) for p in parameters), t["values"][first]])
-        for t in shown
-    ]  # fmt: skip
-    course = [(t["name"], kinds[t["name"]], [(e, v) for e, v in t["course"]]) for t in shown]
-    importance = part["importance"] or {}
-    bars = [
-        Bar(key.partition(".")[2], 100 * share, "c1", f"{100 * share:.0f} %")
-        for key, share in importance.items()
-    ]
-    what = words(first)
-    return [
-        {
-            "name": "Every trial",
-            "svg": Markup(sweeps.parallel(axes, drawn, label=f"{name}: parameters of "
-                          f"{len(drawn)} trials and their {what}")),
-            "caption": "A line for each trial, from its parameters to its score. Lines that end "
-            "high should come from one place.",
-            "legend": True,
-        },
-        {
-            "name": "Where the good settings are",
-            "svg": Markup(_landscape(parameters, shown, part, first, name)),
-            "caption": "Darker is better: a smooth mean of trials that ran to the end, in five "
-            "shades. Empty cells have no trial nearby, so nothing is known there.",
-            "legend": False,
-        },
-        {
-            "name": "Which parameter matters",
-            "svg": Markup(plots.bars(bars, label=f"{name}: importance of parameters",
-                          x_label="parameters", y_label="share, %")),
-            "caption": "Share of each parameter in what sets good trials apart (PED-ANOVA). With "
-            "few trials this is a hint.",
-            "legend": False,
-        },
-        {
-            "name": "Course of the trials",
-            "svg": Markup(sweeps.courses(course, y_label=what, label=f"{name}: {what} over "
-                          f"the epochs of {len(course)} trials")),
-            "caption": "Crosses mark where a trial was stopped. Stopped lines that lie among the "
-            "best would mean that the grace period is too short.",
-            "legend": True,
-        },
-    ]  # fmt: skip
-
-
-def _landscape(
-    parameters: list[Record], trials: list[Record], part: Record, first: str, name: str
-) -> str:
-    ranges = [p for p in parameters if not p["choices"]]
-    if len(ranges) < 2:
-        return ""
-    x, y = ranges[:2]
-    whole = [t for t in trials if t["status"] == "complete"]
-    points = [(t["params"][x["key"]], t["params"][y["key"]], t["values"][first]) for t in whole]
-    best = next(
-        (
-            (t["params"][x["key"]], t["params"][y["key"]])
-            for t in whole
-            if t["name"] == part["best"]
-        ),
-        None,
+def _section(sweep: Sweep, part: MethodPart) -> Section:
+    saved = 1 - part.epochs / max(1, part.epochs_without_stopping)
+    found: Pairs = (
+        ("Trials", ", ".join(f"{n} {status}" for status, n in part.counts.items())),
+        ("Epochs", f"{part.epochs} trained, {100 * saved:.0f} % saved by stopping early"),
+        ("Time in trials", duration(part.seconds)),
     )
-    label = f"{name}: {words(first)} over {x['key']} and {y['key']}, {len(points)} trials"
-    return sweeps.landscape(_axis(x), _axis(y), points, best=best, label=label)
+    trials = [t for t in sweep.trials if t.method == part.method]
+    common = common_epoch(trials)
+    figures = method_figures(part, trials, sweep.first, words(sweep.first), common)
+    return Section(title(part.method), found, tuple(figures))
 
 
-def _axis(parameter: Record) -> Axis:
-    name = parameter["key"].partition(".")[2].replace("_", " ")
-    if parameter["choices"]:
-        return Axis(name, min(parameter["choices"]), max(parameter["choices"]))
-    return Axis(name, parameter["low"], parameter["high"], parameter["log"])
-
-
-def _kind(trial: Record, best: str | None) -> str:
-    if trial["name"] == best:
-        return "best"
-    return str(trial["status"]) if trial["status"] in ("complete", "pruned") else ""
-
-
-def _front(sweep: Record, first: str, second: str) -> Record:
-    members = set(sweep["pareto"])
+def _front(sweep: Sweep, first: str, second: str) -> Figure | None:
+    members = set(sweep.pareto)
     points = [
-        (t["name"], t["values"][first], t["values"][second], t["name"] in members)
-        for t in sweep["trials"]
-        if t["status"] == "complete" and None not in t["values"].values()
+        (t.name, float(t.values[first] or 0), float(t.values[second] or 0), t.name in members)
+        for t in sweep.trials
+        if t.status == "complete" and None not in t.values.values()
     ]
     drawing = sweeps.front(
         points,
@@ -221,28 +192,32 @@ def _front(sweep: Record, first: str, second: str) -> Record:
         label=f"{words(first)} against {words(second)}: {len(members)} of {len(points)} trials "
         "are on the front",
     )
-    return {"svg": Markup(drawing), "members": sweep["pareto"]}
+    caption = (
+        "Joined trials are not beaten by any other in both. Their configurations are in pareto/: "
+        + ", ".join(sweep.pareto)
+    )
+    return Figure("Two objectives", Markup(drawing), caption + ".") if drawing else None
 
 
-def _trials(sweep: Record) -> Record:
-    keys = list(dict.fromkeys(key for t in sweep["trials"] for key in t["params"]))
-    names = list(sweep["objectives"])
-    rows = [
-        [
-            t["name"],
-            t["status"],
-            str(t["epochs"]),
-            *(_text(t["values"][name]) for name in names),
-            *(_text(t["params"].get(key)) for key in keys),
-            duration(t["seconds"]),
-            t["error"] or "",
-        ]
-        for t in sweep["trials"]
-    ]
-    return {
-        "headers": ["Trial", "State", "Epochs", *map(words, names), *keys, "Time", "Error"],
-        "rows": rows,
-    }
+def _trials(sweep: Sweep, common: float | None) -> Table:
+    keys = list(dict.fromkeys(key for t in sweep.trials for key in t.params))
+    rows = tuple(
+        (
+            t.name,
+            t.status,
+            str(t.epochs),
+            *(() if common is None else (_text(t.at(common)),)),
+            *(_text(t.values.get(name)) for name in sweep.objectives),
+            *(_text(t.params.get(key)) for key in keys),
+            duration(t.seconds),
+            t.error or "",
+        )
+        for t in sweep.trials
+    )
+    at = () if common is None else (f"{words(sweep.first)}, epoch {common:g}",)
+    last = (f"{words(name)}, last" for name in sweep.objectives)
+    headers = ("Trial", "State", "Epochs", *at, *last, *keys, "Time", "Error")
+    return Table("All trials", headers, rows)
 
 
 def _text(value: float | None) -> str:

@@ -169,4 +169,11 @@ def _point_ranks(
                 ends = x(span.start) + 3, x(span.stop) - 3
                 add(drawing, "path", d=f"M{ends[0]:.1f} {y(fmean(group)):.1f}H{ends[1]:.1f}",
                     class_=f"mean {series.style}")  # fmt: skip
+    if len(names) <= 300:
+        for i, name in enumerate(names):
+            texts = [
+                f"{series.name} {v:.1f} %" for series in data if (v := series.values[i]) is not None
+            ]
+            svg.hover(drawing, x=x(i), y=28, width=x(i + 1) - x(i), height=254,
+                      text=f"{name}: {', '.join(texts)}")  # fmt: skip
     return drawing

@@ -1,11 +1,13 @@
 """Curves over steps and bars by class or layer. Values in, SVG out.
 
+Bars begin at 0 on a linear axis, so that lengths compare. Values show under the pointer.
 Up to 24 classes or layers get a row each, with their name; more are drawn by rank, side by side.
 Every function returns "" when there is nothing finite to draw.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +17,8 @@ from pipeline.report.charts import svg
 from pipeline.report.charts.svg import CHAR, MAX_ROWS, ROW, Scale, add
 
 MAX_POINTS = 400
-LOG_RATIO = 20.0
+# Fields that show values under the pointer, for each drawing.
+MAX_HOVERS = 60
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,26 @@ def curves(data: Sequence[Curve], *, label: str, x_label: str, y_label: str) -> 
     svg.axes(drawing, x, y, x_label=x_label, y_label=y_label)
     for curve, xs, ys in thinned:
         _draw_curve(drawing, curve, xs, ys, x, y)
+    _hover_values(drawing, data, x, x_label)
     return svg.to_text(drawing)
+
+
+def _hover_values(drawing: ET.Element, data: Sequence[Curve], x: Scale, x_label: str) -> None:
+    """Lay fields over the plot, each with the unsmoothed values of every curve at one x."""
+    places = sorted({value for curve in data for value in curve.x})
+    step = math.ceil(len(places) / MAX_HOVERS)
+    chosen = places[::-1][::step][::-1] if step else []
+    by_x = [dict(zip(curve.x, curve.y, strict=True)) for curve in data]
+    middles = [(x(a) + x(b)) / 2 for a, b in itertools.pairwise(chosen)]
+    for at, left, right in zip(chosen, [x.start, *middles], [*middles, x.end], strict=True):
+        values = [
+            f"{curve.name} {value:.4g}"
+            for curve, known in zip(data, by_x, strict=True)
+            if (value := known.get(at)) is not None and math.isfinite(value)
+        ]
+        if values:
+            text = f"{x_label} {at:g}: {', '.join(values)}"
+            svg.hover(drawing, x=left, y=28, width=right - left, height=194, text=text)
 
 
 def thin(
@@ -75,14 +97,8 @@ def thin(
     return [*xs, x[-1]], [*ys, clean[-1]]
 
 
-def uses_log(data: Sequence[Bar]) -> bool:
-    """Return whether the largest value is more than 20 times the smallest one above 0."""
-    values = [bar.value for bar in data if bar.value]
-    return bool(values) and max(values) > LOG_RATIO * min(values)
-
-
 def bars(data: Sequence[Bar], *, label: str, x_label: str, y_label: str, suffix: str = "") -> str:
-    """Draw bars in the given order; the scale is logarithmic when `uses_log`.
+    """Draw bars in the given order from 0 on a linear scale.
 
     Args:
         data: the bars.
@@ -98,17 +114,10 @@ def bars(data: Sequence[Bar], *, label: str, x_label: str, y_label: str, suffix:
     left = svg.name_width([bar.name for bar in data]) if as_rows else 56.0
     right = svg.WIDTH - (max(len(bar.text) for bar in data) * CHAR + 8 if as_rows else 12)
     start, end = (left, right) if as_rows else (222.0, 28.0)
-    log = uses_log(data)
-    scale = (
-        svg.spanning_log(values, start, end)
-        if log
-        else Scale(0.0, max(values) * 1.02, start, end)
-    )  # fmt: skip
+    scale = Scale(0.0, max(values) * (1.0 if as_rows else 1.02), start, end)
     if as_rows:
         return _bar_rows(data, scale, label)
-    return _bar_ranks(
-        data, scale, label, x_label, y_label + (" (log scale)" if log else ""), suffix
-    )
+    return _bar_ranks(data, scale, label, x_label, y_label, suffix)
 
 
 def _draw_curve(
@@ -139,8 +148,9 @@ def _bar_rows(data: Sequence[Bar], x: Scale, label: str) -> str:
         top = 4 + i * ROW
         svg.row_name(drawing, bar.name, x.start, top + ROW / 2)
         end = x(bar.value) if bar.value else x.start
-        add(drawing, "rect", x=x.start, y=top + 4, width=end - x.start, height=ROW - 8, rx=1.5,
-            class_=f"bar {bar.style}")  # fmt: skip
+        drawn = add(drawing, "rect", x=x.start, y=top + 4, width=end - x.start, height=ROW - 8,
+                    rx=1.5, class_=f"bar {bar.style}")  # fmt: skip
+        add(drawn, "title", f"{bar.name}: {bar.text}")
         add(drawing, "text", bar.text, x=end + 6, y=top + ROW / 2 + 4.5, class_="value")
     add(drawing, "path", d=f"M{x.start:.1f} 4V{4 + len(data) * ROW:.1f}", class_="base")
     return svg.to_text(drawing)
@@ -161,4 +171,8 @@ def _bar_ranks(
         )
         if path:
             add(drawing, "path", d=path, class_=f"stems {style}", stroke_width=width)
+    if len(data) <= 5 * MAX_HOVERS:
+        for i, bar in enumerate(data):
+            svg.hover(drawing, x=x(i), y=y.end, width=x(i + 1) - x(i), height=y.start - y.end,
+                      text=f"{bar.name}: {bar.text}")  # fmt: skip
     return svg.to_text(drawing)

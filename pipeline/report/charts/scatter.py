@@ -14,12 +14,13 @@ _SIDE = 440.0
 
 @dataclass(frozen=True)
 class Cloud:
-    """Points of one colour: `style` is the CSS class."""
+    """Points of one colour: `style` is the CSS class, `texts` show under the pointer."""
 
     name: str
     style: str
     x: Sequence[float]
     y: Sequence[float]
+    texts: Sequence[str] = ()
 
 
 def scatter(clouds: Sequence[Cloud], *, label: str) -> str:
@@ -28,10 +29,14 @@ def scatter(clouds: Sequence[Cloud], *, label: str) -> str:
     Points that are not finite are left out; "" when nothing is left.
     """
     pairs = [
-        [(x, y) for x, y in zip(c.x, c.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+        [
+            (x, y, text)
+            for x, y, text in zip(c.x, c.y, c.texts or [""] * len(c.x), strict=True)
+            if math.isfinite(x) and math.isfinite(y)
+        ]
         for c in clouds
     ]
-    everything = [pair for points in pairs for pair in points]
+    everything = [(x, y) for points in pairs for x, y, _ in points]
     if not everything:
         return ""
     lows, highs = (tuple(f(p[axis] for p in everything) for axis in (0, 1)) for f in (min, max))
@@ -44,11 +49,10 @@ def scatter(clouds: Sequence[Cloud], *, label: str) -> str:
     add(drawing, "rect", x=left, y=0, width=_SIDE, height=_SIDE, rx=4, class_="frame")
     size = 3.2 if len(everything) <= 400 else 2.2
     for cloud, points in zip(clouds, pairs, strict=True):
-        path = "".join(
-            f"M{x(px) - size:.1f} {y(py):.1f}a{size} {size} 0 1 0 {2 * size} 0"
-            f"a{size} {size} 0 1 0 {-2 * size} 0z"
-            for px, py in points
-        )
-        if path:
-            add(drawing, "path", d=path, class_=f"dot cloud {cloud.style}")
+        for px, py, text in points:
+            dot = add(
+                drawing, "circle", cx=x(px), cy=y(py), r=size, class_=f"dot cloud {cloud.style}"
+            )
+            if text:
+                add(dot, "title", text)
     return svg.to_text(drawing)

@@ -53,6 +53,11 @@ def printable(text: str) -> str:
     )
 
 
+def minus(text: str) -> str:
+    """Return a number's text with a true minus sign, as wide as a plus."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
 def shorten(text: str, num_chars: int) -> str:
     """Cut a text to at most `num_chars` characters, with an ellipsis at the end."""
     return text if len(text) <= num_chars else text[: max(1, num_chars - 1)] + "…"
@@ -102,11 +107,6 @@ def spanning(
     return Scale(bottom, min(top, high + gap), start, end)
 
 
-def spanning_log(values: Sequence[float], start: float, end: float) -> Scale:
-    """Return a logarithmic scale for values > 0, from half the smallest."""
-    return Scale(min(values) / 2, max(values) * 1.1, start, end, log=True)
-
-
 def tick_text(value: float) -> str:
     """Format a tick's value briefly: 0.05, 12, 1.5k, 2M, 1e-06."""
     if value == 0:
@@ -139,6 +139,14 @@ def axes(
                 text_anchor="middle")  # fmt: skip
     add(drawing, "text", y_label, x=2, y=14, class_="axis")
     add(drawing, "text", x_label, x=x.end, y=y.start + 40, text_anchor="end", class_="axis")
+
+
+def hover(
+    parent: ET.Element, *, x: float, y: float, width: float, height: float, text: str
+) -> None:
+    """Lay an invisible field over a drawing that shows `text` under the pointer."""
+    field = add(parent, "rect", x=x, y=y, width=width, height=height, class_="hover")
+    add(field, "title", text)
 
 
 def name_width(names: Sequence[str]) -> float:

@@ -41,9 +41,9 @@ class Drawn:
     values: Sequence[float | None]
 
 
-def style_of(kind: str) -> str:
-    """Return the CSS class of a kind."""
-    return _STYLE[kind]
+def line_style(kind: str) -> str:
+    """Return the CSS classes of a kind's line, beside `curve`."""
+    return f"{_STYLE[kind]} thin {kind}"
 
 
 def parallel(axes: Sequence[Axis], trials: Sequence[Drawn], *, label: str) -> str:
@@ -61,8 +61,10 @@ def parallel(axes: Sequence[Axis], trials: Sequence[Drawn], *, label: str) -> st
             for x, scale, v in zip(places, scales, trial.values, strict=True)
         ]
         path = add(drawing, "path", d="M" + "L".join(points),
-                   class_=f"curve {_STYLE[trial.kind]} thin {trial.kind}")  # fmt: skip
-        add(path, "title", trial.name)
+                   class_=f"curve {line_style(trial.kind)}")  # fmt: skip
+        shown = zip(axes, trial.values, strict=True)
+        values = ", ".join(f"{axis.name} {v:.4g}" for axis, v in shown if v is not None)
+        add(path, "title", f"{trial.name}: {values}")
     for i, (x, axis) in enumerate(zip(places, axes, strict=True)):
         anchor = "start" if i == 0 else "end" if i == len(axes) - 1 else "middle"
         at = {"start": x - 28, "end": x + 28, "middle": x}[anchor]
@@ -144,15 +146,18 @@ def courses(
     drawing = svg.canvas(270, label)
     x = Scale(0, max(e for e, _ in known), 56, svg.WIDTH - 12)
     y = svg.spanning([v for _, v in known], 222, 28)
-    svg.axes(drawing, x, y, x_label="epoch", y_label=y_label)
+    svg.axes(drawing, x, y, x_label="epochs trained", y_label=y_label)
     order = {"pruned": 0, "complete": 1, "best": 2}
     for name, kind, points in sorted(trials, key=lambda t: order[t[1]]):
         here = [(x(e), y(v)) for e, v in points if v is not None]
         if not here:
             continue
         path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in here)
-        line = add(drawing, "path", d=path, class_=f"curve {_STYLE[kind]} thin {kind}")
-        add(line, "title", name)
+        line = add(drawing, "path", d=path, class_=f"curve {line_style(kind)}")
+        last = [(e, v) for e, v in points if v is not None][-1]
+        add(line, "title", f"{name}: {last[1]:.4g} after {last[0]:g} epochs")
+        for a, b in here:
+            add(drawing, "circle", cx=a, cy=b, r=2.0, class_=f"dot {_STYLE[kind]}")
         if kind == "pruned":
             _cross(drawing, *here[-1])
     return svg.to_text(drawing)

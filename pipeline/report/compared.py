@@ -1,0 +1,137 @@
+"""One run of a comparison, and the differences between runs and methods."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import quote
+
+from pipeline.report.inputs import Inputs
+from pipeline.report.names import data_title
+from pipeline.report.views import Alarm, Evaluation, Health, Score
+
+# Where a run is stored says nothing about what it did.
+_NO_SETTINGS = ("run.root", "run.name", "data.root", "run.seed")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run as the comparison shows it.
+
+    Args:
+        label: its data and seed, and what else sets it apart.
+        href: its page, relative to that of the comparison; empty where there is no way.
+    """
+
+    uri: str
+    name: str
+    label: str
+    href: str
+    data: str
+    seed: int
+    status: str
+    config: Mapping[str, str]
+    evaluation: Evaluation | None
+    health: Sequence[Health]
+    alarms: Sequence[tuple[str, Alarm]]
+    is_labelled: bool
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Its configuration without places and the seed."""
+        return {key: value for key, value in self.config.items() if key not in _NO_SETTINGS}
+
+    @property
+    def protocols(self) -> list[str]:
+        """Protocols that scored it."""
+        return self.evaluation.protocols if self.evaluation is not None else []
+
+    def scores(self, protocol: str) -> dict[str, Score]:
+        """Return model -> score of one protocol."""
+        if self.evaluation is None:
+            return {}
+        return {model.name: score for model, score in self.evaluation.scores_by(protocol)}
+
+
+@dataclass(frozen=True)
+class MethodDifference:
+    """Model a minus model b over n runs: mean and half of the 95 % interval, by metric."""
+
+    protocol: str
+    a: str
+    b: str
+    n: int
+    mean: Mapping[str, float | None]
+    half_width: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class RunDifference:
+    """A run minus the first over n classes, and how many classes rose and fell."""
+
+    protocol: str
+    model: str
+    run: str
+    n: int
+    mean: float
+    half_width: float | None
+    rose: int
+    fell: int
+
+
+def compared(runs: Sequence[Inputs], folder: str) -> list[Compared]:
+    """Return runs with labels that differ, and links from `folder`."""
+    found = [_compared(inputs, folder) for inputs in runs]
+    keys = differing(found)
+    for words in (
+        lambda run: "",
+        lambda run: ", ".join(f"{key} {run.config.get(key, 'unset')}" for key in keys[:2]),
+        lambda run: run.name,
+        lambda run: run.uri,
+    ):
+        counts = Counter(run.label for run in found)
+        found = [
+            replace(run, label=f"{run.label}, {words(run)}")
+            if counts[run.label] > 1 and words(run)
+            else run
+            for run in found
+        ]
+    return found
+
+
+def differing(runs: Sequence[Compared]) -> list[str]:
+    """Return keys whose values are not the same in all runs, but for places and the seed."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    return [key for key in keys if len({run.config.get(key) for run in runs}) > 1]
+
+
+def _compared(inputs: Inputs, folder: str) -> Compared:
+    run = inputs.run
+    data = data_title(inputs.manifest, run.data.name if run.data else None)
+    alarms, status = inputs.alarms(), run.status
+    if status == "complete" and any(alarm.is_severe for _, alarm in alarms):
+        status = "complete, with alarms"
+    return Compared(
+        uri=inputs.run_uri,
+        name=run.run,
+        label=f"{data.rpartition(',')[0] or data}, seed {run.seed}",
+        href=relative(f"{inputs.run_uri}/report.html", folder),
+        data=data,
+        seed=run.seed,
+        status=status,
+        config=inputs.config,
+        evaluation=inputs.evaluation,
+        health=inputs.health,
+        alarms=alarms,
+        is_labelled=inputs.manifest is None or inputs.manifest.is_labelled,
+    )
+
+
+def relative(uri: str, folder: str) -> str:
+    """Return the way from a folder to a file on the same storage as a link; empty on another."""
+    (scheme, _, path), (other, _, start) = (u.rpartition("://") for u in (uri, folder))
+    if scheme != other or (scheme and path.split("/")[0] != start.split("/")[0]):
+        return ""
+    return quote(posixpath.relpath(path, start))

@@ -1,0 +1,261 @@
+"""comparison.html: what differs between runs, in their configuration and in what they reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from pipeline.record.scores import ABSENT
+from pipeline.report.charts import dotplot
+from pipeline.report.charts.dotplot import Points
+from pipeline.report.charts.forest import Gap, forest
+from pipeline.report.charts.svg import minus
+from pipeline.report.compared import Compared, MethodDifference, RunDifference, differing
+from pipeline.report.names import percent, signed, style, title
+from pipeline.report.parts import Figure, Swatch, Table
+from pipeline.report.template import to_html
+from pipeline.report.training import health_figures
+
+_LABELS = {"few": "Few", "std": "STD", "all": "All", "many": "Many", "medium": "Medium"}
+_COLOURS = ("c1", "c2", "c5", "c4", "c3")
+_MAX_CURVES = 10
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A row of the table of runs."""
+
+    label: str
+    href: str
+    data: str
+    seed: int
+    status: str
+    tone: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """All of comparison.html."""
+
+    title: str
+    runs: tuple[RunRow, ...]
+    alarms: tuple[str, ...]
+    config: Table
+    conclusion: str
+    forest: tuple[Figure, ...]
+    methods: Table | None
+    score_figures: tuple[Figure, ...]
+    scores: Table | None
+    differences: Table | None
+    health_figures: tuple[tuple[str, tuple[Swatch, ...], tuple[Figure, ...]], ...]
+
+
+def render(
+    runs: Sequence[Compared],
+    methods: Sequence[MethodDifference],
+    changes: Sequence[RunDifference],
+) -> str:
+    """Return the page as HTML."""
+    keys = differing(runs)
+    page = Page(
+        title=" and ".join(dict.fromkeys(run.data for run in runs)),
+        runs=tuple(
+            RunRow(
+                r.label, r.href, r.data, r.seed, r.status,
+                "good" if r.status == "complete" else "bad", r.name,
+            )
+            for r in runs
+        ),
+        alarms=tuple(
+            f"{run.label}, {title(method)}: {alarm.text}"
+            for run in runs
+            for method, alarm in run.alarms
+        ),
+        config=Table(
+            "Keys that differ",
+            ("Key", *(run.label for run in runs)),
+            tuple((key, *(run.config.get(key, ABSENT) for run in runs)) for key in keys),
+        ),
+        conclusion=conclusion(methods) + _repeated(runs),
+        forest=tuple(_forests(methods)),
+        methods=_methods(methods),
+        score_figures=tuple(_score_figures(runs)),
+        scores=_scores(runs),
+        differences=_differences(runs, changes),
+        health_figures=tuple(_health(runs)),
+    )  # fmt: skip
+    return to_html("comparison.html.j2", page)
+
+
+def conclusion(methods: Sequence[MethodDifference]) -> str:
+    """Return what the paired differences on Few show, and on how many runs that rests."""
+    if not methods:
+        return ""
+    n = methods[0].n
+    if n < 2:
+        return "One evaluated run says nothing about chance: compare runs of several seeds."
+    texts = []
+    for a, b in dict.fromkeys((entry.a, entry.b) for entry in methods):
+        own = [e for e in methods if (e.a, e.b) == (a, b) and e.mean["few"] is not None]
+        above = sum(_excludes_0(e, "few") > 0 for e in own)
+        below = sum(_excludes_0(e, "few") < 0 for e in own)
+        texts.append(
+            f"{title(a)} against {title(b)} on Few: better by {above}, worse by {below}, no "
+            f"difference by {len(own) - above - below} of {len(own)} protocols."
+        )
+    return (
+        f"{' '.join(texts)} Differences are taken within each run and averaged over n = {n} runs, "
+        "with the 95 % interval of Student's paired t."
+    )
+
+
+def _repeated(runs: Sequence[Compared]) -> str:
+    keys = [(run.data, run.seed, tuple(sorted(run.settings.items()))) for run in runs]
+    if len(set(keys)) == len(keys):
+        return ""
+    return (
+        " Some of these runs have the same data, seed and settings: they are repetitions, and the "
+        "intervals are too narrow."
+    )
+
+
+def _excludes_0(entry: MethodDifference, metric: str) -> int:
+    mean, half = entry.mean[metric], entry.half_width[metric]
+    if mean is None or half is None or abs(mean) <= half:
+        return 0
+    return 1 if mean > 0 else -1
+
+
+def _forests(methods: Sequence[MethodDifference]) -> Iterator[Figure]:
+    for metric in ("few", "all"):
+        gaps = [
+            Gap(
+                f"{title(e.a)} minus {title(e.b)}",
+                e.protocol,
+                100 * mean,
+                None if half is None else 100 * half,
+                style(e.b),
+                signed(100 * mean, None if half is None else 100 * half),
+            )
+            for e in sorted(methods, key=lambda e: (e.a, e.b))
+            if (mean := e.mean[metric]) is not None
+            for half in [e.half_width[metric]]
+        ]
+        name = _LABELS[metric]
+        texts = (f"{g.group}, {g.name} {g.text}" for g in gaps)
+        label = f"Differences on {name}: " + "; ".join(texts)
+        drawing = forest(gaps, label=label, low_label="worse", high_label="better")
+        if drawing:
+            yield Figure(f"{name}, points", Markup(drawing), "")
+
+
+def _score_figures(runs: Sequence[Compared]) -> Iterator[Figure]:
+    scored = [run for run in runs if run.evaluation is not None]
+    names = _models(runs)
+    for protocol in _protocols(runs):
+        data = [
+            Points(
+                title(name),
+                style(name),
+                [
+                    100 * few
+                    if (score := run.scores(protocol).get(name)) and (few := score.few) is not None
+                    else None
+                    for run in scored
+                ],
+            )
+            for name in names
+        ]
+        drawing = dotplot.points(_short(scored), data, label=f"Few by run, {protocol}")
+        legend = tuple(
+            Swatch(s.name, s.style, dotplot.marker(dotplot.marker_of(k), 8, 8))
+            for k, s in enumerate(data)
+        )
+        if drawing:
+            yield Figure(f"Few, {protocol}", Markup(drawing), "", legend)
+
+
+def _short(runs: Sequence[Compared]) -> list[str]:
+    """Return labels without the data set where all runs have the same."""
+    starts = {run.label.partition(", ")[0] for run in runs}
+    if len(starts) == 1:
+        return [run.label.partition(", ")[2] or run.label for run in runs]
+    return [run.label for run in runs]
+
+
+def _health(
+    runs: Sequence[Compared],
+) -> Iterator[tuple[str, tuple[Swatch, ...], tuple[Figure, ...]]]:
+    for method in dict.fromkeys(row.method for run in runs for row in run.health):
+        series = [
+            (run.label, _COLOURS[i % len(_COLOURS)], rows)
+            for i, run in enumerate(runs[:_MAX_CURVES])
+            if (rows := [row for row in run.health if row.method == method])
+        ]
+        legend = tuple(Swatch(label, css) for label, css, _ in series)
+        yield title(method), legend, health_figures(series, 2)
+
+
+def _models(runs: Sequence[Compared]) -> list[str]:
+    return list(
+        dict.fromkeys(m.name for run in runs if run.evaluation for m in run.evaluation.models)
+    )
+
+
+def _protocols(runs: Sequence[Compared]) -> list[str]:
+    return list(dict.fromkeys(p for run in runs for p in run.protocols))
+
+
+def _scores(runs: Sequence[Compared]) -> Table | None:
+    rows = tuple(
+        (protocol, title(name), run.label, *(percent(score.metric(m)) for m in _LABELS))
+        for protocol in _protocols(runs)
+        for name in _models(runs)
+        for run in runs
+        if (score := run.scores(protocol).get(name)) is not None
+    )
+    headers = ("Protocol", "Model", "Run", *_LABELS.values())
+    return Table("Scores of each run", headers, rows) if rows else None
+
+
+def _methods(methods: Sequence[MethodDifference]) -> Table | None:
+    rows = tuple(
+        (
+            e.protocol,
+            f"{title(e.a)} minus {title(e.b)}",
+            *(_cell(e.mean[m], e.half_width[m]) for m in _LABELS),
+            str(e.n),
+        )
+        for e in methods
+    )
+    headers = ("Protocol", "Difference", *_LABELS.values(), "n")
+    return Table("Paired differences between methods", headers, rows) if rows else None
+
+
+def _differences(runs: Sequence[Compared], changes: Sequence[RunDifference]) -> Table | None:
+    rows = tuple(
+        (
+            e.protocol,
+            title(e.model),
+            f"{e.run} minus {runs[0].label}",
+            _cell(e.mean, e.half_width),
+            str(e.rose),
+            str(e.fell),
+        )
+        for e in changes
+    )
+    headers = ("Protocol", "Model", "Difference", "All", "Classes up", "Classes down")
+    return Table("Differences between runs", headers, rows) if rows else None
+
+
+def _cell(mean: float | None, half_width: float | None) -> str:
+    """Return a difference in points, its interval, and an asterisk when that excludes 0."""
+    if mean is None:
+        return ABSENT
+    if half_width is None:
+        return minus(f"{100 * mean:+.1f}")
+    mark = " *" if abs(mean) > half_width else ""
+    return minus(f"{100 * mean:+.1f} ± {100 * half_width:.1f}{mark}")

@@ -1,0 +1,52 @@
+"""The report's section of facts: command, versions, hardware, times."""
+
+from __future__ import annotations
+
+from pipeline.console import duration
+from pipeline.record.scores import ABSENT
+from pipeline.report.inputs import Inputs
+from pipeline.report.parts import Pairs
+
+# Only these resume the training itself; a later `report` or `mine` does not.
+_RESUMING = ("all", "train", "tune")
+_STAGES = ("ingest", "train", "evaluate", "mine", "export", "report", "tune", "compare", "all")
+
+
+def facts_section(inputs: Inputs) -> tuple[tuple[str, Pairs], ...]:
+    """Return all else that the record says, as titled lists of (name, value)."""
+    run = inputs.run
+    dirty = ", with uncommitted changes" if run.git.dirty else ""
+    memory = run.hardware.memory_bytes
+    data = run.data
+    return (
+        ("Run", (
+            ("Name", run.run),
+            ("Folder", inputs.run_uri),
+            ("Command", run.command),
+            *(("Resumed", f"{n.utc}: {n.command}") for n in run.resumes if resumes(n.command)),
+            ("Seed", str(run.seed)),
+            ("Config hash", run.config_hash),
+            ("Git commit", (run.git.commit or "none recorded") + dirty),
+        )),
+        ("Data", (
+            ("Folder", data.uri if data else ABSENT),
+            ("Name", data.name if data else ABSENT),
+            ("Manifest hash", data.manifest_hash if data else ABSENT),
+        )),
+        ("Time", tuple((n, duration(s)) for n, s in run.timings_s.items())
+         or (("Stages", "none has ended yet"),)),
+        ("Hardware", (
+            ("Platform", run.hardware.platform or ABSENT),
+            ("CPUs", str(run.hardware.cpu_count or ABSENT)),
+            ("Memory", f"{memory / 2**30:.1f} GiB" if memory else ABSENT),
+            ("GPUs", ", ".join(run.hardware.gpus) or "none"),
+        )),
+        ("Versions", tuple((name, v or ABSENT) for name, v in run.versions.items())),
+    )  # fmt: skip
+
+
+def resumes(command: str) -> bool:
+    """Return whether a later command resumed the training, and did not only look at the run."""
+    words = command.split()
+    stage = next((word for word in words[1:] if word in _STAGES), "all")
+    return stage in _RESUMING

@@ -1,0 +1,64 @@
+"""The head that every page of a run shares: title, status, alarms, links to other pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.report.inputs import Inputs
+from pipeline.report.names import data_title, listed, title
+from pipeline.report.parts import Link
+from pipeline.report.views import RunError
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a run's page: what it is about, how it ended, what is wrong.
+
+    Args:
+        title: the user's folder and the number of images.
+        kicker: what kind of page it is.
+        status: running, complete, failed, or complete with alarms.
+        tone: CSS class of the status.
+        facts: methods, epochs, seed, start; the run's name last.
+        alarms: (method, sentence, what to change).
+    """
+
+    title: str
+    kicker: str
+    status: str
+    tone: str
+    facts: tuple[str, ...]
+    name: str
+    alarms: tuple[tuple[str, str, str], ...]
+    error: RunError | None
+    links: tuple[Link, ...]
+
+
+def head(inputs: Inputs, kicker: str, links: tuple[Link, ...]) -> Head:
+    """Return the head that every page of a run shares."""
+    run = inputs.run
+    alarms = tuple(
+        (f"{a.level[0].upper()}{a.level[1:]}, {title(m)}", a.text, a.change)
+        for m, a in inputs.alarms()
+    )
+    severe = any(alarm.is_severe for _, alarm in inputs.alarms())
+    status = "complete, with alarms" if severe and run.status == "complete" else run.status
+    tone = {"complete": "complete", "running": "open"}.get(status, "failed")
+    epochs = max((row.epoch + 1 for row in inputs.steps), default=0)
+    words = [
+        listed([title(m) for m in inputs.methods]),
+        f"{epochs} epochs" if epochs else "",
+        f"seed {run.seed}",
+        run.started_utc.replace("T", " ").replace("+00:00", " UTC"),
+    ]
+    return Head(
+        title=data_title(inputs.manifest, run.data.name if run.data else None),
+        kicker=kicker,
+        status=status,
+        tone=tone,
+        facts=tuple(word for word in words if word),
+        name=run.run,
+        alarms=alarms,
+        error=run.error,
+        links=links,
+    )

@@ -1,0 +1,74 @@
+"""Names and colours of methods, groups and layers: the same in every table and chart."""
+
+from __future__ import annotations
+
+import math
+import os.path
+from collections.abc import Sequence
+
+from pipeline.record.scores import ABSENT
+from pipeline.report.charts.svg import minus
+from pipeline.report.views import Evaluation, Manifest
+
+TITLES = {"sdclr": "SDCLR", "simclr": "SimCLR", "untrained": "untrained"}
+STYLES = {"sdclr": "c1", "simclr": "c2", "untrained": "c3"}
+GROUPS = (("many", "Many", "g1"), ("medium", "Medium", "g2"), ("few", "Few", "g3"))
+
+
+def title(method: str) -> str:
+    """Return a method's or model's name as a reader knows it."""
+    return TITLES.get(method, method)
+
+
+def style(method: str) -> str:
+    """Return the CSS class of a method's colour."""
+    return STYLES.get(method, "c4")
+
+
+def layer_name(name: str) -> str:
+    """Return a weight's name without what all weights share."""
+    return name.removesuffix(".weight").removeprefix("backbone.")
+
+
+def data_title(manifest: Manifest | None, fallback: str | None) -> str:
+    """Return the user's folder and the number of images; digits, 391 images."""
+    if manifest is None:
+        return fallback or "a run without a data set"
+    pretrain = manifest.sets.get("pretrain")
+    path = manifest.config.get("data", {}).get("path")
+    name = str(manifest.source.get("kind", manifest.name))
+    if path:
+        parts = os.path.normpath(str(path)).strip("/").split("/")
+        name = "/".join(parts[-2:])
+    return f"{name}, {pretrain.rows if pretrain else 0:,} images"
+
+
+def percent(fraction: float | None) -> str:
+    """Return a fraction as percent with one decimal and no sign; a dash when unknown."""
+    known = fraction is not None and math.isfinite(fraction)
+    return f"{100 * fraction:.1f}" if known and fraction is not None else ABSENT
+
+
+def signed(points: float, half: float | None = None) -> str:
+    """Return a difference in points, and its interval in brackets where there is one."""
+    if half is None:
+        return minus(f"{points:+.1f}")
+    return minus(f"{points:+.1f} ({points - half:+.1f} to {points + half:+.1f})")
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence: a, b and c."""
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def frequency_order(counts: Sequence[int]) -> list[int]:
+    """Return class indices, most frequent first; equal counts keep their order."""
+    return sorted(range(len(counts)), key=lambda i: -counts[i])
+
+
+def group_of(evaluation: Evaluation | None) -> dict[int, tuple[str, str]]:
+    """Return class index -> (group title, CSS class); empty before the evaluation."""
+    groups = evaluation.groups if evaluation is not None else {}
+    return {i: (name, css) for key, name, css in GROUPS for i in groups.get(key, ())}

@@ -1,0 +1,240 @@
+"""The answers at the top: did it learn, and does it help the rare classes?
+
+Every answer carries its numbers: how many images and classes it rests on, and a 95 % interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from markupsafe import Markup
+
+from pipeline.report.charts.forest import Gap, forest
+from pipeline.report.inputs import Inputs
+from pipeline.report.names import listed, percent, signed, style, title
+from pipeline.report.views import Evaluation, Health, Manifest, Score
+
+Tone = Literal["good", "bad", "open"]
+_NORMAL975 = 1.96
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question, the answer in a word or two, and the sentences with its numbers."""
+
+    question: str
+    word: str
+    tone: Tone
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy on Few of model a minus model b by one protocol, fractions.
+
+    Args:
+        protocol: which measured it.
+        a, b: names of the models.
+        values: accuracy of a and of b.
+        half: half of the 95 % interval; None when the images of each class are not known.
+        num_images: test images of the rare classes; None when not known.
+        num_classes: rare classes.
+    """
+
+    protocol: str
+    a: str
+    b: str
+    values: tuple[float, float]
+    half: float | None
+    num_images: int | None
+    num_classes: int
+
+    @property
+    def value(self) -> float:
+        """A minus b."""
+        return self.values[0] - self.values[1]
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 when the interval excludes 0, else 0."""
+        if self.half is None or abs(self.value) <= self.half:
+            return 0
+        return 1 if self.value > 0 else -1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The top of the page."""
+
+    answers: tuple[Answer, ...]
+    forest: Markup
+    note: str
+
+
+def verdict(inputs: Inputs) -> Verdict:
+    """Return the answers that the records allow."""
+    answers = [learned(inputs.newest_health(), inputs.health)] if inputs.health else []
+    evaluation, manifest = inputs.evaluation, inputs.manifest
+    gaps: list[Difference] = []
+    if evaluation is not None:
+        names = [model.name for model in evaluation.models]
+        ours = "sdclr" if "sdclr" in names else next((n for n in names if n != "untrained"), None)
+        for other in ("simclr", "untrained"):
+            if ours is None or ours == other or other not in names:
+                continue
+            found = list(differences(evaluation, manifest, ours, other))
+            answers.append(better(found, ours, other))
+            gaps += found
+    note = ""
+    if gaps:
+        images = gaps[0].num_images
+        rests = (
+            f"{images} {evaluation.scored_on if evaluation else ''} images"
+            if images
+            else "few images"
+        )
+        note = (
+            f"Few is {gaps[0].num_classes} rare classes, measured on {rests}. Intervals are 95 % "
+            "over those images and the draws of labels, with the two models taken as independent. "
+            "They do not cover another training seed: for that, compare runs of several seeds."
+        )
+    return Verdict(tuple(answers), Markup(_drawn(gaps)), note)
+
+
+def learned(newest: dict[str, Health], rows: Sequence[Health]) -> Answer:
+    """Return whether the features of each method became better than before training."""
+    words, texts = [], []
+    for method, last in newest.items():
+        first = next(row for row in rows if row.method == method)
+        word, text = _learned(first, last)
+        words.append(word)
+        texts.append(f"{title(method)}: {text}")
+    word = words[0] if len(set(words)) == 1 else "Partly"
+    tone: Tone = "good" if set(words) == {"Yes"} else "bad" if "No" in words else "open"
+    return Answer("Did it learn?", word, tone, tuple(texts))
+
+
+def _learned(first: Health, last: Health) -> tuple[str, str]:
+    if last.step == 0:
+        return "Not yet", "measured before training only."
+    before, after = (row.measures.get("view_retrieval") for row in (first, last))
+    ranks = [row.measures.get("rankme") for row in (first, last)]
+    if after is None or before is None:
+        return "No", "the features are not finite."
+    rank = ""
+    if ranks[0] is not None and ranks[1] is not None:
+        rank = f", RankMe from {ranks[0]:.3g} to {ranks[1]:.3g}"
+    text = (
+        f"{percent(after)} % of {last.num_images} images are found by another view of them "
+        f"({percent(before)} % before training){rank}."
+    )
+    error = math.sqrt(sum(p * (1 - p) / last.num_images for p in (before, after)))
+    if any(alarm.is_severe for alarm in last.alarms):
+        return ("No" if after - before <= 2 * error else "With alarms"), text
+    return ("Yes" if after - before > 2 * error else "No"), text
+
+
+def differences(
+    evaluation: Evaluation, manifest: Manifest | None, a: str, b: str
+) -> Iterator[Difference]:
+    """Yield the difference on Few of two models for each protocol that scored both."""
+    classes = evaluation.groups.get("few", ())
+    counts = manifest.counts(evaluation.scored_on) if manifest is not None else ()
+    known = len(counts) == len(evaluation.class_names)
+    for protocol in evaluation.protocols:
+        by_name = {model.name: score for model, score in evaluation.scores_by(protocol)}
+        if a not in by_name or b not in by_name:
+            continue
+        one, other = by_name[a], by_name[b]
+        if one.few is None or other.few is None:
+            continue
+        half = None
+        if known and classes:
+            variance = sum(few_variance(score, classes, counts) for score in (one, other))
+            half = _NORMAL975 * math.sqrt(variance)
+        images = sum(counts[c] for c in classes) if known else None
+        yield Difference(protocol, a, b, (one.few, other.few), half, images, len(classes))
+
+
+def few_variance(score: Score, classes: Sequence[int], counts: Sequence[int]) -> float:
+    """Return the variance of the mean accuracy over `classes`, fractions squared.
+
+    Binomial within each class, with two successes and two failures added (Agresti and Coull), so
+    that a class without an error is not certain; plus that of the mean over the draws.
+    """
+    total = 0.0
+    for c in classes:
+        share = score.per_class[c]
+        if share is None or not counts[c]:
+            continue
+        n = counts[c] + 4
+        p = (share * counts[c] + 2) / n
+        total += p * (1 - p) / n
+    spread = (score.spread or {}).get("few")
+    draws = spread**2 / score.n if spread is not None and score.n > 1 else 0.0
+    return total / len(classes) ** 2 + draws
+
+
+def better(found: Sequence[Difference], a: str, b: str) -> Answer:
+    """Return whether model a beats model b on the rare classes."""
+    other = "the untrained network" if b == "untrained" else title(b)
+    question = f"Is {title(a)} better than {other} on Few?"
+    if not found:
+        return Answer(
+            question, "Not measured", "open", ("No protocol scored both on rare classes.",)
+        )
+    signs = {gap.sign for gap in found}
+    word, tone = _word(signs, known=all(gap.half is not None for gap in found))
+    best = found[0]
+    texts = [
+        f"{best.protocol}: {percent(best.values[0])} against {percent(best.values[1])} %, "
+        f"{_interval(best)}."
+    ]
+    open_ = [gap.protocol for gap in found if gap.sign == 0]
+    if len(found) > 1 and len(signs) == 1:
+        texts.append(f"The same answer by all {len(found)} protocols.")
+    elif open_:
+        texts.append(f"No difference by {listed(open_)}.")
+    return Answer(question, word, tone, tuple(texts))
+
+
+def _interval(gap: Difference) -> str:
+    points = f"a difference of {signed(100 * gap.value)} points"
+    if gap.half is None:
+        return points
+    low, high = 100 * (gap.value - gap.half), 100 * (gap.value + gap.half)
+    return f"{points} (95 % interval {signed(low)} to {signed(high)}, n = {gap.num_images} images)"
+
+
+def _word(signs: set[int], *, known: bool) -> tuple[str, Tone]:
+    if not known:
+        return "Unclear", "open"
+    if signs == {1}:
+        return "Yes", "good"
+    if signs == {-1}:
+        return "No, worse", "bad"
+    if signs == {0}:
+        return "No difference shown", "open"
+    if -1 not in signs:
+        return "Yes, by some protocols", "good"
+    return "It depends on the protocol", "open"
+
+
+def _drawn(gaps: Sequence[Difference]) -> str:
+    rows = [
+        Gap(
+            f"{title(gap.a)} minus {title(gap.b)}",
+            gap.protocol,
+            100 * gap.value,
+            None if gap.half is None else 100 * gap.half,
+            style(gap.b),
+            signed(100 * gap.value, None if gap.half is None else 100 * gap.half),
+        )
+        for gap in gaps
+    ]
+    texts = (f"{r.group}, {r.name} {r.text}" for r in rows)
+    label = "Differences on Few in points: " + "; ".join(texts)
+    return forest(rows, label=label, low_label="worse on Few", high_label="better on Few")
