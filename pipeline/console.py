@@ -24,6 +24,7 @@ from pipeline.redact import redact
 INTERVAL_S = 5.0
 _REDRAW_S = 0.1
 _BAR_CELLS = 24
+_LEAST_CELLS = 6
 _ASCII = str.maketrans({"±": "+-", "–": "-", "…": "...", "█": "#", "░": "."})
 
 
@@ -138,9 +139,9 @@ class Console:
         self._shown_s = now_s
         if per_s is None and now_s > self._start_s:
             per_s = (done - self._start_done) / (now_s - self._start_s)
-        text = _progress_text(stage, done, total, unit, per_s, extra, bar=self._terminal)
-        if self._terminal:
-            width = shutil.get_terminal_size().columns - 1
+        width = shutil.get_terminal_size().columns - 1 if self._terminal else None
+        text = _progress_text(stage, done, total, unit, per_s, extra, width)
+        if width is not None:
             self._write(self._stream, "\r" + clean(text)[:width].ljust(width))
             self._open_line = True
         else:
@@ -188,22 +189,44 @@ def duration(seconds: float) -> str:
 
 
 def _progress_text(
-    stage: str, done: int, total: int, unit: str, per_s: float | None, extra: str, *, bar: bool
+    stage: str,
+    done: int,
+    total: int,
+    unit: str,
+    per_s: float | None,
+    extra: str,
+    width: int | None = None,
 ) -> str:
-    parts = [stage]
-    if total > 0:
-        fraction = min(1.0, done / total)
-        if bar:
-            filled = int(fraction * _BAR_CELLS)
-            parts.append("█" * filled + "░" * (_BAR_CELLS - filled))
-        parts += [f"{100 * fraction:3.0f} %", f"{done}/{total} {unit}"]
-    else:
-        parts.append(f"{done} {unit}")
+    """Return the line of progress; in `width` columns the least important parts give way.
+
+    First the bar shrinks and goes, then the counts and the speed. What remains is the share, the
+    time left and `extra`.
+    """
+    fraction = min(1.0, done / total) if total > 0 else 0.0
+    share = f"{100 * fraction:3.0f} %" if total > 0 else ""
+    count = f"{done}/{total} {unit}" if total > 0 else f"{done} {unit}"
+    speed = left = ""
     if per_s is not None and per_s > 0:
-        parts.append(f"{per_s:.0f} {unit}/s" if per_s >= 10 else f"{per_s:.1f} {unit}/s")
-        if total > done:
-            parts.append(f"{duration((total - done) / per_s)} left")
-    return "  ".join([*parts, extra] if extra else parts)
+        speed = f"{per_s:.0f} {unit}/s" if per_s >= 10 else f"{per_s:.1f} {unit}/s"
+        left = f"{duration((total - done) / per_s)} left" if total > done else ""
+
+    def joined(*parts: str) -> str:
+        return "  ".join(part for part in parts if part)
+
+    whole = joined(stage, share, count, speed, left, extra)
+    if width is None:
+        return whole
+    room = min(_BAR_CELLS, width - _columns(whole) - 2)
+    if total > 0 and room >= _LEAST_CELLS:
+        filled = int(fraction * room)
+        return joined(stage, "█" * filled + "░" * (room - filled), share, count, speed, left, extra)
+    texts = (
+        whole,
+        joined(stage, share, speed, left, extra),
+        joined(stage, share, left, extra),
+        joined(share, extra),
+    )
+    return next((text for text in texts if _columns(text) <= width), texts[-1])
 
 
 def _columns(text: str) -> int:

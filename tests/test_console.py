@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 
 import pytest
 
+from pipeline import console as console_module
 from pipeline.console import Console, clean, duration
 from pipeline.errors import TrainingError
 
@@ -172,3 +174,22 @@ def test_a_closed_pipe_or_a_full_disk_does_not_stop_the_work(error: OSError) -> 
 )  # fmt: skip
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+@pytest.mark.parametrize("done", [640, 153_000])
+def test_epoch_step_and_loss_are_seen_at_any_width(
+    columns: int, done: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        console_module.shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24))
+    )
+    stream = Terminal()
+    extra = "sdclr  epoch 103/200  step 400/600  loss 3.491"
+    shown = Console(stream)
+    shown.progress("train", done, 153_600, per_s=353.0, extra=extra)
+    (line,) = [part.rstrip() for part in stream.getvalue().split("\r") if part]
+    assert len(line) < columns
+    if columns >= 80:
+        assert extra in line and " left" in line
+    assert ("█" in line or "░" in line) == (columns == 200)

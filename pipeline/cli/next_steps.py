@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 from pipeline import storage
@@ -12,7 +13,12 @@ _FILES = ("evaluation.json", "aggregate.json", "report.html", "mining.html")
 
 
 def show_results(
-    console: Console, folder: RunFolder, timings_s: Mapping[str, float], *, again: str
+    console: Console,
+    folder: RunFolder,
+    timings_s: Mapping[str, float],
+    *,
+    again: str,
+    is_labelled: bool,
 ) -> None:
     """Report the end of a run.
 
@@ -21,6 +27,7 @@ def show_results(
         folder: of the run.
         timings_s: seconds of each stage.
         again: the words that make the same run with another seed.
+        is_labelled: whether scores can be measured.
     """
     uri = folder.uri
     console.line("done: " + ", ".join(f"{name} {duration(s)}" for name, s in timings_s.items()))
@@ -35,10 +42,37 @@ def show_results(
         console.line(f"  checkpoint  {storage.join(models, 'checkpoints')}")
         console.line(f"  backbone    {storage.join(models, 'backbone.safetensors')}")
     console.line("next:")
+    for name, words in next_steps(folder, is_labelled=is_labelled):
+        console.line(f"  {name:14s} {program()} {words}")
+    sheet = storage.join(uri, "mining", "annotate.csv")
+    if storage.exists(sheet):
+        console.line(f"  annotate       label the images of {sheet}")
     console.line(f"  another seed   {program()} {again}")
-    console.line(
-        f"  your images    {program()} data.source=folder data.path=FOLDER feed.canvas_px=64 "
-        "augment.crop_px=32"
-    )
-    console.line(f"  photos, GPU    {program()} --config tune_configs/photos.yaml data.path=FOLDER")
-    console.line(f"  all keys       {program()} --help-keys")
+
+
+def next_steps(folder: RunFolder, *, is_labelled: bool) -> list[tuple[str, str]]:
+    """Return what can be done with this run, and the words for it, quoted for a shell.
+
+    Args:
+        folder: of the run.
+        is_labelled: whether scores can be measured.
+    """
+    uri, quoted = folder.uri, shlex.quote(folder.uri)
+
+    def there(*parts: str) -> bool:
+        return storage.exists(storage.join(uri, *parts))
+
+    steps = []
+    if there("models"):
+        if is_labelled and not there("evaluation.json"):
+            steps.append(("scores", f"evaluate --resume {quoted}"))
+        if not there("mining.json"):
+            steps.append(("rare images", f"mine --resume {quoted}"))
+        if not there("export"):
+            steps.append(("weights", f"export --resume {quoted}"))
+        steps.append(("more epochs", f"train --extend {quoted} train.epochs=N"))
+        steps.append(("compare", f"report {quoted} OTHER_RUN"))
+    if folder.config.data.source in ("digits", "cifar10", "cifar100"):
+        recipe = "--config tune_configs/photos_small.yaml data.path=FOLDER"
+        steps.append(("your images", recipe))
+    return steps

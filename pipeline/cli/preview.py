@@ -171,7 +171,7 @@ def _show_training(
             weight_bytes, state_bytes = build.state_bytes(config, method)
             written, kept = kept_checkpoints(config)
             console.line(
-                f"  {duration(steps * timing.step_s)} at {1e3 * timing.step_s:.0f} ms a step; "
+                f"  {duration(steps * timing.step_s)} at {_step(timing.step_s)} a step; "
                 f"{si(timing.activation_bytes + 4 * weight_bytes, 'B')} of memory for each worker; "
                 f"{written} checkpoints of {si(state_bytes, 'B')}, {kept} kept: "
                 f"{si(kept * state_bytes + weight_bytes, 'B')} of disk"
@@ -186,6 +186,10 @@ def _show_training(
             console.line(f"  {protocol}: {_PROTOCOL_TIMES[protocol.partition('-')[0]]}")
     mined = mining_images(config, plan.sets["pretrain"].rows, labelled=labelled)
     console.stage("mine", f"{duration(timing.features_s(mined))}, if you mine the run afterwards")
+
+
+def _step(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f} ms" if seconds < 1 else duration(seconds)
 
 
 _PROTOCOL_TIMES = {

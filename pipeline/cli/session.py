@@ -214,7 +214,14 @@ class Session:
         """End the run, and say where everything is, what to type next, and what is wrong."""
         self.complete()
         run = self.record.run
-        show_results(self.console, self.folder, run.timings_s, again=self._again())
+        labelled = self._dataset is not None and self._dataset.manifest.class_names is not None
+        show_results(
+            self.console,
+            self.folder,
+            run.timings_s,
+            again=self._again(),
+            is_labelled=labelled,
+        )
         self.show_alarms()
 
     def complete(self) -> None:

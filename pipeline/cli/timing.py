@@ -18,8 +18,8 @@ from pipeline.model import build
 from pipeline.tune.estimate import probe_s
 from sdclr import StarvedLayerError
 
-_CPU_PIXELS = 4 * 224**2
-_FEWEST, _MOST = 4, 64
+_CPU_PIXELS = 2 * 224**2
+_FEWEST, _MOST = 2, 64
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from pipeline.record.metrics import metrics_uri
 from pipeline.record.rows import HealthRow, MaskRow, RestoreRow, Row, StepRow
 from sdclr import StepReport
 
+SLOW_S = 20.0
+"""There is a line after so long, however few steps were made: the console shows it."""
 SHORT_STEPS = 200
 """A run of up to so many steps has a line for each."""
 
@@ -87,9 +89,10 @@ class MethodLog:
                     time_s=time_s,
                 )
             )
-        if report.step % self._every_steps and report.step < self._num_steps:
-            return
         now_s = time.monotonic()
+        is_due = report.step % self._every_steps == 0 or report.step == self._num_steps
+        if not is_due and now_s - self._since_s < SLOW_S:
+            return
         elapsed_s = max(now_s - self._since_s, 1e-9)
         wait_frac = min(1.0, self._wait_s / elapsed_s)
         self._monitor.set("sdclr_data_wait_frac", wait_frac, rank=str(self._rank))

@@ -1,0 +1,55 @@
+"""What a run proposes at its end: steps that make sense for it, ready to paste."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli.command_line import parse
+from pipeline.cli.next_steps import next_steps, show_results
+from pipeline.config.file import load_config
+from pipeline.console import Console
+from pipeline.record.folder import RunFolder
+
+
+def folder(tmp_path: Path, *files: str, words: tuple[str, ...] = ()) -> RunFolder:
+    root = tmp_path / "my runs"
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x")
+    return RunFolder(str(root), "run", load_config(None, words), is_new=False)
+
+
+PHOTOS = ("data.source=folder", "data.path=x")
+MODEL = "models/sdclr/backbone.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "labelled", "names"),
+    [
+        ([MODEL], PHOTOS, False, ["rare images", "weights", "more epochs", "compare"]),
+        ([MODEL], PHOTOS, True, ["scores", "rare images", "weights", "more epochs", "compare"]),
+        ([MODEL, "evaluation.json", "mining.json", "export/x"], PHOTOS, True,
+         ["more epochs", "compare"]),
+        ([MODEL, "evaluation.json"], (), True,
+         ["rare images", "weights", "more epochs", "compare", "your images"]),
+        (["aggregate.json"], PHOTOS, True, []),
+    ],
+)  # fmt: skip
+def test_steps_fit_the_run(
+    files: list[str], words: tuple[str, ...], labelled: bool, names: list[str], tmp_path: Path
+) -> None:
+    steps = next_steps(folder(tmp_path, *files, words=words), is_labelled=labelled)
+    assert [name for name, _ in steps] == names
+    for _, text in steps:
+        parse(shlex.split(text))  # quoted, and known words
+
+
+def test_images_to_label_are_named_after_mining(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    run = folder(tmp_path, MODEL, "mining.json", "mining/annotate.csv", words=PHOTOS)
+    show_results(Console(stream), run, {"mine": 1.0}, again="run.seed=1", is_labelled=False)
+    assert "annotate.csv" in stream.getvalue() and "your images" not in stream.getvalue()
