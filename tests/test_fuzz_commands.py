@@ -20,7 +20,7 @@ from tests.conftest import S3_KEYS
 from tests.loopback_s3 import LoopbackS3
 from tests.sources import image_bytes
 
-NUM_QUICK, NUM_SLOW = 120, 2000
+NUM_QUICK, NUM_SLOW = 60, 2000
 SLOW_S = 60.0
 
 
