@@ -1,4 +1,4 @@
-"""How long the stages of a run take and what they need, from a few real steps on random images.
+"""Time and needs of a run's stages, from a few real steps on random images.
 
 The steps are timed in this process, on the kind of device that the run would use here.
 """
@@ -24,7 +24,7 @@ _FEWEST, _MOST = 2, 64
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured.
+    """Measured time and memory.
 
     Args:
         device: in words.

@@ -25,7 +25,7 @@ _SCHEMA = pa.schema(
 
 
 class Part(NamedTuple):
-    """What one shard holds of a set.
+    """Part of a set in one shard.
 
     Attributes:
         shard: as in the manifest.

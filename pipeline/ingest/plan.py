@@ -130,7 +130,7 @@ def planned_work(config: Config, index: ImageIndex) -> tuple[Work, dict[str, spl
 
 
 def _stored_once(sets: Mapping[str, splits.Indices], num_images: int) -> dict[str, splits.Indices]:
-    """The rows that each set stores, in its order: those that no set before it has."""
+    """Return the rows that each set stores, in its order: those that no set before it has."""
     is_stored_N, stored = np.zeros(num_images, bool), dict[str, splits.Indices]()
     for name in (name for name in SET_NAMES if name in sets):
         stored[name] = sets[name][~is_stored_N[sets[name]]]

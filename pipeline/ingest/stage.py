@@ -233,7 +233,7 @@ def _drop(made: _Ingested, losers: Indices, data_uri: str, tasks: Tasks) -> None
 def _sets(
     index: ImageIndex, made: _Ingested, orders: Mapping[str, Indices], data_uri: str
 ) -> dict[SetName, SetInfo]:
-    """What the manifest says of each set; writes the order files of those that share images."""
+    """Return the manifest's entry of each set; write the order files of sets that share images."""
     chunks = sorted(made.shards, key=lambda c: (SET_NAMES.index(c.set_name), c.number))
     shard_N, row_N = (np.full(len(index.ids), -1, np.int64) for _ in range(2))
     for number, chunk in enumerate(chunks):

@@ -42,7 +42,7 @@ def read_run(run_uri: str) -> Run:
 
 @dataclass
 class StageEnd:
-    """What a stage that ran leaves for the record."""
+    """End of a stage, for the record."""
 
     alarms: tuple[RunAlarm, ...] = ()
 

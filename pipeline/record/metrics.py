@@ -1,4 +1,4 @@
-"""RUN/metrics.jsonl: one JSON object per line, written while a run goes on, read by the report.
+"""RUN/metrics.jsonl: one JSON object per line, written during a run, read by the report.
 
 Its kinds of lines: `pipeline.record.rows`. A process killed in the middle of a write leaves a torn
 last line: readers skip it, and `truncate_metrics` removes it before a resume appends.

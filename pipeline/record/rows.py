@@ -1,4 +1,4 @@
-"""The kinds of lines of RUN/metrics.jsonl, told apart by `kind`.
+"""The kinds of lines of RUN/metrics.jsonl, distinguished by `kind`.
 
     step      loss, learning rate, speed: every few steps of one method
     mask      kept fraction of each layer: at the start of each epoch, SDCLR only

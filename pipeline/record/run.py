@@ -1,4 +1,4 @@
-"""What RUN/run.json says: what ran, when, where, on what, and how each stage ended.
+"""RUN/run.json: what ran, when, where, on what, and how each stage ended.
 
 The state of a run follows from those of the stages that make it (`MAKING`): running while one runs,
 failed or interrupted when the last try of one was, else complete. A ranking, an export or a page

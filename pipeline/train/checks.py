@@ -1,4 +1,4 @@
-"""What can be known to fail before a worker starts."""
+"""Checks of everything that is known to fail before a worker starts."""
 
 from __future__ import annotations
 

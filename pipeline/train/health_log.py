@@ -26,13 +26,13 @@ NUM_IMAGES = 512
 
 
 class HealthLog:
-    """Takes the measures of one method and makes rows of kind "health" of them.
+    """Measures of one method, written as rows of kind "health".
 
     Args:
         config: the run's.
-        method: whose features are looked at.
+        method: the method with the features to measure.
         trainer: holds them.
-        images: of the pre-training set; a fixed part of them is looked at.
+        images: of the pre-training set; a fixed part of them is measured.
         run_uri: where the rows are that a resumed run continues.
     """
 

@@ -1,4 +1,4 @@
-"""What the console shows while workers train: the newest lines of the record."""
+"""Progress on the console while workers train: the newest lines of the record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs in each Ray Train worker: every method of the run, one after the other."""
+"""The Ray Train worker: every method of the run, one after the other."""
 
 from __future__ import annotations
 

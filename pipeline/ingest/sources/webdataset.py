@@ -213,7 +213,7 @@ def _labels(table: pa.Table, wanted: bool | None, root: str) -> pa.LargeStringAr
 def _blocks(
     file_N: np.ndarray[Any, np.dtype[np.int32]], place_N: np.ndarray[Any, np.dtype[np.int64]]
 ) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Number the stretches of about 4 MiB within a file."""
+    """Return number the stretches of about 4 MiB within a file."""
     stretch_N = place_N // _BLOCK_BYTES
     starts_N = np.diff(file_N, prepend=-1) != 0
     starts_N |= np.diff(stretch_N, prepend=-1) != 0
