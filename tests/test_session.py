@@ -20,7 +20,7 @@ from pipeline.config import Config
 from pipeline.config.file import config_hash, dump_config, load_config
 from pipeline.console import Console
 from pipeline.dataset.manifest import sealed, write_manifest
-from pipeline.errors import PipelineError, TrainingError
+from pipeline.errors import DataError, PipelineError, TrainingError
 from pipeline.record.folder import existing_run
 from pipeline.record.keeper import RunRecord, read_run
 from pipeline.record.run import RunAlarm
@@ -174,3 +174,24 @@ def test_a_run_does_not_go_on_with_other_images(
     two.open_record()
     with raises("E-DATA-001"):
         assert two.dataset
+
+
+def test_a_data_set_that_was_moved_is_found_by_its_hash(
+    run: str, stack: ExitStack, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "data").rename(elsewhere / "data")
+    lost = session("evaluate", run, stack)
+    lost.open_record()
+    with pytest.raises(DataError):
+        assert lost.dataset
+    found = session("evaluate", run, stack, f"data.root={elsewhere}")
+    found.open_record()
+    assert found.dataset.uri == str(elsewhere / "data")
+    other = sealed(replace(found.dataset.manifest, name="digits-76543210", hash=""))
+    write_manifest(str(elsewhere / "data"), other)  # control: another one of the same name
+    wrong = session("evaluate", run, stack, f"data.root={elsewhere}")
+    wrong.open_record()
+    with pytest.raises(DataError):
+        assert wrong.dataset
