@@ -52,9 +52,14 @@ def stack() -> Iterator[ExitStack]:
 
 
 def session(
-    stage: str, run: str, stack: ExitStack, *, stream: io.StringIO | None = None, **more: Any
+    stage: str,
+    run: str,
+    stack: ExitStack,
+    *words: str,
+    stream: io.StringIO | None = None,
+    **more: Any,
 ) -> Session:
-    command = Command(stage, None, (), resume=run, dry_run=False, **more)
+    command = Command(stage, None, words, resume=run, dry_run=False, **more)
     return Session(command, resolve(command), Console(stream), stack)
 
 
