@@ -156,7 +156,7 @@ def test_the_winner_and_the_configured_setting_get_the_same_fresh_seeds(tmp_path
         done.name = f"confirm-{k:04d}"
         done.rows[-1]["fewshot"] = 0.8 + 0.01 * point["seed"]
         trials.save(done)
-    found = result.summary(c, trials)
+    found = result.summary(c, trials, 34)
     first = found["confirmed"][0]["values"]["fewshot"]
     assert first["n"] == 2 and first["mean"] == pytest.approx(0.815)
     assert first["std"] == pytest.approx(np.std([0.81, 0.82], ddof=1))
@@ -173,7 +173,7 @@ def test_the_winner_and_the_configured_setting_get_the_same_fresh_seeds(tmp_path
     known = {(p["label"], p["seed"], p["number"]) for p in points if "best" in p["label"]}
     assert known < {(p["label"], p["seed"], p["number"]) for p in longer}  # nothing is repeated
     with pytest.raises(TrainingError, match="no trial came to its end"):
-        result.summary(c, Trials(str(tmp_path / "nothing")))
+        result.summary(c, Trials(str(tmp_path / "nothing")), 34)
 
 
 def test_a_winner_that_a_longer_sweep_replaces_keeps_its_trainings(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_winner_that_a_longer_sweep_replaces_keeps_its_trainings(tmp_path: Pat
     assert not set(best) & {p["number"] for p in before}
     same = [p for p in after if p["label"] == "best simclr"]
     assert all(p in before for p in same) and len(same) == 2
-    found = result.summary(c, trials)["confirmed"]
+    found = result.summary(c, trials, 34)["confirmed"]
     counts = {entry["label"]: entry["values"]["fewshot"]["n"] for entry in found}
     assert counts == {"best sdclr": 0, "configured sdclr": 0, "best simclr": 2}
 

@@ -117,8 +117,22 @@ def _settings(config: Config, trials: Trials) -> list[tuple[str, str, Params]]:
     return settings
 
 
-def summary(config: Config, trials: Trials) -> dict[str, Any]:
+def common_epoch(records: Sequence[TrialRecord]) -> int | None:
+    """Return the last epoch that all trials with a measure have reached; None without any.
+
+    Trials are compared there: one that ASHA stopped early has had less training than the others at
+    its own end.
+    """
+    return min((r.epochs for r in records if r.rows), default=None)
+
+
+def summary(config: Config, trials: Trials, num_scored: int) -> dict[str, Any]:
     """Return the content of sweep.json.
+
+    Args:
+        config: of the sweep.
+        trials: its records.
+        num_scored: images of the set that the trials are judged on.
 
     Raises:
         TrainingError: no trial came to its end.
@@ -132,13 +146,15 @@ def summary(config: Config, trials: Trials) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "objectives": names,
         "scored_on": "val" if config.tune.objective == "fewshot" else "pretrain",
+        "num_scored": num_scored,
+        "common_epoch": (epoch := common_epoch(found)),
         "max_epochs": config.train.epochs,
         "seed": config.run.seed,
         "sampler": config.tune.sampler,
         "best": best.name,
         "pareto": [r.name for r in pareto_front(config, found)],
         "methods": [_method(config, trials, method) for method in config.train.methods],
-        "trials": [_trial(record, names) for record in found],
+        "trials": [_trial(record, names, epoch) for record in found],
         "confirmed": [
             _confirmed(trials, label, method, params, names) for label, method, params in settings
         ],
@@ -174,7 +190,7 @@ def _method(config: Config, trials: Trials, method: str) -> dict[str, Any]:
     }
 
 
-def _trial(record: TrialRecord, names: dict[str, str]) -> dict[str, Any]:
+def _trial(record: TrialRecord, names: dict[str, str], epoch: int | None) -> dict[str, Any]:
     return {
         "name": record.name,
         "method": record.method,
@@ -183,6 +199,9 @@ def _trial(record: TrialRecord, names: dict[str, str]) -> dict[str, Any]:
         "epochs": record.epochs,
         "seconds": round(record.seconds, 3),
         "values": {name: record.last(name) for name in names},
+        "at_common_epoch": next(
+            (row.get(next(iter(names))) for row in record.rows if row["epoch"] == epoch), None
+        ),
         "course": [[row["epoch"], row.get(next(iter(names)))] for row in record.rows],
         "error": None if record.error is None else record.error.what,
     }

@@ -22,6 +22,7 @@ from optuna.trial import TrialState, create_trial
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from pipeline.tune import upstream
 from pipeline.tune.space import Parameter, Params
 from pipeline.tune.trials import TrialRecord
 from sdclr.seeds import derived_seed
@@ -153,7 +154,7 @@ class RecordedSearch(OptunaSearch):
             mode=mode,
             sampler=study.sampler,
             study_name=study.study_name,
-            storage=study._storage,
+            storage=upstream.storage_of(study),
         )
 
     def _suggest_all(self, trial: Any) -> dict[str, Any]:
@@ -170,25 +171,26 @@ class RecordedSearch(OptunaSearch):
             return  # Optuna takes no course of two objectives
         if result["epoch"] > self._told.get(trial_id, 0):
             self._told[trial_id] = result["epoch"]
-            self._ot_trials[trial_id].report(result[self.metric], result["epoch"])
+            upstream.asked_trials(self)[trial_id].report(result[self.metric], result["epoch"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """End the trial in Optuna as what it was."""
-        if trial_id in self._completed_trials or trial_id not in self._ot_trials:
+        asked, ended = upstream.asked_trials(self), upstream.ended_trials(self)
+        if trial_id in ended or trial_id not in asked:
             return
         names = [self.metric] if isinstance(self.metric, str) else list(self.metric or ())
         result = result or {}
         values = [result.get(name) for name in names]
-        trial, study = self._ot_trials[trial_id], self._study
+        trial, study = asked[trial_id], self._study
         if error or result.get("error") or None in values or any(v != v for v in values):
             study.tell(trial, state=TrialState.FAIL)
         elif result["epoch"] < self._max_epochs:
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, [float(result[name]) for name in names], state=TrialState.COMPLETE)
-        self._completed_trials.add(trial_id)
+        ended.add(trial_id)
 
 
 class RecordedASHA(AsyncHyperBandScheduler):
@@ -201,7 +203,7 @@ class RecordedASHA(AsyncHyperBandScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return CONTINUE or STOP; the value enters its rung in any case."""
         action: str = super().on_trial_result(tune_controller, trial, result)
-        is_over = result["epoch"] >= self._max_t
+        is_over = result["epoch"] >= upstream.last_epoch(self)
         return self.CONTINUE if result.get("is_past") and not is_over else action
 
 
@@ -226,7 +228,7 @@ def asha(
         grace_period=grace_epochs,
         reduction_factor=reduction_factor,
     )
-    (bracket,) = scheduler._brackets
+    bracket = upstream.only_bracket(scheduler)
     sign = 1.0 if mode == "max" else -1.0
     for record in records:
         if record.status == "running":

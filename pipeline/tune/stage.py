@@ -24,7 +24,7 @@ from pipeline.record.context import RunContext
 from pipeline.train.checks import check
 from pipeline.tune import result, study
 from pipeline.tune.images import decode, needed_sets
-from pipeline.tune.objective import objectives
+from pipeline.tune.objective import PROBE_IMAGES, objectives
 from pipeline.tune.placement import Placement, place_on
 from pipeline.tune.runner import run_trials
 from pipeline.tune.search import NumberedSampler, RecordedSearch, asha, rebuild
@@ -214,7 +214,7 @@ class Sweep:
 
     def conclude(self) -> dict[str, Any]:
         """Write what the records say: sweep.json, best.yaml, pareto/*.yaml, study.journal."""
-        content = result.summary(self.config, self.trials)
+        content = result.summary(self.config, self.trials, self._num_scored())
         study.publish(self.run_uri, self.trials, self.config)
         result.write(self.run_uri, content)
         best = self.trials.get(content["best"])
@@ -225,6 +225,12 @@ class Sweep:
             if member is not None:
                 self._write_config(f"pareto/{name}.yaml", member)
         return content
+
+    def _num_scored(self) -> int:
+        sets = {str(name): info.rows for name, info in self.manifest.sets.items()}
+        if self.config.tune.objective == "fewshot":
+            return sets["val"]
+        return min(PROBE_IMAGES, sets["pretrain"])
 
     def _write_config(self, name: str, record: TrialRecord) -> None:
         chosen = best_config(self.config, record.method, record.params)

@@ -155,6 +155,9 @@ def show_result(console: Console, run_uri: str, content: dict[str, Any]) -> None
     console.line()
     console.table(*result_table(content))
     console.line("mean ± standard deviation over seeds that the search did not see")
+    if "fewshot" in content["objectives"]:
+        num = content["num_scored"]
+        console.line(f"judged on {num} val images: one image is {100 / num:.1f} points of 100")
     console.line()
     best = storage.join(run_uri, "best.yaml")
     console.line(f"best settings ({content['best']}): {best}")
