@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict, replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -73,8 +73,8 @@ def test_tasks_equal_the_loop_in_this_process(ray_cluster: None, tmp_path: Path)
     manifest, val, test = data_set(tmp_path), featured(8, 1), featured(16, 2)
     stream = io.StringIO()
     probes = TrainedProbes(
-        RunContext(CONFIG, "", str(tmp_path), manifest),
-        labels_N=np.arange(NUM_LABELLED) % 2, num_probe=NUM_LABELLED, draws=DRAWS,
+        RunContext(CONFIG, "", str(tmp_path), manifest), num_probe=NUM_LABELLED,
+        labels_N=np.arange(NUM_LABELLED) % 2, draws=DRAWS,
         placement=features.placement(CONFIG, CLUSTER), console=Console(stream, interval_s=0),
     )  # fmt: skip
     images = pixels(NUM_LABELLED, 0).transpose(0, 3, 1, 2).copy()
@@ -82,15 +82,16 @@ def test_tasks_equal_the_loop_in_this_process(ray_cluster: None, tmp_path: Path)
     for group, draws in (("linear", [np.arange(NUM_LABELLED)]), ("fewshot", DRAWS)):
         found = probes.score(SOURCES, group, val, test)
         assert list(found) == ["untrained", "again"]
-        np.testing.assert_equal(*(list(map(asdict, found[name])) for name in found))
+        for one, other in zip(found["untrained"], found["again"], strict=True):
+            np.testing.assert_equal(astuple(one), astuple(other))
         assert len(found["untrained"]) == len(draws)
         for result, rows in zip(found["untrained"], draws, strict=True):
             job = probes._job(SOURCES[0], group, rows)
             labelled = [Labelled(s.by_model["untrained"], s.labels_N) for s in (val, test)]
             *epochs, expected = train_job(job, images, sizes, labels_N, *labelled)
-            assert isinstance(expected, ProbeEnd)
-            np.testing.assert_equal(asdict(result), asdict(expected))
-            assert len(epochs) == job.recipe.epochs and 1 <= (result.best_epoch or 0) <= len(epochs)
+            assert isinstance(expected, ProbeEnd) and result.best_epoch is not None
+            np.testing.assert_equal(astuple(result), astuple(expected))
+            assert len(epochs) == job.recipe.epochs and 1 <= result.best_epoch <= len(epochs)
     assert found["untrained"][0] is not found["untrained"][1]
     assert "paper-fewshot  100 %" in stream.getvalue() and "val " in stream.getvalue()
     assert probes.note("paper-linear", [ProbeEnd(np.zeros(2), np.zeros(2), 7)]) == (
@@ -114,7 +115,7 @@ def test_the_view_follows_the_images() -> None:
 
 def test_a_model_on_which_training_diverges_is_named() -> None:
     job = ProbeJob(
-        config_json=CONFIG.model_dump_json(), source=SOURCES[0], init_from=None, rows_n=None,
+        config_json=CONFIG.model_dump_json(), source=SOURCES[0], init_from=None, rows_n=np.arange(4),
         recipe=ProbeRecipe(epochs=3, lr=1e38), view=ProbeView(kind="padded-crop", crop_px=PX),
         num_classes=NUM_CLASSES, device="cpu", num_threads=1,
     )  # fmt: skip
