@@ -238,6 +238,6 @@ def test_what_cannot_be_mined_is_told_before_anything_starts(tmp_path: Path) -> 
     (tmp_path / "run" / "models").rename(tmp_path / "elsewhere")
     manifest = data_set(tmp_path / "again")
     run = RunContext(CONFIG, str(tmp_path / "run"), str(tmp_path / "again"), manifest)
-    with raises("E-CHECKPOINT-003"):
+    with raises("E-CHECKPOINT-001"):
         mine(run, cluster=CLUSTER, progress=lambda *_: None)
     assert torch.get_num_threads() >= 1

@@ -115,7 +115,8 @@ def test_the_view_follows_the_images() -> None:
 
 def test_a_model_on_which_training_diverges_is_named() -> None:
     job = ProbeJob(
-        config_json=CONFIG.model_dump_json(), source=SOURCES[0], init_from=None, rows_n=np.arange(4),
+        config_json=CONFIG.model_dump_json(), source=SOURCES[0], init_from=None,
+        rows_n=np.arange(4),
         recipe=ProbeRecipe(epochs=3, lr=1e38), view=ProbeView(kind="padded-crop", crop_px=PX),
         num_classes=NUM_CLASSES, device="cpu", num_threads=1,
     )  # fmt: skip
