@@ -41,7 +41,7 @@ ON_THEIR_OWN = {"export", "longtail", "probe", "rarity", "replay", "trained_prob
 # Private interfaces of other projects, each in one module that adapts it.
 PRIVATE = {
     "sdclr/batchnorm": {"_BatchNorm"},  # torch
-    "pipeline/tune/search": {
+    "pipeline/tune/upstream": {
         "_brackets",
         "_completed_trials",
         "_max_t",
