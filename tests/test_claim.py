@@ -11,10 +11,10 @@ import pytest
 from pipeline import storage
 from pipeline.cluster.jobs import Job, Result, ThreadTasks
 from pipeline.dataset.manifest import read_manifest, verify_shards
+from pipeline.ingest.claim import CLAIM_NAME, Claim
 from pipeline.ingest.plan import data_set_uri
 from pipeline.ingest.stage import ingest
 from pipeline.ingest.task import run_chunk
-from pipeline.storage.claim import CLAIM_NAME, Claim
 from tests import sources
 from tests.loopback_s3 import LoopbackS3
 from tests.refusals import raises

@@ -10,10 +10,10 @@ import pytest
 from pipeline.cluster.jobs import ThreadTasks
 from pipeline.config.data import Sets
 from pipeline.dataset.manifest import read_manifest, verify_shards
+from pipeline.ingest.claim import Claim
 from pipeline.ingest.plan import chunks_of, work_of
 from pipeline.ingest.sources.open import index_source
 from pipeline.ingest.stage import _write_shards
-from pipeline.storage.claim import Claim
 from tests.sources import image_bytes, ingested, rows_of, settings, stored, write_files
 
 SAME = image_bytes(1000)

@@ -11,10 +11,10 @@ import torch
 
 from pipeline import storage
 from pipeline.errors import StorageError
+from pipeline.ingest.claim import Claim
 from pipeline.model import checkpoint
 from pipeline.storage import s3 as s3_module
 from pipeline.storage import s3_client
-from pipeline.storage.claim import Claim
 from pipeline.train import stopping
 from sdclr import TrainState
 from tests.loopback_s3 import LoopbackS3

@@ -35,6 +35,7 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.sets import write_order
 from pipeline.errors import DataError, StorageError
+from pipeline.ingest.claim import Claim
 from pipeline.ingest.duplicates import find_duplicates, losers_by_shard
 from pipeline.ingest.losses import ClassLoss, class_losses, listed, refuse_losses, refuse_rejects
 from pipeline.ingest.origin import check_origin, origin_of
@@ -51,7 +52,6 @@ from pipeline.ingest.sources.open import index_source
 from pipeline.ingest.sources.splits import Indices
 from pipeline.ingest.task import Chunk, Work, drop_rows, parse_outcome, run_chunk
 from pipeline.record.gauges import Monitor
-from pipeline.storage.claim import Claim
 
 Progress = Callable[[int, int], None]
 

@@ -1,9 +1,8 @@
-"""One ingest at a time in a place: the newest continues, an earlier one ends.
+"""A claim on a place: the newest continues, an earlier one finds another token and ends.
 
 Object stores have no lock that all of them know. A claim is a small file with a random token:
-whoever starts writes its own, and looks before it commits whether it is still there. So an ingest
-that was killed blocks nobody, and of two that run at once the manifest is written by the one whose
-shards were not cleared by the other.
+whoever starts writes its own, and looks before it publishes whether it is still there. So a process
+that was killed blocks nobody.
 """
 
 from __future__ import annotations
@@ -12,58 +11,42 @@ import json
 import os
 import socket
 import uuid
-from contextlib import nullcontext, suppress
-from types import TracebackType
-from typing import Self
+from enum import Enum
 
 from pipeline import storage
-from pipeline.errors import DataError, StorageError
-
-CLAIM_NAME = "ingest.json"
+from pipeline.errors import StorageError
 
 
-class Claim:
-    """The claim of this process on a data set, from construction to the end of `with`."""
+class Holder(Enum):
+    """Whose claim stands in a place."""
 
-    def __init__(self, data_uri: str) -> None:
-        self._data_uri, self._uri = data_uri, storage.join(data_uri, CLAIM_NAME)
-        token = {"token": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
-        self._content = json.dumps(token).encode() + b"\n"
-        storage.write_bytes(self._uri, self._content)
+    MINE = 0
+    ANOTHER = 1
+    NOBODY = 2
 
-    def check(self) -> None:
-        """Refuse to go on when another ingest has begun in the same place.
 
-        Raises:
-            DataError: it has.
-        """
-        if not self._is_mine():
-            raise DataError(
-                "E-DATA-090",
-                "another ingest of the same data set has begun here, and goes on in place of this "
-                "one",
-                where=self._data_uri,
-                todo="wait until it is done, then run the stage again: a complete data set is used",
-            )
+def take(uri: str) -> str:
+    """Write a new claim to the file `uri`, in place of any other; return its token."""
+    token = uuid.uuid4().hex
+    owner = {"token": token, "host": socket.gethostname(), "pid": os.getpid()}
+    storage.write_bytes(uri, json.dumps(owner).encode() + b"\n")
+    return token
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        """Take the claim back, if it still stands."""
-        with suppress(StorageError) if error is not None else nullcontext():
-            if self._is_mine():
-                storage.delete_tree(self._uri)
+def holder(uri: str, token: str) -> Holder:
+    """Return whose claim stands; a file that is no claim is another's."""
+    try:
+        content = json.loads(storage.read_bytes(uri))
+        return Holder.MINE if content["token"] == token else Holder.ANOTHER
+    except StorageError as error:
+        if storage.is_missing(error):
+            return Holder.NOBODY
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return Holder.ANOTHER
 
-    def _is_mine(self) -> bool:
-        try:
-            return storage.read_bytes(self._uri) == self._content
-        except StorageError as error:
-            if storage.is_missing(error):
-                return False
-            raise
+
+def release(uri: str, token: str) -> None:
+    """Remove the claim, if it still stands."""
+    if holder(uri, token) is Holder.MINE:
+        storage.delete_tree(uri)

@@ -2,34 +2,27 @@
 
     RUN/training.json   a random token, written by the driver before the workers start
 
-The training that began last goes on; an earlier one finds another token before its next checkpoint.
+By the rule of `pipeline.storage.claim`: an earlier training ends before its next checkpoint.
 A worker that finds none looks into a folder of its own node: its steps would be seen by nobody.
 """
 
 from __future__ import annotations
-
-import json
-import os
-import socket
-import uuid
 
 import torch
 
 from pipeline import storage
 from pipeline.dataset.manifest import MANIFEST_NAME
 from pipeline.errors import ConfigError, StorageError, TrainingError
+from pipeline.storage import claim
+from pipeline.storage.claim import Holder
 from sdclr import collective
 
 CLAIM_NAME = "training.json"
-_MINE, _ANOTHERS, _NONE = 0, 1, 2
 
 
 def begin(run_uri: str) -> str:
-    """Claim the run for a training; returns the token that its workers are given."""
-    token = uuid.uuid4().hex
-    owner = {"token": token, "host": socket.gethostname(), "pid": os.getpid()}
-    storage.write_bytes(storage.join(run_uri, CLAIM_NAME), json.dumps(owner).encode() + b"\n")
-    return token
+    """Claim the run for a training; return the token that its workers are given."""
+    return claim.take(storage.join(run_uri, CLAIM_NAME))
 
 
 def refuse_another(run_uri: str, token: str) -> None:
@@ -38,7 +31,7 @@ def refuse_another(run_uri: str, token: str) -> None:
     Raises:
         StorageError: so it is; workers that start again because of it learn it together.
     """
-    if _found(run_uri, token) != _MINE:
+    if claim.holder(storage.join(run_uri, CLAIM_NAME), token) is not Holder.MINE:
         raise StorageError(
             "E-STORAGE-005",
             "the run has been taken over by another training",
@@ -56,17 +49,18 @@ def check(run_uri: str, token: str, *, data_uri: str, device: torch.device) -> N
         TrainingError: another training of the run has begun.
     """
     sees_data = storage.exists(storage.join(data_uri, MANIFEST_NAME))
-    mine = torch.tensor([_found(run_uri, token), int(not sees_data)], device=device)
+    holder = claim.holder(storage.join(run_uri, CLAIM_NAME), token)
+    mine = torch.tensor([holder.value, int(not sees_data)], device=device)
     found, data = collective.stack_over_ranks(mine).T
-    if bool((found == _ANOTHERS).all()):
+    if bool((found == Holder.ANOTHER.value).all()):
         raise TrainingError(
             "E-TRAIN-003",
-            "another training of this run has begun, and goes on in place of this one",
+            "another training of this run has begun, and takes the place of this one",
             where=run_uri,
             todo="wait for its end",
         )
     for what, key, uri, unseen in (
-        ("run's folder", "run.root", run_uri, found != _MINE),
+        ("run's folder", "run.root", run_uri, found != Holder.MINE.value),
         ("data set", "data.root", data_uri, data != 0),
     ):
         blind = unseen.nonzero().flatten().tolist()
@@ -77,15 +71,3 @@ def check(run_uri: str, token: str, *, data_uri: str, device: torch.device) -> N
                 where=uri,
                 todo=f"set {key} to s3:// or to a folder that every node mounts",
             )
-
-
-def _found(run_uri: str, token: str) -> int:
-    try:
-        content = json.loads(storage.read_bytes(storage.join(run_uri, CLAIM_NAME)))
-        return _MINE if content["token"] == token else _ANOTHERS
-    except StorageError as error:
-        if storage.is_missing(error):
-            return _NONE
-        raise
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return _ANOTHERS
