@@ -85,7 +85,7 @@ def test_methods_of_different_runs_are_paired_by_split_and_seed(tmp_path: Path) 
 
 def test_tables_mark_differences_that_exclude_zero(tmp_path: Path) -> None:
     runs = [a_run(tmp_path, i, sdclr=a, simclr=b) for i, (a, b) in enumerate(FEW)]
-    means, differences = aggregate_tables(aggregate(runs))
+    means, differences = aggregate_tables(aggregated(runs))
     assert means[1][0][:2] == ["cached-linear", "sdclr"] and means[1][0][4] == "70.0 ± 20.0"
     assert differences[1][0][:2] == ["cached-linear", "sdclr - simclr"]
     assert differences[1][0][4] == "+2.0 ± 2.5"

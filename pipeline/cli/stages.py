@@ -158,7 +158,7 @@ class Stages:
         if evaluation is None:
             console.stage("evaluate", "the data set has no labels, so there are no scores")
             return
-        show_evaluation(console, evaluation.content())
+        show_evaluation(console, evaluation)
 
     def evaluate_others(self) -> None:
         """Score a checkpoint that was given, or average the evaluations of several runs."""
@@ -176,7 +176,7 @@ class Stages:
         with session.stage("evaluate"):
             averaged = aggregate.aggregate(session.command.runs)
             aggregate.write(session.folder.uri, averaged)
-        show_aggregate(session.console, averaged.content())
+        show_aggregate(session.console, averaged)
 
     def export(self) -> None:
         """Write the trained backbones in the configured formats."""

@@ -8,57 +8,53 @@ without All and Few; and no number stands without the id of the protocol that ma
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from typing import Any
 
 from pipeline.console import Console
+from pipeline.record.aggregate import Aggregate, MeanDifference, MeanScore
+from pipeline.record.evaluation import Evaluation, GroupValues, Score
 
 METRICS = ("many", "medium", "few", "std", "all")
 HEADERS = ["Protocol", "Model", "Many", "Medium", "Few", "STD", "All", "n", "Seed"]
 ABSENT = "–"
 
+Table = tuple[list[str], list[list[str]]]
 
-def scores_table(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+
+def scores_table(evaluation: Evaluation) -> Table:
     """Return headers and rows, one row per protocol and model, all cells text.
 
     Rows are ordered by protocol (as first met), then by model (as recorded). Numbers are percent
     with one decimal, followed by the sample standard deviation over the n draws where n > 1. An
-    accuracy that was not measured (null or NaN: an empty group) is shown as a dash.
-
-    Args:
-        evaluation: the content of evaluation.json.
+    accuracy that was not measured (an empty group) is shown as a dash.
     """
-    seed = str(evaluation.get("seed", ABSENT))
-    rows = []
-    for protocol in protocols_of(evaluation):
-        for model, score in scores_of(evaluation, protocol):
-            cells = [_percent_with_spread(score, metric) for metric in METRICS]
-            rows.append([protocol, str(model["name"]), *cells, str(score["n"]), seed])
+    rows = [
+        [protocol, model.name, *_percents(score, METRICS), str(score.n), str(evaluation.seed)]
+        for protocol in evaluation.protocols
+        for model in evaluation.models
+        for score in model.scores
+        if score.protocol == protocol
+    ]
     return list(HEADERS), rows
 
 
-def curve_table(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def curve_table(evaluation: Evaluation) -> Table:
     """Return headers and rows of every scored checkpoint, one per protocol and checkpoint."""
     rows = []
-    for protocol in protocols_of(evaluation):
-        for point in evaluation["curve"]:
-            score = next(s for s in point["scores"] if s["protocol"] == protocol)
-            cells = [_percent_with_spread(score, metric) for metric in ("few", "std", "all")]
-            rows.append([protocol, point["name"], str(point["epochs"]), str(point["step"]), *cells])
+    for protocol in evaluation.protocols:
+        for point in evaluation.curve:
+            score = next(s for s in point.scores if s.protocol == protocol)
+            cells = _percents(score, ("few", "std", "all"))
+            rows.append([protocol, point.name, str(point.epochs), str(point.step), *cells])
     return ["Protocol", "Model", "Epoch", "Step", "Few", "STD", "All"], rows
 
 
-def aggregate_tables(averaged: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+def aggregate_tables(averaged: Aggregate) -> list[Table]:
     """Return two tables: means, and paired differences, marked * where 0 is excluded."""
-    means = [
-        [s["protocol"], s["model"], *(_percent_with_spread(s, m) for m in METRICS), str(s["n"])]
-        for s in averaged["scores"]
-    ]
+    means = [[s.protocol, s.model, *_percents(s, METRICS), str(s.n)] for s in averaged.scores]
     differences = [
-        [d["protocol"], f"{d['a']} - {d['b']}", *(_difference(d, m) for m in METRICS), str(d["n"])]
-        for d in averaged["differences"]
+        [d.protocol, f"{d.a} - {d.b}", *(_difference(d, m) for m in METRICS), str(d.n)]
+        for d in averaged.differences
     ]
     titles = ["Many", "Medium", "Few", "STD", "All", "n"]
     return [
@@ -67,13 +63,13 @@ def aggregate_tables(averaged: dict[str, Any]) -> list[tuple[list[str], list[lis
     ]
 
 
-def show_evaluation(console: Console, evaluation: dict[str, Any]) -> None:
+def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     """Show notes, the table, the curve if there is one, and the time of each protocol."""
-    for note in evaluation["notes"]:
+    for note in evaluation.notes:
         console.stage("evaluate", note)
     console.line()
     console.table(*scores_table(evaluation))
-    if evaluation["curve"]:
+    if evaluation.curve:
         console.line()
         console.table(*curve_table(evaluation))
     console.line("accuracy in %; STD: spread of Many, Medium, Few, lower is more even")
@@ -81,9 +77,9 @@ def show_evaluation(console: Console, evaluation: dict[str, Any]) -> None:
     console.line()
 
 
-def show_aggregate(console: Console, averaged: dict[str, Any]) -> None:
+def show_aggregate(console: Console, averaged: Aggregate) -> None:
     """Show notes, means and paired differences of several runs."""
-    for note in averaged["notes"]:
+    for note in averaged.notes:
         console.stage("evaluate", note)
     for headers, rows in aggregate_tables(averaged):
         console.line()
@@ -95,72 +91,34 @@ def show_aggregate(console: Console, averaged: dict[str, Any]) -> None:
     console.line()
 
 
-def timings_line(evaluation: dict[str, Any]) -> str:
+def timings_line(evaluation: Evaluation) -> str:
     """Return the time of each protocol for all models; `features` serves the cached ones."""
-    timings = evaluation.get("timings_s", {})
+    timings = evaluation.timings_s
     return "time: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timings.items())
-
-
-def scores_csv(evaluation: dict[str, Any]) -> str:
-    """Write the same rows as CSV with a header line: fractions in [0, 1] at full precision.
-
-    Spread columns are empty where n = 1; a value that was not measured is empty.
-    """
-    columns = ["protocol", "model", "epochs", "step", "seed", "n"]
-    columns += [name for metric in METRICS for name in (metric, f"{metric}_spread")]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*columns, "note"])
-    for protocol in protocols_of(evaluation):
-        for model, score in scores_of(evaluation, protocol):
-            spread = score.get("spread") or {}
-            cells: list[Any] = [protocol, model["name"], model.get("epochs"), model.get("step")]
-            cells += [evaluation.get("seed"), score["n"]]
-            for metric in METRICS:
-                cells += [_finite(score.get(metric)), _finite(spread.get(metric))]
-            writer.writerow([*cells, score.get("note", "")])
-    return stream.getvalue()
-
-
-def protocols_of(evaluation: dict[str, Any]) -> list[str]:
-    """Return protocol ids in order of first appearance."""
-    found = [s["protocol"] for model in evaluation["models"] for s in model["scores"]]
-    return list(dict.fromkeys(found))
-
-
-def scores_of(
-    evaluation: dict[str, Any], protocol: str
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return pairs (model, score) of one protocol, in the order of the record."""
-    return [
-        (model, score)
-        for model in evaluation["models"]
-        for score in model["scores"]
-        if score["protocol"] == protocol
-    ]
 
 
 def percent(fraction: float | None) -> str:
     """Format a fraction as percent with one decimal and no sign; a dash for null or NaN."""
-    value = _finite(fraction)
-    return ABSENT if value is None else f"{100 * value:.1f}"
+    return ABSENT if fraction is None or not math.isfinite(fraction) else f"{100 * fraction:.1f}"
 
 
-def _percent_with_spread(score: dict[str, Any], metric: str) -> str:
-    spread = _finite((score.get("spread") or {}).get(metric))
-    text = percent(score.get(metric))
-    if spread is None or text == ABSENT or score["n"] <= 1:
-        return text
-    return f"{text} ± {percent(spread)}"
+def _percents(score: Score | MeanScore, metrics: tuple[str, ...]) -> list[str]:
+    """Return each metric with its spread over the draws, where there are several."""
+    cells = []
+    for metric in metrics:
+        value, spread = _value(score, metric), _value(score.spread, metric)
+        is_spread = value is not None and spread is not None and score.n > 1
+        cells.append(percent(value) + (f" ± {percent(spread)}" if is_spread else ""))
+    return cells
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _value(values: GroupValues | None, metric: str) -> float | None:
+    found: float | None = getattr(values, metric, None)
+    return found
 
 
-def _difference(difference: dict[str, Any], metric: str) -> str:
-    mean = _finite(difference.get(metric))
-    half_width = _finite((difference.get("half_width") or {}).get(metric))
+def _difference(difference: MeanDifference, metric: str) -> str:
+    mean, half_width = _value(difference, metric), _value(difference.half_width, metric)
     if mean is None:
         return ABSENT
     if half_width is None:
