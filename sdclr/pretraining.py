@@ -53,7 +53,7 @@ def pretrain(
     backbone: str = "resnet18",
     stem: str = "imagenet",
     crop_px: int = 64,
-    epochs: int = 100,
+    epochs: int = 60,
     batch: int = 64,
     seed: int = 0,
     device: str | torch.device | None = None,

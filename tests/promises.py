@@ -53,7 +53,12 @@ PROMISES = {
     "R26": "every kind of unfit image has a defined outcome, counted by reason",
     "R27": "ingest twice: identical shards; interrupted: it starts again and mixes nothing",
     "R28": "data that changed after ingest stops the run with its name",
-    "R29": "images of a streamed set never take more memory than feed.max_memory_bytes",
+    "R29": "every image, file and class of a source is taken, or counted by reason",
+    "R30": "a data set is reused only for what it was made of, and may be moved",
+    "R31": "removal touches exact keys, whatever characters names hold",
+    "R35": "a protocol that has ended survives an interruption of its stage",
+    "R36": "a run that failed to learn says so before its models are used, and last",
+    "R37": "images of a streamed set never take more memory than feed.max_memory_bytes",
     "S1": "a hostile checkpoint is refused and runs nothing",
     "S2": "hostile shards and data files are refused and run nothing",
     "S3": "pixel bombs and names that lead outside are refused in bounded time and memory",
@@ -67,6 +72,7 @@ PROMISES = {
     "S11": "fuzzed records, manifests, checkpoints and configurations give a typed error",
     "O1": "metrics: one JSON line per interval, rising steps, schema tested",
     "O2": "every failure says what, where, what to do, and has an exit code",
+    "O6": "no input of a user ends in 'this is a bug'",
     "O3": "progress with speed and time left, plain lines off a terminal",
 }
 

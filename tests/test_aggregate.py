@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.aggregate import aggregate as aggregated
 from pipeline.evaluate.aggregate import write
 from pipeline.record.aggregate import Aggregate
+from pipeline.record.keeper import RunRecord
 from pipeline.record.scores import aggregate_tables
 from tests import records
 
@@ -32,8 +33,8 @@ def a_run(folder: Path, split: int, **levels: float) -> str:
         for score in model["scores"]:
             score["few"] = levels[model["name"]]
     (uri / "evaluation.json").write_text(json.dumps(evaluation))
-    record = {"schema_version": 1, "data": {"manifest_hash": f"split{split}"}}
-    (uri / "run.json").write_text(json.dumps(record))
+    record = RunRecord.create(str(uri), name=uri.name, config_hash="c0ffee" * 8, seed=0, argv=["x"])
+    record.set_data(uri=str(folder / "data"), manifest_hash=f"split{split}", name="digits")
     config = load_config(None, [f"data.split_seed={split}"])
     (uri / "config.yaml").write_text(dump_config(config))
     return str(uri)

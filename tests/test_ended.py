@@ -42,7 +42,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunContext:
     manifest = sets_of(pretrain=EVEN, probe=(20,) * NUM_CLASSES, test=(10,) * NUM_CLASSES)
     config = load_config(None, ["evaluate.fewshot_draws=2", "evaluate.shots_per_class=2"])
     monkeypatch.setattr(stage.leaks, "find_leaks", lambda *_, **__: [])
-    monkeypatch.setattr(stage, "find_candidates", lambda *_: candidates(tmp_path))
+    monkeypatch.setattr(stage, "find_candidates", lambda *_, **__: candidates(tmp_path))
     monkeypatch.setattr(stage, "placement", lambda *_: CPU)
     (tmp_path / "w.safetensors").write_bytes(b"one")
     context = RunContext(config, str(tmp_path), "", manifest)
@@ -72,6 +72,7 @@ def without_times(evaluation: Evaluation) -> dict[str, object]:
     return evaluation.content() | {"timings_s": None}
 
 
+@pytest.mark.promise("R35")
 def test_protocols_that_ended_before_an_interruption_are_not_repeated(
     run: RunContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -113,6 +114,7 @@ def changed(run: RunContext, what: str) -> RunContext:
 
 
 @pytest.mark.parametrize("what", ["weights", "images", "key", "seed", "torn", "nothing"])
+@pytest.mark.promise("R35", control=True)
 def test_scores_are_taken_again_only_with_the_same_inputs(run: RunContext, what: str) -> None:
     folder = Path(run.run_uri)
     EndedProtocols(run, candidates(folder)).write("knn", {}, 1.5)

@@ -35,7 +35,7 @@ def feed_of(stored: tuple[str, Manifest], bound_bytes: int) -> feed.StreamFeed:
     return feed.StreamSource(stream, pin_memory=False).feed(plan, seed=0, rank=0)
 
 
-@pytest.mark.promise("R29")
+@pytest.mark.promise("R37")
 def test_a_set_of_twenty_times_the_bound_passes_below_it(stored: tuple[str, Manifest]) -> None:
     streamed, before = feed_of(stored, BOUND_BYTES), object_store_bytes()
     num_batches = 0
@@ -53,7 +53,7 @@ def test_a_set_of_twenty_times_the_bound_passes_below_it(stored: tuple[str, Mani
     assert max(used[-half:]) < 1.5 * max(used[begun:][:half])
 
 
-@pytest.mark.promise("R29", control=True)
+@pytest.mark.promise("R37", control=True)
 def test_control_with_another_bound_the_level_exceeds_it(stored: tuple[str, Manifest]) -> None:
     """A consumer that stops is waited for at the bound; ten times the bound is far above it."""
     for bound_bytes, exceeds in ((BOUND_BYTES, False), (10 * BOUND_BYTES, True)):

@@ -68,6 +68,7 @@ def test_a_resumed_run_remembers_the_best_that_it_had(tmp_path: Path) -> None:
     assert "collapse" not in names(other.row(epoch=1))
 
 
+@pytest.mark.promise("R36")
 def test_a_loss_at_chance_is_an_alarm_once_there_were_steps(tmp_path: Path) -> None:
     trainer = some_trainer(some_plan())
     log = HealthLog(CONFIG, "sdclr", trainer, some_images(), run_uri=str(tmp_path))

@@ -59,6 +59,7 @@ by_source = pytest.mark.parametrize("source", SOURCES)
 
 
 @by_source
+@pytest.mark.promise("R30")
 def test_two_projects_with_one_relative_path_do_not_share_a_data_set(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +83,7 @@ def test_one_place_written_in_several_ways_is_one_data_set(
 
 
 @by_source
+@pytest.mark.promise("R30")
 def test_a_source_that_has_grown_is_not_reused_in_silence(source: str, tmp_path: Path) -> None:
     path, root = SOURCES[source](tmp_path, 3), tmp_path / "out"
     uri, manifest, _ = ingested(source, path, root, labelled=False)
@@ -147,6 +149,7 @@ def test_another_host_is_named_when_its_files_differ(
     assert "on elsewhere, now on" in caught.value.what
 
 
+@pytest.mark.promise("R30", control=True)
 def test_touched_files_are_named_and_reused(tmp_path: Path) -> None:
     path, root = make_folder(tmp_path, 3), tmp_path / "out"
     uri, _, _ = ingested("folder", path, root)

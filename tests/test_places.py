@@ -202,6 +202,7 @@ def unquoted_hints(tree: ast.AST) -> list[int]:
         and OPTION_OF_PLACE.search(str(before.value))
         and isinstance(value, ast.FormattedValue)
         and "shlex" not in ast.unparse(value)
+        and ast.unparse(value.value) != "quoted"  # a name for the result of shlex.quote
     ]
 
 

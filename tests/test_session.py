@@ -131,6 +131,7 @@ def test_whatever_ends_the_invocation_is_in_the_record(
 
 
 @pytest.mark.parametrize("stage", ["mine", "export"])
+@pytest.mark.promise("R36")
 def test_alarms_are_said_before_the_models_are_used_and_last(
     stage: str, run: str, stack: ExitStack
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_run_does_not_go_on_with_other_images(
         assert two.dataset
 
 
+@pytest.mark.promise("R30")
 def test_a_data_set_that_was_moved_is_found_by_its_hash(
     run: str, stack: ExitStack, tmp_path: Path
 ) -> None:

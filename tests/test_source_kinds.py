@@ -86,6 +86,7 @@ def index_as(source: Source, root: Path, images: Labelled) -> ImageIndex:
     ],
     ids=lambda value: "-".join(value),
 )
+@pytest.mark.promise("R29")
 def test_no_class_is_invented_merged_or_empty(
     source: Source, labels: list[str], classes: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -145,6 +146,7 @@ def test_any_text_without_control_characters_is_a_name(
 
 @by_named
 @pytest.mark.parametrize("name", ["bell\x07.png", "c1\x85.png", "x" * 1100 + ".png"])
+@pytest.mark.promise("R29")
 def test_what_cannot_be_a_name_is_a_counted_reject(
     source: Source, name: str, tmp_path: Path
 ) -> None:
@@ -176,6 +178,7 @@ def test_a_name_that_is_no_utf8_is_a_counted_reject(tmp_path: Path) -> None:
 # --- endings ---
 
 
+@pytest.mark.promise("R29")
 def test_formats_are_told_by_content_and_the_rest_is_counted(tmp_path: Path) -> None:
     kinds = {
         "a.jfif": "JPEG", "b.jpe": "JPEG", "c.bmp": "BMP", "d.tif": "TIFF", "e.gif": "GIF",
@@ -204,6 +207,7 @@ SIDECARS = (
 
 
 @pytest.mark.parametrize("source", ["folder", "parquet", "webdataset"])
+@pytest.mark.promise("R29")
 def test_sidecars_are_left_out_and_counted(source: str, tmp_path: Path) -> None:
     image = image_bytes(0)
     if source == "webdataset":
@@ -217,6 +221,7 @@ def test_sidecars_are_left_out_and_counted(source: str, tmp_path: Path) -> None:
     assert len(index.ids) == 1 and index.left_out["sidecars"].files == len(SIDECARS)
 
 
+@pytest.mark.promise("R29", control=True)
 def test_a_class_that_has_no_image_is_named(tmp_path: Path) -> None:
     files = {f"{kind}/{n}.png": image_bytes(n) for kind in ("cat", "dog") for n in range(2)}
     write_files(tmp_path, {**files, "raw/1.cr2": b"raw", "raw/2.cr2": b"raw"})
@@ -412,6 +417,7 @@ def tail(root: Path, broken: int) -> Path:
     return write_files(root, files)
 
 
+@pytest.mark.promise("R29")
 def test_a_class_of_the_tail_that_lost_most_images_fails_the_stage(tmp_path: Path) -> None:
     limits = {"max_reject_frac": 0.1}
     with pytest.raises(DataError) as caught:
@@ -425,6 +431,7 @@ def test_a_class_of_the_tail_that_lost_most_images_fails_the_stage(tmp_path: Pat
     assert any("'rare' (3 of 3)" in note for note in notes)
 
 
+@pytest.mark.promise("R29")
 def test_our_own_outputs_below_the_source_are_left_out(tmp_path: Path) -> None:
     write_table(tmp_path / "data" / "photos.parquet", [image_bytes(n) for n in range(12)])
     write_files(tmp_path / "data" / "runs" / "r1", {"run.json": b"{}", "config.yaml": b""})

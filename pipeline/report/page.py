@@ -125,9 +125,11 @@ def not_done(inputs: Inputs, is_mined: bool) -> Sequence[tuple[str, str]]:
         (labelled and inputs.evaluation is None, "evaluate", "The models have not been scored."),
         (not is_mined, "mine", "The images have not been ranked by how rare they are."),
     )
-    run = shlex.quote(inputs.run_uri)
+    quoted = shlex.quote(inputs.run_uri)
     return [
-        (text, f"{program()} {stage} --resume {run}") for is_open, stage, text in steps if is_open
+        (text, f"{program()} {stage} --resume {quoted}")
+        for is_open, stage, text in steps
+        if is_open
     ]
 
 

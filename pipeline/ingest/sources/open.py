@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import assert_never
 
 from pipeline.cluster.jobs import Tasks
 from pipeline.config.data import Data
@@ -36,8 +37,10 @@ def index_source(data: Data, tasks: Tasks) -> ImageIndex:
         index = parquet.parquet_index(data, tasks)
     elif data.source == "webdataset":
         index = webdataset.webdataset_index(data, tasks)
-    else:
+    elif data.source == "cifar10" or data.source == "cifar100":
         index = arrays.cifar_index(data)
+    else:
+        assert_never(data.source)
     small = splits.notes_of(index.sets, index.labels_N, index.class_names)
     return replace(index, notes=(*index.notes, *small))
 
