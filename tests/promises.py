@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,7 @@ def table() -> str:
         controls = sum(h.is_control for h in mine)
         counts = f"{len(mine) - controls} | {controls or ''}"
         rows.append(f"| {promise} | {meaning} | {counts} | {told(outcomes)} |")
-        lists += ["", f"**{promise}** {meaning}", ""]
+        lists += ["", *textwrap.wrap(f"**{promise}** {meaning}", 100), ""]
         for holder, outcome in zip(mine, outcomes, strict=True):
             name = f"`{holder.file}::{holder.name}`"
             lists.append(f"- {'*control:* ' if holder.is_control else ''}{name}")
