@@ -19,12 +19,15 @@ from pipeline.config.file import config_hash, load_config
 from pipeline.errors import CheckpointError
 from pipeline.export import stage as stage
 from pipeline.export.card import loading_code, model_card
+from pipeline.export.facts import Facts
 from pipeline.export.stage import export_network
 from pipeline.model import checkpoint
 from pipeline.model.build import new_network
 from pipeline.record.context import RunContext
+from pipeline.record.evaluation import Score
 from sdclr import Network, TrainState
 from sdclr.export import FeatureModel, check_images, exported_program, largest_difference
+from tests import records
 from tests.conftest import REPO
 from tests.refusals import raises
 from tests.test_docs import blocks
@@ -34,10 +37,16 @@ SCORE = {
     "protocol": "knn-k20", "n": 1, "many": 0.9, "medium": 0.8, "few": 0.7, "std": 0.08, "all": 0.8,
     "spread": None, "note": "20 labels, cosine",
 }  # fmt: skip
-FACTS = {
-    "architecture": "resnet8", "stem": "cifar", "crop_px": 16, "resize_px": None, "method": "sdclr",
-    "step": 3, "epochs": 2, "scored_on": "test", "data_name": "digits-lt", "scores": [SCORE],
-}  # fmt: skip
+FACTS = Facts(
+    architecture="resnet8", stem="cifar", method="sdclr", crop_px=16, resize_px=None, seed=0,
+    config_hash="c0", data_name="digits-lt", data_hash="d0", pretrain_images=9, step=3, epochs=2,
+    versions={"torch": "2"}, scores=(Score.model_validate(SCORE | {"per_class": ()}),),
+    scored_on="test",
+)  # fmt: skip
+
+
+def facts_of(architecture: str, stem: str) -> Facts:
+    return FACTS.model_copy(update={"architecture": architecture, "stem": stem, "crop_px": 32})
 
 
 def trained_network(*overrides: str) -> Network:
@@ -119,13 +128,13 @@ def test_the_cards_lines_load_the_weights_into_plain_torchvision(
     backbone: str, stem: str, tmp_path: Path
 ) -> None:
     network = trained_network(f"model.backbone={backbone}", f"model.stem={stem}")
-    facts = FACTS | {"architecture": backbone, "stem": stem, "crop_px": 32}
+    facts = facts_of(backbone, stem)
     names = export_network(network, facts, str(tmp_path), formats=("safetensors",))
     assert ("backbone.timm.safetensors" in names) == (backbone == "convnext_tiny")
     card = (tmp_path / "README.md").read_text()
-    assert loading_code(facts) in card
+    assert loading_code(backbone, stem) in card
     torch.save(check_images(32), tmp_path / "images.pt")
-    code = loading_code(facts) + (
+    code = loading_code(backbone, stem) + (
         "mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in "
         "((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))\n"
         "images = torch.load('images.pt', weights_only=True)\n"
@@ -141,7 +150,7 @@ def test_timms_own_network_loads_the_renamed_file(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     network = trained_network("model.backbone=convnext_tiny", "model.stem=imagenet")
-    facts = FACTS | {"architecture": "convnext_tiny", "stem": "imagenet", "crop_px": 32}
+    facts = facts_of("convnext_tiny", "imagenet")
     export_network(network, facts, str(tmp_path), formats=("safetensors",))
     theirs = timm.create_model("convnext_tiny", num_classes=0).eval()
     theirs.load_state_dict(load_file(tmp_path / "backbone.timm.safetensors"), strict=True)
@@ -155,11 +164,14 @@ def test_metadata_holds_the_facts_and_the_card_the_numbers(tmp_path: Path) -> No
     export_network(trained_network(), FACTS, str(tmp_path), formats=("safetensors",))
     with safe_open(tmp_path / "backbone.safetensors", "pt") as opened:
         facts = json.loads(opened.metadata()["sdclr"])
-    assert facts == FACTS | {"key_names": "torchvision"}
+    assert facts.pop("key_names") == "torchvision"
+    assert facts["scores"] == [SCORE]  # without the values by class
+    facts["scores"] = [SCORE | {"per_class": []}]
+    assert Facts.model_validate_json(json.dumps(facts)) == FACTS
     card = (tmp_path / "README.md").read_text()
     assert "| knn-k20 | 90.0 | 80.0 | 70.0 | 8.0 | 80.0 | 1 |" in card
     assert "- `knn-k20`: 20 labels, cosine" in card and "features.pt2" not in card
-    assert "has not been evaluated" in model_card(FACTS | {"scores": []}, ())
+    assert "has not been evaluated" in model_card(FACTS.model_copy(update={"scores": ()}), ())
 
 
 def test_a_form_that_gives_other_features_is_not_published(
@@ -206,7 +218,7 @@ def test_the_documents_lines_are_those_that_are_tested() -> None:
     )
     card = model_card(FACTS, ("features.pt2",))
     assert len(program) == 3 and all(line in card for line in program)
-    code = loading_code({"architecture": "resnet50", "stem": "imagenet"})
+    code = loading_code("resnet50", "imagenet")
     assert code.startswith("\n".join(module))
 
 
@@ -221,9 +233,15 @@ def test_the_stage_exports_the_newest_checkpoint_of_each_method_with_its_scores(
         state = TrainState(tensors, {"step": step, "num_steps": 4})
         checkpoint.save(folder, state, config_hash=config_hash(config))
     models = [
-        {"name": "simclr", "step": step, "scores": [SCORE | {"all": step}]} for step in (2, 4)
+        {
+            "name": "simclr",
+            "step": n,
+            "epochs": 1,
+            "scores": [SCORE | {"per_class": [], "all": mean}],
+        }
+        for n, mean in ((2, 0.2), (4, 0.4))
     ]
-    evaluation = {"scored_on": "test", "models": models}
+    evaluation = records.evaluation(["a", "b", "c"], [3, 2, 1]) | {"models": models, "curve": []}
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     written = stage.export(RunContext(config, str(tmp_path), "", manifest(16, 16)))
     target = tmp_path / "export" / "simclr"
@@ -231,7 +249,7 @@ def test_the_stage_exports_the_newest_checkpoint_of_each_method_with_its_scores(
     with safe_open(target / "backbone.safetensors", "pt") as opened:
         facts = json.loads(opened.metadata()["sdclr"])
     assert (facts["step"], facts["epochs"], facts["crop_px"]) == (4, config.train.epochs, 16)
-    assert [score["all"] for score in facts["scores"]] == [4]
+    assert [score["all"] for score in facts["scores"]] == [0.4]
     assert (
         facts["config_hash"] == config_hash(config) and "data_hash" in facts and facts["input_mean"]
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from pipeline.export.facts import Facts
 from pipeline.record.scores import METRICS, percent
 
 _PROGRAM = """import torch
@@ -23,21 +22,25 @@ _FILES = {
 }
 
 
-def model_card(facts: dict[str, Any], files: tuple[str, ...]) -> str:
+def model_card(facts: Facts, files: tuple[str, ...]) -> str:
     """Write the model card in Markdown.
 
     Args:
         facts: of the export stage.
         files: names of the files beside the card.
     """
-    title = f"# {facts['architecture']}, {str(facts.get('method', '')).upper()}"
+    title = f"# {facts.architecture}, {facts.method.upper()}"
     parts = [title, _what(facts), _table(facts), _loading(facts, files), _details(facts)]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
-def loading_code(facts: dict[str, Any]) -> str:
-    """Write Python code that loads backbone.safetensors into plain torchvision."""
-    name, stem = facts["architecture"], facts.get("stem")
+def loading_code(name: str, stem: str) -> str:
+    """Write Python code that loads backbone.safetensors into plain torchvision.
+
+    Args:
+        name: of the architecture.
+        stem: of the architecture.
+    """
     if name == "resnet8":
         return ""  # torchvision has none
     lines = ["import torch, torchvision", "from safetensors.torch import load_file"]
@@ -52,44 +55,44 @@ def loading_code(facts: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _what(facts: dict[str, Any]) -> str:
+def _what(facts: Facts) -> str:
     method = {
         "sdclr": "Self-Damaging Contrastive Learning (Jiang et al., ICML 2021)",
         "simclr": "SimCLR (Chen et al., ICML 2020)",
-    }.get(str(facts.get("method")), "contrastive learning")
+    }.get(facts.method, "contrastive learning")
     return (
-        f"Pre-trained without labels by {method} on {facts.get('pretrain_images', '?')} images of "
-        f"`{facts.get('data_name', '?')}`, {facts.get('epochs', '?')} epochs (step "
-        f"{facts.get('step', '?')}), seed {facts.get('seed', '?')}. This is the dense branch "
+        f"Pre-trained without labels by {method} on {facts.pretrain_images} images of "
+        f"`{facts.data_name}`, {facts.epochs} epochs (step "
+        f"{facts.step}), seed {facts.seed}. This is the dense branch "
         "without projection head and classifier: images to features."
     )
 
 
-def _table(facts: dict[str, Any]) -> str:
-    scores = facts.get("scores") or []
-    if not scores:
+def _table(facts: Facts) -> str:
+    if not facts.scores:
         return "## Scores\n\nThis checkpoint has not been evaluated."
     rows = ["| protocol | Many | Medium | Few | STD | All | n |", "|---|---|---|---|---|---|---|"]
-    for score in scores:
-        spread = score.get("spread") or {}
+    for score in facts.scores:
         cells = [
-            percent(score[m]) + (f" ± {percent(spread[m])}" if m in spread else "") for m in METRICS
+            percent(getattr(score, metric))
+            + ("" if score.spread is None else f" ± {percent(getattr(score.spread, metric))}")
+            for metric in METRICS
         ]
-        rows.append(f"| {score['protocol']} | {' | '.join(cells)} | {score['n']} |")
-    notes = [f"- `{score['protocol']}`: {score['note']}" for score in scores if score.get("note")]
+        rows.append(f"| {score.protocol} | {' | '.join(cells)} | {score.n} |")
+    notes = [f"- `{score.protocol}`: {score.note}" for score in facts.scores if score.note]
     intro = (
-        f"Accuracy in % on the set `{facts.get('scored_on')}` of `{facts.get('data_name')}`; "
+        f"Accuracy in % on the set `{facts.scored_on}` of `{facts.data_name}`; "
         "groups by the number of pre-training images; STD is the population standard deviation of "
         "Many, Medium and Few (lower is more even); ± is the standard deviation over n draws."
     )
     return "\n".join(["## Scores", "", intro, "", *rows, "", *notes])
 
 
-def _loading(facts: dict[str, Any], files: tuple[str, ...]) -> str:
-    side = facts["crop_px"]
+def _loading(facts: Facts, files: tuple[str, ...]) -> str:
+    side = facts.crop_px
     codes = {
         "features.pt2": _PROGRAM.format(side=side),
-        "backbone.safetensors": loading_code(facts),
+        "backbone.safetensors": loading_code(facts.architecture, facts.stem),
         "features.onnx": _ONNX.format(),
     }
     blocks = [f"```python\n{code}```" for name, code in codes.items() if code and name in files]
@@ -97,15 +100,15 @@ def _loading(facts: dict[str, Any], files: tuple[str, ...]) -> str:
     return "\n".join(["## Files", "", *listed, "", "\n\n".join(blocks)])
 
 
-def _details(facts: dict[str, Any]) -> str:
-    resize = facts.get("resize_px")
+def _details(facts: Facts) -> str:
+    resize = facts.resize_px
     view = f"short side resized to {resize} px, then " if resize else ""
     lines = [
-        f"- Input: RGB in [0, 1], {view}centre crop of {facts['crop_px']} px; "
-        f"mean {list(facts.get('input_mean', []))}, std {list(facts.get('input_std', []))}",
-        f"- Architecture: torchvision's {facts['architecture']}, stem `{facts.get('stem')}`",
-        f"- Configuration: `{facts.get('config_hash')}`",
-        f"- Data set: `{facts.get('data_hash')}`",
+        f"- Input: RGB in [0, 1], {view}centre crop of {facts.crop_px} px; "
+        f"mean {list(facts.input_mean)}, std {list(facts.input_std)}",
+        f"- Architecture: torchvision's {facts.architecture}, stem `{facts.stem}`",
+        f"- Configuration: `{facts.config_hash}`",
+        f"- Data set: `{facts.data_hash}`",
         "- Limits: the scores above are all that is known about it; what it was not trained on, "
         "it was not tested on.",
     ]

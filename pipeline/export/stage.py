@@ -12,22 +12,21 @@ Every form is read back and must give the network's own features before it is pu
 from __future__ import annotations
 
 import io
-import json
-from typing import Any
 
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.config import Config
-from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.export.card import model_card
+from pipeline.export.facts import Facts
 from pipeline.model import build, checkpoint, timm_names
 from pipeline.model.source import trained_epochs
 from pipeline.record import provenance
 from pipeline.record.context import RunContext
+from pipeline.record.evaluation import Evaluation
+from sdclr import TrainState
 from sdclr.export import (
     FeatureModel,
     check_images,
@@ -35,7 +34,7 @@ from sdclr.export import (
     largest_difference,
     onnx_program,
 )
-from sdclr.twin import IMAGENET_MEAN, IMAGENET_STD, Network
+from sdclr.twin import Network
 
 MAX_DIFFERENCE = 1e-5
 _ONNX_INSTALL = "python -m pip install onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0"
@@ -56,31 +55,28 @@ def export(run: RunContext) -> dict[str, list[str]]:
     for method in config.train.methods:
         state, _ = checkpoint.newest(run.run_uri, method, config_hash=run.config_hash)
         network = build.trained_model(config, method, state).network
-        facts = _facts(config, run.manifest, method, run.config_hash) | {
-            "step": int(state.numbers["step"]),
-            "epochs": trained_epochs(config, state),
-        }
-        facts |= _scores(run.run_uri, method, facts["step"])
         target = storage.join(run.run_uri, "export", method)
-        written[target] = export_network(network, facts, target, formats=config.export.formats)
+        written[target] = export_network(
+            network, _facts(run, method, state), target, formats=config.export.formats
+        )
     return written
 
 
 def export_network(
-    network: Network, facts: dict[str, Any], folder_uri: str, *, formats: tuple[str, ...]
+    network: Network, facts: Facts, folder_uri: str, *, formats: tuple[str, ...]
 ) -> list[str]:
     """Write a network in the given formats, each checked, and a model card.
 
     Args:
         network: in evaluation mode, on the CPU.
-        facts: for metadata and card; needs "architecture" and "crop_px".
+        facts: for metadata and card.
         folder_uri: where the files go.
         formats: of the key `export.formats`.
 
     Returns:
         The names of the files.
     """
-    model, side_px = FeatureModel(network), int(facts["crop_px"])
+    model, side_px = FeatureModel(network), facts.crop_px
     images = check_images(side_px)
     with torch.inference_mode():
         expected = network.features(images)
@@ -113,19 +109,19 @@ def export_network(
     return list(contents)
 
 
-def _state_dicts(network: Network, facts: dict[str, Any]) -> dict[str, bytes]:
-    name = str(facts["architecture"])
+def _state_dicts(network: Network, facts: Facts) -> dict[str, bytes]:
+    name = facts.architecture
     tensors = {n: t.detach().cpu().contiguous() for n, t in network.backbone.state_dict().items()}
-    files = {"backbone.safetensors": _safetensors(tensors, facts | {"key_names": "torchvision"})}
+    files = {"backbone.safetensors": _safetensors(tensors, facts.metadata("torchvision"))}
     if timm_names.differs(name):
         renamed = {n: t.contiguous() for n, t in timm_names.to_timm(name, tensors).items()}
-        files["backbone.timm.safetensors"] = _safetensors(renamed, facts | {"key_names": "timm"})
+        files["backbone.timm.safetensors"] = _safetensors(renamed, facts.metadata("timm"))
     return files
 
 
-def _safetensors(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
+def _safetensors(tensors: dict[str, Tensor], metadata: str) -> bytes:
     # One entry of metadata only: safetensors writes several in random order.
-    return save_tensors(tensors, {"sdclr": json.dumps(facts, sort_keys=True)})
+    return save_tensors(tensors, {"sdclr": metadata})
 
 
 def _run_program(content: bytes, images: Tensor) -> Tensor:
@@ -155,33 +151,25 @@ def _check(name: str, found: Tensor, expected: Tensor, folder_uri: str) -> None:
         )
 
 
-def _facts(config: Config, manifest: Manifest, method: str, config_hash: str) -> dict[str, Any]:
-    return {
-        "architecture": config.model.backbone,
-        "stem": config.model.stem,
-        "method": method,
-        "crop_px": build.crop_px(config, manifest),
-        "resize_px": build.resize_px(config, manifest),
-        "input_mean": IMAGENET_MEAN,
-        "input_std": IMAGENET_STD,
-        "seed": config.run.seed,
-        "config_hash": config_hash,
-        "data_name": manifest.name,
-        "data_hash": manifest.hash,
-        "pretrain_images": manifest.sets["pretrain"].rows,
-        "versions": {
-            n: v for n, v in provenance.versions().items() if n in ("torch", "torchvision")
-        },
-    }
-
-
-def _scores(run_uri: str, method: str, step: int) -> dict[str, Any]:
-    """Return this checkpoint's scores from evaluation.json; empty without any."""
-    uri = storage.join(run_uri, "evaluation.json")
-    if not storage.exists(uri):
-        return {"scores": []}
-    evaluation = json.loads(storage.read_bytes(uri))
-    mine = [m for m in evaluation["models"] if m["name"] == method and m["step"] == step]
-    keys = ("protocol", "n", "many", "medium", "few", "std", "all", "spread", "note")
-    scores = [{k: score[k] for k in keys} for model in mine for score in model["scores"]]
-    return {"scores": scores, "scored_on": evaluation["scored_on"]}
+def _facts(run: RunContext, method: str, state: TrainState) -> Facts:
+    """Return the facts of a checkpoint, with its scores if evaluation.json holds any."""
+    config, manifest, step = run.config, run.manifest, int(state.numbers["step"])
+    evaluation = Evaluation.find(storage.join(run.run_uri, "evaluation.json"))
+    models = () if evaluation is None else evaluation.models
+    return Facts(
+        architecture=config.model.backbone,
+        stem=config.model.stem,
+        method=method,
+        crop_px=build.crop_px(config, manifest),
+        resize_px=build.resize_px(config, manifest),
+        seed=config.run.seed,
+        config_hash=run.config_hash,
+        data_name=manifest.name,
+        data_hash=manifest.hash,
+        pretrain_images=manifest.sets["pretrain"].rows,
+        step=step,
+        epochs=trained_epochs(config, state),
+        versions=provenance.versions(("torch", "torchvision")),
+        scores=tuple(s for m in models if (m.name, m.step) == (method, step) for s in m.scores),
+        scored_on=None if evaluation is None else evaluation.scored_on,
+    )
