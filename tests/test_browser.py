@@ -128,7 +128,7 @@ _WORK = """(() => {
   found.filtered = shown().length;
   choose("by-class", "");
   found.all_again = shown().length;
-  shown()[1].querySelector(".open").click();
+  shown()[1].querySelector(".enlarge").click();
   found.opened = byId("detail-path").textContent;
   found.near = byId("detail-near").children.length;
   byId("detail-near").querySelector("button").click();

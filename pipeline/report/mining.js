@@ -102,7 +102,7 @@
   };
 
   for (const card of cards) {
-    card.querySelector(".open").addEventListener("click", () => {
+    card.querySelector(".enlarge").addEventListener("click", () => {
       order = [...card.parentElement.children].filter((c) => !c.hidden).map((c) => c.dataset.place);
       detail(card.dataset.place);
     });

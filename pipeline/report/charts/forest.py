@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 from pipeline.report.charts import svg
 from pipeline.report.charts.svg import Scale, add
 
-_ROW, _HEAD = 40.0, 28.0
+_ROW, _HEAD = 36.0, 28.0
 
 
 @dataclass(frozen=True)
