@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import get_args
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from pipeline.report.charts import plots, svg
 from pipeline.report.charts.forest import Gap, forest
+from pipeline.report.template import source
+from pipeline.report.verdict import Tone
 
 
 def test_thin_keeps_short_curves_and_averages_long_ones() -> None:
@@ -93,3 +97,15 @@ def test_a_scale_runs_from_start_to_end() -> None:
     assert svg.Scale(0, 10, 100, 0)(2.5) == 75
     assert svg.Scale(1, 100, 0, 10, log=True)(10) == 5
     assert svg.Scale(0, 10, 0, 1)(99) == 1  # moved to the nearer end
+
+
+def _rules_of_a_tone(css: str) -> list[str]:
+    """Return what rules on a bare tone set, such as `.good { color: red }`, besides the colour."""
+    found = re.findall(rf"^\.(?:{'|'.join(get_args(Tone))})\s*\{{([^}}]*)\}}", css, re.MULTILINE)
+    return [rule for body in found for rule in body.split(";") if rule.split(":")[0].strip()
+            not in ("", "color")]  # fmt: skip
+
+
+def test_the_tone_of_an_answer_sets_a_colour_and_no_layout() -> None:
+    assert _rules_of_a_tone(source("report.css.j2")) == []
+    assert _rules_of_a_tone(".open { display: block; border: 0 }\n")
