@@ -21,6 +21,7 @@ from pipeline.mine.stage import mine
 from pipeline.model import build, checkpoint
 from pipeline.record.context import RunContext
 from pipeline.record.gallery import Gallery, gallery_uri
+from pipeline.record.mining import Mining
 from sdclr import LossMemory, Trainer, capture
 from sdclr.longtail import Groups
 from tests.refusals import raises
@@ -108,14 +109,15 @@ def test_a_perfect_score_and_a_blind_one() -> None:
         labels, GROUPS, NAMES, [99, 98, 0], used=("trained", "both"),
     )  # fmt: skip
     assert found is not None
-    best, worst = found["scores"]
-    assert best["auroc"] == best["auroc_low"] == 1 and best["precision"]["10"] == 1
-    assert worst["auroc"] == 0.5 and worst["precision"]["10"] == pytest.approx(0.1)
-    assert found["base_rate"] == 0.1 and found["few_classes"] == ["eel"]
-    assert found["batch"] == {
+    best, worst = found.scores
+    assert best.auroc == best.auroc_low == 1 and best.precision["10"] == 1
+    assert worst.auroc == 0.5 and worst.precision["10"] == pytest.approx(0.1)
+    assert found.base_rate == 0.1 and found.few_classes == ("eel",)
+    assert found.batch.model_dump() == {
         "images": 3, "few": 2, "few_expected_by_chance": pytest.approx(0.3), "classes": 2
     }  # fmt: skip
-    assert found["classes"][2]["mean_rank_share"] > found["classes"][0]["mean_rank_share"]
+    first, last = found.classes[0].mean_rank_share, found.classes[2].mean_rank_share
+    assert first is not None and last is not None and last > first
 
 
 def test_without_rare_images_there_is_nothing_to_find() -> None:
@@ -175,7 +177,7 @@ def test_a_ratio_that_starves_a_layer_is_refused_by_name(tmp_path: Path) -> None
 
 def mined(
     tmp_path: Path, config: object = CONFIG, losses_2N: torch.Tensor | None = None, **how: Any
-) -> dict[str, Any]:
+) -> Mining:
     manifest = data_set(tmp_path)
     trained_run(tmp_path / "run", manifest, losses_2N)
     run = RunContext(config, str(tmp_path / "run"), str(tmp_path), manifest)  # type: ignore[arg-type]
@@ -198,9 +200,11 @@ def test_the_whole_stage_ranks_every_image_once(ray_cluster: None, tmp_path: Pat
     assert shown.images[shown.commonest[0]].id == table["id"][-1]
     lines = (tmp_path / "run" / "mining" / "annotate.csv").read_text().splitlines()
     assert len(lines) == 7 and lines[1].split(",")[1] in table["id"][:30]
-    names = {(entry["model"], entry["score"]) for entry in content["findings"]["scores"]}
+    assert Mining.read(str(tmp_path / "run" / "mining.json")) == content
+    assert content.findings is not None
+    names = {(entry.model, entry.score) for entry in content.findings.scores}
     assert {("trained", "both"), ("untrained", "knn_distance")} <= names
-    assert len(content["map"]["maps"][0]["x"]) == 60
+    assert len(content.map.maps[0].x) == 60
     assert "training_loss" not in table
     mined(tmp_path / "other")
     assert Gallery.read(gallery_uri(str(tmp_path / "other" / "run"))) == shown
@@ -218,7 +222,8 @@ def test_the_loss_in_training_ranks_where_the_run_kept_it(
     expected = (losses[0, :59] / 2).sort(descending=True)
     assert table["training_loss"] == [*expected.values.tolist(), None]
     assert table["id"] == [f"image-{row:02d}" for row in [*expected.indices.tolist(), 59]]
-    scored = {(entry["model"], entry["score"]) for entry in content["findings"]["scores"]}
+    assert content.findings is not None
+    scored = {(entry.model, entry.score) for entry in content.findings.scores}
     assert ("trained", "training_loss") in scored and ("untrained", "training_loss") not in scored
 
 

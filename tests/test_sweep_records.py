@@ -20,6 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from pipeline.errors import ClusterError, TrainingError
+from pipeline.record.sweep import SweepResult
 from pipeline.tune import result, runner, study
 from pipeline.tune.trials import Trials
 from pipeline.tune.view import View, result_table
@@ -145,33 +146,33 @@ def test_the_winner_and_the_configured_setting_get_the_same_fresh_seeds(tmp_path
     points = result.confirmations(c, trials)
     seeds: dict[str, list[int]] = {}
     for point in points:
-        seeds.setdefault(point["label"], []).append(point["seed"])
-    assert set(seeds) == {"best sdclr", "best simclr", f"configured {points[0]['method']}"}
+        seeds.setdefault(point.label, []).append(point.seed or 0)
+    assert set(seeds) == {"best sdclr", "best simclr", f"configured {points[0].method}"}
     assert all(found == [1, 2] for found in seeds.values())  # the search used seed 0
-    assert len({point["number"] for point in points}) == 6
+    assert len({point.number for point in points}) == 6
     for k, point in enumerate(points):
-        params = {key: value for key, value in point.items() if "." in key}
-        done = record(point["number"], params, method=point["method"], role="confirm",
-                      label=point["label"], seed=point["seed"])  # fmt: skip
+        done = record(point.number, point.params, method=point.method, role="confirm",
+                      label=point.label, seed=point.seed)  # fmt: skip
         done.name = f"confirm-{k:04d}"
-        done.rows[-1]["fewshot"] = 0.8 + 0.01 * point["seed"]
+        done.rows[-1]["fewshot"] = 0.8 + 0.01 * (point.seed or 0)
         trials.save(done)
     found = result.summary(c, trials, 34)
-    first = found["confirmed"][0]["values"]["fewshot"]
-    assert first["n"] == 2 and first["mean"] == pytest.approx(0.815)
-    assert first["std"] == pytest.approx(np.std([0.81, 0.82], ddof=1))
+    first = found.confirmed[0].values["fewshot"]
+    assert first.n == 2 and first.mean == pytest.approx(0.815)
+    assert first.std == pytest.approx(np.std([0.81, 0.82], ddof=1))
     headers, rows = result_table(found)
     assert headers[0] == "setting" and len(rows) == 3 and "0.8150 ± 0.0071" in rows[0]
-    assert found["methods"][0]["counts"] == {"complete": 5, "pruned": 3, "failed": 1}
-    assert found["methods"][0]["epochs"] == 5 * 9 + 3 * 4 + 1
-    importance = found["methods"][0]["importance"]
+    assert found.methods[0].counts == {"complete": 5, "pruned": 3, "failed": 1}
+    assert found.methods[0].epochs == 5 * 9 + 3 * 4 + 1
+    importance = found.methods[0].importance
     assert importance is not None and sum(importance.values()) == pytest.approx(1)
-    json.dumps(found, allow_nan=False)
+    found.write(str(tmp_path / "sweep.json"))
+    assert SweepResult.read(str(tmp_path / "sweep.json")) == found
     other = config("tune.retrain_seeds=3", "simclr.temperature=0.4")
     longer = result.confirmations(other, trials)
-    assert {p["label"] for p in longer} - set(seeds) == {"published simclr"}
-    known = {(p["label"], p["seed"], p["number"]) for p in points if "best" in p["label"]}
-    assert known < {(p["label"], p["seed"], p["number"]) for p in longer}  # nothing is repeated
+    assert {p.label for p in longer} - set(seeds) == {"published simclr"}
+    known = {(p.label, p.seed, p.number) for p in points if "best" in p.label}
+    assert known < {(p.label, p.seed, p.number) for p in longer}  # nothing is repeated
     with pytest.raises(TrainingError, match="no trial came to its end"):
         result.summary(c, Trials(str(tmp_path / "nothing")), 34)
 
@@ -181,19 +182,18 @@ def test_a_winner_that_a_longer_sweep_replaces_keeps_its_trainings(tmp_path: Pat
     trials = sweep_of(tmp_path, c)
     before = result.confirmations(c, trials)
     for point in before:
-        params = {key: value for key, value in point.items() if "." in key}
-        done = record(point["number"], params, method=point["method"], role="confirm",
-                      label=point["label"], seed=point["seed"])  # fmt: skip
-        done.name = f"confirm-{point['number']:04d}"
+        done = record(point.number, point.params, method=point.method, role="confirm",
+                      label=point.label, seed=point.seed)  # fmt: skip
+        done.name = f"confirm-{point.number:04d}"
         trials.save(done)
     trials.save(record(9, {"sdclr.prune_ratio": 0.8, "sdclr.temperature": 0.2}))  # at the top
     after = result.confirmations(c, trials)
-    best = [p["number"] for p in after if p["label"] == "best sdclr"]
-    assert not set(best) & {p["number"] for p in before}
-    same = [p for p in after if p["label"] == "best simclr"]
+    best = [p.number for p in after if p.label == "best sdclr"]
+    assert not set(best) & {p.number for p in before}
+    same = [p for p in after if p.label == "best simclr"]
     assert all(p in before for p in same) and len(same) == 2
-    found = result.summary(c, trials, 34)["confirmed"]
-    counts = {entry["label"]: entry["values"]["fewshot"]["n"] for entry in found}
+    found = result.summary(c, trials, 34).confirmed
+    counts = {entry.label: entry.values["fewshot"].n for entry in found}
     assert counts == {"best sdclr": 0, "configured sdclr": 0, "best simclr": 2}
 
 

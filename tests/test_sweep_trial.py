@@ -178,7 +178,7 @@ def page_of(folder: Path, *overrides: str) -> Page:
     c = load_config(None, ["train.epochs=9", *overrides])
     trials = sweep_of(folder, c)
     RunRecord.create(str(folder), name="demo-sweep", config_hash="c0ffee", seed=0, argv=["x"])
-    result.write(str(folder), result.summary(c, trials, 34))
+    result.summary(c, trials, 34).write(str(folder / "sweep.json"))
     return Page(Path(write_report(str(folder))).read_text())
 
 

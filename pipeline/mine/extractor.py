@@ -82,14 +82,14 @@ class RarityExtractor:
         self.masks = {name: masks_by_ratio(self.config, twin) for name, twin in self.twins.items()}
 
     @torch.inference_mode()
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Replace the pixels of `ShardDecoder`'s rows by features and disagreements.
 
         Returns:
             row, id, label as they came; for each model feature_NAME (n, F), the mean over views of
             unit vectors, and disagreement_NAME (n, R), the mean over views.
         """
-        out: dict[str, Any] = {name: batch[name] for name in ("row", "id", "label")}
+        out = {name: batch[name] for name in ("row", "id", "label")}
         images_nCHW, sizes_n2 = (torch.from_numpy(batch[n].copy()) for n in ("pixels", "size"))
         views = self._random_views(sizes_n2, first_row=int(batch["row"][0]))
         parts: dict[str, list[Tensor]] = {}

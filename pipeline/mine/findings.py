@@ -5,12 +5,11 @@ Shapes: N images, C classes.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluate.ranking import auroc, bootstrap, precision_at
+from pipeline.record.mining import Batch, ClassPlace, Findings, ScoreFound
 from sdclr.longtail import Groups
 from sdclr.rarity import rank_share
 
@@ -25,7 +24,7 @@ def findings(
     batch_rows: list[int],
     *,
     used: tuple[str, str],
-) -> dict[str, Any] | None:
+) -> Findings | None:
     """Measure how well each score finds images of rare classes; None without any.
 
     Args:
@@ -45,34 +44,34 @@ def findings(
     for (model, name), scores_N in scores.items():
         area = bootstrap(auroc, scores_N, few_N, seed=0)
         tables.append(
-            {
-                "model": model,
-                "score": name,
-                "auroc": area.value,
-                "auroc_low": area.low,
-                "auroc_high": area.high,
-                "precision": {str(k): precision_at(scores_N, few_N, k) for k in ks},
-            }
+            ScoreFound(
+                model=model,
+                score=name,
+                auroc=area.value,
+                auroc_low=area.low,
+                auroc_high=area.high,
+                precision={str(k): precision_at(scores_N, few_N, k) for k in ks},
+            )
         )
     place_N = rank_share(scores[used])
-    return {
-        "few_classes": [class_names[c] for c in groups.few],
-        "num_few": num_few,
-        "base_rate": num_few / len(few_N),
-        "scores": tables,
-        "classes": [
-            {
-                "name": class_names[c],
-                "count": int((labels_N == c).sum()),
-                "mean_rank_share": float(place_N[labels_N == c].mean()),
-            }
+    return Findings(
+        few_classes=tuple(class_names[c] for c in groups.few),
+        num_few=num_few,
+        base_rate=num_few / len(few_N),
+        scores=tuple(tables),
+        classes=tuple(
+            ClassPlace(
+                name=class_names[c],
+                count=int((labels_N == c).sum()),
+                mean_rank_share=float(place_N[labels_N == c].mean()),
+            )
             for c in range(len(class_names))
             if (labels_N == c).any()
-        ],
-        "batch": {
-            "images": len(batch_rows),
-            "few": int(few_N[batch_rows].sum()),
-            "few_expected_by_chance": len(batch_rows) * num_few / len(few_N),
-            "classes": len(np.unique(labels_N[batch_rows])),
-        },
-    }
+        ),
+        batch=Batch(
+            images=len(batch_rows),
+            few=int(few_N[batch_rows].sum()),
+            few_expected_by_chance=len(batch_rows) * num_few / len(few_N),
+            classes=len(np.unique(labels_N[batch_rows])),
+        ),
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,18 +11,14 @@ from numpy.typing import NDArray
 
 from pipeline.mine.extractor import TRAINED, reference_sample
 from pipeline.mine.scoring import ScoredSet
+from pipeline.record.mining import Map, Maps
 from sdclr.rarity import pca_2d, rank_share
 
 _NUM_POINTS = 1500
 
 
-def feature_map(scored: ScoredSet, rarity_N: NDArray[np.float64]) -> dict[str, Any]:
-    """Map at most 1500 images by PCA, and by UMAP as well where `umap` is installed.
-
-    Returns:
-        {"maps": [{"method", "note", "x": [...], "y": [...]}, ...], "label": [...], "rank_share":
-        [...]}; one entry a point in every list, label None where there is none.
-    """
+def feature_map(scored: ScoredSet, rarity_N: NDArray[np.float64]) -> Maps:
+    """Map at most 1500 images by PCA, and by UMAP as well where `umap` is installed."""
     rows = reference_sample(len(scored.ids), _NUM_POINTS)
     features = scored.features(TRAINED, rows)
     points, shares = pca_2d(torch.from_numpy(features))
@@ -37,14 +32,14 @@ def feature_map(scored: ScoredSet, rarity_N: NDArray[np.float64]) -> dict[str, A
             placed = UMAP(random_state=0, metric="cosine").fit_transform(features)
         maps.append(_map("UMAP", "distances far apart mean little", np.asarray(placed)))
     labels = scored.labels_N[rows]
-    return {
-        "maps": maps,
-        "label": [int(label) if label >= 0 else None for label in labels],
-        "rank_share": np.round(rank_share(rarity_N)[rows], 4).tolist(),
-    }
+    return Maps(
+        maps=tuple(maps),
+        label=tuple(int(label) if label >= 0 else None for label in labels),
+        rank_share=tuple(np.round(rank_share(rarity_N)[rows], 4).tolist()),
+    )
 
 
-def _map(method: str, note: str, points: NDArray[np.floating]) -> dict[str, Any]:
+def _map(method: str, note: str, points: NDArray[np.floating]) -> Map:
     scale = float(np.abs(points).max()) or 1.0
-    x, y = (np.round(points[:, axis] / scale, 4).tolist() for axis in (0, 1))
-    return {"method": method, "note": note, "x": x, "y": y}
+    x, y = (tuple(np.round(points[:, axis] / scale, 4).tolist()) for axis in (0, 1))
+    return Map(method=method, note=note, x=x, y=y)

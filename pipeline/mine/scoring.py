@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +24,10 @@ from pipeline.feed.rows import RowLedger
 from pipeline.mine.extractor import RarityExtractor, reference_sample
 from pipeline.model import build
 from sdclr.rarity import knn_distance
+
+if TYPE_CHECKING:
+    import ray
+    from ray.data import Dataset
 
 REFERENCE_IMAGES = 20_000
 """At most: a fixed sample in which neighbours are sought."""
@@ -49,7 +53,7 @@ class ScoredSet:
     labels_N: NDArray[np.int64]
     disagreement: dict[str, NDArray[np.float32]]
     knn_distance: dict[str, NDArray[np.float32]]
-    blocks: list[tuple[NDArray[np.int64], dict[str, Any]]]
+    blocks: list[tuple[NDArray[np.int64], dict[str, ray.ObjectRef[NDArray[np.float32]]]]]
     training_loss_N: NDArray[np.float32] | None = None
 
     def features(self, model: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -112,7 +116,7 @@ def score_set(
     return found
 
 
-def _collect(scored: Any, num_images: int, progress: Progress) -> ScoredSet:
+def _collect(scored: Dataset, num_images: int, progress: Progress) -> ScoredSet:
     """Bring the numbers of all blocks into the set's order; features become references."""
     import ray
 
@@ -147,8 +151,8 @@ def _add_density(found: ScoredSet, config: Config, progress: Progress) -> None:
     chosen_M = reference_sample(num_images, REFERENCE_IMAGES)
     own_N = np.full(num_images, -1, np.int64)
     own_N[chosen_M] = np.arange(len(chosen_M))
-    distance: Any = ray.remote(_block_distance)
-    distance = distance.options(resources=on_nodes_with(config.placement.train_resource))
+    on_nodes = ray.remote(resources=on_nodes_with(config.placement.train_resource))
+    distance = on_nodes(_block_distance)
     for model in found.disagreement:
         reference = ray.put(found.features(model, chosen_M))
         tasks = {

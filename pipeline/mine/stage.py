@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -35,13 +34,14 @@ from pipeline.mine.map import feature_map
 from pipeline.mine.scoring import REFERENCE_IMAGES, Progress, ScoredSet, score_set
 from pipeline.model import build, checkpoint
 from pipeline.record.context import RunContext
+from pipeline.record.evaluation import ClassGroups
 from pipeline.record.gallery import gallery_uri
+from pipeline.record.mining import Findings, MinedData, Mining
 from sdclr import TrainState, Twin
 from sdclr.loss_memory import means_of
 from sdclr.rarity import k_center_greedy, rank_share
 from sdclr.state import LOSS_MEMORY
 
-SCHEMA_VERSION = 1
 CANDIDATE_FRAC = 0.1
 """The rarest part of a set, from which a batch for annotation is chosen."""
 _ROWS_PER_FILE = 1_000_000
@@ -71,8 +71,8 @@ def mine(
     progress: Progress,
     set_name: SetName = "pretrain",
     is_own: bool = True,
-) -> dict[str, Any]:
-    """Score, rank and write; returns the content of mining.json.
+) -> Mining:
+    """Score, rank and write; returns the record at RUN/mining.json.
 
     Raises:
         CheckpointError: the run has no finished checkpoint.
@@ -116,24 +116,23 @@ def mine(
     batch = annotation_batch(config, scored, order_N)
     _write_scores(run_uri, config, scored, order_N)
     _write_batch(run_uri, scored, batch, order_N)
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "data": {"uri": data_uri, "name": manifest.name, "manifest_hash": manifest.hash},
-        "set": set_name,
-        "method": method,
-        "step": int(state.numbers["step"]),
-        "score": config.mine.score,
-        "prune_ratios": list(config.mine.prune_ratios),
-        "num_views": config.mine.num_views,
-        "knn_k": config.mine.knn_k,
-        "num_reference": min(REFERENCE_IMAGES, info.rows),
-        "scored": info.rows,
-        "class_names": list(manifest.class_names) if manifest.class_names else None,
-        "findings": _findings(config, manifest, scored, scores, batch) if labelled else None,
-        "groups": asdict(groups) if (groups := class_groups(config, manifest)) else None,
-        "map": feature_map(scored, rarity_N),
-    }
-    text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
+    groups = class_groups(config, manifest)
+    mining = Mining(
+        data=MinedData(uri=data_uri, name=manifest.name, manifest_hash=manifest.hash),
+        set=set_name,
+        method=method,
+        step=int(state.numbers["step"]),
+        score=config.mine.score,
+        prune_ratios=tuple(config.mine.prune_ratios),
+        num_views=config.mine.num_views,
+        knn_k=config.mine.knn_k,
+        num_reference=min(REFERENCE_IMAGES, info.rows),
+        scored=info.rows,
+        class_names=manifest.class_names or None,
+        findings=_findings(config, manifest, scored, scores, batch) if labelled else None,
+        groups=ClassGroups(**asdict(groups)) if groups else None,
+        map=feature_map(scored, rarity_N),
+    )
     pictures = gallery(
         scored,
         rarity_N,
@@ -144,8 +143,8 @@ def mine(
         set_name=set_name,
     )
     pictures.write(gallery_uri(run_uri))
-    storage.write_bytes(storage.join(run_uri, "mining.json"), text.encode())
-    return content
+    mining.write(storage.join(run_uri, "mining.json"))
+    return mining
 
 
 def signals(scored: ScoredSet, model: str) -> dict[str, NDArray[np.float64]]:
@@ -175,7 +174,7 @@ def _findings(
     scored: ScoredSet,
     scores: dict[tuple[str, str], NDArray[np.float64]],
     batch: list[int],
-) -> dict[str, Any] | None:
+) -> Findings | None:
     groups = class_groups(config, manifest)
     if groups is None or manifest.class_names is None or (scored.labels_N < 0).any():
         return None
@@ -269,11 +268,3 @@ def _training_loss(
         where="mine.score=training_loss",
         todo="use another score, or train a run with train.loss_memory=0.97",
     )
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    return [_without_nan(v) for v in value] if isinstance(value, list) else value

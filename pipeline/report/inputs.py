@@ -122,7 +122,7 @@ def _json(uri: str) -> Any:
         ) from None
 
 
-def _checked(view: type[Found], content: Any, where: str) -> Found:
+def _checked(view: type[Found], content: object, where: str) -> Found:
     """Check content that came from JSON, which may be anything."""
     try:
         return view.model_validate(content)

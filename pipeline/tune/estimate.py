@@ -9,7 +9,6 @@ import os
 import statistics
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -22,7 +21,7 @@ from pipeline.tune.objective import PROBE_IMAGES
 from pipeline.tune.placement import CPUS_PER_WORKER, Placement, place_here, place_on
 from pipeline.tune.space import configured_point, measure_every, published_point, trial_config
 from pipeline.tune.stage import REDUCTION_FACTOR, grace_epochs
-from sdclr import EpochPlan, ImageSet, Trainer
+from sdclr import EpochPlan, ImageSet, Recipe, Trainer
 
 _WARM_UP_STEPS, _TIMED_STEPS = 1, 3
 _SIDE_PX = {"digits": 16, "cifar10": 32, "cifar100": 32}
@@ -71,11 +70,11 @@ def estimate(config: Config, plan: DryRun) -> tuple[Estimate, Placement]:
 
         with connected() as cluster:
             placement = place_on(config, cluster)
-            resources: dict[str, Any] = {
-                "num_cpus": placement.cpus / config.tune.trial_workers,
-                "num_gpus": placement.gpus_per_worker,
-            }
-            probe: Any = ray.remote(**resources)(probe_s)
+            on_worker = ray.remote(
+                num_cpus=placement.cpus / config.tune.trial_workers,
+                num_gpus=placement.gpus_per_worker,
+            )
+            probe = on_worker(probe_s)
             seconds = ray.get(probe.remote(config, side_px, placement.gpus > 0))
     else:
         placement = place_here(config)
@@ -131,7 +130,7 @@ def probe_s(
     return statistics.fmean(steps_s), statistics.fmean(image_s)
 
 
-def _recipe(config: Config, method: str) -> Any:
+def _recipe(config: Config, method: str) -> Recipe:
     from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 
     nothing = Manifest(

@@ -7,8 +7,9 @@ among them.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ConfigError
 from pipeline.feed.rows import in_order
 from sdclr import ImageSet
+
+if TYPE_CHECKING:
+    import ray
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class DecodedSet:
             # Objects in Ray's store cannot be written, and nobody writes to an ImageSet.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return ImageSet(torch.from_numpy(self.images_NCHW), torch.from_numpy(self.sizes_N2))
+
+
+SetRefs = Mapping[str, "ray.ObjectRef[DecodedSet]"]
 
 
 def needed_sets(config: Config, manifest: Manifest) -> tuple[str, ...]:
@@ -65,7 +72,7 @@ def needed_sets(config: Config, manifest: Manifest) -> tuple[str, ...]:
     return ("pretrain", "probe", "val")
 
 
-def decode(config: Config, data_uri: str, manifest: Manifest) -> dict[str, Any]:
+def decode(config: Config, data_uri: str, manifest: Manifest) -> SetRefs:
     """Set name -> reference to its `DecodedSet` in the object store.
 
     Raises:

@@ -7,15 +7,22 @@ trainings with fresh seeds, the same seeds for each.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
 
-from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import TrainingError
+from pipeline.record.sweep import (
+    Confirmed,
+    MethodSearch,
+    Searched,
+    SearchedTrial,
+    Spread,
+    SweepResult,
+)
 from pipeline.tune.objective import objectives
+from pipeline.tune.point import Point
 from pipeline.tune.space import (
     Params,
     configured_point,
@@ -26,7 +33,6 @@ from pipeline.tune.space import (
 from pipeline.tune.study import importances
 from pipeline.tune.trials import TrialRecord, Trials
 
-SCHEMA_VERSION = 1
 CONFIGURED, PUBLISHED = "configured", "published"
 
 
@@ -65,7 +71,7 @@ def pareto_front(config: Config, records: Sequence[TrialRecord]) -> list[TrialRe
     return [record for record, _ in sorted(front, key=lambda item: -item[1][0])]
 
 
-def confirmations(config: Config, trials: Trials) -> list[dict[str, Any]]:
+def confirmations(config: Config, trials: Trials) -> list[Point]:
     """Return what is trained at the end: settings x fresh seeds; see `Plan.of`.
 
     Settings: the best of each method, and the configured and the published one of the winning
@@ -79,13 +85,11 @@ def confirmations(config: Config, trials: Trials) -> list[dict[str, Any]]:
             seed = config.run.seed + 1 + k
             free = max(numbers.values(), default=-1) + 1
             number = numbers.setdefault(_key(method, params, seed), free)
-            points.append(
-                {"label": label, "method": method, "number": number, "seed": seed, **params}
-            )
+            points.append(Point(method, number, params, seed=seed, label=label))
     return points
 
 
-def _key(method: str, params: Params, seed: int) -> tuple[Any, ...]:
+def _key(method: str, params: Params, seed: int) -> tuple[object, ...]:
     return (method, seed, *sorted(params.items()))
 
 
@@ -126,8 +130,8 @@ def common_epoch(records: Sequence[TrialRecord]) -> int | None:
     return min((r.epochs for r in records if r.rows), default=None)
 
 
-def summary(config: Config, trials: Trials, num_scored: int) -> dict[str, Any]:
-    """Return the content of sweep.json.
+def summary(config: Config, trials: Trials, num_scored: int) -> SweepResult:
+    """Return the result of a sweep.
 
     Args:
         config: of the sweep.
@@ -142,74 +146,63 @@ def summary(config: Config, trials: Trials, num_scored: int) -> dict[str, Any]:
     found = trials.all()
     best = best_of(config, found)
     assert best is not None
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "objectives": names,
-        "scored_on": "val" if config.tune.objective == "fewshot" else "pretrain",
-        "num_scored": num_scored,
-        "common_epoch": (epoch := common_epoch(found)),
-        "max_epochs": config.train.epochs,
-        "seed": config.run.seed,
-        "sampler": config.tune.sampler,
-        "best": best.name,
-        "pareto": [r.name for r in pareto_front(config, found)],
-        "methods": [_method(config, trials, method) for method in config.train.methods],
-        "trials": [_trial(record, names, epoch) for record in found],
-        "confirmed": [
-            _confirmed(trials, label, method, params, names) for label, method, params in settings
-        ],
-    }
+    epoch = common_epoch(found)
+    return SweepResult(
+        objectives=names,
+        scored_on="val" if config.tune.objective == "fewshot" else "pretrain",
+        num_scored=num_scored,
+        common_epoch=epoch,
+        max_epochs=config.train.epochs,
+        seed=config.run.seed,
+        sampler=config.tune.sampler,
+        best=best.name,
+        pareto=tuple(r.name for r in pareto_front(config, found)),
+        methods=tuple(_method(config, trials, method) for method in config.train.methods),
+        trials=tuple(_trial(record, names, epoch) for record in found),
+        confirmed=tuple(_confirmed(trials, *setting, names) for setting in settings),
+    )
 
 
-def _method(config: Config, trials: Trials, method: str) -> dict[str, Any]:
+def _method(config: Config, trials: Trials, method: str) -> MethodSearch:
     records = trials.all(method=method)
     best = best_of(config, records)
-    spent = sum(r.epochs for r in records)
-    return {
-        "method": method,
-        "parameters": [
-            {
-                "key": p.key,
-                "low": p.low,
-                "high": p.high,
-                "log": p.log,
-                "choices": list(p.choices),
-                "configured": configured_value(config, p.key),
-            }
+    return MethodSearch(
+        method=method,
+        parameters=tuple(
+            Searched(**asdict(p), configured=configured_value(config, p.key))
             for p in parameters(config, method)
-        ],
-        "counts": {
+        ),
+        counts={
             status: sum(r.status == status for r in records)
             for status in ("complete", "pruned", "failed")
         },
-        "epochs": spent,
-        "epochs_without_stopping": len(records) * config.train.epochs,
-        "seconds": round(sum(r.seconds for r in records), 3),
-        "best": None if best is None else best.name,
-        "importance": importances(config, trials, method),
-    }
+        epochs=sum(r.epochs for r in records),
+        epochs_without_stopping=len(records) * config.train.epochs,
+        seconds=round(sum(r.seconds for r in records), 3),
+        best=None if best is None else best.name,
+        importance=importances(config, trials, method),
+    )
 
 
-def _trial(record: TrialRecord, names: dict[str, str], epoch: int | None) -> dict[str, Any]:
-    return {
-        "name": record.name,
-        "method": record.method,
-        "status": record.status,
-        "params": record.params,
-        "epochs": record.epochs,
-        "seconds": round(record.seconds, 3),
-        "values": {name: record.last(name) for name in names},
-        "at_common_epoch": next(
-            (row.get(next(iter(names))) for row in record.rows if row["epoch"] == epoch), None
-        ),
-        "course": [[row["epoch"], row.get(next(iter(names)))] for row in record.rows],
-        "error": None if record.error is None else record.error.what,
-    }
+def _trial(record: TrialRecord, names: dict[str, str], epoch: int | None) -> SearchedTrial:
+    course = tuple((int(r["epoch"] or 0), r.get(next(iter(names)))) for r in record.rows)
+    return SearchedTrial(
+        name=record.name,
+        method=record.method,
+        status=record.status,
+        params=record.params,
+        epochs=record.epochs,
+        seconds=round(record.seconds, 3),
+        values={name: record.last(name) for name in names},
+        at_common_epoch=next((value for at, value in course if at == epoch), None),
+        course=course,
+        error=None if record.error is None else record.error.what,
+    )
 
 
 def _confirmed(
     trials: Trials, label: str, method: str, params: Params, names: dict[str, str]
-) -> dict[str, Any]:
+) -> Confirmed:
     """Return mean and sample standard deviation over the seeds, by objective."""
     records = [
         r
@@ -218,17 +211,11 @@ def _confirmed(
     ]
     by_name = {}
     for name in names:
-        values = [v for r in records if (v := r.last(name)) is not None]
-        by_name[name] = {
-            "n": len(values),
-            "mean": statistics.fmean(values) if values else None,
-            "std": statistics.stdev(values) if len(values) > 1 else None,
-            "by_seed": values,
-        }
-    return {"label": label, "method": method, "params": params, "values": by_name}
-
-
-def write(run_uri: str, content: dict[str, Any]) -> None:
-    """Publish sweep.json."""
-    text = json.dumps(content, indent=1, allow_nan=False)
-    storage.write_bytes(storage.join(run_uri, "sweep.json"), text.encode() + b"\n")
+        values = tuple(v for r in records if (v := r.last(name)) is not None)
+        by_name[name] = Spread(
+            n=len(values),
+            mean=statistics.fmean(values) if values else None,
+            std=statistics.stdev(values) if len(values) > 1 else None,
+            by_seed=values,
+        )
+    return Confirmed(label=label, method=method, params=params, values=by_name)

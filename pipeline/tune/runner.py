@@ -10,22 +10,26 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import ray
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from pipeline.config import Config
 from pipeline.errors import ClusterError, ErrorReport, PipelineError, root_cause
 from pipeline.record.gauges import Monitor, run_name
+from pipeline.tune.images import SetRefs
 from pipeline.tune.objective import objectives
 from pipeline.tune.placement import Placement
+from pipeline.tune.point import Point
 from pipeline.tune.result import best_of
 from pipeline.tune.trial import Plan, SweepJob, run_trial
 from pipeline.tune.trials import Status, TrialRecord, Trials
+from pipeline.tune.upstream import RayTrial
 
 _SETTINGS = {
     # A trial that cannot go on reports why instead of a measure.
@@ -54,7 +58,7 @@ class Recorder(tune.Callback):
         self.changed_s = time.monotonic()
         self._monitor = Monitor(run=run_name(trials.run_uri))
 
-    def _record(self, trial: Any) -> TrialRecord:
+    def _record(self, trial: RayTrial) -> TrialRecord:
         plan = Plan.of(trial.config, self.base)
         found = self.trials.get(plan.name)
         if found is not None:
@@ -64,35 +68,47 @@ class Recorder(tune.Callback):
             params=plan.params, seed=plan.seed, label=plan.label,
         )  # fmt: skip
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_start(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: object
+    ) -> None:
         """Open a new record, or resume an unfinished one."""
         record = self._record(trial)
         record.status, self.changed_s = "running", time.monotonic()
         self.running.add(record.name)
         self._save(record)
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_recover(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: object
+    ) -> None:
         """Record that the trial's process failed and that it waits for another one."""
         self._ended(trial)
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self,
+        iteration: int,
+        trials: list[RayTrial],
+        trial: RayTrial,
+        result: dict[str, object],
+        **info: object,
     ) -> None:
         """Record a row of measures, or the reason why there will be none."""
         record, self.changed_s = self._record(trial), time.monotonic()
-        if result.get("error"):
-            record.error = ErrorReport.from_json(result["error"])
-        elif result.get("row"):
-            record.add(dict(result["row"]))
-            record.seconds = float(result["row"]["seconds"])
+        error, row = result.get("error"), result.get("row")
+        if isinstance(error, str) and error:
+            record.error = ErrorReport.from_json(error)
+        elif isinstance(row, Mapping) and row:
+            record.add(dict(row))
+            record.seconds = float(row["seconds"])
         self._save(record, lazily=True)
 
-    def _ended(self, trial: Any) -> TrialRecord:
+    def _ended(self, trial: RayTrial) -> TrialRecord:
         record, self.changed_s = self._record(trial), time.monotonic()
         self.running.discard(record.name)
         return record
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: object
+    ) -> None:
         """Record that the trial reached its end, or that ASHA stopped it."""
         record = self._ended(trial)
         if record.error is not None:
@@ -102,7 +118,9 @@ class Recorder(tune.Callback):
             record.status = "complete" if whole else "pruned"
         self._save(record)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: object
+    ) -> None:
         """Record that the trial's process failed more often than allowed."""
         record = self._ended(trial)
         text = Path(trial.error_file).read_text("utf-8", "replace") if trial.error_file else ""
@@ -134,12 +152,12 @@ def run_trials(
     job: SweepJob,
     base: Config,
     trials: Trials,
-    sets: dict[str, Any],
+    sets: SetRefs,
     placement: Placement,
     num_trials: int,
     search: Searcher | None = None,
-    scheduler: Any = None,
-    points: list[dict[str, Any]] | None = None,
+    scheduler: TrialScheduler | None = None,
+    points: Sequence[Point] | None = None,
     refresh: Callable[[], None],
 ) -> None:
     """Run so many trials that `search` suggests, or those of `points`; `refresh` is called often.
@@ -193,14 +211,14 @@ def run_trials(
         ) from failure[0]
 
 
-def _space(base: Config, points: list[dict[str, Any]] | None) -> dict[str, Any]:
+def _space(base: Config, points: Sequence[Point] | None) -> dict[str, object]:
     if points is None:
         return {}
     # One trial for each point: Tune looks into a dictionary only when it is chosen from a grid.
-    return {"point": tune.grid_search(points)}
+    return {"point": tune.grid_search([point.given() for point in points])}
 
 
-def _fit(tuner: Any, failure: list[BaseException]) -> None:
+def _fit(tuner: tune.Tuner, failure: list[BaseException]) -> None:
     try:
         tuner.fit()
     except BaseException as error:  # raised by the main thread

@@ -12,13 +12,16 @@ numbers are a function of (seed, n), so that a restart does not repeat the first
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import optuna
+from optuna import Study
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
 
@@ -26,6 +29,11 @@ from pipeline.tune import upstream
 from pipeline.tune.space import Parameter, Params
 from pipeline.tune.trials import TrialRecord
 from sdclr.seeds import derived_seed
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+
+Space = dict[str, BaseDistribution]
 
 _STATES = {
     "complete": TrialState.COMPLETE,
@@ -48,26 +56,32 @@ class NumberedSampler(BaseSampler):
         self.kind, self.seed = kind, seed
         self._made: tuple[int, BaseSampler] | None = None
 
-    def _of(self, trial: Any) -> BaseSampler:
+    def _of(self, trial: FrozenTrial) -> BaseSampler:
         if self._made is None or self._made[0] != trial.number:
             seed = derived_seed(self.seed, "sampler", trial.number) % 2**31
             self._made = trial.number, _sampler(self.kind, seed)
         return self._made[1]
 
-    def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
         """Delegate to Optuna's sampler, as the methods below do."""
         return self._of(trial).infer_relative_search_space(study, trial)
 
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:  # noqa: D102
+    def sample_relative(  # noqa: D102
+        self, study: Study, trial: FrozenTrial, search_space: Space
+    ) -> dict[str, object]:
         return self._of(trial).sample_relative(study, trial, search_space)
 
-    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:  # noqa: D102
+    def sample_independent(  # noqa: D102
+        self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
+    ) -> object:
         return self._of(trial).sample_independent(study, trial, name, distribution)
 
-    def before_trial(self, study: Any, trial: Any) -> None:  # noqa: D102
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:  # noqa: D102
         self._of(trial).before_trial(study, trial)
 
-    def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:  # noqa: D102
+    def after_trial(  # noqa: D102
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
         self._of(trial).after_trial(study, trial, state, values)
 
 
@@ -81,7 +95,9 @@ def _sampler(kind: str, seed: int) -> BaseSampler:
     )
 
 
-def frozen(record: TrialRecord, searched: Sequence[Parameter], objectives: Sequence[str]) -> Any:
+def frozen(
+    record: TrialRecord, searched: Sequence[Parameter], objectives: Sequence[str]
+) -> FrozenTrial:
     """Return a record as Optuna's trial, with its history, PRUNED when ASHA stopped it.
 
     A complete trial whose last measure is not finite is a failed one.
@@ -157,7 +173,7 @@ class RecordedSearch(OptunaSearch):
             storage=upstream.storage_of(study),
         )
 
-    def _suggest_all(self, trial: Any) -> dict[str, Any]:
+    def _suggest_all(self, trial: optuna.Trial) -> dict[str, object]:
         for p in self._searched:
             if p.choices:
                 trial.suggest_categorical(p.key, p.choices)
@@ -165,16 +181,17 @@ class RecordedSearch(OptunaSearch):
                 trial.suggest_float(p.key, p.low, p.high, log=p.log)
         return {"method": self._study.study_name, "number": trial.number}
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+    def on_trial_result(self, trial_id: str, result: dict[str, object]) -> None:
         """Tell Optuna the value of an epoch; failures and repeated epochs are skipped."""
         if not isinstance(self.metric, str) or self.metric not in result:
             return  # Optuna takes no course of two objectives
-        if result["epoch"] > self._told.get(trial_id, 0):
-            self._told[trial_id] = result["epoch"]
-            upstream.asked_trials(self)[trial_id].report(result[self.metric], result["epoch"])
+        epoch = int(_number(result, "epoch"))
+        if epoch > self._told.get(trial_id, 0):
+            self._told[trial_id] = epoch
+            upstream.asked_trials(self)[trial_id].report(_number(result, self.metric), epoch)
 
     def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        self, trial_id: str, result: dict[str, object] | None = None, error: bool = False
     ) -> None:
         """End the trial in Optuna as what it was."""
         asked, ended = upstream.asked_trials(self), upstream.ended_trials(self)
@@ -182,14 +199,14 @@ class RecordedSearch(OptunaSearch):
             return
         names = [self.metric] if isinstance(self.metric, str) else list(self.metric or ())
         result = result or {}
-        values = [result.get(name) for name in names]
+        values = [_number(result, name) for name in names]
         trial, study = asked[trial_id], self._study
-        if error or result.get("error") or None in values or any(v != v for v in values):
+        if error or result.get("error") or any(math.isnan(v) for v in values):
             study.tell(trial, state=TrialState.FAIL)
-        elif result["epoch"] < self._max_epochs:
+        elif _number(result, "epoch") < self._max_epochs:
             study.tell(trial, state=TrialState.PRUNED)
         else:
-            study.tell(trial, [float(result[name]) for name in names], state=TrialState.COMPLETE)
+            study.tell(trial, values, state=TrialState.COMPLETE)
         ended.add(trial_id)
 
 
@@ -200,11 +217,19 @@ class RecordedASHA(AsyncHyperBandScheduler):
     be so now, and the trial would be stopped behind rungs that it had passed.
     """
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(
+        self, tune_controller: TuneController, trial: upstream.RayTrial, result: dict[str, object]
+    ) -> str:
         """Return CONTINUE or STOP; the value enters its rung in any case."""
         action: str = super().on_trial_result(tune_controller, trial, result)
-        is_over = result["epoch"] >= upstream.last_epoch(self)
+        is_over = _number(result, "epoch") >= upstream.last_epoch(self)
         return self.CONTINUE if result.get("is_past") and not is_over else action
+
+
+def _number(result: Mapping[str, object], name: str) -> float:
+    """Return a number that a trial reported; NaN where there is none."""
+    value = result.get(name)
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def asha(
@@ -236,6 +261,6 @@ def asha(
         for row in record.rows:
             value = row.get(metric)
             if value is not None:
-                stub: Any = SimpleNamespace(trial_id=f"record {record.name}")
+                stub = SimpleNamespace(trial_id=f"record {record.name}")
                 bracket.on_result(stub, int(row["epoch"] or 0), sign * value)
     return scheduler

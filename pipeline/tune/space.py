@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
@@ -17,6 +16,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 
 Params = dict[str, float | int]
+Sections = Mapping[str, Mapping[str, object]]
 
 # Global pruning starves a 7x7 stem long before a 3x3 one: ResNet-50 at 0.9 keeps 0.84 % of it.
 _PRUNE_RATIO = {"cifar": (0.3, 0.98), "imagenet": (0.1, 0.7)}
@@ -104,10 +104,11 @@ def published_point(config: Config, method: str) -> Params:
     return {k: published.get(k, v) for k, v in configured_point(config, method).items()}
 
 
-def configured_value(config: Config, key: str) -> Any:
+def configured_value(config: Config, key: str) -> float | int:
     """Return the value of `section.key`."""
     section, name = key.split(".")
-    return getattr(getattr(config, section), name)
+    value: float | int = getattr(getattr(config, section), name)
+    return value
 
 
 def measure_every(epochs: int) -> int:
@@ -115,33 +116,34 @@ def measure_every(epochs: int) -> int:
     return max(1, epochs // _MEASURES)
 
 
-def trial_config(config: Config, method: str, params: Mapping[str, Any], *, seed: int) -> Config:
+def trial_config(
+    config: Config, method: str, params: Mapping[str, float | int], *, seed: int
+) -> Config:
     """Return the configuration of one trial: method, parameters, workers and seed.
 
     Raises:
         ConfigError: the values do not go together.
     """
-    values = config.model_dump()
-    values["train"] |= {
+    train = {
         "methods": (method,),
         "workers": config.tune.trial_workers,
         # A trial that is interrupted loses no measured epoch.
         "checkpoint_every_epochs": measure_every(config.train.epochs),
     }
-    values["health"]["every_epochs"] = config.train.epochs
-    values["run"]["seed"] = seed
-    return _built(values, params)
+    health = {"every_epochs": config.train.epochs}
+    return _built(config, {"train": train, "health": health, "run": {"seed": seed}}, params)
 
 
-def best_config(config: Config, method: str, params: Mapping[str, Any]) -> Config:
+def best_config(config: Config, method: str, params: Mapping[str, float | int]) -> Config:
     """Return the sweep's configuration with the best parameters, for `run.py train`."""
+    name = f"{config.run.name[:36]}-best"
+    return _built(config, {"train": {"methods": (method,)}, "run": {"name": name}}, params)
+
+
+def _built(config: Config, changes: Sections, params: Mapping[str, float | int]) -> Config:
     values = config.model_dump()
-    values["train"]["methods"] = (method,)
-    values["run"]["name"] = f"{config.run.name[:36]}-best"
-    return _built(values, params)
-
-
-def _built(values: dict[str, Any], params: Mapping[str, Any]) -> Config:
+    for section, changed in changes.items():
+        values[section] |= changed
     for key, value in params.items():
         section, name = key.split(".")
         values[section][name] = value

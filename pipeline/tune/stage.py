@@ -7,8 +7,8 @@ made from it. So the same command, given again, goes on where the last one was k
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 
@@ -21,13 +21,15 @@ from pipeline.dataset.manifest import Manifest, verify_shards
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.model.build import init_uri
 from pipeline.record.context import RunContext
+from pipeline.record.sweep import SweepResult
 from pipeline.train.checks import check
 from pipeline.tune import result, study
-from pipeline.tune.images import decode, needed_sets
+from pipeline.tune.images import SetRefs, decode, needed_sets
 from pipeline.tune.objective import PROBE_IMAGES, objectives
 from pipeline.tune.placement import Placement, place_on
+from pipeline.tune.point import Point
 from pipeline.tune.runner import run_trials
-from pipeline.tune.search import NumberedSampler, RecordedSearch, asha, rebuild
+from pipeline.tune.search import NumberedSampler, RecordedASHA, RecordedSearch, asha, rebuild
 from pipeline.tune.space import best_config, known_points, parameters, trial_config
 from pipeline.tune.trial import SweepJob
 from pipeline.tune.trials import FINISHED, TrialRecord, Trials
@@ -106,8 +108,8 @@ class Sweep:
     cluster: Cluster
     console: Console
 
-    def run(self) -> dict[str, Any]:
-        """Search, confirm, conclude; returns the content of sweep.json.
+    def run(self) -> SweepResult:
+        """Search, confirm, conclude; returns the record at RUN/sweep.json.
 
         Raises:
             PipelineError: what went wrong; what was finished is kept.
@@ -118,7 +120,7 @@ class Sweep:
         config = self.config
         self.placement = check_sweep(config, self.manifest, self.cluster)
         self.trials = Trials(self.run_uri)
-        self._sets: dict[str, Any] | None = None
+        self._sets: SetRefs | None = None
         methods = config.train.methods
         verb = "resumed" if self.trials.all() else "started"
         self.console.stage(
@@ -190,11 +192,19 @@ class Sweep:
             concurrent=self.placement.concurrent, planned=planned,
         )  # fmt: skip
 
-    def _done(self, point: dict[str, Any]) -> bool:
-        record = self.trials.get(f"confirm-{point['number']:04d}")
-        return record is not None and record.status in FINISHED
+    def _done(self, point: Point) -> bool:
+        known = self.trials.get(point.name)
+        return known is not None and known.status in FINISHED
 
-    def _run(self, view: View, **how: Any) -> None:
+    def _run(
+        self,
+        view: View,
+        *,
+        num_trials: int,
+        search: RecordedSearch | None = None,
+        scheduler: RecordedASHA | None = None,
+        points: Sequence[Point] | None = None,
+    ) -> None:
         if self._sets is None:
             verify_shards(self.data_uri, self.manifest)
             self._sets = decode(self.config, self.data_uri, self.manifest)
@@ -208,23 +218,24 @@ class Sweep:
         )
         run_trials(
             job=job, base=config, trials=self.trials, sets=self._sets, placement=self.placement,
-            refresh=view.refresh, **how,
+            refresh=view.refresh, num_trials=num_trials, search=search, scheduler=scheduler,
+            points=points,
         )  # fmt: skip
         view.end()
 
-    def conclude(self) -> dict[str, Any]:
+    def conclude(self) -> SweepResult:
         """Write what the records say: sweep.json, best.yaml, pareto/*.yaml, study.journal."""
-        content = result.summary(self.config, self.trials, self._num_scored())
+        found = result.summary(self.config, self.trials, self._num_scored())
         study.publish(self.run_uri, self.trials, self.config)
-        result.write(self.run_uri, content)
-        best = self.trials.get(content["best"])
+        found.write(storage.join(self.run_uri, "sweep.json"))
+        best = self.trials.get(found.best)
         assert best is not None
         self._write_config("best.yaml", best)
-        for name in content["pareto"]:
+        for name in found.pareto:
             member = self.trials.get(name)
             if member is not None:
                 self._write_config(f"pareto/{name}.yaml", member)
-        return content
+        return found
 
     def _num_scored(self) -> int:
         sets = {str(name): info.rows for name, info in self.manifest.sets.items()}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -34,7 +33,9 @@ def directions(names: dict[str, str]) -> list[StudyDirection]:
     return [known[mode] for mode in names.values()]
 
 
-def make(config: Config, trials: Trials, method: str, backend: Any = None) -> optuna.Study:
+def make(
+    config: Config, trials: Trials, method: str, backend: JournalStorage | None = None
+) -> optuna.Study:
     """Return the study of one method; in memory without a backend."""
     names = objectives(config)
     study = optuna.create_study(

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -28,14 +28,13 @@ from pipeline.train.method_run import Job, MethodRun
 from pipeline.train.stopping import Notices
 from pipeline.train.torch_trainer import Workers, returned, torch_trainer
 from pipeline.train.worker import LASTING
-from pipeline.tune.images import DecodedSet
+from pipeline.tune.images import DecodedSet, SetRefs
 from pipeline.tune.objective import Measure, measure_of, objectives
 from pipeline.tune.placement import CPUS_PER_WORKER
-from pipeline.tune.space import trial_config
-from pipeline.tune.trials import trial_name
+from pipeline.tune.point import Point
+from pipeline.tune.space import Params, trial_config
+from pipeline.tune.trials import Role, Row
 from sdclr import SimCLR, StepReport, Twin
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,32 +67,27 @@ class Plan:
 
     name: str
     method: str
-    params: dict[str, Any]
+    params: Params
     seed: int
     number: int
-    role: str
+    role: Role
     label: str
     config: Config
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], base: Config) -> Plan:
-        """Make the plan of what a search suggested: `method`, `number` and the searched keys.
-
-        A confirmation has `label` and `seed` as well.
-        """
-        given = given.get("point", given)
-        params = {key: value for key, value in given.items() if "." in key}
-        method, number, label = given["method"], int(given["number"]), given.get("label", "")
-        seed = int(given.get("seed", base.run.seed))
+    def of(cls, given: Mapping[str, object], base: Config) -> Plan:
+        """Make the plan of what Tune was given, in a sweep of configuration `base`."""
+        point = Point.of(given)
+        seed = base.run.seed if point.seed is None else point.seed
         return cls(
-            name=f"confirm-{number:04d}" if label else trial_name(method, number),
-            method=method,
-            params=params,
+            name=point.name,
+            method=point.method,
+            params=point.params,
             seed=seed,
-            number=number,
-            role="confirm" if label else "search",
-            label=label,
-            config=trial_config(base, method, params, seed=seed),
+            number=point.number,
+            role=point.role,
+            label=point.label,
+            config=trial_config(base, point.method, point.params, seed=seed),
         )
 
 
@@ -132,17 +126,18 @@ class TrialRun(MethodRun):
         for number in range(num_rows):
             self._send(rows[number] if self.rank == 0 else None, True)
         if rows:
-            self._seconds_before = rows[-1]["seconds"]
+            self._seconds_before = rows[-1]["seconds"] or 0.0
         return refused
 
     def _past_rows(self) -> list[Row]:
         """Return rows up to the restored step; drop later ones, of an attempt that was lost."""
-        epochs_done, rows = self.trainer.step // self.plan.num_steps, []
+        rows: list[Row] = []
+        epochs_done = self.trainer.step // self.plan.num_steps
         if storage.exists(self._log_uri):
             for line in storage.read_bytes(self._log_uri).split(b"\n"):
                 if line.endswith(b"}") and (row := json.loads(line))["epoch"] <= epochs_done:
                     rows.append(row)
-        if epochs_done and (not rows or rows[-1]["epoch"] < epochs_done):
+        if epochs_done and (not rows or (rows[-1]["epoch"] or 0) < epochs_done):
             # Killed between the checkpoint and its row: the network is the one to be measured.
             rows.append(self._row(epochs_done, loss=None))
         text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -162,15 +157,15 @@ class TrialRun(MethodRun):
         assert isinstance(model, Twin | SimCLR)
         measured = self._measure(model)
         seconds = self._seconds_before + time.monotonic() - self._since_s
-        row = {"epoch": epoch, "train_loss": loss, **measured, "seconds": round(seconds, 3)}
+        row: Row = {"epoch": epoch, "train_loss": loss, **measured, "seconds": round(seconds, 3)}
         return {k: v if v is None or math.isfinite(v) else None for k, v in row.items()}
 
     def _export(self) -> None:
         """Do nothing: a trial's weights are in its checkpoint, and the best is trained again."""
 
 
-def run_trial(given: dict[str, Any], *, job: SweepJob, sets: Mapping[str, Any]) -> None:
-    """Run one trial in Ray Tune; `given` as in `Plan.of`, `sets` are references to sets."""
+def run_trial(given: Mapping[str, object], *, job: SweepJob, sets: SetRefs) -> None:
+    """Run one trial in Ray Tune; `given` as in `Point.of`, `sets` are references to sets."""
     from ray import tune
 
     base = Config.model_validate_json(job.config)
@@ -188,11 +183,11 @@ def run_trial(given: dict[str, Any], *, job: SweepJob, sets: Mapping[str, Any]) 
 def _train(
     plan: Plan,
     job: SweepJob,
-    sets: Mapping[str, Any],
+    sets: SetRefs,
     *,
     rank: int,
     device: torch.device,
-    send: Callable[[Row], None],
+    send: Callable[[dict[str, object]], None],
 ) -> None:
     import ray
 
@@ -219,9 +214,7 @@ def _train(
     gc.collect()  # a model and its gradients refer to each other
 
 
-def _in_ray_train(
-    given: dict[str, Any], plan: Plan, job: SweepJob, sets: Mapping[str, Any]
-) -> None:
+def _in_ray_train(given: Mapping[str, object], plan: Plan, job: SweepJob, sets: SetRefs) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     on_gpu = job.gpus_per_worker > 0
@@ -233,7 +226,7 @@ def _in_ray_train(
     outcome = torch_trainer(
         plan.config,
         _trial_worker,
-        {"given": given, "job": job, "sets": dict(sets)},
+        _Passed(given=given, job=job, sets=dict(sets)),
         run_uri=storage.join(job.run_uri, "trials", plan.name),
         workers=workers,
         callbacks=[TuneReportCallback()],  # type: ignore[no-untyped-call]
@@ -244,11 +237,19 @@ def _in_ray_train(
         raise ErrorReport.from_json(error).error()
 
 
-def _trial_worker(passed: dict[str, Any]) -> dict[str, Any]:
+class _Passed(TypedDict):
+    """What Ray Train hands to each worker."""
+
+    given: Mapping[str, object]
+    job: SweepJob
+    sets: SetRefs
+
+
+def _trial_worker(passed: _Passed) -> dict[str, str | None]:
     import ray.train
     import ray.train.torch
 
-    job: SweepJob = passed["job"]
+    job = passed["job"]
     plan = Plan.of(passed["given"], Config.model_validate_json(job.config))
     rank = ray.train.get_context().get_world_rank()
     device = ray.train.torch.get_device() if job.gpus_per_worker else torch.device("cpu")
@@ -260,7 +261,7 @@ def _trial_worker(passed: dict[str, Any]) -> dict[str, Any]:
     return {"error": None}
 
 
-def _message(row: Row | None, is_past: bool, config: Config) -> Row:
+def _message(row: Row | None, is_past: bool, config: Config) -> dict[str, object]:
     """Return what Ray gets: epoch and objectives for Tune, the whole row for the record."""
     if row is None:
         return {}

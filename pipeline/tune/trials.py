@@ -10,12 +10,11 @@ or the new one; whoever runs the sweep again continues from what is here, and no
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
@@ -24,6 +23,7 @@ from pipeline.errors import DataError, ErrorReport
 
 Status = Literal["running", "complete", "pruned", "failed"]
 Role = Literal["search", "confirm"]
+Row = dict[str, float | int | None]
 FINISHED: tuple[Status, ...] = ("complete", "pruned", "failed")
 _NAME = re.compile(r"[a-z0-9-]{1,64}")
 # A record of a running trial is a convenience, so it is not written after every report.
@@ -56,7 +56,7 @@ class TrialRecord:
     params: dict[str, float | int]
     seed: int
     status: Status = "running"
-    rows: list[dict[str, float | int | None]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     seconds: float = 0.0
     error: ErrorReport | None = None
     label: str = ""
@@ -72,7 +72,7 @@ class TrialRecord:
         value = self.rows[-1].get(key) if self.rows else None
         return None if value is None or not math.isfinite(value) else float(value)
 
-    def add(self, row: dict[str, float | int | None]) -> None:
+    def add(self, row: Row) -> None:
         """Put a row in its place; rows of this or later epochs are of an older attempt."""
         epoch = row["epoch"] or 0
         self.rows = [old for old in self.rows if (old["epoch"] or 0) < epoch] + [row]
@@ -122,8 +122,8 @@ class Trials:
         now_s = time.monotonic()
         if lazily and now_s - self._saved_at_s.get(record.name, -math.inf) < _SAVE_EVERY_S:
             return
-        text = json.dumps(_without_nan(asdict(record)), indent=1, allow_nan=False)
-        storage.write_bytes(storage.join(self.uri(record.name), "trial.json"), text.encode())
+        uri = storage.join(self.uri(record.name), "trial.json")
+        storage.write_bytes(uri, storage.to_json(asdict(record), indent=1))
         self._saved_at_s[record.name] = now_s
 
     def _read(self, name: str) -> TrialRecord | None:
@@ -149,11 +149,3 @@ class Trials:
                 todo="delete the folder",
             )
         return record
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    return [_without_nan(inner) for inner in value] if isinstance(value, list) else value

@@ -9,8 +9,11 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
+
+RayTrial = Trial
 
 READ_FROM = {"ray": "2.60", "optuna": "5"}
 

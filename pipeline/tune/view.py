@@ -6,12 +6,12 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.console import Console, duration, program
 from pipeline.record.scores import ABSENT
+from pipeline.record.sweep import SweepResult
 from pipeline.tune.objective import objectives
 from pipeline.tune.result import best_of
 from pipeline.tune.trials import FINISHED, TrialRecord, Trials
@@ -128,39 +128,39 @@ class View:
         return headers, rows
 
 
-def result_table(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def result_table(result: SweepResult) -> tuple[list[str], list[list[str]]]:
     """Summarise the settings trained with fresh seeds: mean and standard deviation."""
-    names = list(content["objectives"])
+    names = list(result.objectives)
     rows = []
-    for entry in content["confirmed"]:
+    for setting in result.confirmed:
         cells = []
         for name in names:
-            found = entry["values"][name]
-            spread = "" if found["std"] is None else f" ± {found['std']:.4f}"
-            cells.append(ABSENT if found["mean"] is None else f"{found['mean']:.4f}{spread}")
-        num = str(entry["values"][names[0]]["n"])
-        params = ", ".join(f"{k.partition('.')[2]} {_shown(v)}" for k, v in entry["params"].items())
-        rows.append([entry["label"], *cells, num, params])
+            found = setting.values[name]
+            spread = "" if found.std is None else f" ± {found.std:.4f}"
+            cells.append(ABSENT if found.mean is None else f"{found.mean:.4f}{spread}")
+        num = str(setting.values[names[0]].n)
+        params = ", ".join(f"{k.partition('.')[2]} {_shown(v)}" for k, v in setting.params.items())
+        rows.append([setting.label, *cells, num, params])
     return ["setting", *names, "seeds", "parameters"], rows
 
 
-def show_result(console: Console, run_uri: str, content: dict[str, Any]) -> None:
+def show_result(console: Console, run_uri: str, result: SweepResult) -> None:
     """Show the end of a sweep: fresh seeds, where the best setting is, what to type next.
 
     Args:
         console: to write on.
         run_uri: of the sweep.
-        content: of sweep.json.
+        result: of the sweep.
     """
     console.line()
-    console.table(*result_table(content))
+    console.table(*result_table(result))
     console.line("mean ± standard deviation over seeds that the search did not see")
-    if "fewshot" in content["objectives"]:
-        num = content["num_scored"]
+    if "fewshot" in result.objectives:
+        num = result.num_scored
         console.line(f"judged on {num} val images: one image is {100 / num:.1f} points of 100")
     console.line()
     best = storage.join(run_uri, "best.yaml")
-    console.line(f"best settings ({content['best']}): {best}")
+    console.line(f"best settings ({result.best}): {best}")
     console.line("next:")
     console.line(f"  train it       {program()} --config {shlex.quote(best)}")
     console.line("  more trials    the same command with a larger tune.trials=N")
