@@ -11,7 +11,8 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
-from pipeline.tune.search import NumberedSampler, RecordedSearch, asha, rebuild
+from pipeline.tune.asha import asha
+from pipeline.tune.search import NumberedSampler, RecordedSearch, rebuild
 from pipeline.tune.space import (
     known_points,
     parameters,

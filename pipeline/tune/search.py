@@ -1,9 +1,9 @@
-"""Ray Tune's search and scheduler, made to continue from trial records.
+"""Ray Tune's search, made to continue from trial records.
 
 Tune restores a sweep by unpickling files from its storage, and then forgets ASHA's rungs, suggests
 points again and counts epochs from 1. So `Tuner.restore` is never called. Every invocation makes a
 new Tuner, and two things are rebuilt from the trials' JSON records: the Optuna study that
-`OptunaSearch` asks, and ASHA's rungs. What Tune itself writes goes to a scratch folder.
+`OptunaSearch` asks, and the rungs of ASHA in `tune.asha`. Its own files go to a scratch folder.
 
 Trial n of a study is the same in every invocation: records become trials in the order of their
 numbers, a trial that did not finish is asked again with its parameters, and the sampler's random
@@ -14,24 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import optuna
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from pipeline.tune import upstream
 from pipeline.tune.space import Parameter, Params
 from pipeline.tune.trials import TrialRecord
 from sdclr.seeds import derived_seed
-
-if TYPE_CHECKING:
-    from ray.tune.execution.tune_controller import TuneController
 
 Space = dict[str, BaseDistribution]
 
@@ -185,10 +179,10 @@ class RecordedSearch(OptunaSearch):
         """Tell Optuna the value of an epoch; failures and repeated epochs are skipped."""
         if not isinstance(self.metric, str) or self.metric not in result:
             return  # Optuna takes no course of two objectives
-        epoch = int(_number(result, "epoch"))
+        epoch = int(number_of(result, "epoch"))
         if epoch > self._told.get(trial_id, 0):
             self._told[trial_id] = epoch
-            upstream.asked_trials(self)[trial_id].report(_number(result, self.metric), epoch)
+            upstream.asked_trials(self)[trial_id].report(number_of(result, self.metric), epoch)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, object] | None = None, error: bool = False
@@ -199,68 +193,18 @@ class RecordedSearch(OptunaSearch):
             return
         names = [self.metric] if isinstance(self.metric, str) else list(self.metric or ())
         result = result or {}
-        values = [_number(result, name) for name in names]
+        values = [number_of(result, name) for name in names]
         trial, study = asked[trial_id], self._study
         if error or result.get("error") or any(math.isnan(v) for v in values):
             study.tell(trial, state=TrialState.FAIL)
-        elif _number(result, "epoch") < self._max_epochs:
+        elif number_of(result, "epoch") < self._max_epochs:
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, values, state=TrialState.COMPLETE)
         ended.add(trial_id)
 
 
-class RecordedASHA(AsyncHyperBandScheduler):
-    """ASHA that does not judge again the past epochs that a resumed trial reports.
-
-    The trials beside it have gone on since: an epoch that was good enough when it was new may not
-    be so now, and the trial would be stopped behind rungs that it had passed.
-    """
-
-    def on_trial_result(
-        self, tune_controller: TuneController, trial: upstream.RayTrial, result: dict[str, object]
-    ) -> str:
-        """Return CONTINUE or STOP; the value enters its rung in any case."""
-        action: str = super().on_trial_result(tune_controller, trial, result)
-        is_over = _number(result, "epoch") >= upstream.last_epoch(self)
-        return self.CONTINUE if result.get("is_past") and not is_over else action
-
-
-def _number(result: Mapping[str, object], name: str) -> float:
+def number_of(result: Mapping[str, object], name: str) -> float:
     """Return a number that a trial reported; NaN where there is none."""
     value = result.get(name)
     return float(value) if isinstance(value, int | float) else math.nan
-
-
-def asha(
-    records: Sequence[TrialRecord],
-    *,
-    metric: str,
-    mode: str,
-    max_epochs: int,
-    grace_epochs: int,
-    reduction_factor: int,
-) -> RecordedASHA:
-    """Set up ASHA (Li et al. 2020) by epochs, its rungs filled from finished trials.
-
-    Unfinished trials report their past epochs again when they resume, and so enter by themselves.
-    """
-    scheduler = RecordedASHA(
-        time_attr="epoch",
-        metric=metric,
-        mode=mode,
-        max_t=max_epochs,
-        grace_period=grace_epochs,
-        reduction_factor=reduction_factor,
-    )
-    bracket = upstream.only_bracket(scheduler)
-    sign = 1.0 if mode == "max" else -1.0
-    for record in records:
-        if record.status == "running":
-            continue
-        for row in record.rows:
-            value = row.get(metric)
-            if value is not None:
-                stub = SimpleNamespace(trial_id=f"record {record.name}")
-                bracket.on_result(stub, int(row["epoch"] or 0), sign * value)
-    return scheduler

@@ -24,12 +24,13 @@ from pipeline.record.context import RunContext
 from pipeline.record.sweep import SweepResult
 from pipeline.train.checks import check
 from pipeline.tune import result, study
+from pipeline.tune.asha import RecordedASHA, asha
 from pipeline.tune.images import SetRefs, decode, needed_sets
 from pipeline.tune.objective import PROBE_IMAGES, objectives
 from pipeline.tune.placement import Placement, place_on
 from pipeline.tune.point import Point
 from pipeline.tune.runner import run_trials
-from pipeline.tune.search import NumberedSampler, RecordedASHA, RecordedSearch, asha, rebuild
+from pipeline.tune.search import NumberedSampler, RecordedSearch, rebuild
 from pipeline.tune.space import best_config, known_points, parameters, trial_config
 from pipeline.tune.trial import SweepJob
 from pipeline.tune.trials import FINISHED, TrialRecord, Trials
