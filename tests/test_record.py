@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,6 +249,24 @@ def test_the_search_for_secrets_can_find_one(tmp_path: Path) -> None:
 )
 def test_redact_knows_urls_and_assignments(text: str, expected: str) -> None:
     assert redact(text, {}) == expected
+
+
+def _texts_of_the_code() -> Iterator[str]:
+    root = Path(__file__).resolve().parent.parent
+    for path in (*(root / "pipeline").rglob("*.py"), *(root / "sdclr").rglob("*.py")):
+        nodes = [*ast.walk(ast.parse(path.read_text()))]
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                if id(node) not in docstrings:
+                    yield node.value
+
+
+def test_no_message_of_the_code_reads_like_a_secret() -> None:
+    texts = [*_texts_of_the_code()]
+    assert len(texts) > 1000
+    assert [text for text in texts if redact(text, {}) != text] == []
+    assert redact("check AWS_SECRET_ACCESS_KEY: it is wrong", {}).endswith(": *** is wrong")
 
 
 def test_redact_masks_the_longer_of_two_nested_secrets_and_the_quoted_form() -> None:

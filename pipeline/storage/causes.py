@@ -120,7 +120,7 @@ S3 = (
           "check AWS_ACCESS_KEY_ID, and that AWS_ENDPOINT_URL is the store that gave it out",
           ("InvalidAccessKeyId", "InvalidClientTokenId")),
     Cause("E-STORAGE-400", "the signature is wrong",
-          "check AWS_SECRET_ACCESS_KEY: it does not belong to AWS_ACCESS_KEY_ID",
+          "set AWS_SECRET_ACCESS_KEY to the secret that belongs to AWS_ACCESS_KEY_ID",
           ("SignatureDoesNotMatch",)),
     Cause("E-STORAGE-401", "the session token is wrong",
           "set AWS_SESSION_TOKEN to that of the keys; unset it for permanent keys",
