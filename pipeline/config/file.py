@@ -17,7 +17,8 @@ import json
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from pipeline.config import Config
 from pipeline.config.help import (
@@ -52,12 +53,12 @@ _OPERATION = {
     "workers", "max_failures", "collective_timeout_s", "stop_grace_s", "checkpoint_every_s",
     "keep_checkpoints", "keep_every_epochs", "keep_best",
 }  # fmt: skip
-_NOT_HASHED: dict[str, Any] = {
+_NOT_HASHED: dict[str, set[str] | bool] = {
     "run": _PLACE, "data": _DATA_PLACE, "train": _OPERATION, "placement": True,
     "evaluate": True, "export": True, "mine": True, "tune": True, "cost": True,
 }  # fmt: skip
 # What may change between two invocations of one sweep: it can be made longer, and run elsewhere.
-_NOT_OF_SWEEP: dict[str, Any] = {
+_NOT_OF_SWEEP: dict[str, set[str] | bool] = {
     "run": _PLACE,
     "data": _DATA_PLACE,
     "export": True,
@@ -152,7 +153,7 @@ def _depends_on_workers(config: Config) -> bool:
 
 def _flat(config: Config, sweep: bool) -> Iterator[tuple[str, str]]:
     excluded = _NOT_OF_SWEEP if sweep else _NOT_HASHED
-    values: Mapping[str, Mapping[str, Any]] = config.model_dump(mode="json", exclude=excluded)
+    values: Mapping[str, Mapping[str, object]] = config.model_dump(mode="json", exclude=excluded)
     for section, body in values.items():
         for key, value in body.items():
             yield f"{section}.{key}", write_value(value)
@@ -191,7 +192,7 @@ def _file_text(path: str) -> str:
 
 def _document(
     text: str | None, origin: str, problems: Sequence[Problem]
-) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+) -> tuple[dict[str, JsonValue], dict[KeyPath, int]]:
     if text is None:
         return {}, {}
     try:
@@ -215,9 +216,9 @@ def _without_secret(text: str) -> str:
     return text
 
 
-def _parse_overrides(overrides: Sequence[str], layers: Layers) -> dict[KeyPath, Any]:
+def _parse_overrides(overrides: Sequence[str], layers: Layers) -> dict[KeyPath, JsonValue]:
     """Parse the well-formed overrides by (section, key) or ("preset",); refuse the rest."""
-    given: dict[KeyPath, Any] = {}
+    given: dict[KeyPath, JsonValue] = {}
     seen: set[KeyPath] = set()
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -238,7 +239,7 @@ def _parse_overrides(overrides: Sequence[str], layers: Layers) -> dict[KeyPath, 
     return given
 
 
-def _override_value(text: str) -> Any:
+def _override_value(text: str) -> JsonValue:
     value, _ = read(text)
     if "#" in text and "#" not in str(value):
         raise YamlRefusedError([(1, "what follows # is a comment in YAML")])

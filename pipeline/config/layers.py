@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from pipeline.config import Config
 from pipeline.config.help import (
@@ -27,7 +27,7 @@ from pipeline.config.types import holds_credential
 from pipeline.errors import ConfigError
 from pipeline.redact import redact
 
-Tree = Mapping[str, Any]
+Tree = Mapping[str, object]
 KeyPath = tuple[str, ...]
 Origin = Callable[[KeyPath], str]
 """The place of a path of keys, for messages."""
@@ -61,7 +61,7 @@ class Layers:
         problems: what was wrong so far, the first `MAX_PROBLEMS` and one more.
     """
 
-    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    values: dict[str, dict[str, object]] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -127,7 +127,7 @@ class Layers:
             text = f"expected names of presets below it, got {shown(presets)}"
             self.refuse(("presets",), text, origin(("presets",)))
             return
-        known: dict[str, Any] = presets or {}
+        known: dict[str, object] = presets or {}
         for name, body in known.items():
             at = ("presets", name)
             if body is not None and not isinstance(body, dict):
@@ -160,8 +160,8 @@ class Layers:
             raise config_error(self.problems)
         return config
 
-    def _translate(self, entry: Any) -> None:
-        section, key, *rest = entry["loc"]
+    def _translate(self, entry: ErrorDetails) -> None:
+        (section, key), rest = map(str, entry["loc"][:2]), list(entry["loc"][2:])
         index = [part for part in rest if isinstance(part, int)]  # else: a branch of a choice
         if entry["type"] == "too_short" and entry["input"]:
             return  # refused entries do not count; they have problems of their own

@@ -9,10 +9,12 @@ refused. Only the parser of PyYAML is used: no constructor runs, so no text can 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from yaml.events import AliasEvent
+from pydantic import JsonValue
+from yaml.events import AliasEvent, CollectionStartEvent, ScalarEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 MAX_BYTES = 1 << 20
@@ -52,14 +54,14 @@ class YamlRefusedError(ValueError):
 class _Loader(yaml.SafeLoader):
     """Loader that composes nodes; it notes tags, anchors and aliases and follows none."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as the base has it
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as the base has it
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.problems: list[tuple[int, str]] = []
         self._depth = self._num_nodes = 0
 
-    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
         """Return the next node, stripped of its tag and anchor; null in place of an alias."""
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
@@ -79,7 +81,7 @@ class _Loader(yaml.SafeLoader):
         finally:
             self._depth -= 1
 
-    def _strip(self, event: Any, line: int) -> None:
+    def _strip(self, event: ScalarEvent | CollectionStartEvent, line: int) -> None:
         if event.anchor is not None:
             self.problems.append((line, "anchors (&name) are not allowed; repeat the value"))
             event.anchor = None
@@ -104,7 +106,7 @@ _Dumper.add_representer(
 )
 
 
-def read(text: str) -> tuple[Any, dict[Path, int]]:
+def read(text: str) -> tuple[JsonValue, dict[Path, int]]:
     """Read plain values (None, bool, int, float, str, list, dict) and the lines of keys.
 
     Returns:
@@ -127,7 +129,7 @@ def read(text: str) -> tuple[Any, dict[Path, int]]:
     return value, lines
 
 
-def write(tree: dict[str, Any]) -> str:
+def write(tree: Mapping[str, object]) -> str:
     """Write plain values as YAML; `read(write(tree))[0] == tree` for finite numbers."""
     text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return str(text)
@@ -141,7 +143,9 @@ def write_value(value: object) -> str:
     return str(text).removesuffix("\n").removesuffix("\n...").rstrip()
 
 
-def _plain(node: Node, path: Path, lines: dict[Path, int], problems: list[tuple[int, str]]) -> Any:
+def _plain(
+    node: Node, path: Path, lines: dict[Path, int], problems: list[tuple[int, str]]
+) -> JsonValue:
     if isinstance(node, ScalarNode):
         return _scalar(node)
     if isinstance(node, SequenceNode):
@@ -150,7 +154,7 @@ def _plain(node: Node, path: Path, lines: dict[Path, int], problems: list[tuple[
             for index, item in enumerate(node.value)
         ]
     assert isinstance(node, MappingNode)
-    mapping: dict[str, Any] = {}
+    mapping: dict[str, JsonValue] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, ScalarNode) or key_node.tag != _STR:
@@ -166,7 +170,7 @@ def _plain(node: Node, path: Path, lines: dict[Path, int], problems: list[tuple[
     return mapping
 
 
-def _scalar(node: ScalarNode) -> Any:
+def _scalar(node: ScalarNode) -> JsonValue:
     text: str = node.value
     if node.tag == _NULL:
         return None

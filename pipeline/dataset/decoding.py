@@ -22,6 +22,9 @@ from pipeline.dataset.sets import parts_of
 from pipeline.dataset.shards import image_bytes, labels, raw_pixels
 from pipeline.errors import DataError
 
+Columns = dict[str, NDArray[Any]]
+"""Columns of n values by name; each name has a dtype of its own."""
+
 
 @dataclass(frozen=True)
 class ShardDecoder:
@@ -39,7 +42,7 @@ class ShardDecoder:
     limits: ImageLimits
     canvas_px: int | None
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    def __call__(self, batch: Columns) -> Columns:
         """Read the rows of one item of `shard_items`.
 
         Returns:
@@ -147,7 +150,7 @@ def decode_part(
     rows_n: NDArray[np.int64],
     places: list[NDArray[np.int64]],
     *stored: pa.Table,
-) -> tuple[dict[str, NDArray[Any]], None]:
+) -> tuple[Columns, None]:
     """Decode what several shards hold of one part of the order.
 
     Args:
@@ -168,7 +171,7 @@ def decode_part(
 
 def shard_items(
     data_uri: str, manifest: Manifest, set_names: tuple[str, ...]
-) -> list[dict[str, Any]]:
+) -> list[dict[str, str | int]]:
     """Return one item for each shard that holds images of a named set, and each such set."""
     return [
         {

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, with_config
 
 from pipeline import storage
 from pipeline.errors import DataError
@@ -142,13 +142,13 @@ class Manifest:
     """A whole data set; `sets` always holds "pretrain". Build it with `hash=""`, then `sealed`."""
 
     name: str
-    source: dict[str, Any]
+    source: dict[str, JsonValue]
     image: ImageInfo
     class_names: tuple[str, ...] | None
     sets: dict[SetName, SetInfo]
     fewshot: tuple[tuple[str, ...], ...]
     rejects: Rejects
-    config: dict[str, Any]
+    config: dict[str, dict[str, JsonValue]]
     hash: str
     left_out: dict[str, LeftOut] = field(default_factory=dict)  # by ending, or as what they are
     # By key of `data`; no part of the hash: the same images may come from another place.
@@ -172,7 +172,7 @@ class Manifest:
 _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 
-def canonical_hash(content: dict[str, Any]) -> str:
+def canonical_hash(content: Mapping[str, object]) -> str:
     """Hash a JSON object without its "hash" by SHA-256: keys sorted, no spaces, ASCII."""
     rest = {key: value for key, value in content.items() if key not in ("hash", "origin")}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)

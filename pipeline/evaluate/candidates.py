@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipeline import storage
 from pipeline.config import Config
@@ -74,7 +74,7 @@ def find_candidates(
     return found
 
 
-def _count(facts: dict[str, Any], key: str) -> int | None:
+def _count(facts: Mapping[str, object], key: str) -> int | None:
     value = facts.get(key)
     return value if isinstance(value, int) and value >= 0 else None
 

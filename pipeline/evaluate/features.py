@@ -21,6 +21,7 @@ from torch import Tensor
 from pipeline import feed
 from pipeline.cluster.connect import Cluster, on_nodes_with
 from pipeline.config import Config
+from pipeline.dataset.decoding import Columns
 from pipeline.dataset.manifest import Manifest
 from pipeline.feed.rows import in_order
 from pipeline.model import build
@@ -82,7 +83,7 @@ class Extractor:
             model.to(self.device).eval()
 
     @torch.inference_mode()
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    def __call__(self, batch: Columns) -> Columns:
         """Replace the pixels of `ShardDecoder`'s rows by what `_measure` makes of them."""
         out = {name: batch[name] for name in ("set", "row", "id", "label")}
         images_nCHW, sizes_n2 = (torch.from_numpy(batch[n].copy()) for n in ("pixels", "size"))
@@ -145,7 +146,7 @@ def extract(
     extracted = over_blocks(
         rows, Extractor, arguments, place, resource=config.placement.train_resource
     )
-    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in set_names}
+    parts: dict[str, list[Columns]] = {name: [] for name in set_names}
     num_rows = {str(name): info.rows for name, info in manifest.sets.items()}
     total = sum(num_rows[name] for name in set_names)
     done = 0
@@ -210,7 +211,7 @@ def placement(config: Config, cluster: Cluster) -> Placement:
     return Placement("cpu", num_workers, num_threads, 0, num_threads)
 
 
-def _assemble(set_name: str, parts: list[dict[str, Any]], num_rows: int) -> SetFeatures:
+def _assemble(set_name: str, parts: list[Columns], num_rows: int) -> SetFeatures:
     columns = in_order(parts, f"set {set_name}", num_rows)
     found = SetFeatures(columns["id"].tolist(), columns["label"])
     found.disagreement_N = columns.get("disagreement")

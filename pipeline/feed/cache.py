@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.cluster.connect import on_nodes_with
 from pipeline.config import Config
-from pipeline.dataset.decoding import ShardDecoder, shard_items
+from pipeline.dataset.decoding import Columns, ShardDecoder, shard_items
 from pipeline.dataset.image import ImageLimits
 from pipeline.dataset.manifest import Manifest
 from pipeline.feed.plan import canvas_px
@@ -63,7 +63,7 @@ class SharedImages:
         DataError: a row is missing or came twice.
     """
 
-    def __init__(self, batches: Iterable[dict[str, Any]], manifest: Manifest) -> None:
+    def __init__(self, batches: Iterable[Columns], manifest: Manifest) -> None:
         blocks = [(int(b["row"][0]), b["row"], b["pixels"], b["size"]) for b in batches]
         blocks.sort(key=lambda block: block[0])
         num_images = manifest.sets["pretrain"].rows

@@ -6,14 +6,12 @@ Shapes: N rows of a set, n rows of one batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dataset.decoding import Columns
 from pipeline.errors import DataError
-
-Batch = dict[str, Any]
 
 
 class RowLedger:
@@ -53,7 +51,7 @@ class RowLedger:
             )
 
 
-def in_order(batches: Sequence[Batch], where: str, num_rows: int) -> Batch:
+def in_order(batches: Sequence[Columns], where: str, num_rows: int) -> Columns:
     """Return all columns of some batches, joined in the order of their `row`.
 
     Args:

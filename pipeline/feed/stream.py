@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.dataset.decoding import Columns
 from pipeline.errors import ClusterError, PipelineError
 from pipeline.feed.plan import BATCHES_READY
 from pipeline.feed.schedule import EpochSchedule
@@ -160,7 +161,7 @@ class _Walk:
                 del parts  # views of shared memory, which is free only without them
 
     def _batch(
-        self, step: int, parts: list[dict[str, Any]], part_rows: int, first: int, num_rows: int
+        self, step: int, parts: list[Columns], part_rows: int, first: int, num_rows: int
     ) -> Batch:
         """Return rows [first, first + num_rows) of a piece, copied out of shared memory."""
         shape = (num_rows, *parts[0]["pixels"].shape[1:])

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset.decoding import ShardDecoder, decode_part, read_parts
+from pipeline.dataset.decoding import Columns, ShardDecoder, decode_part, read_parts
 from pipeline.dataset.manifest import ShardInfo
 from pipeline.errors import ClusterError, PipelineError, root_cause
 from pipeline.feed.plan import StreamBudget
@@ -27,7 +27,7 @@ _SAMPLE_SHARDS = 8
 # Reading waits for storage half of the time.
 _READ_CPUS = 0.5
 # Else tasks would land in the placement group of the training workers, which is full.
-_ANYWHERE: dict[str, Any] = {"scheduling_strategy": "DEFAULT"}
+_ANYWHERE: dict[str, str] = {"scheduling_strategy": "DEFAULT"}
 _END = (2**62, 0)
 
 
@@ -167,7 +167,7 @@ class TaskStream:
         return _Submitted(parts, statuses)
 
 
-def sample(stream: StreamedSet, num_images: int) -> list[dict[str, Any]]:
+def sample(stream: StreamedSet, num_images: int) -> list[Columns]:
     """Decode about as many images: the first of a few shards, one part for each shard.
 
     Raises:
@@ -192,7 +192,7 @@ def sample(stream: StreamedSet, num_images: int) -> list[dict[str, Any]]:
         parts.append(part)
         statuses.append(status)
     _wait(statuses)
-    found: list[dict[str, Any]] = ray.get(parts)
+    found: list[Columns] = ray.get(parts)
     return found
 
 

@@ -7,7 +7,7 @@ before the others, then the least name. An image that two sets share under one n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from pipeline.ingest.sources.index import ImageIndex
 from pipeline.ingest.sources.splits import Indices
 
 _NUM_EXAMPLES = 100
+Shard = TypeVar("Shard")
 _RANK = {"test": 0, "val": 1}
 
 
@@ -56,7 +57,7 @@ def find_duplicates(
     return found, np.array(sorted(losers), np.int64)
 
 
-def losers_by_shard(kept_rows: Mapping[Any, Indices], losers: Indices) -> dict[Any, list[int]]:
+def losers_by_shard(kept_rows: Mapping[Shard, Indices], losers: Indices) -> dict[Shard, list[int]]:
     """Return the rows to drop within each shard; shards without any are left out."""
     found = {key: np.flatnonzero(np.isin(rows, losers)) for key, rows in kept_rows.items()}
     return {key: rows.tolist() for key, rows in found.items() if len(rows)}

@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from pipeline import storage
 from pipeline.cluster.jobs import Tasks, ThreadTasks
@@ -84,7 +85,7 @@ def data_set_uri(config: Config) -> str:
     return storage.join(storage.absolute(config.data.root), data_set_name(config))
 
 
-def content_sections(config: Config) -> dict[str, Any]:
+def content_sections(config: Config) -> dict[str, dict[str, JsonValue]]:
     """Return the part of the configuration that decides what is in the data set.
 
     Places are absolute: `images` and `./images` are one, `images` of two projects are two.
@@ -146,7 +147,7 @@ def chunks_of(work: Work, shard_bytes: int) -> Iterator[Chunk]:
             yield Chunk(set_name, number, part.start, part.stop)
 
 
-def row_sizes(work: Work, rows: splits.Indices) -> np.ndarray[Any, np.dtype[np.int64]]:
+def row_sizes(work: Work, rows: splits.Indices) -> NDArray[np.int64]:
     """Estimate the bytes that each of some rows takes in a shard."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -158,7 +159,7 @@ def row_sizes(work: Work, rows: splits.Indices) -> np.ndarray[Any, np.dtype[np.i
     return np.asarray(image_bytes + id_bytes + _ROW_OVERHEAD_BYTES, np.int64)
 
 
-def cut(sizes: np.ndarray[Any, np.dtype[np.int64]], shard_bytes: int) -> list[range]:
+def cut(sizes: NDArray[np.int64], shard_bytes: int) -> list[range]:
     """Cut rows into shards of about equal size, at most shard_bytes plus one row."""
     if not len(sizes):
         return []

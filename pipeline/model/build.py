@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from safetensors.torch import save as save_tensors
@@ -186,13 +187,13 @@ def trained_model(config: Config, method: str, state: TrainState) -> Twin | SimC
     return model
 
 
-def export_backbone(uri: str, backbone: nn.Module, facts: dict[str, Any]) -> None:
+def export_backbone(uri: str, backbone: nn.Module, facts: Mapping[str, object]) -> None:
     """Write the dense backbone under torchvision's key names, with what one needs to use it.
 
     The file's metadata has one entry, `sdclr`: JSON with the facts, and mean and std of the
     normalisation of its input. One entry only, because safetensors writes several in random order.
     """
-    told = facts | {"input_mean": IMAGENET_MEAN, "input_std": IMAGENET_STD}
+    told = dict(facts) | {"input_mean": IMAGENET_MEAN, "input_std": IMAGENET_STD}
     metadata = {"sdclr": json.dumps(told, sort_keys=True)}
     tensors = {n: t.detach().cpu().contiguous() for n, t in backbone.state_dict().items()}
     storage.write_bytes(uri, save_tensors(tensors, metadata))

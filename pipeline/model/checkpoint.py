@@ -92,7 +92,7 @@ def save(
     for name, content in contents.items():
         storage.write_bytes(storage.join(uri, name), content)
         files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "format_version": FORMAT_VERSION,
         "config_hash": config_hash,
         "files": files,
@@ -280,5 +280,5 @@ def _broken(uri: str, why: str) -> CheckpointError:
     )
 
 
-def _json(content: Mapping[str, Any]) -> bytes:
+def _json(content: Mapping[str, object]) -> bytes:
     return json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"

@@ -6,7 +6,8 @@ Three kinds: a checkpoint of a run, weights of any origin, and the network befor
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from pydantic import JsonValue
 
 from pipeline import storage
 from pipeline.config import Config
@@ -62,7 +63,7 @@ def load_model(config: Config, source: ModelSource, *, init_from: str | None) ->
     return model
 
 
-def given_source(config: Config, uri: str) -> tuple[ModelSource, dict[str, Any]]:
+def given_source(config: Config, uri: str) -> tuple[ModelSource, dict[str, JsonValue]]:
     """Load the model at a user's URI; return its step and epochs if the file has them.
 
     It is loaded once, so that what does not fit is reported before any worker starts.

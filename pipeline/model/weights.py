@@ -12,9 +12,9 @@ import json
 import pickle
 import re
 import warnings
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ def read_weights(uri: str) -> dict[str, Tensor]:
     return tensors
 
 
-def read_facts(uri: str) -> dict[str, Any]:
+def read_facts(uri: str) -> dict[str, JsonValue]:
     """Read what `export_backbone` wrote about a .safetensors file; empty for other files."""
     if not uri.lower().endswith(".safetensors") or "://" in uri:
         return {}

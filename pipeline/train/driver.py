@@ -174,9 +174,10 @@ class _Outcome:
                 console.line(note)  # the worker's own traceback
             raise _failure(root, run_uri) from self.error
         found = returned(self.value)
-        if found.get("error") is not None:
-            Monitor(run=run_name(run_uri)).add("sdclr_stops", reason=found["reason"])
-            raise ErrorReport.from_json(found["error"]).error()
+        error = found.get("error")
+        if error is not None:
+            Monitor(run=run_name(run_uri)).add("sdclr_stops", reason=str(found["reason"]))
+            raise ErrorReport.from_json(error).error()
         return self.value
 
 

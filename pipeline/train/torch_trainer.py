@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline import storage
 from pipeline.cluster.connect import on_nodes_with
@@ -47,8 +47,8 @@ def controller_failures(config: Config) -> int:
 
 def torch_trainer(
     config: Config,
-    worker: Callable[..., dict[str, Any]],
-    passed: Mapping[str, Any],
+    worker: Callable[..., dict[str, str | None]],
+    passed: Mapping[str, object],
     *,
     run_uri: str,
     workers: Workers,
@@ -106,8 +106,8 @@ def torch_trainer(
     )
 
 
-def returned(result: Result) -> dict[str, Any]:
+def returned(result: Result) -> dict[str, str | None]:
     """Return what the first worker returned; empty when Ray has nothing of it."""
     # Ray 2.60 types the result as that of an older Ray Train, which has no such field.
-    value: dict[str, Any] | None = result.return_value  # type: ignore[attr-defined]
+    value: dict[str, str | None] | None = result.return_value  # type: ignore[attr-defined]
     return value or {}

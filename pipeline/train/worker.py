@@ -29,7 +29,7 @@ from sdclr import StarvedLayerError
 LASTING = (TrainingError, StarvedLayerError, ConfigError, DataError, CheckpointError)
 
 
-def train_worker(job: dict[str, Any]) -> dict[str, Any]:
+def train_worker(job: dict[str, Any]) -> dict[str, str | None]:
     """Train all methods of the run; every rank calls it.
 
     Returns:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
 
 from pipeline import storage
 from pipeline.config.data import Data
@@ -144,7 +144,7 @@ def cifar_sets(images: cifar_files.CifarImages, data: Data) -> ImageIndex:
 
 def _array_index(
     *,
-    source: Mapping[str, Any],
+    source: Mapping[str, JsonValue],
     ids: Sequence[str],
     pixels: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int64],

@@ -10,7 +10,7 @@ import hashlib
 import io
 import pickle
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -160,7 +160,9 @@ def _find(path: str, kind: Kind) -> tuple[_Layout, str]:
     )
 
 
-def _read_binary(content: bytes, kind: Kind, num_images: int, uri: str) -> tuple[Any, Any]:
+def _read_binary(
+    content: bytes, kind: Kind, num_images: int, uri: str
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
     label_bytes = 1 if kind == "cifar10" else 2  # CIFAR-100: coarse label, then fine label
     record_bytes = label_bytes + _IMAGE_BYTES
     if len(content) != num_images * record_bytes:
@@ -170,7 +172,9 @@ def _read_binary(content: bytes, kind: Kind, num_images: int, uri: str) -> tuple
     return records[:, label_bytes:], records[:, label_bytes - 1]
 
 
-def _read_pickled(content: bytes, kind: Kind, num_images: int, uri: str) -> tuple[Any, Any]:
+def _read_pickled(
+    content: bytes, kind: Kind, num_images: int, uri: str
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
     batch = _unpickle(content, uri)
     pixels = batch.get(b"data")
     labels = batch.get(b"labels" if kind == "cifar10" else b"fine_labels")
@@ -199,14 +203,14 @@ class _PlainUnpickler(pickle.Unpickler):
         }
     )
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) not in self._ADMITTED:
             raise pickle.UnpicklingError(f"the file asks for {module}.{name}")
         # NumPy 2 moved its core; the old name still works but warns.
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def _unpickle(content: bytes, uri: str) -> dict[Any, Any]:
+def _unpickle(content: bytes, uri: str) -> dict[object, object]:
     try:
         batch = _PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
     except MemoryError:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import JsonValue
 
 from pipeline.dataset.manifest import LeftOut, RejectExample
 from pipeline.ingest.sources.listing import Listing
@@ -71,7 +72,7 @@ class ImageIndex:
         notes: what a person should know of how the source was read, one line each.
     """
 
-    source: Mapping[str, Any]
+    source: Mapping[str, JsonValue]
     ids: pa.LargeStringArray
     num_bytes_N: npt.NDArray[np.int64]
     labels_N: npt.NDArray[np.int32]
