@@ -1,6 +1,7 @@
 """Seconds of each file of tests: shown after every run, bounded where CI is set.
 
-A noisy machine must not fail a change, so a file fails at three times its budget only.
+A noisy machine must not fail a change, so a file fails at ten times its budget only: when it hangs
+rather than lags.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BUDGETS_S = {
     "tests/test_sweep_trial.py": 30.0,
     "tests/test_trainer.py": 30.0,
 }
-TOLERANCE = 3.0
+TOLERANCE = 10.0
 SHOWN = 25
 _seconds: Counter[str] = Counter()
 

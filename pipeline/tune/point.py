@@ -1,4 +1,4 @@
-"""What Ray Tune is given as the configuration of a trial."""
+"""Configuration of a trial, as Ray Tune is given it."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ def _in_ray_train(given: Mapping[str, object], plan: Plan, job: SweepJob, sets: 
 
 
 class _Passed(TypedDict):
-    """What Ray Train hands to each worker."""
+    """Values that Ray Train hands to each worker."""
 
     given: Mapping[str, object]
     job: SweepJob
