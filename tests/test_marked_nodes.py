@@ -37,6 +37,13 @@ class Work:
     options = map_batches_internal = staticmethod(ask)
 
 
+def remote(*functions: Any, **given: Any) -> Any:
+    """Stand in for `ray.remote`, with or without options."""
+    if "resources" in given:
+        ask(**given)
+    return Work if functions else lambda function: Work
+
+
 def read_hashes(folder: Path) -> None:
     manifest = data_set(folder, probe=[1, 2], test=[3, 4])
     find_leaks(str(folder), manifest, data_resource=CONFIG.placement.data_resource)
@@ -77,7 +84,7 @@ def test_work_is_asked_for_on_its_nodes(
     work: Callable[[Path], None],
     resource: str,
 ) -> None:
-    monkeypatch.setattr(ray, "remote", lambda *f, **given: Work if f else lambda function: Work)
+    monkeypatch.setattr(ray, "remote", remote)
     monkeypatch.setattr(feed, "decoded_rows", lambda *given: Work)
     with pytest.raises(Asked) as asked:
         work(tmp_path)
