@@ -69,6 +69,9 @@ VALUES = {
 def test_a_setting_is_refused_by_its_name_at_once(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever other tests have started
     monkeypatch.setenv(name, value)
     began_s = time.monotonic()
     with pytest.raises(ClusterError) as caught:
