@@ -33,8 +33,8 @@ FLOORS = (
     {"run"},
 )
 MAX_ROOMS = 24
-# Each number only shrinks: lower it with the code. The aims are 60, 40, 105 and 300.
-MOST_DICTS_OF_ANY, MOST_ANY, MOST_KEYS = 65, 36, 105
+# Each number only shrinks: lower it with the code. The last aim is files of 300 lines.
+MOST_DICTS_OF_ANY, MOST_ANY, MOST_KEYS = 32, 33, 105
 MOST_LINES = 330
 # Modules of sdclr that people use on their own: `import sdclr` does not need them.
 ON_THEIR_OWN = {"export", "longtail", "probe", "rarity", "replay", "trained_probe"}
