@@ -183,6 +183,7 @@ def test_pruning_forgets_some_images_more_than_others(unbroken: Unbroken) -> Non
     assert all(entry["png_base64"].startswith("iVBOR") for entry in forgotten["most"])
 
 
+@pytest.mark.slow
 def test_a_second_run_is_numbered_and_evaluate_and_report_go_on_with_the_newest(
     unbroken: Unbroken,
 ) -> None:
@@ -214,6 +215,7 @@ def test_a_second_run_is_numbered_and_evaluate_and_report_go_on_with_the_newest(
     (folder / "evaluation.json").write_bytes(kept)  # later tests compare with the unbroken run
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_and_its_weights_are_scored_like_the_run(unbroken: Unbroken) -> None:
     folder, _ = unbroken
     root, before = folder.parent.parent, (folder / "evaluation.json").read_bytes()
