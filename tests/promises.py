@@ -45,7 +45,7 @@ PROMISES = {
     "R17": "worker or node killed: the run completes and equals the clean one; faults are counted",
     "R18": "budgets are finite and separate for bugs, preemptions and controller failures",
     "R19": "SIGTERM: a checkpoint within the grace time, exit code 143",
-    "R20": "a killed sweep goes on without repeating finished trials",
+    "R20": "a killed sweep resumes without repeating finished trials",
     "R21": "all ranks report equally often",
     "R22": "NaN or Inf on any rank stops before the update and leaves a capture that replays it",
     "R23": "the loss is finite for temperatures from 0.005 to 10",
