@@ -20,10 +20,10 @@ class ScoreFound(Part):
 
     model: str
     score: str
-    auroc: Measured
-    auroc_low: Measured
-    auroc_high: Measured
-    precision: dict[str, Measured]
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    precision: dict[str, float]
 
 
 class ClassPlace(Part):
@@ -31,7 +31,7 @@ class ClassPlace(Part):
 
     name: str
     count: int
-    mean_rank_share: Measured
+    mean_rank_share: float
 
 
 class Batch(Part):
@@ -68,7 +68,7 @@ class Maps(Part):
 
     maps: tuple[Map, ...]
     label: tuple[int | None, ...]
-    rank_share: tuple[Measured, ...]
+    rank_share: tuple[float, ...]
 
 
 class MinedData(Part):

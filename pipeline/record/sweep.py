@@ -63,6 +63,10 @@ class SearchedTrial(Part):
     course: tuple[tuple[int, Measured], ...]
     error: str | None
 
+    def at(self, epoch: int) -> float | None:
+        """Return the first objective after `epoch` epochs; None when it was not measured."""
+        return dict(self.course).get(epoch)
+
 
 class Spread(Part):
     """Mean and sample standard deviation over n fresh seeds."""
@@ -110,3 +114,13 @@ class SweepResult(Record):
     methods: tuple[MethodSearch, ...]
     trials: tuple[SearchedTrial, ...]
     confirmed: tuple[Confirmed, ...]
+
+    @property
+    def first(self) -> str:
+        """The objective that trials are judged by."""
+        return next(iter(self.objectives))
+
+    @property
+    def sign(self) -> float:
+        """1 when a higher first objective is better, else -1."""
+        return 1.0 if self.objectives[self.first] == "max" else -1.0

@@ -14,6 +14,7 @@ from pipeline.config import strict_yaml
 from pipeline.errors import DataError
 from pipeline.record.keeper import read_run
 from pipeline.record.metrics import read_metrics
+from pipeline.record.schema import Record
 from pipeline.redact import redact, redact_tree
 from pipeline.report.views import (
     Alarm,
@@ -27,7 +28,8 @@ from pipeline.report.views import (
     View,
 )
 
-Found = TypeVar("Found", bound=View)
+Found = TypeVar("Found", bound=Record)
+Shown = TypeVar("Shown", bound=View)
 _ROWS = ("step", "mask", "health")
 
 
@@ -85,32 +87,31 @@ def load(run_uri: str) -> Inputs:
         steps=[_checked(Step, row, where) for row in rows["step"]],
         masks=[_checked(Mask, row, where) for row in rows["mask"] if row["kept_frac"]],
         health=[_checked(Health, row, where) for row in rows["health"]],
-        evaluation=find(Evaluation, storage.join(run_uri, "evaluation.json")),
-        forgotten=find(Forgotten, storage.join(run_uri, "forgotten.json")),
-        manifest=find(Manifest, storage.join(data_uri, "manifest.json")) if data_uri else None,
+        evaluation=_find_view(Evaluation, storage.join(run_uri, "evaluation.json")),
+        forgotten=_find_view(Forgotten, storage.join(run_uri, "forgotten.json")),
+        manifest=_find_view(Manifest, storage.join(data_uri, "manifest.json"))
+        if data_uri
+        else None,
     )
 
 
-def find(view: type[Found], uri: str) -> Found | None:
-    """Return the record at `uri`; None when there is none."""
-    return require(view, uri) if storage.exists(uri) else None
+def find(kind: type[Found], uri: str) -> Found | None:
+    """Return the record at `uri` with secrets masked; None when there is none."""
+    return require(kind, uri) if storage.exists(uri) else None
 
 
-def require(view: type[Found], uri: str) -> Found:
-    """Return the record at `uri`.
+def require(kind: type[Found], uri: str) -> Found:
+    """Return the record at `uri` with secrets masked; raises as `Record.read`."""
+    content = redact_tree(kind.read(uri).content())
+    return kind.model_validate_json(storage.to_json(content))
 
-    Raises:
-        DataError: it is missing or broken.
-    """
-    return _checked(view, redact_tree(_json(uri)), uri)
+
+def _find_view(view: type[Shown], uri: str) -> Shown | None:
+    return _checked(view, redact_tree(_json(uri)), uri) if storage.exists(uri) else None
 
 
 def _json(uri: str) -> Any:
     """Return the content of a file, which may be anything that JSON can hold."""
-    if not storage.exists(uri):
-        raise DataError(
-            "E-DATA-201", "the record is missing", where=uri, todo="check the run's name and root"
-        )
     try:
         return json.loads(storage.read_bytes(uri))
     except (ValueError, RecursionError) as error:
@@ -122,7 +123,7 @@ def _json(uri: str) -> Any:
         ) from None
 
 
-def _checked(view: type[Found], content: object, where: str) -> Found:
+def _checked(view: type[Shown], content: object, where: str) -> Shown:
     """Check content that came from JSON, which may be anything."""
     try:
         return view.model_validate(content)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from pipeline.record.mining import Findings, Mining, ScoreFound
 from pipeline.record.scores import ABSENT
 from pipeline.report.charts.forest import Gap, forest
 from pipeline.report.charts.scatter import Cloud, scatter
-from pipeline.report.mining_views import Findings, Mining, ScoreFound
 from pipeline.report.names import GROUPS, listed, title
 from pipeline.report.parts import Figure, Swatch, Table, class_name
 from pipeline.report.verdict import Tone
@@ -184,8 +185,8 @@ def map_figures(mining: Mining) -> tuple[Figure, ...]:
                         Cloud(
                             name,
                             css,
-                            [one.x[i] for i in rows],
-                            [one.y[i] for i in rows],
+                            [_known(one.x[i]) for i in rows],
+                            [_known(one.y[i]) for i in rows],
                             [texts[i] for i in rows],
                         )
                         for name, css, rows in clouds
@@ -201,13 +202,17 @@ def map_figures(mining: Mining) -> tuple[Figure, ...]:
     )
 
 
+def _known(place: float | None) -> float:
+    return math.nan if place is None else place
+
+
 def _clouds(mining: Mining) -> list[tuple[str, str, list[int]]]:
     """Return (name, CSS class, rows of the map) for each colour: by group, or else by rank."""
     labels, groups = mining.map.label, mining.groups
     num = len(labels)
     if groups is not None and all(label is not None for label in labels):
         return [
-            (name, css, [i for i in range(num) if labels[i] in groups.get(key, ())])
+            (name, css, [i for i in range(num) if labels[i] in getattr(groups, key)])
             for key, name, css in GROUPS
         ]
     quarter = [min(3, int(4 * share)) for share in mining.map.rank_share]

@@ -16,11 +16,11 @@ from markupsafe import Markup
 from pipeline import storage
 from pipeline.console import Console
 from pipeline.record.gallery import Gallery, gallery_uri
+from pipeline.record.mining import Mining
 from pipeline.redact import redact
 from pipeline.report import mining
 from pipeline.report.head import Head, head
 from pipeline.report.inputs import Inputs, load, require
-from pipeline.report.mining_views import Mining
 from pipeline.report.parts import Figure, Link, Table, class_name, image_source
 from pipeline.report.template import source, to_html
 

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.console import program
+from pipeline.record.mining import Mining
+from pipeline.record.sweep import SweepResult
 from pipeline.report import mining, sweep
 from pipeline.report.data import DataSection, ForgottenSection, data_section, forgotten_section
 from pipeline.report.facts import facts_section
 from pipeline.report.head import Head, head
 from pipeline.report.inputs import Inputs, find, load
-from pipeline.report.mining_views import Mining
 from pipeline.report.names import frequency_order, group_of
 from pipeline.report.parts import Figure, Link, Pairs
 from pipeline.report.scores import (
@@ -31,7 +32,6 @@ from pipeline.report.scores import (
     curve_figures,
     scores_section,
 )
-from pipeline.report.sweep_views import Sweep
 from pipeline.report.template import to_html
 from pipeline.report.training import (
     HealthSection,
@@ -82,7 +82,7 @@ def write_report(run_uri: str) -> str:
     """
     inputs = load(run_uri)
     uri = storage.join(run_uri, "report.html")
-    found = find(Sweep, storage.join(run_uri, "sweep.json"))
+    found = find(SweepResult, storage.join(run_uri, "sweep.json"))
     if found is not None:
         text = sweep.render(inputs, found, head(inputs, "Sweep report", ()))
     else:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from pipeline import storage
 from pipeline.console import duration, program
 from pipeline.record.scores import ABSENT
+from pipeline.record.sweep import MethodSearch, SearchedTrial, Spread, SweepResult
 from pipeline.report import facts
 from pipeline.report.charts import sweeps
 from pipeline.report.head import Head
@@ -19,7 +20,6 @@ from pipeline.report.inputs import Inputs
 from pipeline.report.names import title
 from pipeline.report.parts import Figure, Pairs, Table
 from pipeline.report.sweep_figures import method_figures
-from pipeline.report.sweep_views import MethodPart, Spread, Sweep, Trial
 from pipeline.report.template import to_html
 
 _WORDS = {
@@ -58,7 +58,7 @@ class Page:
     config: str | None
 
 
-def render(inputs: Inputs, sweep: Sweep, head: Head) -> str:
+def render(inputs: Inputs, sweep: SweepResult, head: Head) -> str:
     """Return the page as HTML."""
     first, *others = sweep.objectives
     direction = {"max": "higher", "min": "lower"}[sweep.objectives[first]]
@@ -92,7 +92,7 @@ def words(objective: str) -> str:
     return _WORDS.get(objective, objective)
 
 
-def common_epoch(trials: Sequence[Trial]) -> float | None:
+def common_epoch(trials: Sequence[SearchedTrial]) -> int | None:
     """Return the last epoch after which every trial that did not fail was measured."""
     measured = [
         {epoch for epoch, value in t.course if value is not None}
@@ -103,7 +103,7 @@ def common_epoch(trials: Sequence[Trial]) -> float | None:
     return max(shared, default=None)
 
 
-def remarks(inputs: Inputs, sweep: Sweep, best: Trial) -> list[str]:
+def remarks(inputs: Inputs, sweep: SweepResult, best: SearchedTrial) -> list[str]:
     """Return what has to be known before the numbers are believed."""
     found = []
     val = inputs.manifest.sets.get(sweep.scored_on) if inputs.manifest is not None else None
@@ -124,7 +124,7 @@ def remarks(inputs: Inputs, sweep: Sweep, best: Trial) -> list[str]:
     return [*found, *_findings(sweep)]
 
 
-def _findings(sweep: Sweep) -> list[str]:
+def _findings(sweep: SweepResult) -> list[str]:
     """Return whether the best differs from each other setting by more than its seeds do."""
     if not sweep.confirmed or not sweep.confirmed[0].values[sweep.first].n:
         return []
@@ -147,7 +147,7 @@ def _findings(sweep: Sweep) -> list[str]:
     return found
 
 
-def _confirmed(sweep: Sweep) -> Table | None:
+def _confirmed(sweep: SweepResult) -> Table | None:
     if not any(entry.values[sweep.first].n for entry in sweep.confirmed):
         return None
     rows = []
@@ -165,7 +165,7 @@ def _spread(found: Spread) -> str:
     return f"{found.mean:.4f}" + ("" if found.std is None else f" ± {found.std:.4f}")
 
 
-def _section(sweep: Sweep, part: MethodPart) -> Section:
+def _section(sweep: SweepResult, part: MethodSearch) -> Section:
     saved = 1 - part.epochs / max(1, part.epochs_without_stopping)
     found: Pairs = (
         ("Trials", ", ".join(f"{n} {status}" for status, n in part.counts.items())),
@@ -178,7 +178,7 @@ def _section(sweep: Sweep, part: MethodPart) -> Section:
     return Section(title(part.method), found, tuple(figures))
 
 
-def _front(sweep: Sweep, first: str, second: str) -> Figure | None:
+def _front(sweep: SweepResult, first: str, second: str) -> Figure | None:
     members = set(sweep.pareto)
     points = [
         (t.name, float(t.values[first] or 0), float(t.values[second] or 0), t.name in members)
@@ -199,7 +199,7 @@ def _front(sweep: Sweep, first: str, second: str) -> Figure | None:
     return Figure("Two objectives", Markup(drawing), caption + ".") if drawing else None
 
 
-def _trials(sweep: Sweep, common: float | None) -> Table:
+def _trials(sweep: SweepResult, common: int | None) -> Table:
     keys = list(dict.fromkeys(key for t in sweep.trials for key in t.params))
     rows = tuple(
         (

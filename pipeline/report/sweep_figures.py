@@ -6,18 +6,18 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from markupsafe import Markup
 
+from pipeline.record.sweep import MethodSearch, Searched, SearchedTrial
 from pipeline.report.charts import plots, sweeps
 from pipeline.report.charts.plots import Bar
 from pipeline.report.charts.sweeps import Axis, Drawn
 from pipeline.report.names import title
 from pipeline.report.parts import Figure, Swatch
-from pipeline.report.sweep_views import MethodPart, Parameter, Trial
 
 _KINDS = (("best", "best"), ("ran to the end", "complete"), ("stopped early", "pruned"))
 
 
 def method_figures(
-    part: MethodPart, trials: Sequence[Trial], first: str, what: str, common: float | None
+    part: MethodSearch, trials: Sequence[SearchedTrial], first: str, what: str, common: int | None
 ) -> Iterator[Figure]:
     """Yield the drawings of one method's search that have something to draw.
 
@@ -83,8 +83,8 @@ def _figure(
 
 def _parallel(
     name: str,
-    part: MethodPart,
-    ends: Sequence[tuple[Trial, float | None]],
+    part: MethodSearch,
+    ends: Sequence[tuple[SearchedTrial, float | None]],
     axes: Sequence[Axis],
     kinds: dict[str, str],
     what: str,
@@ -112,7 +112,9 @@ def _legend(kinds: Iterable[str]) -> tuple[Swatch, ...]:
     return tuple(Swatch(n, sweeps.line_style(kind)) for n, kind in _KINDS if kind in drawn)
 
 
-def _landscape(part: MethodPart, whole: Sequence[Trial], first: str, what: str, name: str) -> str:
+def _landscape(
+    part: MethodSearch, whole: Sequence[SearchedTrial], first: str, what: str, name: str
+) -> str:
     ranges = [p for p in part.parameters if not p.choices]
     if len(ranges) < 2:
         return ""
@@ -128,15 +130,14 @@ def _landscape(part: MethodPart, whole: Sequence[Trial], first: str, what: str, 
     return sweeps.landscape(_axis(x), _axis(y), points, best=best, label=label)
 
 
-def _axis(parameter: Parameter) -> Axis:
+def _axis(parameter: Searched) -> Axis:
     name = parameter.key.partition(".")[2].replace("_", " ")
     if parameter.choices:
         return Axis(name, min(parameter.choices), max(parameter.choices))
-    low, high = parameter.low or 0.0, parameter.high or 1.0
-    return Axis(name, low, high, parameter.log)
+    return Axis(name, parameter.low, parameter.high, parameter.log)
 
 
-def _kind(trial: Trial, best: str | None) -> str:
+def _kind(trial: SearchedTrial, best: str | None) -> str:
     if trial.name == best:
         return "best"
     return trial.status if trial.status in ("complete", "pruned") else ""
