@@ -34,7 +34,7 @@ def cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
 
 
 Rule = Callable[[dict[str, Any]], Any]
-_DEADLINES = ("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished")
+_DEADLINES = ("activeDeadlineSeconds", "preRunningDeadlineSeconds")
 
 
 def _pod(group: dict[str, Any]) -> dict[str, Any]:
@@ -48,9 +48,6 @@ def _market(group: dict[str, Any]) -> Any:
 
 CLUSTER_RULES: dict[str, Rule] = {
     "token authentication is on": lambda c: c.get("authOptions", {}).get("mode") == "token",
-    "a network policy denies strangers": lambda c: (
-        c.get("networkPolicy", {}).get("mode") in ("DenyAll", "DenyAllIngress")
-    ),
     "the head is hidden": lambda c: c["headGroupSpec"].get("serviceType") == "ClusterIP",
     "the head has no ingress": lambda c: not c["headGroupSpec"].get("enableIngress"),
     "no work on the head": lambda c: c["headGroupSpec"]["rayStartParams"].get("num-cpus") == "0",
@@ -72,11 +69,13 @@ CLUSTER_RULES: dict[str, Rule] = {
         & {"train", "data"}
         for g in c["workerGroupSpecs"]
     ),
-    "Prometheus is known by the name of its namespace": lambda c: all(
-        source["namespaceSelector"]["matchLabels"].keys() == {"kubernetes.io/metadata.name"}
-        for side in ("head", "worker")
-        for rule in c.get("networkPolicy", {}).get(side, {}).get("ingressRules", ())
-        for source in rule["from"]
+    "Ray's own label of the market is that of the nodes": lambda c: all(
+        g.get("labels", {}).get("ray.io/market-type") == _market(g)
+        for g in (c["headGroupSpec"], *c["workerGroupSpecs"])
+    ),
+    "GPU nodes are labelled by their GPU": lambda c: all(
+        ("num-gpus" in g["rayStartParams"]) == ("ray.io/accelerator-type" in g["labels"])
+        for g in c["workerGroupSpecs"]
     ),
     "replicas are within their limits": lambda c: all(
         g.get("minReplicas", 0) <= g["replicas"] <= g.get("maxReplicas", 0)
@@ -85,12 +84,10 @@ CLUSTER_RULES: dict[str, Rule] = {
 }
 JOB_RULES: dict[str, Rule] = {
     "every wait has a deadline": lambda j: all(j.get(key) for key in _DEADLINES),
-    "the cluster goes with the job": lambda j: j.get("shutdownAfterJobFinishes") is True,
-    "nothing is installed at the start": lambda j: "pip" not in j.get("runtimeEnvYAML", ""),
-    # A CEL rule of the operator.
-    "one way of deletion": lambda j: (
-        not ("deletionStrategy" in j and j.get("shutdownAfterJobFinishes"))
+    "the network policy knows the submitter": lambda j: (
+        j["submitterPodTemplate"].get("metadata", {}).get("labels") == {"sdclr/role": "submitter"}
     ),
+    "nothing is installed at the start": lambda j: "pip" not in j.get("runtimeEnvYAML", ""),
 }
 POD_RULES: dict[str, Rule] = {
     "not root": lambda p: (
@@ -144,7 +141,12 @@ def kuberay_breaches(document: dict[str, Any]) -> list[str]:
         found.append("it has no name")
     if document["kind"] == "RayJob":
         found += _broken(JOB_RULES, document["spec"], "job")
-    found += [
+    return found + pod_breaches(document)
+
+
+def pod_breaches(document: dict[str, Any]) -> list[str]:
+    """Of the pods that any document holds, and of its text."""
+    found = [
         f"{path}: no such resource: {name}"
         for path, kinds in walk(document)
         if path.endswith((".requests", ".limits")) and isinstance(kinds, dict)

@@ -30,9 +30,10 @@ SCHEMA_SLIPS = {
     "misspelt key in a container": put(f"rayClusterSpec.{HEAD}.imagee", "x"),
     "container without a name": put(f"rayClusterSpec.{HEAD}.name", None),
     "unknown mode of authentication": put("rayClusterSpec.authOptions.mode", "tokens"),
-    "unknown network policy": put("rayClusterSpec.networkPolicy.mode", "Deny"),
+    "unknown policy of deletion": put("deletionStrategy.deletionRules.0.policy", "DeleteAll"),
+    "unknown end": put("deletionStrategy.deletionRules.0.condition.jobStatus", "LOST"),
     "negative key of a group": put("rayClusterSpec.workerGroupSpecs.0.maxReplica", 3),
-    "unknown version of the autoscaler": put("rayClusterSpec.autoscalerOptions.version", "v3"),
+    "unknown version of the autoscaler": put("rayClusterSpec.autoscalerOptions", {"version": "v3"}),
 }
 
 
@@ -62,8 +63,10 @@ WORKERS = "workerGroupSpecs.0.template.spec"
 RULE_SLIPS = {
     "no authentication": put("authOptions.mode", "disabled"),
     "authentication left out": put("authOptions", None),
-    "no network policy": put("networkPolicy", None),
-    "only egress denied": put("networkPolicy.mode", "DenyAllEgress"),
+    "another market on the label": put(
+        "workerGroupSpecs.0.labels", {"ray.io/market-type": "on-demand"}
+    ),
+    "a GPU without a name": put("workerGroupSpecs.0.labels", {"ray.io/market-type": "spot"}),
     "public head": put("headGroupSpec.serviceType", "LoadBalancer"),
     "ingress": put("headGroupSpec.enableIngress", True),
     "dashboard for everyone": put("headGroupSpec.rayStartParams.dashboard-host", "0.0.0.0"),
@@ -100,9 +103,8 @@ def test_slips_in_kuberay_manifests_break_a_rule(slip: str, name: str) -> None:
 JOB_SLIPS = {
     "no deadline": put("activeDeadlineSeconds", None),
     "no deadline before the start": put("preRunningDeadlineSeconds", None),
-    "a cluster that stays": put("shutdownAfterJobFinishes", False),
+    "a submitter that the policy shuts out": put("submitterPodTemplate.metadata", None),
     "packages from the network": put("runtimeEnvYAML", "pip: [boto3]"),
-    "what CEL refuses": put("deletionStrategy", {"onSuccess": {"policy": "DeleteSelf"}}),
 }
 
 
@@ -149,15 +151,3 @@ def test_service_accounts_of_the_pods_exist() -> None:
             if isinstance(node, dict) and "serviceAccountName" in node
         }
         assert used == accounts
-
-
-def test_prometheus_finds_the_pods_and_may_reach_them() -> None:
-    (endpoint,) = load("kuberay/podmonitor.yaml")["spec"]["podMetricsEndpoints"]
-    for name in KUBERAY:
-        cluster = policy.cluster_spec(load(name))
-        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-            ports = {p["name"]: p for p in group["template"]["spec"]["containers"][0]["ports"]}
-            port = ports[endpoint["port"]]["containerPort"]
-            for side in ("head", "worker"):
-                (rule,) = cluster["networkPolicy"][side]["ingressRules"]
-                assert port in [p["port"] for p in rule["ports"]]

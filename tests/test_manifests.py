@@ -8,6 +8,7 @@ import re
 import pytest
 import yaml
 
+from tests import manifest_gates as gates
 from tests import manifest_policy as policy
 from tests import manifest_schemas as schemas
 from tests.manifests import CRDS, KUBERAY, LAUNCHER, Document, load, needs_crds, plain_text
@@ -19,6 +20,8 @@ def findings(name: str, document: Document) -> list[str]:
     if name in KUBERAY:
         assert CRDS is not None
         checks = [functools.partial(schemas.kuberay_errors, CRDS), policy.kuberay_breaches]
+        if name == KUBERAY[0]:
+            checks.append(lambda job: gates.deletion_breaches(job["spec"]))
     elif name in LAUNCHER:
         checks = [schemas.launcher_errors, node_errors, policy.launcher_breaches]
     else:
