@@ -17,6 +17,7 @@ from pipeline.record.aggregate import Aggregate
 from pipeline.record.keeper import RunRecord
 from pipeline.record.scores import aggregate_tables
 from tests import records
+from tests.refusals import raises
 
 # Few of (sdclr, simclr) on three splits: the splits differ more than the methods.
 FEW = ((0.50, 0.48), (0.70, 0.67), (0.90, 0.89))
@@ -101,14 +102,19 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     again = a_run(tmp_path / "again", 0, sdclr=0.6)
     with pytest.raises(ConfigError) as same:
         aggregate([one, again])
-    assert same.value.id == "E-CONFIG-012" and "sdclr" in same.value.what
+    assert same.value.id == "E-CONFIG-560" and "sdclr" in same.value.what
     other = Path(a_run(tmp_path, 5, sdclr=0.5))
     content = json.loads((other / "evaluation.json").read_text())
+    names = list(content["class_names"])
     content["class_names"][0] = "cat"
     (other / "evaluation.json").write_text(json.dumps(content))
     with pytest.raises(DataError) as differ:
         aggregate([one, str(other)])
-    assert differ.value.id == "E-DATA-028" and "cat" in differ.value.what
+    assert differ.value.id == "E-DATA-088" and "cat" in differ.value.what
+    content["class_names"][0], content["scored_on"] = names[0], "val"
+    (other / "evaluation.json").write_text(json.dumps(content))
+    with raises("E-DATA-028"):
+        aggregate([one, str(other)])
     (other / "evaluation.json").unlink()
     with pytest.raises(DataError) as caught:
         aggregate([one, str(other)])

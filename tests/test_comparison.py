@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.evaluate.comparison import paired_difference, student_t975
+from pipeline.evaluate.comparison import method_differences, paired_difference, student_t975
+from pipeline.record.aggregate import MeanDifference
 from sdclr.longtail import Groups, GroupScores, group_scores, mean_scores
 
 GROUPS = Groups(many=(0,), medium=(1,), few=(2,))
@@ -50,6 +52,15 @@ def test_all_of_the_published_table_is_the_mean_over_classes_and_not_over_groups
     assert np.mean(columns) != pytest.approx(told, abs=0.3)
 
 
+def difference_of(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> MeanDifference:
+    table = {
+        ("knn", name): dict(enumerate(scores(*row) for row in rows))
+        for name, rows in (("a", a), ("b", b))
+    }
+    (found,) = method_differences(table)
+    return found
+
+
 def test_paired_differences_equal_scipys_paired_t() -> None:
     generator = np.random.default_rng(0)
     hard = generator.normal(60, 10, size=(6, 1))  # how hard a split is, for both methods
@@ -61,8 +72,8 @@ def test_paired_differences_equal_scipys_paired_t() -> None:
         low, high = test.confidence_interval(0.95)
         mean, half = getattr(found.mean, field), getattr(found.half_width, field)
         assert (mean - half, mean + half) == pytest.approx((low, high), abs=1e-3)
-        assert found.excludes_zero(field) == (test.pvalue < 0.05)
-    assert found.n == 6 and found.excludes_zero("few")
+        assert (abs(mean) > half) == (test.pvalue < 0.05)
+    assert found.n == 6 and difference_of(a.tolist(), b.tolist()).sign("few") == 1
     # Control: unpaired, the same numbers say nothing, for the splits differ more than the methods.
     assert stats.ttest_ind(a[:, 2], b[:, 2]).pvalue > 0.3
 
@@ -77,13 +88,14 @@ def test_the_difference_of_std_is_taken_per_split() -> None:
 def test_one_pair_has_no_interval() -> None:
     found = paired_difference([scores(3, 2, 1)], [scores(1, 1, 1)])
     assert (found.mean.many, found.spread, found.half_width, found.n) == (2, None, None, 1)
-    assert not found.excludes_zero("many")
+    one = difference_of([(3, 2, 1)], [(1, 1, 1)])
+    assert (one.many, one.half("many"), one.sign("many")) == (2, None, 0)
 
 
 def test_equal_methods_differ_by_nothing_and_nan_stays() -> None:
     same = [scores(3, 2, 1), scores(5, 5, 5)]
     found = paired_difference(same, same)
-    assert set(astuple(found.mean)) == {0} and not found.excludes_zero("all")
+    assert set(astuple(found.mean)) == {0}
     empty = group_scores([0.5, 0.5], Groups((0,), (1,), ()))
     assert np.isnan(paired_difference([empty], [empty]).mean.few)
 

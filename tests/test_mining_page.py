@@ -231,8 +231,8 @@ def test_differences_of_methods_are_taken_within_each_run(tmp_path: Path) -> Non
         slow.append(few[0] - few[1])
     assert slow[1] - slow[0] == pytest.approx(0.08)
     mean, spread = sum(slow) / 2, abs(slow[1] - slow[0]) / 2**0.5
-    assert entry.n == 2 and entry.mean["few"] == pytest.approx(mean)
-    assert entry.half_width["few"] == pytest.approx(12.706 * spread / 2**0.5, rel=1e-3)
+    assert entry.n == 2 and entry.few == pytest.approx(mean)
+    assert entry.half("few") == pytest.approx(12.706 * spread / 2**0.5, rel=1e-3)
     assert len(entries) == 3 * 3
 
 

@@ -10,12 +10,19 @@ Scores are `sdclr.longtail.GroupScores`, so fractions in [0, 1] unless the calle
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from pipeline.console import program
+from pipeline.errors import DataError
+from pipeline.evaluate.score import fields_of, values_of
+from pipeline.record.aggregate import MeanDifference
+from pipeline.record.evaluation import METRICS, Evaluation, GroupValues
 from sdclr.longtail import GroupScores, mean_scores
 
 # The 0.975 quantile of Student's t for 1 to 30 degrees of freedom, three decimals.
@@ -25,6 +32,64 @@ _T975 = (
     2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 _NORMAL975 = 1.959964
+
+
+# (protocol, model) -> pair -> scores. A pair is what two models must share to be compared: a split
+# and a seed, or a run.
+Table = Mapping[tuple[str, str], Mapping[Hashable, GroupScores]]
+
+
+def method_differences(table: Table) -> tuple[MeanDifference, ...]:
+    """Return the difference of every two models by each protocol, over the pairs that both have."""
+    found = []
+    for (protocol, a), (other, b) in itertools.combinations(table, 2):
+        scores, others = table[protocol, a], table[other, b]
+        shared = [pair for pair in scores if pair in others]
+        if protocol != other or not shared:
+            continue
+        paired = paired_difference([scores[i] for i in shared], [others[i] for i in shared])
+        found.append(
+            MeanDifference(
+                protocol=protocol,
+                a=a,
+                b=b,
+                n=paired.n,
+                **fields_of(paired.mean),
+                spread=values_of(paired.spread),
+                half_width=values_of(paired.half_width),
+            )
+        )
+    return tuple(found)
+
+
+def group_scores_of(values: GroupValues) -> GroupScores:
+    """Return the five numbers of a record; nan where one was not measured."""
+    known = {m: math.nan if (v := values.metric(m)) is None else v for m in METRICS}
+    return GroupScores(**known)
+
+
+def not_evaluated(run_uri: str) -> DataError:
+    """Return the error that a labelled run has no evaluation."""
+    return DataError(
+        "E-DATA-027",
+        "the run has not been evaluated",
+        where=run_uri,
+        todo=f"{program()} evaluate --resume {shlex.quote(run_uri)}",
+    )
+
+
+def check_same_classes(runs: Sequence[tuple[str, Evaluation]]) -> None:
+    """Refuse evaluations, each with the URI of its run, that are about different classes."""
+    for uri, evaluation in runs[1:]:
+        first_uri, first = runs[0]
+        if evaluation.class_names != first.class_names:
+            names = (", ".join(e.class_names)[:200] for e in (first, evaluation))
+            raise DataError(
+                "E-DATA-088",
+                f"the runs are about different classes: {' and '.join(names)}",
+                where=f"{first_uri} and {uri}",
+                todo="name runs of one labelled data set",
+            )
 
 
 @dataclass(frozen=True)
@@ -43,13 +108,6 @@ class PairedDifference:
     half_width: GroupScores | None
     n: int
 
-    def excludes_zero(self, field: str) -> bool:
-        """Return whether the 95 % interval of a field, such as `few`, is on one side of 0."""
-        if self.half_width is None:
-            return False
-        mean, half_width = getattr(self.mean, field), getattr(self.half_width, field)
-        return bool(abs(mean) > half_width)
-
 
 def paired_difference(a: Sequence[GroupScores], b: Sequence[GroupScores]) -> PairedDifference:
     """Return the difference a - b of two methods; entry i of both has one split and seed.
@@ -66,11 +124,20 @@ def paired_difference(a: Sequence[GroupScores], b: Sequence[GroupScores]) -> Pai
         for x, y in zip(a, b, strict=True)
     ]
     summary = mean_scores(differences)
-    half_width = None
+    width = None
     if summary.spread is not None:
-        factor = student_t975(summary.n - 1) / math.sqrt(summary.n)
-        half_width = GroupScores(*(factor * value for value in astuple(summary.spread)))
-    return PairedDifference(summary.mean, summary.spread, half_width, summary.n)
+        width = GroupScores(*(half_width(std, summary.n) for std in astuple(summary.spread)))
+    return PairedDifference(summary.mean, summary.spread, width, summary.n)
+
+
+def half_width(std: float, n: int) -> float:
+    """Return half of the 95 % interval of a mean of n >= 2 values, by Student's t.
+
+    Args:
+        std: their sample standard deviation (ddof 1).
+        n: values.
+    """
+    return student_t975(n - 1) / math.sqrt(n) * std
 
 
 def student_t975(degrees: int) -> float:

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.record.evaluation import GroupValues, Score
+from pipeline.record.evaluation import METRICS, GroupValues, Score
 from sdclr.longtail import Groups, GroupScores, group_scores, mean_scores
-
-FIELDS = ("many", "medium", "few", "std", "all")
 
 
 def score_of(
@@ -49,7 +47,7 @@ def score_of(
 
 def fields_of(scores: GroupScores) -> dict[str, float]:
     """Return the five numbers by name."""
-    return {name: float(getattr(scores, name)) for name in FIELDS}
+    return {name: float(getattr(scores, name)) for name in METRICS}
 
 
 def values_of(scores: GroupScores | None) -> GroupValues | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pipeline.export.facts import Facts
-from pipeline.record.scores import METRICS, percent
+from pipeline.record.evaluation import METRICS
+from pipeline.record.scores import percent
 
 _PROGRAM = """import torch
 program = torch.export.load("features.pt2").module()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pipeline.record.schema import Measured, Part, Record
+
+METRICS = ("many", "medium", "few", "std", "all")
 
 
 class GroupValues(Part):
@@ -15,6 +18,11 @@ class GroupValues(Part):
     few: Measured
     std: Measured
     all: Measured
+
+    def metric(self, name: str) -> float | None:
+        """Return one of `METRICS`."""
+        value: float | None = getattr(self, name)
+        return value
 
 
 class Score(GroupValues):
@@ -104,6 +112,13 @@ class Evaluation(Record):
     def protocols(self) -> list[str]:
         """Protocol ids in the order in which they are first met."""
         return list(dict.fromkeys(s.protocol for model in self.models for s in model.scores))
+
+    def scores_by(self, protocol: str) -> Iterator[tuple[ModelScores, Score]]:
+        """Yield the models that a protocol scored, in the order of the record."""
+        for model in self.models:
+            for score in model.scores:
+                if score.protocol == protocol:
+                    yield model, score
 
 
 class EndedProtocol(Record):

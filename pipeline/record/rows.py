@@ -58,6 +58,11 @@ class AlarmPart(Part):
     text: str
     change: str
 
+    @property
+    def is_severe(self) -> bool:
+        """Whether the network failed to learn; a warning may pass."""
+        return self.level == "alarm"
+
 
 class HealthRow(Part):
     """One look at the features of a method; measures without a value are None."""
@@ -73,6 +78,11 @@ class HealthRow(Part):
     alarms: tuple[AlarmPart, ...]
     wall_s: float
     time_s: float
+
+    @property
+    def epochs_trained(self) -> int:
+        """Whole epochs behind the measures; `step` 0 is before training."""
+        return self.epoch + 1 if self.step else 0
 
 
 class RestoreRow(Part):
@@ -101,4 +111,6 @@ class StageRow(Part):
 
 
 Row = StepRow | MaskRow | HealthRow | RestoreRow | StageRow
-ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="kind")])
+_Row = Annotated[Row, Field(discriminator="kind")]
+ROW: TypeAdapter[Row] = TypeAdapter(_Row)
+ROWS: TypeAdapter[list[Row]] = TypeAdapter(list[_Row])

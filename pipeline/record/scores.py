@@ -12,9 +12,8 @@ import math
 
 from pipeline.console import Console
 from pipeline.record.aggregate import Aggregate, MeanDifference, MeanScore
-from pipeline.record.evaluation import Evaluation, GroupValues, Score
+from pipeline.record.evaluation import METRICS, Evaluation, Score
 
-METRICS = ("many", "medium", "few", "std", "all")
 HEADERS = ["Protocol", "Model", "Many", "Medium", "Few", "STD", "All", "n", "Seed"]
 ABSENT = "–"
 
@@ -31,9 +30,7 @@ def scores_table(evaluation: Evaluation) -> Table:
     rows = [
         [protocol, model.name, *_percents(score, METRICS), str(score.n), str(evaluation.seed)]
         for protocol in evaluation.protocols
-        for model in evaluation.models
-        for score in model.scores
-        if score.protocol == protocol
+        for model, score in evaluation.scores_by(protocol)
     ]
     return list(HEADERS), rows
 
@@ -102,26 +99,26 @@ def percent(fraction: float | None) -> str:
     return ABSENT if fraction is None or not math.isfinite(fraction) else f"{100 * fraction:.1f}"
 
 
-def _percents(score: Score | MeanScore, metrics: tuple[str, ...]) -> list[str]:
-    """Return each metric with its spread over the draws, where there are several."""
-    cells = []
-    for metric in metrics:
-        value, spread = _value(score, metric), _value(score.spread, metric)
-        is_spread = value is not None and spread is not None and score.n > 1
-        cells.append(percent(value) + (f" ± {percent(spread)}" if is_spread else ""))
-    return cells
-
-
-def _value(values: GroupValues | None, metric: str) -> float | None:
-    found: float | None = getattr(values, metric, None)
-    return found
-
-
-def _difference(difference: MeanDifference, metric: str) -> str:
-    mean, half_width = _value(difference, metric), _value(difference.half_width, metric)
+def difference_text(mean: float | None, half_width: float | None) -> str:
+    """Return a difference in points, its interval, and an asterisk when that excludes 0."""
     if mean is None:
         return ABSENT
     if half_width is None:
         return f"{100 * mean:+.1f}"
     star = " *" if abs(mean) > half_width else ""
     return f"{100 * mean:+.1f} ± {100 * half_width:.1f}{star}"
+
+
+def _percents(score: Score | MeanScore, metrics: tuple[str, ...]) -> list[str]:
+    """Return each metric with its spread over the draws, where there are several."""
+    cells = []
+    for metric in metrics:
+        value = score.metric(metric)
+        spread = score.spread.metric(metric) if score.spread is not None else None
+        is_spread = value is not None and spread is not None and score.n > 1
+        cells.append(percent(value) + (f" ± {percent(spread)}" if is_spread else ""))
+    return cells
+
+
+def _difference(difference: MeanDifference, metric: str) -> str:
+    return difference_text(difference.metric(metric), difference.half(metric))

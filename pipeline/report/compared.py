@@ -1,4 +1,4 @@
-"""One run of a comparison, and the differences between runs and methods."""
+"""One run of a comparison, and the keys in which runs differ."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
+from pipeline.record.evaluation import Evaluation, Score
+from pipeline.record.rows import AlarmPart, HealthRow
 from pipeline.report.inputs import Inputs
 from pipeline.report.names import data_title
-from pipeline.report.views import Alarm, Evaluation, Health, Score
 
 # Where a run is stored says nothing about what it did.
 _NO_SETTINGS = ("run.root", "run.name", "data.root", "run.seed")
@@ -34,8 +35,8 @@ class Compared:
     status: str
     config: Mapping[str, str]
     evaluation: Evaluation | None
-    health: Sequence[Health]
-    alarms: Sequence[tuple[str, Alarm]]
+    health: Sequence[HealthRow]
+    alarms: Sequence[tuple[str, AlarmPart]]
     is_labelled: bool
 
     @property
@@ -53,32 +54,6 @@ class Compared:
         if self.evaluation is None:
             return {}
         return {model.name: score for model, score in self.evaluation.scores_by(protocol)}
-
-
-@dataclass(frozen=True)
-class MethodDifference:
-    """Model a minus model b over n runs: mean and half of the 95 % interval, by metric."""
-
-    protocol: str
-    a: str
-    b: str
-    n: int
-    mean: Mapping[str, float | None]
-    half_width: Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
-class RunDifference:
-    """A run minus the first over n classes, and how many classes rose and fell."""
-
-    protocol: str
-    model: str
-    run: str
-    n: int
-    mean: float
-    half_width: float | None
-    rose: int
-    fell: int
 
 
 def compared(runs: Sequence[Inputs], folder: str) -> list[Compared]:
@@ -110,9 +85,6 @@ def differing(runs: Sequence[Compared]) -> list[str]:
 def _compared(inputs: Inputs, folder: str) -> Compared:
     run = inputs.run
     data = data_title(inputs.manifest, run.data.name if run.data else None)
-    alarms, status = inputs.alarms(), run.status
-    if status == "complete" and any(alarm.is_severe for _, alarm in alarms):
-        status = "complete, with alarms"
     return Compared(
         uri=inputs.run_uri,
         name=run.run,
@@ -120,11 +92,11 @@ def _compared(inputs: Inputs, folder: str) -> Compared:
         href=relative(f"{inputs.run_uri}/report.html", folder),
         data=data,
         seed=run.seed,
-        status=status,
+        status=inputs.status,
         config=inputs.config,
         evaluation=inputs.evaluation,
         health=inputs.health,
-        alarms=alarms,
+        alarms=inputs.alarms(),
         is_labelled=inputs.manifest is None or inputs.manifest.is_labelled,
     )
 

@@ -13,23 +13,24 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
-import math
-import shlex
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Hashable, Sequence
 from statistics import fmean, stdev
 
 from pipeline import storage
-from pipeline.console import Console, program
-from pipeline.errors import DataError
-from pipeline.evaluate.comparison import paired_difference, student_t975
+from pipeline.console import Console
+from pipeline.evaluate import comparison
+from pipeline.evaluate.comparison import (
+    check_same_classes,
+    group_scores_of,
+    half_width,
+    not_evaluated,
+)
+from pipeline.record.aggregate import Differences, MeanDifference, RunDifference
+from pipeline.record.evaluation import METRICS
 from pipeline.record.folder import existing_run
-from pipeline.record.scores import METRICS
-from pipeline.report.compared import Compared, MethodDifference, RunDifference, compared
+from pipeline.report.compared import Compared, compared
 from pipeline.report.comparison_page import render
 from pipeline.report.inputs import load
-from pipeline.report.views import Score
 from sdclr.longtail import GroupScores
 
 
@@ -56,12 +57,7 @@ def write_comparison(run_uris: Sequence[str], root: str) -> str:
     _check(runs)
     scored = [run for run in runs if run.evaluation is not None]
     methods, changes = method_differences(scored), run_differences(scored)
-    content = {
-        "methods": [asdict(entry) for entry in methods],
-        "runs": [asdict(entry) for entry in changes],
-    }
-    text = json.dumps(content, indent=1, allow_nan=False)
-    storage.write_bytes(storage.join(folder, "differences.json"), text.encode())
+    Differences(methods=methods, runs=changes).write(storage.join(folder, "differences.json"))
     storage.write_bytes(storage.join(folder, "scores.csv"), scores_csv(scored).encode())
     page = storage.join(folder, "comparison.html")
     storage.write_bytes(page, render(runs, methods, changes).encode())
@@ -71,54 +67,27 @@ def write_comparison(run_uris: Sequence[str], root: str) -> str:
 def _check(runs: Sequence[Compared]) -> None:
     for run in runs:
         if run.evaluation is None and run.is_labelled:
-            raise DataError(
-                "E-DATA-027",
-                "the run has not been evaluated",
-                where=run.uri,
-                todo=f"{program()} evaluate --resume {shlex.quote(run.uri)}",
-            )
-    scored = [(run, run.evaluation) for run in runs if run.evaluation is not None]
-    for run, evaluation in scored[1:]:
-        if evaluation.class_names != scored[0][1].class_names:
-            raise DataError(
-                "E-DATA-088",
-                "the runs are about different classes",
-                where=f"{scored[0][0].uri} and {run.uri}",
-                todo="compare runs of one labelled data set",
-            )
+            raise not_evaluated(run.uri)
+    check_same_classes([(run.uri, run.evaluation) for run in runs if run.evaluation is not None])
 
 
-def method_differences(runs: Sequence[Compared]) -> list[MethodDifference]:
+def method_differences(runs: Sequence[Compared]) -> tuple[MeanDifference, ...]:
     """Return, for each protocol and pair of models that every run has, the mean over the runs.
 
-    Fractions in [-1, 1]; the half width is that of the 95 % interval of Student's paired t, None
-    with one run.
+    Fractions in [-1, 1].
     """
-    found = []
+    table: dict[tuple[str, str], dict[Hashable, GroupScores]] = {}
     for protocol in _shared_protocols(runs):
         by_run = [run.scores(protocol) for run in runs]
-        models = [name for name in by_run[0] if all(name in scores for scores in by_run)]
-        for i, a in enumerate(models):
-            for b in models[i + 1 :]:
-                pairs = paired_difference(
-                    [_group_scores(scores[a]) for scores in by_run],
-                    [_group_scores(scores[b]) for scores in by_run],
-                )
-                half = pairs.half_width
-                found.append(
-                    MethodDifference(
-                        protocol,
-                        a,
-                        b,
-                        pairs.n,
-                        {m: _finite(getattr(pairs.mean, m)) for m in METRICS},
-                        {m: _finite(getattr(half, m) if half else None) for m in METRICS},
-                    )
-                )
-    return found
+        for name in by_run[0]:
+            if all(name in scores for scores in by_run):
+                table[protocol, name] = {
+                    i: group_scores_of(scores[name]) for i, scores in enumerate(by_run)
+                }
+    return comparison.method_differences(table)
 
 
-def run_differences(runs: Sequence[Compared]) -> list[RunDifference]:
+def run_differences(runs: Sequence[Compared]) -> tuple[RunDifference, ...]:
     """Return every other run minus the first, by class, for each protocol and model of both."""
     found = []
     for run in runs[1:]:
@@ -129,14 +98,19 @@ def run_differences(runs: Sequence[Compared]) -> list[RunDifference]:
                 d = [y - x for x, y in pairs if x is not None and y is not None]
                 if not d:
                     continue
-                half = None
-                if len(d) > 1:
-                    half = student_t975(len(d) - 1) * stdev(d) / math.sqrt(len(d))
-                rose, fell = sum(x > 0 for x in d), sum(x < 0 for x in d)
                 found.append(
-                    RunDifference(protocol, model, run.label, len(d), fmean(d), half, rose, fell)
+                    RunDifference(
+                        protocol=protocol,
+                        model=model,
+                        run=run.label,
+                        n=len(d),
+                        mean=fmean(d),
+                        half_width=half_width(stdev(d), len(d)) if len(d) > 1 else None,
+                        rose=sum(x > 0 for x in d),
+                        fell=sum(x < 0 for x in d),
+                    )
                 )
-    return found
+    return tuple(found)
 
 
 def scores_csv(runs: Sequence[Compared]) -> str:
@@ -155,12 +129,3 @@ def scores_csv(runs: Sequence[Compared]) -> str:
 def _shared_protocols(runs: Sequence[Compared]) -> list[str]:
     lists = [run.protocols for run in runs]
     return [p for p in lists[0] if all(p in other for other in lists)] if lists else []
-
-
-def _group_scores(score: Score) -> GroupScores:
-    known = {m: math.nan if (v := score.metric(m)) is None else v for m in METRICS}
-    return GroupScores(**known)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipeline.record.scores import ABSENT
+from pipeline.record.aggregate import MeanDifference, RunDifference
+from pipeline.record.scores import ABSENT, difference_text, percent
 from pipeline.report.charts import dotplot
 from pipeline.report.charts.dotplot import Points
 from pipeline.report.charts.forest import Gap, forest
 from pipeline.report.charts.svg import minus
-from pipeline.report.compared import Compared, MethodDifference, RunDifference, differing
-from pipeline.report.names import percent, signed, style, title
+from pipeline.report.compared import Compared, differing
+from pipeline.report.names import signed, style, title
 from pipeline.report.parts import Figure, Swatch, Table
 from pipeline.report.template import to_html
 from pipeline.report.training import health_figures
@@ -55,7 +56,7 @@ class Page:
 
 def render(
     runs: Sequence[Compared],
-    methods: Sequence[MethodDifference],
+    methods: Sequence[MeanDifference],
     changes: Sequence[RunDifference],
 ) -> str:
     """Return the page as HTML."""
@@ -90,7 +91,7 @@ def render(
     return to_html("comparison.html.j2", page)
 
 
-def conclusion(methods: Sequence[MethodDifference]) -> str:
+def conclusion(methods: Sequence[MeanDifference]) -> str:
     """Return what the paired differences on Few show, and on how many runs that rests."""
     if not methods:
         return ""
@@ -99,9 +100,9 @@ def conclusion(methods: Sequence[MethodDifference]) -> str:
         return "One evaluated run says nothing about chance: compare runs of several seeds."
     texts = []
     for a, b in dict.fromkeys((entry.a, entry.b) for entry in methods):
-        own = [e for e in methods if (e.a, e.b) == (a, b) and e.mean["few"] is not None]
-        above = sum(_excludes_0(e, "few") > 0 for e in own)
-        below = sum(_excludes_0(e, "few") < 0 for e in own)
+        own = [e for e in methods if (e.a, e.b) == (a, b) and e.few is not None]
+        above = sum(e.sign("few") > 0 for e in own)
+        below = sum(e.sign("few") < 0 for e in own)
         texts.append(
             f"{title(a)} against {title(b)} on Few: better by {above}, worse by {below}, no "
             f"difference by {len(own) - above - below} of {len(own)} protocols."
@@ -122,14 +123,7 @@ def _repeated(runs: Sequence[Compared]) -> str:
     )
 
 
-def _excludes_0(entry: MethodDifference, metric: str) -> int:
-    mean, half = entry.mean[metric], entry.half_width[metric]
-    if mean is None or half is None or abs(mean) <= half:
-        return 0
-    return 1 if mean > 0 else -1
-
-
-def _forests(methods: Sequence[MethodDifference]) -> Iterator[Figure]:
+def _forests(methods: Sequence[MeanDifference]) -> Iterator[Figure]:
     for metric in ("few", "all"):
         gaps = [
             Gap(
@@ -141,8 +135,8 @@ def _forests(methods: Sequence[MethodDifference]) -> Iterator[Figure]:
                 signed(100 * mean, None if half is None else 100 * half),
             )
             for e in sorted(methods, key=lambda e: (e.a, e.b))
-            if (mean := e.mean[metric]) is not None
-            for half in [e.half_width[metric]]
+            if (mean := e.metric(metric)) is not None
+            for half in [e.half(metric)]
         ]
         name = _LABELS[metric]
         texts = (f"{g.group}, {g.name} {g.text}" for g in gaps)
@@ -221,12 +215,12 @@ def _scores(runs: Sequence[Compared]) -> Table | None:
     return Table("Scores of each run", headers, rows) if rows else None
 
 
-def _methods(methods: Sequence[MethodDifference]) -> Table | None:
+def _methods(methods: Sequence[MeanDifference]) -> Table | None:
     rows = tuple(
         (
             e.protocol,
             f"{title(e.a)} minus {title(e.b)}",
-            *(_cell(e.mean[m], e.half_width[m]) for m in _LABELS),
+            *(_cell(e.metric(m), e.half(m)) for m in _LABELS),
             str(e.n),
         )
         for e in methods
@@ -252,10 +246,4 @@ def _differences(runs: Sequence[Compared], changes: Sequence[RunDifference]) -> 
 
 
 def _cell(mean: float | None, half_width: float | None) -> str:
-    """Return a difference in points, its interval, and an asterisk when that excludes 0."""
-    if mean is None:
-        return ABSENT
-    if half_width is None:
-        return minus(f"{100 * mean:+.1f}")
-    mark = " *" if abs(mean) > half_width else ""
-    return minus(f"{100 * mean:+.1f} ± {100 * half_width:.1f}{mark}")
+    return minus(difference_text(mean, half_width))

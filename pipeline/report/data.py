@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from pipeline.record.evaluation import Evaluation, Forgotten
 from pipeline.report.charts import plots
 from pipeline.report.charts.plots import Bar
 from pipeline.report.names import GROUPS, frequency_order, group_of, title
 from pipeline.report.parts import Figure, Pairs, Swatch, Table, Thumb, thumb
-from pipeline.report.views import Evaluation, Forgotten, GroupSpread, Manifest
+from pipeline.report.views import Manifest
 
 _MAX_EXAMPLES = 10
 _MAX_IMAGES = 16
-_NORMAL975 = 1.96
 
 
 @dataclass(frozen=True)
@@ -106,18 +105,14 @@ def forgotten_section(forgotten: Forgotten, manifest: Manifest | None) -> Forgot
 
 
 def _group_figure(forgotten: Forgotten) -> Figure | None:
-    found = {
-        key: GroupSpread(mean=value, n=0, std=None) if isinstance(value, float) else value
-        for key, value in (forgotten.group_mean or {}).items()
-        if value is not None
-    }
-    if len(found) < 2:
-        return None
+    means = forgotten.group_mean
     bars = [
-        Bar(name, group.mean, css, f"{group.mean:.3f}" + (f" (n = {group.n})" if group.n else ""))
+        Bar(name, mean, css, f"{mean:.3f}")
         for key, name, css in GROUPS
-        if (group := found.get(key)) is not None
+        if means is not None and (mean := getattr(means, key)) is not None
     ]
+    if len(bars) < 2:
+        return None
     drawing = plots.bars(
         bars,
         label="Mean disagreement of dense and pruned embeddings: "
@@ -125,22 +120,4 @@ def _group_figure(forgotten: Forgotten) -> Figure | None:
         x_label="",
         y_label="mean disagreement",
     )
-    return Figure("Mean disagreement by group", Markup(drawing), _holds(found))
-
-
-def _holds(found: dict[str, GroupSpread]) -> str:
-    """Return whether rare classes are forgotten first here; only where n and spread are known."""
-    few, many = found.get("few"), found.get("many")
-    if few is None or many is None or few.std is None or many.std is None:
-        return ""
-    gap = few.mean - many.mean
-    half = _NORMAL975 * math.sqrt(few.std**2 / few.n + many.std**2 / many.n)
-    numbers = (
-        f"Few minus Many is {gap:+.3f} (95 % interval {gap - half:+.3f} to {gap + half:+.3f}, "
-        f"n = {few.n} and {many.n} images)"
-    )
-    if gap > half:
-        return f"{numbers}: pruning forgets rare classes first, as the method supposes."
-    if gap < -half:
-        return f"{numbers}: pruning forgets frequent classes first, against the method's premise."
-    return f"{numbers}: the method's premise, that rare classes are forgotten first, is not shown."
+    return Figure("Mean disagreement by group", Markup(drawing), "")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.errors import ErrorReport
 from pipeline.report.inputs import Inputs
 from pipeline.report.names import data_title, listed, title
 from pipeline.report.parts import Link
-from pipeline.report.views import RunError
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Head:
     facts: tuple[str, ...]
     name: str
     alarms: tuple[tuple[str, str, str], ...]
-    error: RunError | None
+    error: ErrorReport | None
     links: tuple[Link, ...]
 
 
@@ -41,8 +41,7 @@ def head(inputs: Inputs, kicker: str, links: tuple[Link, ...]) -> Head:
         (f"{a.level[0].upper()}{a.level[1:]}, {title(m)}", a.text, a.change)
         for m, a in inputs.alarms()
     )
-    severe = any(alarm.is_severe for _, alarm in inputs.alarms())
-    status = "complete, with alarms" if severe and run.status == "complete" else run.status
+    status = inputs.status
     tone = {"complete": "complete", "running": "open"}.get(status, "failed")
     epochs = max((row.epoch + 1 for row in inputs.steps), default=0)
     words = [

@@ -1,36 +1,27 @@
-"""The records of a run as the pages read them: frozen, checked views with secrets masked."""
+"""The records of a run as the pages read them: frozen, checked, with secrets masked."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from pipeline import storage
 from pipeline.config import strict_yaml
 from pipeline.errors import DataError
-from pipeline.record.keeper import read_run
+from pipeline.record.evaluation import Evaluation, Forgotten
 from pipeline.record.metrics import read_metrics
-from pipeline.record.schema import Record
+from pipeline.record.rows import ROWS, AlarmPart, HealthRow, MaskRow, StepRow
+from pipeline.record.run import COMPLETE, WITH_ALARMS, Run
+from pipeline.record.schema import Part, Record, problems
 from pipeline.redact import redact, redact_tree
-from pipeline.report.views import (
-    Alarm,
-    Evaluation,
-    Forgotten,
-    Health,
-    Manifest,
-    Mask,
-    Run,
-    Step,
-    View,
-)
+from pipeline.report.views import Manifest
 
 Found = TypeVar("Found", bound=Record)
-Shown = TypeVar("Shown", bound=View)
-_ROWS = ("step", "mask", "health")
+Masked = TypeVar("Masked", bound=Part)
 
 
 @dataclass(frozen=True)
@@ -41,12 +32,18 @@ class Inputs:
     run: Run
     config_text: str | None
     config: Mapping[str, str]
-    steps: Sequence[Step]
-    masks: Sequence[Mask]
-    health: Sequence[Health]
+    steps: Sequence[StepRow]
+    masks: Sequence[MaskRow]
+    health: Sequence[HealthRow]
     evaluation: Evaluation | None
     forgotten: Forgotten | None
     manifest: Manifest | None
+
+    @property
+    def status(self) -> str:
+        """How the run ended; alarms of the last checks count."""
+        severe = any(alarm.is_severe for _, alarm in self.alarms())
+        return WITH_ALARMS if severe and self.run.status == COMPLETE else self.run.status
 
     @property
     def methods(self) -> list[str]:
@@ -55,11 +52,11 @@ class Inputs:
             dict.fromkeys([*(r.method for r in self.steps), *(r.method for r in self.health)])
         )
 
-    def newest_health(self) -> dict[str, Health]:
+    def newest_health(self) -> dict[str, HealthRow]:
         """Return the last measures of each method."""
         return {row.method: row for row in self.health}
 
-    def alarms(self) -> list[tuple[str, Alarm]]:
+    def alarms(self) -> list[tuple[str, AlarmPart]]:
         """Return the alarms of the last check of each method, as (method, alarm)."""
         return [(m, alarm) for m, row in self.newest_health().items() for alarm in row.alarms]
 
@@ -70,28 +67,21 @@ def load(run_uri: str) -> Inputs:
     Raises:
         DataError: run.json is missing, or a record is broken; the file is named.
     """
-    record = read_run(run_uri)
-    error = asdict(record.error) if record.error is not None else None
-    content = record.content() | {"timings_s": record.timings_s, "error": redact_tree(error)}
-    run = _checked(Run, content, storage.join(run_uri, "run.json"))
-    data_uri = record.data.uri if record.data is not None else None  # with no part masked
-    metrics = redact_tree([row.model_dump() for row in read_metrics(run_uri)])
+    run = Run.read(storage.join(run_uri, "run.json"))
+    data_uri = run.data.uri if run.data is not None else None  # with no part masked
+    rows = ROWS.validate_json(_masked_json(ROWS.dump_python(read_metrics(run_uri))))
     text = _text(storage.join(run_uri, "config.yaml"))
-    rows = {kind: [row for row in metrics if row["kind"] == kind] for kind in _ROWS}
-    where = storage.join(run_uri, "metrics.jsonl")
     return Inputs(
         run_uri=redact(run_uri),
-        run=run,
+        run=_masked(run),
         config_text=text,
         config=_flat(text),
-        steps=[_checked(Step, row, where) for row in rows["step"]],
-        masks=[_checked(Mask, row, where) for row in rows["mask"] if row["kept_frac"]],
-        health=[_checked(Health, row, where) for row in rows["health"]],
-        evaluation=_find_view(Evaluation, storage.join(run_uri, "evaluation.json")),
-        forgotten=_find_view(Forgotten, storage.join(run_uri, "forgotten.json")),
-        manifest=_find_view(Manifest, storage.join(data_uri, "manifest.json"))
-        if data_uri
-        else None,
+        steps=[row for row in rows if isinstance(row, StepRow)],
+        masks=[row for row in rows if isinstance(row, MaskRow) and row.kept_frac],
+        health=[row for row in rows if isinstance(row, HealthRow)],
+        evaluation=find(Evaluation, storage.join(run_uri, "evaluation.json")),
+        forgotten=find(Forgotten, storage.join(run_uri, "forgotten.json")),
+        manifest=_manifest(storage.join(data_uri, "manifest.json")) if data_uri else None,
     )
 
 
@@ -102,39 +92,30 @@ def find(kind: type[Found], uri: str) -> Found | None:
 
 def require(kind: type[Found], uri: str) -> Found:
     """Return the record at `uri` with secrets masked; raises as `Record.read`."""
-    content = redact_tree(kind.read(uri).content())
-    return kind.model_validate_json(storage.to_json(content))
+    return _masked(kind.read(uri))
 
 
-def _find_view(view: type[Shown], uri: str) -> Shown | None:
-    return _checked(view, redact_tree(_json(uri)), uri) if storage.exists(uri) else None
+def _masked(part: Masked) -> Masked:
+    return part.model_validate_json(_masked_json(part.model_dump()))
 
 
-def _json(uri: str) -> Any:
-    """Return the content of a file, which may be anything that JSON can hold."""
+def _masked_json(content: object) -> bytes:
+    return storage.to_json(redact_tree(content))
+
+
+def _manifest(uri: str) -> Manifest | None:
+    """Return what the pages show of a data set; None when it is gone."""
+    if not storage.exists(uri):
+        return None
     try:
-        return json.loads(storage.read_bytes(uri))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            "E-DATA-202",
-            f"the record is not JSON ({error})",
-            where=uri,
-            todo="restore the file from a backup, or run the stage that wrote it again",
-        ) from None
-
-
-def _checked(view: type[Shown], content: object, where: str) -> Shown:
-    """Check content that came from JSON, which may be anything."""
-    try:
-        return view.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        return Manifest.model_validate(redact_tree(json.loads(storage.read_bytes(uri))))
+    except (ValidationError, ValueError, RecursionError) as error:
+        what = problems(error) if isinstance(error, ValidationError) else "it is not JSON"
         raise DataError(
             "E-DATA-200",
-            f"the record cannot be shown: {place}: {first['msg']}",
-            where=where,
-            todo="restore the file from a backup, or run the stage that wrote it again",
+            f"the manifest cannot be shown: {what}",
+            where=uri,
+            todo="restore the file from a backup, or ingest the data set again",
         ) from None
 
 

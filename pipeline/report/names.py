@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os.path
 from collections.abc import Sequence
 
-from pipeline.record.scores import ABSENT
+from pipeline.record.evaluation import Evaluation
 from pipeline.report.charts.svg import minus
-from pipeline.report.views import Evaluation, Manifest
+from pipeline.report.views import Manifest
 
 TITLES = {"sdclr": "SDCLR", "simclr": "SimCLR", "untrained": "untrained"}
 STYLES = {"sdclr": "c1", "simclr": "c2", "untrained": "c3"}
@@ -43,12 +42,6 @@ def data_title(manifest: Manifest | None, fallback: str | None) -> str:
     return f"{name}, {pretrain.rows if pretrain else 0:,} images"
 
 
-def percent(fraction: float | None) -> str:
-    """Return a fraction as percent with one decimal and no sign; a dash when unknown."""
-    known = fraction is not None and math.isfinite(fraction)
-    return f"{100 * fraction:.1f}" if known and fraction is not None else ABSENT
-
-
 def signed(points: float, half: float | None = None) -> str:
     """Return a difference in points, and its interval in brackets where there is one."""
     if half is None:
@@ -70,5 +63,6 @@ def frequency_order(counts: Sequence[int]) -> list[int]:
 
 def group_of(evaluation: Evaluation | None) -> dict[int, tuple[str, str]]:
     """Return class index -> (group title, CSS class); empty before the evaluation."""
-    groups = evaluation.groups if evaluation is not None else {}
-    return {i: (name, css) for key, name, css in GROUPS for i in groups.get(key, ())}
+    if evaluation is None:
+        return {}
+    return {i: (name, css) for key, name, css in GROUPS for i in getattr(evaluation.groups, key)}

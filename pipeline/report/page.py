@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.console import program
+from pipeline.record.evaluation import METRICS, Evaluation
 from pipeline.record.mining import Mining
+from pipeline.record.rows import HealthRow
 from pipeline.record.sweep import SweepResult
 from pipeline.report import mining, sweep
 from pipeline.report.data import DataSection, ForgottenSection, data_section, forgotten_section
@@ -42,7 +44,6 @@ from pipeline.report.training import (
     training_section,
 )
 from pipeline.report.verdict import Verdict, verdict
-from pipeline.report.views import Evaluation, Health
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def not_done(inputs: Inputs, is_mined: bool) -> Sequence[tuple[str, str]]:
     ]
 
 
-def csv_files(evaluation: Evaluation | None, health: Sequence[Health]) -> dict[str, str]:
+def csv_files(evaluation: Evaluation | None, health: Sequence[HealthRow]) -> dict[str, str]:
     """Return file name -> content: scores, accuracy by class and measures of health."""
     files = {}
     if evaluation is not None:
@@ -150,15 +151,14 @@ def csv_files(evaluation: Evaluation | None, health: Sequence[Health]) -> dict[s
 
 
 def _scores_csv(evaluation: Evaluation) -> str:
-    metrics = ("many", "medium", "few", "std", "all")
     rows = [
         [protocol, model.name, model.epochs, model.step, evaluation.seed, score.n]
-        + [v for m in metrics for v in (score.metric(m), (score.spread or {}).get(m))]
+        + [v for m in METRICS for v in (score.metric(m), score.spread and score.spread.metric(m))]
         + [score.note]
         for protocol in evaluation.protocols
         for model, score in evaluation.scores_by(protocol)
     ]
-    columns = [name for metric in metrics for name in (metric, f"{metric}_spread")]
+    columns = [name for metric in METRICS for name in (metric, f"{metric}_spread")]
     return _csv(["protocol", "model", "epochs", "step", "seed", "n", *columns, "note"], rows)
 
 

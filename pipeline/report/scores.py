@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipeline.record.scores import ABSENT
+from pipeline.evaluate.ranking import wilson
+from pipeline.record.evaluation import Evaluation, Score
+from pipeline.record.scores import ABSENT, percent
 from pipeline.report.charts import dotplot, plots
 from pipeline.report.charts.dotplot import Points, Span
 from pipeline.report.charts.plots import Curve
 from pipeline.report.charts.svg import MAX_ROWS
-from pipeline.report.names import GROUPS, frequency_order, group_of, percent, style, title
+from pipeline.report.names import GROUPS, frequency_order, group_of, style, title
 from pipeline.report.parts import Figure, Swatch, Table
-from pipeline.report.views import Evaluation, Manifest, Score
+from pipeline.report.views import Manifest
 
 # What a reader came for stands first: at the width of a phone the rest is off screen.
 _COLUMNS = (("few", "Few"), ("std", "STD"), ("all", "All"), ("many", "Many"), ("medium", "Medium"))
@@ -77,7 +79,7 @@ def scores_section(evaluation: Evaluation) -> ScoresSection:
 
 
 def _cell(score: Score, key: str) -> Cell:
-    spread = (score.spread or {}).get(key)
+    spread = score.spread.metric(key) if score.spread is not None else None
     value = percent(score.metric(key))
     shown = spread is not None and score.n > 1 and value != ABSENT
     return Cell(value, f"± {percent(spread)}" if shown else "")
@@ -166,13 +168,11 @@ def classes_section(evaluation: Evaluation, manifest: Manifest | None) -> Classe
 
 
 def _interval(share: float | None, num: int) -> tuple[float, float] | None:
-    """Return the 95 % Wilson interval of a share of `num` images, in percent."""
-    if share is None or not math.isfinite(share) or not num:
+    """Return the 95 % interval of a share of `num` images, in percent."""
+    if share is None or not num:
         return None
-    z2 = 1.959964**2
-    centre = (share + z2 / (2 * num)) / (1 + z2 / num)
-    half = math.sqrt(z2 * share * (1 - share) / num + z2**2 / (4 * num**2)) / (1 + z2 / num)
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+    interval = wilson(share, num)
+    return 100 * interval.low, 100 * interval.high
 
 
 def _percent_or_none(fraction: float | None) -> float | None:

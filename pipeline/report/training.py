@@ -9,12 +9,12 @@ from statistics import fmean, median
 
 from markupsafe import Markup
 
+from pipeline.record.rows import HealthRow, MaskRow, StepRow
 from pipeline.record.scores import ABSENT
 from pipeline.report.charts import plots
 from pipeline.report.charts.plots import Bar, Curve
 from pipeline.report.names import layer_name, style, title
 from pipeline.report.parts import Figure, Swatch, Table
-from pipeline.report.views import Health, Mask, Step
 
 # Measure -> name, unit factor, what to look for. In the order of the table; the first four are
 # drawn as well.
@@ -46,7 +46,7 @@ class TrainingSection:
     note: str
 
 
-def training_section(steps: Sequence[Step]) -> TrainingSection | None:
+def training_section(steps: Sequence[StepRow]) -> TrainingSection | None:
     """Return what was logged of the steps; None before the first."""
     by_method = _by_method(steps)
     if not by_method:
@@ -89,7 +89,7 @@ def _caption(text: str, key: str, longest: int) -> str:
     return (text + averaged).strip()
 
 
-def _training_row(method: str, rows: Sequence[Step]) -> tuple[str, ...]:
+def _training_row(method: str, rows: Sequence[StepRow]) -> tuple[str, ...]:
     last = rows[-1]
     return (
         title(method),
@@ -113,9 +113,9 @@ class HealthSection:
     num_images: int
 
 
-def health_section(rows: Sequence[Health]) -> HealthSection | None:
+def health_section(rows: Sequence[HealthRow]) -> HealthSection | None:
     """Return the measures that were taken in training; None when there are none."""
-    by_method: dict[str, list[Health]] = {}
+    by_method: dict[str, list[HealthRow]] = {}
     for row in rows:
         by_method.setdefault(row.method, []).append(row)
     if not by_method:
@@ -138,7 +138,7 @@ def health_section(rows: Sequence[Health]) -> HealthSection | None:
 
 
 def health_figures(
-    series: Sequence[tuple[str, str, Sequence[Health]]], num: int = _NUM_DRAWN
+    series: Sequence[tuple[str, str, Sequence[HealthRow]]], num: int = _NUM_DRAWN
 ) -> tuple[Figure, ...]:
     """Return the first `num` measures over epochs; `series` are (name, CSS class, rows)."""
     drawn = []
@@ -156,13 +156,13 @@ def health_figures(
     return tuple(drawn)
 
 
-def measured(row: Health, name: str) -> str:
+def measured(row: HealthRow, name: str) -> str:
     """Return one measure as text in the unit of its name."""
     value = _value(row, name, MEASURES[name][1])
     return ABSENT if value is None else f"{value:.3g}"
 
 
-def _value(row: Health, name: str, factor: float) -> float | None:
+def _value(row: HealthRow, name: str, factor: float) -> float | None:
     value = row.measures.get(name)
     return factor * value if value is not None and math.isfinite(value) else None
 
@@ -175,7 +175,7 @@ class PruningSection:
     table: Table
 
 
-def pruning_section(masks: Sequence[Mask]) -> PruningSection | None:
+def pruning_section(masks: Sequence[MaskRow]) -> PruningSection | None:
     """Return what the masks kept; None when no method prunes."""
     if not masks:
         return None
@@ -201,7 +201,7 @@ def pruning_section(masks: Sequence[Mask]) -> PruningSection | None:
     return PruningSection((now, *_kept_over_epochs(masks, lowest)), table)
 
 
-def _kept_over_epochs(masks: Sequence[Mask], lowest: str) -> tuple[Figure, ...]:
+def _kept_over_epochs(masks: Sequence[MaskRow], lowest: str) -> tuple[Figure, ...]:
     names = list(masks[-1].kept_frac)
     chosen = {names[0]: "first", lowest: "fewest kept", names[-1]: "last"}
     shown = [
@@ -226,8 +226,8 @@ def _kept_over_epochs(masks: Sequence[Mask], lowest: str) -> tuple[Figure, ...]:
     return (Figure("Weights kept over the epochs", Markup(drawing), caption, legend),)
 
 
-def _by_method(steps: Sequence[Step]) -> dict[str, list[Step]]:
-    found: dict[str, list[Step]] = {}
+def _by_method(steps: Sequence[StepRow]) -> dict[str, list[StepRow]]:
+    found: dict[str, list[StepRow]] = {}
     for row in steps:
         found.setdefault(row.method, []).append(row)
     return found

@@ -12,10 +12,13 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from pipeline.record.evaluation import Evaluation, Score
+from pipeline.record.rows import HealthRow
+from pipeline.record.scores import percent
 from pipeline.report.charts.forest import Gap, forest
 from pipeline.report.inputs import Inputs
-from pipeline.report.names import listed, percent, signed, style, title
-from pipeline.report.views import Evaluation, Health, Manifest, Score
+from pipeline.report.names import listed, signed, style, title
+from pipeline.report.views import Manifest
 
 Tone = Literal["good", "bad", "open"]
 _NORMAL975 = 1.96
@@ -104,7 +107,7 @@ def verdict(inputs: Inputs) -> Verdict:
     return Verdict(tuple(answers), Markup(_drawn(gaps)), note)
 
 
-def learned(newest: dict[str, Health], rows: Sequence[Health]) -> Answer:
+def learned(newest: dict[str, HealthRow], rows: Sequence[HealthRow]) -> Answer:
     """Return whether the features of each method became better than before training."""
     words, texts = [], []
     for method, last in newest.items():
@@ -117,7 +120,7 @@ def learned(newest: dict[str, Health], rows: Sequence[Health]) -> Answer:
     return Answer("Did it learn?", word, tone, tuple(texts))
 
 
-def _learned(first: Health, last: Health) -> tuple[str, str]:
+def _learned(first: HealthRow, last: HealthRow) -> tuple[str, str]:
     if last.step == 0:
         return "Not yet", "measured before training only."
     before, after = (row.measures.get("view_retrieval") for row in (first, last))
@@ -141,7 +144,7 @@ def differences(
     evaluation: Evaluation, manifest: Manifest | None, a: str, b: str
 ) -> Iterator[Difference]:
     """Yield the difference on Few of two models for each protocol that scored both."""
-    classes = evaluation.groups.get("few", ())
+    classes = evaluation.groups.few
     counts = manifest.counts(evaluation.scored_on) if manifest is not None else ()
     known = len(counts) == len(evaluation.class_names)
     for protocol in evaluation.protocols:
@@ -173,7 +176,7 @@ def few_variance(score: Score, classes: Sequence[int], counts: Sequence[int]) ->
         n = counts[c] + 4
         p = (share * counts[c] + 2) / n
         total += p * (1 - p) / n
-    spread = (score.spread or {}).get("few")
+    spread = score.spread.few if score.spread is not None else None
     draws = spread**2 / score.n if spread is not None and score.n > 1 else 0.0
     return total / len(classes) ** 2 + draws
 
