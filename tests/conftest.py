@@ -59,16 +59,31 @@ def ray_cluster(ray_s3: FaultProxy) -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[LoopbackS3]:
+    """The server behind `s3`: one for all tests, since a client costs a third of a second."""
+    with LoopbackS3() as server:
+        yield server
+
+
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackS3]:
+def s3(s3_server: LoopbackS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackS3]:
     """An empty S3 server with one bucket, "bucket", and the environment that points to it."""
     import s3fs
 
-    with LoopbackS3() as server:
-        server.buckets["bucket"] = {}
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-        for name, value in S3_KEYS.items():
-            monkeypatch.setenv(name, value)
+    s3_server.empty()
+    s3_server.buckets["bucket"] = {}
+    for name, value in {"AWS_ENDPOINT_URL": s3_server.url, **S3_KEYS}.items():
+        monkeypatch.setenv(name, value)
+    given = _settings_of_clients()
+    yield s3_server
+    if _settings_of_clients() != given:  # clients made of them must not serve the next test
         s3fs.S3FileSystem.clear_instance_cache()
-        yield server
-        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def _settings_of_clients() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("AWS_") or name.lower().endswith("_proxy")
+    }

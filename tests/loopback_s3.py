@@ -33,12 +33,7 @@ class QuietServer(ThreadingHTTPServer):
 
 class LoopbackS3:
     def __init__(self, port: int = 0) -> None:
-        self.buckets: dict[str, MutableMapping[str, bytes]] = {}
-        self.faults: deque[int] = deque()
-        self.log: list[str] = []
-        self.page_keys = 1000  # of one answer to a listing
-        self.refusals: dict[str, tuple[int, str]] = {}  # bucket -> status and code of all answers
-        self.uploads: dict[str, dict[int, bytes]] = {}  # begun in parts: id -> number -> bytes
+        self.empty()
         owner = self
 
         class Handler(_Handler):
@@ -48,6 +43,15 @@ class LoopbackS3:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+
+    def empty(self) -> None:
+        """Be as new: no bucket, no fault, no request so far."""
+        self.buckets: dict[str, MutableMapping[str, bytes]] = {}
+        self.faults: deque[int] = deque()
+        self.log: list[str] = []
+        self.page_keys = 1000  # of one answer to a listing
+        self.refusals: dict[str, tuple[int, str]] = {}  # bucket -> status and code of all answers
+        self.uploads: dict[str, dict[int, bytes]] = {}  # begun in parts: id -> number -> bytes
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from pipeline import storage
 from pipeline.errors import StorageError
@@ -304,6 +305,7 @@ def test_missing_credentials_name_the_variables(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    s3fs.S3FileSystem.clear_instance_cache()  # the client in use has its credentials
     with raises("E-STORAGE-390", "S3") as caught:
         storage.read_bytes("s3://bucket/x")
     assert "AWS_ACCESS_KEY_ID" in caught.value.todo and s3.log == []
