@@ -23,8 +23,9 @@ STRANGERS = (
     Pod(WORKER.labels, "shop"),
     Pod(SUBMITTER.labels, "shop"),
 )
-GCS, DASHBOARD, CLIENT, METRICS, AGENT = 6379, 8265, 10001, 8080, 52365
-PORTS = (GCS, DASHBOARD, CLIENT, METRICS, AGENT)
+GCS, DASHBOARD, CLIENT, AGENT = 6379, 8265, 10001, 52365
+METRICS = (8080, 44217, 44227)
+PORTS = (GCS, DASHBOARD, CLIENT, AGENT, *METRICS)
 
 
 def is_let_in(document: dict[str, Any], source: Pod, port: int) -> bool:
@@ -39,7 +40,7 @@ def is_let_in(document: dict[str, Any], source: Pod, port: int) -> bool:
         (WORKER, PORTS),
         (SUBMITTER, (DASHBOARD,)),
         (OPERATOR, (DASHBOARD,)),
-        (PROMETHEUS, (METRICS,)),
+        (PROMETHEUS, METRICS),
         *((stranger, ()) for stranger in STRANGERS),
     ],
 )
@@ -75,13 +76,16 @@ def test_the_policy_is_one_of_plain_kubernetes() -> None:
 
 
 def test_prometheus_finds_the_pods_and_may_reach_them() -> None:
-    (endpoint,) = load("kuberay/podmonitor.yaml")["spec"]["podMetricsEndpoints"]
+    scraped = {e["port"] for e in load("kuberay/podmonitor.yaml")["spec"]["podMetricsEndpoints"]}
     for name in KUBERAY:
         cluster = policy.cluster_spec(load(name))
-        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        head, *workers = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+        for group, expected in ((head, scraped), *((worker, {"metrics"}) for worker in workers)):
             ports = {p["name"]: p for p in group["template"]["spec"]["containers"][0]["ports"]}
-            port = ports[endpoint["port"]]["containerPort"]
-            assert lets_through([load(NAME)], WORKER, PROMETHEUS, port)
+            assert scraped & ports.keys() == expected
+            for port in expected:
+                number = ports[port]["containerPort"]
+                assert lets_through([load(NAME)], WORKER, PROMETHEUS, number)
 
 
 def test_nobody_but_a_port_forward_reaches_the_history_server() -> None:
