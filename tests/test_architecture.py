@@ -28,7 +28,7 @@ FLOORS = (
     {"record"},
     {"ingest", "feed", "model"},
     {"train", "evaluate", "export"},
-    {"tune", "mine", "report"},
+    {"tune", "mine", "report", "track"},
     {"cli"},
     {"run"},
 )

@@ -22,6 +22,7 @@ STAGES = {
     "export": "write the trained backbones for use without this project: weights, program, card",
     "mine": "rank every image of a data set by how rare it is; needs no labels",
     "report": "write report.html of that run; with several RUNs: compare them on one page",
+    "log": "give a RUN's metrics to TensorBoard, MLflow or Weights & Biases; again adds no copy",
     "tune": "search settings by tune.*, on the val set or without labels; again = resume",
 }
 SECTIONS_OF = {
@@ -31,11 +32,15 @@ SECTIONS_OF = {
     "export": ("export",),
     "mine": ("mine", "feed", "placement"),
     "report": (),
+    "log": (),
     "tune": ("tune", "cost"),
 }
 """The sections of the configuration that a stage reads first of all."""
 SetName = Literal["pretrain", "probe", "val", "test"]
+# As in `run.trackers`: the configuration is not imported for a command line.
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 SETS = get_args(SetName)
+TRACKERS = get_args(TrackerName)
 FLAGS = ("--config", "--resume", "--dry-run", "--help", "--help-keys")
 OWN_WORDS = {
     "--checkpoint": ("evaluate", "URI", "score these weights, or this step-* folder of a run, "
@@ -43,9 +48,11 @@ OWN_WORDS = {
     "--data": ("mine", "URI", "another ingested data set: the folder that ingest printed"),
     "--set": ("mine", "SET", f"which of its sets: {', '.join(SETS)} (pretrain)"),
     "--extend": ("train", "RUN", "a new run that starts from the weights of this finished one"),
+    "--to": ("log", "TRACKER", f"which tracker: {', '.join(TRACKERS)}"),
+    "--follow": ("log", "", "go on until the run has ended"),
 }  # fmt: skip
 """Words of one stage: the stage, what follows the word, what it does."""
-_TAKES_RUNS = ("evaluate", "report")
+_TAKES_RUNS = ("evaluate", "report", "log")
 _OVERRIDE = re.compile(r"[A-Za-z_]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
 
 
@@ -59,10 +66,12 @@ class Command:
         overrides: `section.key=value`, as typed.
         resume: a run to resume: its folder, or its name below run.root.
         dry_run: check and show the plan only.
-        runs: of `report`, the runs to compare, of `evaluate`, to average; empty = one run.
+        runs: of `report`, the runs to compare, of `evaluate`, to average; empty = one run. Of
+            `log`, the one run.
         checkpoint: of `evaluate`: what to score instead of the run's models.
         data, set_name: of `mine`: another data set, and which of its sets.
         extend: of `train`: a finished run whose weights a new run starts from.
+        tracker, follow: of `log`: where to, and whether until the run has ended.
     """
 
     stage: str
@@ -75,6 +84,8 @@ class Command:
     data: str | None = None
     set_name: SetName | None = None
     extend: str | None = None
+    tracker: TrackerName | None = None
+    follow: bool = False
 
 
 class _Parser(argparse.ArgumentParser):
@@ -117,7 +128,7 @@ def parse(argv: Sequence[str]) -> Command:
         )
     command = Command(
         stage, args.config, overrides, args.resume, args.dry_run, runs,
-        args.checkpoint, args.data, args.set, args.extend,
+        args.checkpoint, args.data, args.set, args.extend, args.to, args.follow,
     )  # fmt: skip
     _check(command)
     return command
@@ -140,7 +151,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, do nothing")
     for flag, (stage, value, text) in OWN_WORDS.items():
-        choices = SETS if flag == "--set" else None
+        if not value:
+            parser.add_argument(flag, action="store_true", help=f"{stage}: {text}")
+            continue
+        choices = {"--set": SETS, "--to": TRACKERS}.get(flag)
         parser.add_argument(flag, metavar=value, choices=choices, help=f"{stage}: {text}")
     parser.add_argument("--help", "-h", action="store_true", help="this text; after a STAGE: its "
                         "own words and keys")  # fmt: skip
@@ -153,9 +167,10 @@ def _show_help(stage: str | None) -> NoReturn:
     parser, name = _parser(), program()
     if stage in SECTIONS_OF:
         words = {"evaluate": f"       {name} evaluate RUN RUN [RUN ...]\n",
-                 "report": f"       {name} report RUN RUN [RUN ...]\n"}.get(stage, "")  # fmt: skip
+                 "report": f"       {name} report RUN RUN [RUN ...]\n",
+                 "log": f"       {name} log RUN --to TRACKER\n"}.get(stage, "")  # fmt: skip
         own = {flag: (v, text) for flag, (only, v, text) in OWN_WORDS.items() if only == stage}
-        flags = "".join(f" [{flag} {value}]" for flag, (value, _) in own.items())
+        flags = "".join(f" [{f'{flag} {value}'.strip()}]" for flag, (value, _) in own.items())
         sys.stdout.write(
             f"usage: {name} {stage} [--config FILE] [section.key=value ...] [--resume RUN] "
             f"[--dry-run]{flags}\n{words}\n{stage}: {STAGES[stage]}\n"
@@ -207,7 +222,8 @@ def _show_keys(section: str, others: Sequence[str]) -> NoReturn:
 def _check(command: Command) -> None:
     """Refuse words that do not go together."""
     given = {"--checkpoint": command.checkpoint, "--data": command.data,
-             "--set": command.set_name, "--extend": command.extend}  # fmt: skip
+             "--set": command.set_name, "--extend": command.extend,
+             "--to": command.tracker, "--follow": command.follow or None}  # fmt: skip
     for flag, (only, _, _) in OWN_WORDS.items():
         if given[flag] is not None and command.stage != only:
             raise ConfigError(
@@ -223,8 +239,21 @@ def _check(command: Command) -> None:
             where="train --resume --extend",
             todo="use one of them",
         )
-    if command.runs:
+    if command.stage == "log":
+        _check_log(command)
+    elif command.runs:
         _check_runs(command)
+
+
+def _check_log(command: Command) -> None:
+    """Refuse anything but one run and one tracker."""
+    if len(command.runs) != 1 or command.tracker is None or command.resume or command.overrides:
+        raise ConfigError(
+            "E-CONFIG-601",
+            "log takes one run and one tracker",
+            where="command line",
+            todo=f"{program()} log RUN --to {'|'.join(TRACKERS)}; --config may name run.root",
+        )
 
 
 def _check_runs(command: Command) -> None:

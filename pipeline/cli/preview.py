@@ -36,6 +36,9 @@ def preview(command: Command, console: Console) -> None:
     Raises:
         PipelineError: what the real command would have failed with, as far as it can be known.
     """
+    if command.stage == "log":
+        console.line(f"log {command.runs[0]}: reads its metrics, writes to {command.tracker}")
+        return
     if command.runs:
         console.line(f"{command.stage} {len(command.runs)} runs: reads their records, no images")
         return

@@ -138,6 +138,14 @@ class Session:
             else f"resume it: --resume {shlex.quote(uri)}"
         )
         self.console.stage("run", f"{uri}  ({how})")
+        trackers = self.config.run.trackers if self._is_the_run and not self._is_sweep else ()
+        if trackers:
+            from pipeline.track.stage import following
+
+            def warn(text: str) -> None:
+                self.console.stage("warning", f"tracker {text}")
+
+            self._stack.enter_context(following(uri, trackers, warn))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageEnd]:

@@ -16,6 +16,7 @@ from pipeline.cluster.retry import retry_lost_work
 from pipeline.config.file import load_config
 from pipeline.console import Console
 from pipeline.dataset.manifest import described, read_manifest
+from pipeline.record.folder import existing_run
 
 
 def run_stages(command: Command, console: Console) -> None:
@@ -29,11 +30,25 @@ def run_stages(command: Command, console: Console) -> None:
 
         compare(command.runs, load_config(command.config_file).run.root, console)
         return
+    if command.stage == "log":
+        _log(command, console)
+        return
     folder = resolve(command)
     with ExitStack() as stack:
         session = Session(command, folder, console, stack)
         with session.ends_recorded():
             Stages(session).run()
+
+
+def _log(command: Command, console: Console) -> None:
+    """Give a run's metrics to a tracker, which needs no cluster."""
+    from pipeline.track.stage import log_run
+
+    assert command.tracker is not None
+    uri = existing_run(command.runs[0], load_config(command.config_file).run.root)
+    console.stage("log", f"{uri} to {command.tracker}")
+    added, where = log_run(uri, command.tracker, follow=command.follow)
+    console.stage("log", f"{added} new points and pictures in {where}")
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ _COMMAND_LINE = "command line"
 SHIPPED = Path(__file__).resolve().parents[2] / "tune_configs"
 _REASON_CHARS = 500
 # A run may be renamed and moved between its interruption and its resumption, and its models may be
-# used in other ways than at first.
-_PLACE = {"root", "name"}
+# used in other ways than at first. Who follows it changes nothing.
+_PLACE = {"root", "name", "trackers"}
 # Nor does it matter where the data set is kept: its manifest's hash says what is in it.
 _DATA_PLACE = {"root", "download"}
 # Nor do budgets and deadlines, what is kept, and by how many the batches are shared change what is

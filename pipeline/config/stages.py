@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pipeline.config.types import Choices, Place, Section, clean_text, without_repeats
 
 Method = Literal["sdclr", "simclr"]
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 Protocol = Literal[
     "cached-linear", "cached-fewshot", "knn",
     "paper-linear", "paper-fewshot", "paper-fewshot-last",
@@ -29,6 +30,11 @@ class Run(Section):
     )
     root: Place = Field(default="runs", description="where runs go: local path or s3:// URI")
     seed: int = Field(default=0, ge=0, lt=2**31, description="all randomness of training follows")
+    trackers: Annotated[
+        tuple[TrackerName, ...], Field(strict=False), AfterValidator(without_repeats)
+    ] = Field(
+        default=(), description="each follows the run from its driver; see docs/monitoring.md"
+    )
 
 
 class Train(Section):
