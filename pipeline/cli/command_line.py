@@ -23,6 +23,7 @@ STAGES = {
     "mine": "rank every image of a data set by how rare it is; needs no labels",
     "report": "write report.html of that run; with several RUNs: compare them on one page",
     "log": "give a RUN's metrics to TensorBoard, MLflow or Weights & Biases; again adds no copy",
+    "gc": "list what nothing needs: data sets, runs, sweeps, checkpoints; asked twice, remove it",
     "tune": "search settings by tune.*, on the val set or without labels; again = resume",
 }
 SECTIONS_OF = {
@@ -33,6 +34,7 @@ SECTIONS_OF = {
     "mine": ("mine", "feed", "placement"),
     "report": (),
     "log": (),
+    "gc": (),
     "tune": ("tune", "cost"),
 }
 """The sections of the configuration that a stage reads first of all."""
@@ -50,6 +52,8 @@ OWN_WORDS = {
     "--extend": ("train", "RUN", "a new run that starts from the weights of this finished one"),
     "--to": ("log", "TRACKER", f"which tracker: {', '.join(TRACKERS)}"),
     "--follow": ("log", "", "go on until the run has ended"),
+    "--root": ("gc", "URI", "the folder or bucket that holds runs, data sets, or both"),
+    "--remove": ("gc", "TOKEN", "remove what was listed with this token"),
 }  # fmt: skip
 """Words of one stage: the stage, what follows the word, what it does."""
 _TAKES_RUNS = ("evaluate", "report", "log")
@@ -72,6 +76,7 @@ class Command:
         data, set_name: of `mine`: another data set, and which of its sets.
         extend: of `train`: a finished run whose weights a new run starts from.
         tracker, follow: of `log`: where to, and whether until the run has ended.
+        root, remove: of `gc`: where to look, and the token of the listing to remove.
     """
 
     stage: str
@@ -86,6 +91,8 @@ class Command:
     extend: str | None = None
     tracker: TrackerName | None = None
     follow: bool = False
+    root: str | None = None
+    remove: str | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -129,6 +136,7 @@ def parse(argv: Sequence[str]) -> Command:
     command = Command(
         stage, args.config, overrides, args.resume, args.dry_run, runs,
         args.checkpoint, args.data, args.set, args.extend, args.to, args.follow,
+        args.root, args.remove,
     )  # fmt: skip
     _check(command)
     return command
@@ -223,7 +231,8 @@ def _check(command: Command) -> None:
     """Refuse words that do not go together."""
     given = {"--checkpoint": command.checkpoint, "--data": command.data,
              "--set": command.set_name, "--extend": command.extend,
-             "--to": command.tracker, "--follow": command.follow or None}  # fmt: skip
+             "--to": command.tracker, "--follow": command.follow or None,
+             "--root": command.root, "--remove": command.remove}  # fmt: skip
     for flag, (only, _, _) in OWN_WORDS.items():
         if given[flag] is not None and command.stage != only:
             raise ConfigError(
@@ -241,6 +250,8 @@ def _check(command: Command) -> None:
         )
     if command.stage == "log":
         _check_log(command)
+    elif command.stage == "gc":
+        _check_gc(command)
     elif command.runs:
         _check_runs(command)
 
@@ -253,6 +264,17 @@ def _check_log(command: Command) -> None:
             "log takes one run and one tracker",
             where="command line",
             todo=f"{program()} log RUN --to {'|'.join(TRACKERS)}; --config may name run.root",
+        )
+
+
+def _check_gc(command: Command) -> None:
+    """Refuse anything but a root."""
+    if command.root is None or command.resume or command.overrides or command.config_file:
+        raise ConfigError(
+            "E-CONFIG-603",
+            "gc takes a root, and the token of its listing",
+            where="command line",
+            todo=f"{program()} gc --root URI; it prints the command that removes",
         )
 
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pipeline import storage
 from pipeline.cli.advice import conflicts
 from pipeline.cli.command_line import Command
+from pipeline.cli.gc import gc
 from pipeline.cli.resolve import resolve
 from pipeline.cli.scale import si
 from pipeline.cluster import auto
@@ -36,11 +37,8 @@ def preview(command: Command, console: Console) -> None:
     Raises:
         PipelineError: what the real command would have failed with, as far as it can be known.
     """
-    if command.stage == "log":
-        console.line(f"log {command.runs[0]}: reads its metrics, writes to {command.tracker}")
-        return
-    if command.runs:
-        console.line(f"{command.stage} {len(command.runs)} runs: reads their records, no images")
+    if command.runs or command.root is not None:
+        _show_reading(command, console)
         return
     folder = resolve(command)
     config = settled_here(folder.config)
@@ -76,6 +74,16 @@ def preview(command: Command, console: Console) -> None:
         _show_sweep(config, plan, console)
     elif command.stage != "ingest":
         _show_training(config, plan, console, where=folder.uri, stage=command.stage)
+
+
+def _show_reading(command: Command, console: Console) -> None:
+    """Show what a command would do that reads records only."""
+    if command.root is not None:
+        gc(command.root, None, console)
+    elif command.stage == "log":
+        console.line(f"log {command.runs[0]}: reads its metrics, writes to {command.tracker}")
+    else:
+        console.line(f"{command.stage} {len(command.runs)} runs: reads their records, no images")
 
 
 def _show_sweep(config: Config, plan: DryRun, console: Console) -> None:

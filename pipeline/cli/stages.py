@@ -30,8 +30,8 @@ def run_stages(command: Command, console: Console) -> None:
 
         compare(command.runs, load_config(command.config_file).run.root, console)
         return
-    if command.stage == "log":
-        _log(command, console)
+    if command.stage in ("log", "gc"):
+        (_log if command.stage == "log" else _gc)(command, console)
         return
     folder = resolve(command)
     with ExitStack() as stack:
@@ -49,6 +49,14 @@ def _log(command: Command, console: Console) -> None:
     console.stage("log", f"{uri} to {command.tracker}")
     added, where = log_run(uri, command.tracker, follow=command.follow)
     console.stage("log", f"{added} new points and pictures in {where}")
+
+
+def _gc(command: Command, console: Console) -> None:
+    """List what nothing needs, or remove it."""
+    from pipeline.cli.gc import gc
+
+    assert command.root is not None
+    gc(command.root, command.remove, console)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Store(Protocol):
     def tree(self, uri: str) -> dict[str, int]: ...  # noqa: D102
     def scan(self, uri: str, part: ScanPart, max_names: int) -> ScanPage: ...  # noqa: D102
     def delete_tree(self, uri: str) -> None: ...  # noqa: D102
+    def remove_empty(self, uri: str) -> None: ...  # noqa: D102
     def check_writable(self, uri: str) -> None: ...  # noqa: D102
     def size(self, uri: str) -> int: ...  # noqa: D102
     def open(self, uri: str) -> BinaryIO: ...  # noqa: D102
@@ -159,6 +160,11 @@ def scan(uri: str, part: ScanPart | None = None, *, max_names: int = 20_000) -> 
 def delete_tree(uri: str) -> None:
     """Delete an object or a folder with all below it; nothing there is no error."""
     _store(uri).delete_tree(uri)
+
+
+def remove_empty(uri: str) -> None:
+    """Remove a folder, and those below it, as far as they are empty; files stay where they are."""
+    _store(uri).remove_empty(uri)
 
 
 def check_writable(uri: str) -> None:

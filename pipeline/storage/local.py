@@ -158,6 +158,12 @@ class LocalStore:
                     if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or not tries_left:
                         raise
 
+    def remove_empty(self, uri: str) -> None:
+        """Remove the folders that hold no file; links are not entered."""
+        for folder, _, _ in os.walk(local_path(uri), topdown=False):
+            with contextlib.suppress(OSError):  # something is in it
+                os.rmdir(folder)
+
     def check_writable(self, uri: str) -> None:
         """Refuse a folder in which nothing may be made; nothing is made.
 

@@ -208,6 +208,9 @@ class ObjectStore:
 
         self._call(uri, "delete", delete)
 
+    def remove_empty(self, uri: str) -> None:
+        """Do nothing: an object store has no folders."""
+
     def check_writable(self, uri: str) -> None:
         """Refuse a prefix below which no object may be made; none is made.
 
