@@ -5,19 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.cli import preview as preview_module
 from pipeline.cli.command_line import parse
 from pipeline.cli.preview import preview
 from pipeline.cluster import auto
 from pipeline.console import Console
+from pipeline.dataset.manifest import described
 from pipeline.errors import PipelineError
 from pipeline.ingest.losses import surely_too_many
 from pipeline.ingest.plan import dry_run
 from pipeline.ingest.sample import SIDES_PX
 from tests.conftest import REPO
 from tests.refusals import raises
-from tests.sources import image_bytes, settings, write_files
+from tests.sources import image_bytes, ingested, settings, write_files
 
 SIZES = [(8, 9), (40, 33), (70, 64), (3000, 2048)]
 
@@ -57,6 +59,23 @@ def test_what_a_person_sees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "of 6 images drawn by seed, shorter side in px: below 32 1, 32-63 1, 64-127 1" in text
     assert "would be rejected: c0/bad.jpg (not_an_image" in text and "of one core" in text
     assert "train" not in text.split("images per class")[1] and not (tmp_path / "out").exists()
+
+
+def test_counts_and_names_read_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    files = {"cat /a.gif": (tmp_path / "a.gif").read_bytes(), "dog/b.png": image_bytes(0)}
+    write_files(tmp_path / "in", {**files, "._c.png": b"", "n.txt": b"", "m.txt": b""})
+    words = [f"data.{key}" for key in ("source=folder", f"path={tmp_path / 'in'}")]
+    words += [f"run.root={tmp_path / 'runs'}", f"data.root={tmp_path / 'out'}", "--dry-run"]
+    preview(parse(["ingest", *words]), Console())
+    text = capsys.readouterr().out
+    assert "left out: 2 .txt, 1 sidecar\n" in text
+    assert "of these 2, 1 image has several frames or pages: the first is taken" in text
+    assert "images per class: dog 1, 'cat ' 1" in text
+    _, manifest, notes = ingested("folder", tmp_path / "in", tmp_path / "out")
+    assert any("1 image has several frames" in note for note in notes)
+    assert "1 sidecar" in described(manifest)
 
 
 def test_what_ingest_would_refuse_is_refused(tmp_path: Path) -> None:

@@ -213,9 +213,9 @@ def test_16_bit_samples_keep_their_high_byte() -> None:
 def test_16_bit_grey_is_scaled_to_the_bits_that_it_uses(bits: int, few: int | None) -> None:
     grey16 = np.linspace(0, 2**bits - 1, 24 * 32).astype(np.uint16).reshape(24, 32)
     for kind in ("PNG", "TIFF"):
-        rgb, found = decode(encoded(Image.fromarray(grey16), kind), LIMITS)
+        rgb, remarks = decode(encoded(Image.fromarray(grey16), kind), LIMITS)
         np.testing.assert_array_equal(rgb[..., 0], grey16 >> ((few or 16) - 8))
-        assert found == few
+        assert remarks == (() if few is None else ("few bits",))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF", "TIFF"])
@@ -223,7 +223,10 @@ def test_the_first_frame_of_several_is_taken(kind: str) -> None:
     colours = [(200, 40, 40), (40, 40, 200)]
     frames = [Image.new("RGB", (32, 24), colour) for colour in colours]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    assert np.abs(decode_rgb(data, LIMITS).astype(int) - colours[0]).max() < 12
+    found = decode(data, LIMITS)
+    assert np.abs(found.rgb.astype(int) - colours[0]).max() < 12
+    assert found.remarks == ("more frames",)
+    assert decode(encoded(frames[0], kind), LIMITS).remarks == ()  # control
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.ingest.sources.index import ImageIndex
+from tests.refusals import raises
 from tests.sources import (
     image_bytes,
     index_of,
@@ -259,6 +260,14 @@ def test_train_val_and_test_folders_are_sets(
     assert index.notes
     everything = index_of("folder", tmp_path, labelled=False)
     assert everything.class_names is None and len(everything.ids) == 6 * len(parts)
+
+
+def test_one_folder_beside_images_is_no_class(tmp_path: Path) -> None:
+    write_files(tmp_path, {f"{name}.png": image_bytes(n) for n, name in enumerate(("a", "x/b"))})
+    assert index_of("folder", tmp_path).class_names is None
+    write_files(tmp_path, {"y/c.png": image_bytes(2)})
+    with raises("E-DATA-047", "1 beside 2"):
+        index_of("folder", tmp_path)
 
 
 def test_train_beside_other_folders_is_a_class(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pipeline.cluster.connect import usable_cpus
 from pipeline.config import Config
 from pipeline.config.file import changed_keys
 from pipeline.console import Console, duration
+from pipeline.dataset.image import remarked
 from pipeline.dataset.manifest import left_out_text, read_manifest
 from pipeline.errors import ConfigError
 from pipeline.ingest.plan import DryRun, dry_run
@@ -122,7 +123,7 @@ def _show_classes(plan: DryRun, console: Console) -> None:
         console.line("no labels: training does not need them, scores do")
         return
     ranked = sorted(zip(counts, plan.class_names, strict=True), reverse=True)
-    names = [f"{name} {count}" for count, name in ranked]
+    names = [f"{name if name == name.strip() else repr(name)} {count}" for count, name in ranked]
     if len(names) > _NUM_CLASSES:
         half = _NUM_CLASSES // 2
         names[half:-half] = [f"... {len(names) - _NUM_CLASSES} more classes ..."]
@@ -141,6 +142,8 @@ def _show_sample(sample: Sample, num_images: int, console: Console) -> None:
         console.line(f"  would be rejected: {reject.id} ({reject.reason}: {reject.detail})")
     if len(sample.rejects) > _NUM_REJECTS:
         console.line(f"  and {len(sample.rejects) - _NUM_REJECTS} more of the {n}")
+    for text in remarked(sample.remarks):
+        console.line(f"of these {n}, {text}")
     one_core_s = num_images * sample.s_per_image
     console.line(
         f"{sample.mean_stored_bytes / 1e3:.1f} kB an image as stored; at "

@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +34,14 @@ from PIL import AvifImagePlugin, Image
 from pipeline.dataset.formats import RejectedImage, RejectReason, sniffed, without_texts
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
+Remark: TypeAlias = Literal["few bits", "more frames"]
+
+# What people should know of images that are taken.
+REMARKS: dict[Remark, str] = {
+    "few bits": "16 bits of which 14 or fewer are used: grey is scaled to the bits that each image "
+    "uses, colour stays dark",
+    "more frames": "several frames or pages: the first is taken",
+}
 
 # Our own limit is checked before any pixel is decoded, and users may raise it above Pillow's.
 Image.MAX_IMAGE_PIXELS = None
@@ -62,10 +72,18 @@ class ImageLimits:
 
 
 class Decoded(NamedTuple):
-    """Pixels (H, W, 3) uint8 of an image; of its 16 bits those used, if 14 or fewer."""
+    """Pixels (H, W, 3) uint8 of an image, and what is remarkable about it."""
 
     rgb: Pixels
-    few_bits: int | None
+    remarks: tuple[Remark, ...]
+
+
+def remarked(counts: Mapping[Remark, int]) -> list[str]:
+    """Return how many images have each remark, in words."""
+    return [
+        f"{number} {'image has' if number == 1 else 'images have'} {REMARKS[remark]}"
+        for remark, number in sorted(counts.items())
+    ]
 
 
 def decode_rgb(data: bytes, limits: ImageLimits) -> Pixels:
@@ -80,13 +98,13 @@ def decode_rgb(data: bytes, limits: ImageLimits) -> Pixels:
 
 
 def decode(data: bytes, limits: ImageLimits) -> Decoded:
-    """Decode as `decode_rgb` does, and say whether the range of 16-bit samples is hardly used.
+    """Decode as `decode_rgb` does, and remark on hardly used bits and on more frames.
 
     Raises:
         RejectedImage: as `decode_rgb`.
     """
-    image, _, few_bits = _decode(data, limits)
-    return Decoded(np.array(image), few_bits)
+    image, _, remarks = _decode(data, limits)
+    return Decoded(np.array(image), remarks)
 
 
 def decode_canvas(
@@ -106,8 +124,8 @@ def decode_canvas(
 
 def _decode(
     data: bytes, limits: ImageLimits, *, at_least_px: int | None = None
-) -> tuple[Image.Image, tuple[int, int], int | None]:
-    """Return the upright RGB image, its height and width before any reduction, and its few bits."""
+) -> tuple[Image.Image, tuple[int, int], tuple[Remark, ...]]:
+    """Return the upright RGB image, its height and width before any reduction, and remarks."""
     if not data:
         raise RejectedImage("empty", "the file has zero bytes")
     if len(data) > limits.max_bytes:
@@ -124,7 +142,7 @@ def _decode(
 
 def _decode_as(
     image_format: str, data: bytes, limits: ImageLimits, at_least_px: int | None
-) -> tuple[Image.Image, tuple[int, int], int | None]:
+) -> tuple[Image.Image, tuple[int, int], tuple[Remark, ...]]:
     # Decoders warn about damaged metadata; the outcome below is all that counts.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -144,10 +162,13 @@ def _decode_as(
             if turn in _SWAPS_SIDES:
                 width_px, height_px = height_px, width_px
             upright = image if turn is None else image.transpose(turn)
-            rgb, few_bits = _to_rgb(upright)
-            if few_bits is None and _is_dark_colour(rgb, data, image_format):
-                few_bits = 14
-            return rgb, (height_px, width_px), few_bits
+            rgb, is_dark = _to_rgb(upright)
+            remarks: list[Remark] = []
+            if is_dark or _is_dark_colour(rgb, data, image_format):
+                remarks.append("few bits")
+            if at_least_px is None and _has_more_frames(image, image_format):
+                remarks.append("more frames")
+            return rgb, (height_px, width_px), tuple(remarks)
         except (MemoryError, RejectedImage):
             raise
         except Exception as error:  # decoders raise nearly everything on hostile bytes
@@ -247,18 +268,26 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, int | None]:
+def _has_more_frames(image: Image.Image, image_format: str) -> bool:
+    """Return whether more frames or pages follow. A second picture in a JPEG is a by-product."""
+    with suppress(Exception):  # a damaged later frame does not spoil the first
+        return image_format != "JPEG" and bool(getattr(image, "is_animated", False))
+    return False
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Return the image in RGB, and whether its 16-bit samples leave bits unused."""
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
         grey = np.asarray(image).astype(np.int64)
         if grey.size and (grey.min() < 0 or grey.max() > 0xFFFF):
             raise RejectedImage("unsupported_format", "grey samples of more than 16 bits")
         bits = next(bits for bits in (8, 10, 12, 14, 16) if grey.max(initial=0) < 1 << bits)
         scaled = Image.fromarray((grey >> (bits - 8)).astype(np.uint8))
-        return scaled.convert("RGB"), bits if bits < 16 else None
+        return scaled.convert("RGB"), bits < 16
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba)
-    return image if image.mode == "RGB" else image.convert("RGB"), None
+    return image if image.mode == "RGB" else image.convert("RGB"), False
 
 
 def _is_dark_colour(rgb: Image.Image, data: bytes, image_format: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Literal, get_args
@@ -259,9 +260,15 @@ def described(manifest: Manifest) -> str:
 def left_out_text(manifest: Manifest) -> str:
     """Return what the source holds beside images, the most frequent kinds first."""
     kinds = sorted(manifest.left_out.items(), key=lambda kind: (-kind[1].files, kind[0]))
-    shown = [f"{info.files} {kind}" for kind, info in kinds[:8]]
+    shown = [f"{info.files} {_counted(kind, info.files)}" for kind, info in kinds[:8]]
     more = sum(info.files for _, info in kinds[8:])
     return ", ".join([*shown, f"{more} of other endings"] if more else shown)
+
+
+def _counted(kind: str, number: int) -> str:
+    """Return a kind as one of them where there is one; kinds that are no endings are plurals."""
+    is_plural = number != 1 or kind.startswith(".")
+    return kind if is_plural else re.sub(r"s\b", "", kind, count=1)
 
 
 def verify_shards(data_uri: str, manifest: Manifest) -> None:

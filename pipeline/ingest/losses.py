@@ -54,8 +54,9 @@ def class_losses(index: ImageIndex, kept_N: npt.NDArray[np.bool_]) -> list[Class
     lost = dict(zip(names, np.bincount(lost_N, minlength=num_classes).tolist(), strict=True))
     if index.source.get("kind") == "folder":
         for reject in index.rejects:
-            folder, slash, _ = reject.id.partition("/")
-            if slash:
+            folders = [part for part in reject.id.split("/")[:-1] if part not in ("", ".")]
+            if folders:
+                folder = next((part for part in folders if part in names), folders[0])
                 images[folder] = images.get(folder, 0) + 1
                 lost[folder] = lost.get(folder, 0) + 1
     mean = sum(images.values()) / max(1, len(images))

@@ -6,13 +6,15 @@ Shapes: n images of the sample.
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.dataset.formats import RejectedImage
-from pipeline.dataset.image import decode, decode_rgb, resized_jpeg
+from pipeline.dataset.image import Remark, decode, decode_rgb, resized_jpeg
 from pipeline.dataset.manifest import RejectExample
 from pipeline.ingest.sources.reading import read_images
 from pipeline.ingest.task import Work
@@ -32,7 +34,7 @@ class Sample:
         side_counts: accepted images by shorter side: below 32 px, 32..63, ..., 2048 and more.
         rejects: of the sample.
         mean_stored_bytes: of accepted images, as they would be stored.
-        num_dark: images of 16 bits that use 14 or fewer of them.
+        remarks: how many accepted images have each of the remarks of `dataset.image`.
         s_per_image: to read, check and encode one image in one process.
     """
 
@@ -40,7 +42,7 @@ class Sample:
     side_counts: tuple[int, ...]
     rejects: tuple[RejectExample, ...]
     mean_stored_bytes: float
-    num_dark: int
+    remarks: Mapping[Remark, int]
     s_per_image: float
 
 
@@ -54,7 +56,7 @@ def sample_images(work: Work, seed: int) -> Sample:
     index = work.index
     rows = index.sets["pretrain"]
     chosen = np.random.default_rng([seed, _SAMPLE_STREAM]).permutation(rows)[:_NUM_SAMPLED]
-    began_s, num_done, num_dark = time.monotonic(), 0, 0
+    began_s, num_done, remarks = time.monotonic(), 0, Counter[Remark]()
     sides_px, sizes, rejects = [], [], []
     while num_done < len(chosen) and time.monotonic() - began_s < _MAX_S:
         part = chosen[num_done : num_done + _BATCH]
@@ -63,11 +65,11 @@ def sample_images(work: Work, seed: int) -> Sample:
             try:
                 if isinstance(content, RejectedImage):
                     raise content
-                rgb, few_bits = decode(content, work.limits)
-                num_dark += few_bits is not None
+                rgb, found = decode(content, work.limits)
             except RejectedImage as reject:
                 rejects.append(RejectExample(ids[position], reject.reason, reject.detail))
                 continue
+            remarks.update(found)
             stored = content
             if work.resize_short_px is not None:
                 stored = resized_jpeg(rgb, work.resize_short_px) or content
@@ -81,7 +83,7 @@ def sample_images(work: Work, seed: int) -> Sample:
         side_counts=tuple(int(count) for count in counts),
         rejects=tuple(sorted(rejects, key=lambda reject: reject.id)),
         mean_stored_bytes=float(np.mean(sizes)) if sizes else 0.0,
-        num_dark=num_dark,
+        remarks=remarks,
         s_per_image=(time.monotonic() - began_s) / max(1, num_done),
     )
 

@@ -17,6 +17,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.cluster.jobs import RayTasks, Tasks, ThreadTasks
 from pipeline.config import Config
+from pipeline.dataset.image import Remark, remarked
 from pipeline.dataset.manifest import (
     MANIFEST_NAME,
     SET_NAMES,
@@ -67,7 +68,7 @@ class _Ingested:
     rows: dict[Chunk, Indices]
     rejects: dict[str, RejectExample]
     duplicates: Duplicates
-    num_dark: int = 0
+    remarks: Counter[Remark] = field(default_factory=Counter)
     losses: list[ClassLoss] = field(default_factory=list)
 
 
@@ -161,11 +162,8 @@ def _made(
 def _note_losses(made: _Ingested, note: Callable[[str], None]) -> None:
     if made.losses:
         note(f"classes that lost most of their images: {listed(made.losses)}")
-    if made.num_dark:
-        note(
-            f"{made.num_dark} 16-bit images use 14 bits or fewer: grey ones are scaled to the bits "
-            "that each uses, colour ones stay dark"
-        )
+    for text in remarked(made.remarks):
+        note(text)
 
 
 def _reuse(config: Config, uri: str) -> Manifest:
@@ -203,7 +201,7 @@ def _write_shards(
         rows = index.sets[chunk.set_name][chunk.start : chunk.stop][outcome.kept]
         hashes_N2[rows], kept_N[rows] = outcome.hashes, True
         made.rejects |= {reject.id: reject for reject in outcome.rejects}
-        made.num_dark += outcome.num_dark
+        made.remarks.update(outcome.remarks)
         if outcome.shard is not None:
             made.shards[chunk], made.rows[chunk] = outcome.shard, rows
         done += chunk.stop - chunk.start

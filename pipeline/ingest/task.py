@@ -6,7 +6,9 @@ Runs in Ray worker processes, many at a time; it imports neither torch nor the s
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.cluster.jobs import Result
 from pipeline.dataset.formats import RejectedImage
-from pipeline.dataset.image import ImageLimits, decode, resized_jpeg
+from pipeline.dataset.image import ImageLimits, Remark, decode, resized_jpeg
 from pipeline.dataset.manifest import RejectExample, SetName, ShardInfo
 from pipeline.dataset.shards import read_shard, write_shard
 from pipeline.ingest.sources.index import UNLABELLED, ImageIndex
@@ -60,14 +62,14 @@ class Outcome:
         kept: positions within the chunk of the rows of the shard, in their order.
         hashes: first 16 bytes of the SHA-256 of each stored image, (len(kept), 2) uint64.
         rejects: the others.
-        num_dark: images of 16 bits that use 14 or fewer of them.
+        remarks: how many images have each of the remarks of `dataset.image`.
     """
 
     shard: ShardInfo | None
     kept: Indices
     hashes: np.ndarray[Any, np.dtype[np.uint64]]
     rejects: tuple[RejectExample, ...] = ()
-    num_dark: int = 0
+    remarks: Mapping[Remark, int] = field(default_factory=dict)
 
 
 def run_chunk(item: dict[str, Any], work: Work) -> Result:
@@ -75,7 +77,7 @@ def run_chunk(item: dict[str, Any], work: Work) -> Result:
     outcome = write_chunk(Chunk(**item), work)
     shard = None if outcome.shard is None else asdict(outcome.shard)
     rejects = [asdict(reject) for reject in outcome.rejects]
-    values = {"shard": shard, "rejects": rejects, "num_dark": outcome.num_dark}
+    values = {"shard": shard, "rejects": rejects, "remarks": dict(outcome.remarks)}
     columns = {"kept": outcome.kept, "high": outcome.hashes[:, 0], "low": outcome.hashes[:, 1]}
     return Result(values, pa.table(columns))
 
@@ -89,7 +91,7 @@ def parse_outcome(result: Result) -> Outcome:
         kept=table["kept"].to_numpy(),
         hashes=np.stack([table["high"].to_numpy(), table["low"].to_numpy()], axis=1),
         rejects=tuple(RejectExample(**reject) for reject in result.values["rejects"]),
-        num_dark=result.values["num_dark"],
+        remarks=result.values["remarks"],
     )
 
 
@@ -101,11 +103,12 @@ def write_chunk(chunk: Chunk, work: Work) -> Outcome:
         DataError: a table or an archive of the source is broken.
     """
     rows = work.index.sets[chunk.set_name][chunk.start : chunk.stop]
-    ids, images, rejects, num_dark = work.index.ids_of(rows), {}, {}, 0
+    ids, images, rejects = work.index.ids_of(rows), {}, {}
+    remarks = Counter[Remark]()
     for position, content in read_images(work.index, rows, max_bytes=work.limits.max_bytes):
         try:
-            images[position], is_dark = _checked(content, work)
-            num_dark += is_dark
+            images[position], found = _checked(content, work)
+            remarks.update(found)
         except RejectedImage as reject:
             rejects[position] = RejectExample(ids[position], reject.reason, reject.detail)
     kept = sorted(images)
@@ -124,20 +127,20 @@ def write_chunk(chunk: Chunk, work: Work) -> Outcome:
         kept=np.array(kept, np.int64),
         hashes=_hashes([images[position] for position in kept]),
         rejects=tuple(rejects[position] for position in sorted(rejects)),
-        num_dark=num_dark,
+        remarks=remarks,
     )
 
 
-def _checked(content: bytes | RejectedImage, work: Work) -> tuple[bytes, bool]:
-    """Return what is stored of an image, once one full decode has shown it fit; is it dark?"""
+def _checked(content: bytes | RejectedImage, work: Work) -> tuple[bytes, tuple[Remark, ...]]:
+    """Return what is stored of an image, once one full decode has shown it fit, and remarks."""
     if isinstance(content, RejectedImage):
         raise content
     if work.index.pixels is not None:
-        return content, False
-    rgb, few_bits = decode(content, work.limits)
+        return content, ()
+    rgb, remarks = decode(content, work.limits)
     if work.resize_short_px is not None:
         content = resized_jpeg(rgb, work.resize_short_px) or content
-    return content, few_bits is not None
+    return content, remarks
 
 
 def _hashes(images: list[bytes]) -> np.ndarray[Any, np.dtype[np.uint64]]:

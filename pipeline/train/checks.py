@@ -47,7 +47,7 @@ def check_split(config: Config, manifest: Manifest) -> None:
             f"the data set has no {config.evaluate.split} set, it has {', '.join(manifest.sets)}",
             where=f"evaluate.split={config.evaluate.split}",
             todo="set data.num_test_per_class or data.num_val_per_class and ingest, or another "
-            "split",
+            "split; set data.labelled=false if the labels are not to be used",
         )
     wanting = [p for p in config.evaluate.protocols if p in NEEDS_VAL]
     if manifest.class_names is not None and wanting and "val" not in manifest.sets:

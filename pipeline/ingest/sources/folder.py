@@ -40,9 +40,9 @@ class _Layout(NamedTuple):
 def folder_index(data: Data, tasks: Tasks) -> ImageIndex:
     """Index the images below `data.path`, sorted by name before any split.
 
-    Labelled (`data.labelled`, or guessed when two or more folders hold all images): the first
-    folder of a name is its class; below `train`, `val` and `test` it is the second. Sets: those
-    folders, else see `splits.sets_of`. Unlabelled: pretrain is all there is.
+    Labelled (`data.labelled`, or guessed when there are two or more folders, which then hold all
+    images): the first folder of a name is its class; below `train`, `val` and `test` it is the
+    second. Sets: those folders, else see `splits.sets_of`. Unlabelled: pretrain is all there is.
 
     Raises:
         DataError: no such folder, no images in it, or images beside class folders.
@@ -130,12 +130,12 @@ def _is_labelled(
         return False
     num_flat = folders.null_count
     num_folders = len(pc.unique(folders.drop_null()))
-    if wanted is None and (num_flat == len(folders) or (num_flat == 0 and num_folders == 1)):
+    if wanted is None and num_folders < 2:  # one folder tells no classes apart
         return False
     if num_flat:
         raise DataError(
             "E-DATA-047",
-            f"the layout is mixed: {num_flat} images beside {num_folders} class folders"
+            f"the layout is mixed: images beside class folders, {num_flat} beside {num_folders}"
             if num_folders
             else "there are no class folders, so the images have no labels",
             where=root,

@@ -156,7 +156,7 @@ def _kept(page: ScanPage, shared: Mapping[str, Any]) -> Result:
                 todo="put the folder itself there, or name the images in a list (data.source=list)",
             )
     names, sizes, excluded, rejects = [], [], Excluded(), []
-    for name, size in zip(page.names, page.sizes, strict=True):
+    for name, size in zip(map(plain.of_key, page.names), page.sizes, strict=True):
         if plain.is_sidecar(name, underscores=underscores):
             excluded.add(plain.SIDECARS, name)
         elif (problem := plain.problem_of(name)) is not None:
@@ -220,7 +220,7 @@ def _taken(
 
 def _are_images(root: str, names: list[str]) -> bool:
     def is_image(name: str) -> bool:
-        return format_of(storage.read_bytes(storage.join(root, name), max_bytes=63)) is not None
+        return format_of(storage.read_bytes(plain.address(root, name), max_bytes=63)) is not None
 
     with ThreadPoolExecutor(len(names)) as pool:
         return 2 * sum(pool.map(is_image, names)) > len(names)
@@ -257,15 +257,21 @@ def joined(folders: Any, names: pa.LargeStringArray) -> pa.LargeStringArray:
 
 
 def first_folder(names: pa.LargeStringArray) -> pa.LargeStringArray:
-    """Return what precedes the first slash of each name; null where there is none."""
+    """Return the first folder of each name that is not empty; null where there is none."""
+    names = _without_empty_first(names)
     position = pc.find_substring(names, "/")
     folder = pc.struct_field(pc.extract_regex(names, r"^(?P<folder>[^/]*)/"), "folder")
     return pc.if_else(pc.less(position, 0), pa.scalar(None, pa.large_string()), folder)
 
 
 def below_first_folder(names: pa.LargeStringArray) -> pa.LargeStringArray:
-    """Return what follows the first slash of each name; the name itself where there is none."""
+    """Return what follows the first folder of each name; the name itself where there is none."""
+    names = _without_empty_first(names)
     return pc.replace_substring_regex(names, r"^[^/]*/", "", max_replacements=1)
+
+
+def _without_empty_first(names: pa.LargeStringArray) -> pa.LargeStringArray:
+    return pc.replace_substring_regex(names, r"^(\./)?/+", "", max_replacements=1)
 
 
 def _words(endings: tuple[str, ...]) -> str:

@@ -2,6 +2,11 @@
 
 One idea of a plain name serves folders, lists, archives and tables: any UTF-8 text without
 control characters that stays below its root. What is not plain is a reject that is counted.
+
+Empty parts, as in `x//y.jpg`: to file systems and archives they are nothing, so that is `x/y.jpg`.
+To S3 they are part of the key, which may stand beside `x/y.jpg`; there a name keeps them. A key
+that begins with one, `photos//y.jpg` below `s3://b/photos`, has the name `.//y.jpg`: no name is
+absolute. Parts `.` and `..` are never part of a name.
 """
 
 from __future__ import annotations
@@ -12,6 +17,9 @@ import unicodedata
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.storage import place
 
 MAX_CHARS = 1024
 NO_ENDING = "no ending"
@@ -29,6 +37,9 @@ _SHARD = (
     r"^(?P<home>(?:.*/)?)shards/(?:pretrain|probe|val|test|fewshot)-"
     r"(?:\d{5}(?:-unique)?|order)\.parquet$"
 )
+# What Kubernetes keeps beside mounted files; any other name with two dots in front is a name.
+_MOUNTED = re.compile(r"\.\.(data(_tmp)?|\d{4}(_\d\d){5}\.\d+)")
+_EMPTY_FIRST = ".//"
 _RUN = r"^(?P<home>(?:.*/)?)(?P<file>run\.json|config\.yaml)$"
 
 
@@ -46,14 +57,35 @@ def problem_of(name: str) -> str | None:
 
 
 def leads_elsewhere(name: str) -> bool:
-    """Return whether a name is absolute, leads upwards, or is not the short form of itself."""
-    return (
-        not name
-        or posixpath.isabs(name)
-        or posixpath.normpath(name) != name
-        or name in (".", "..")
-        or name.startswith("../")
-    )
+    """Return whether a name is empty, absolute, of a folder, or has a part that is `.` or `..`."""
+    parts = name.removeprefix(_EMPTY_FIRST).split("/")
+    return name.startswith("/") or not parts[-1] or not {".", ".."}.isdisjoint(parts)
+
+
+def of_key(relative: str) -> str:
+    """Return the name of a key relative to its root; see the top of this module."""
+    return _EMPTY_FIRST[:2] + relative if relative.startswith("/") else relative
+
+
+def of_path(path: str) -> str:
+    """Return a relative path in short form: without empty parts and `.`."""
+    return posixpath.normpath(path)
+
+
+def address(root: str, name: str) -> str:
+    """Return the URI of the file that a name stands for below `root`."""
+    if name.startswith(_EMPTY_FIRST) and place.parse(root).kind == "s3":
+        return f"{root.rstrip('/')}/{name.removeprefix(_EMPTY_FIRST[:2])}"
+    return storage.join(root, name)
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Return the root and the name of one file; `address` puts them together again."""
+    folder, _, name = uri.rpartition("/")
+    if place.parse(uri).kind == "local":
+        return folder, name
+    root = folder.rstrip("/")
+    return root, of_key(uri[len(root) + 1 :])
 
 
 def shown(name: str) -> str:
@@ -72,7 +104,9 @@ def is_sidecar(name: str, *, underscores: bool = False) -> bool:
         underscores: whether whatever begins with `_` is one, as Spark and Delta have it.
     """
     for part in name.split("/"):
-        if part.startswith(".") or part.lower() in _SIDECARS:
+        if part.startswith(".") and not part.startswith("..") and part != ".":
+            return True
+        if part.lower() in _SIDECARS or _MOUNTED.fullmatch(part):
             return True
         if underscores and part.startswith("_"):
             return True

@@ -25,6 +25,7 @@ from pipeline.cluster.jobs import Result, Tasks
 from pipeline.config.data import Data
 from pipeline.errors import DataError
 from pipeline.ingest.sources import listing, splits
+from pipeline.ingest.sources import names as plain
 from pipeline.ingest.sources.index import Containers, ImageIndex
 from pipeline.ingest.sources.listing import Excluded, Listing
 
@@ -99,7 +100,7 @@ def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
 def files_of(path: str, ending: str, tasks: Tasks) -> tuple[str, list[str], Listing | None]:
     """Return the folder, sorted names and listing of the files at `path`: itself, or all below."""
     if path.lower().endswith(ending):
-        folder, _, name = storage.absolute(path).rpartition("/")
+        folder, name = plain.split(storage.absolute(path))
         return folder, [name], None
     found = listing.list_files(path, (ending,), tasks)
     return storage.absolute(path), found.names.to_pylist(), found
@@ -107,7 +108,7 @@ def files_of(path: str, ending: str, tasks: Tasks) -> tuple[str, list[str], List
 
 def look_at_table(item: dict[str, Any], shared: Any) -> Result:
     """Return rows and image bytes of each row group, and the labels as text; a job."""
-    uri = storage.join(shared["root"], item["name"])
+    uri = plain.address(shared["root"], item["name"])
     with open_table(uri) as file:
         _check_column(file, shared["image"], uri, "data.image_column", _is_bytes)
         leaves, groups = _leaves(file, shared["image"]), []

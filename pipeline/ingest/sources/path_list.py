@@ -154,9 +154,8 @@ def _columns(
 
 
 def _exists(root: str, name: str) -> bool:
-    if plain.problem_of(name.removeprefix("./")) is not None:
-        return False
-    return storage.exists(storage.join(root, name.removeprefix("./")))
+    name = plain.of_path(name) if name and not root.startswith("s3://") else name
+    return plain.problem_of(name) is None and storage.exists(plain.address(root, name))
 
 
 def _usable(paths: pa.LargeStringArray, labels: pa.LargeStringArray | None) -> ListedImages:
@@ -178,17 +177,30 @@ def _num_empty(labels: pa.LargeStringArray) -> int:
 
 
 def _relative(paths: pa.LargeStringArray, root: str, uri: str) -> pa.LargeStringArray:
+    """Return names relative to the root, with empty parts as `names` has them.
+
+    Raises:
+        DataError: a path is absolute, leads upwards, or is of another place.
+    """
     prefix = root.rstrip("/") + "/"
     cut = pc.utf8_slice_codeunits(paths, len(prefix))
     if root.startswith("file://"):  # a whole URI is quoted, the name of a file is not
         cut = pa.array([unquote(name) for name in cut.to_pylist()], pa.large_string())
+    # Cut from a whole URI a path may begin with an empty part; written alone it is absolute.
+    cut = pc.replace_substring_regex(cut, "^/", ".//")
     paths = pc.if_else(pc.starts_with(paths, prefix), cut, paths)
-    paths = pc.replace_substring_regex(paths, r"^(\./)+", "")
-    # `..`, absolute and empty parts, other schemes, drives and shares of Windows.
+    # `..`, absolute, of a folder, other schemes, drives and shares of Windows.
     unsafe = pc.match_substring_regex(
         paths,
-        r"(^|[/\\])\.\.([/\\]|$)|(^|/)\.?(/|$)|^~/|^[A-Za-z][A-Za-z0-9+.-]*://|^[A-Za-z]:\\|^\\",
+        r"(^|[/\\])\.\.([/\\]|$)|^/|/$|(^|/)\.$|^$"
+        r"|^~/|^[A-Za-z][A-Za-z0-9+.-]*://|^[A-Za-z]:\\|^\\",
     )
+    if root.startswith("s3://"):
+        paths = pc.replace_substring_regex(paths, r"^(\./)+([^/])", r"\2")
+        unsafe = pc.or_(unsafe, pc.match_substring(paths, "/./"))
+    else:
+        paths = pc.replace_substring_regex(paths, r"/(\.?/)+", "/")
+        paths = pc.replace_substring_regex(paths, r"^(\./)+", "")
     if num_unsafe := int(pc.sum(unsafe).as_py() or 0):
         first = paths.filter(unsafe)[0].as_py()
         raise DataError(
@@ -240,7 +252,7 @@ def sizes_of(root: str, names: list[str]) -> list[int | None]:
 
     def size(name: str) -> int | None:
         try:
-            return storage.size_bytes(storage.join(root, name))
+            return storage.size_bytes(plain.address(root, name))
         except StorageError as error:
             if storage.is_missing(error):
                 return None

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.dataset.formats import RejectedImage
 from pipeline.errors import DataError, StorageError
+from pipeline.ingest.sources import names as plain
 from pipeline.ingest.sources.index import Containers, ImageIndex
 from pipeline.ingest.sources.splits import Indices
 
@@ -51,7 +52,7 @@ def _from_files(index: ImageIndex, rows: Indices, max_bytes: int) -> Iterator[tu
         if known and num_bytes > max_bytes:  # known from the listing: do not even fetch it
             return _too_large(num_bytes, max_bytes)
         try:
-            data = storage.read_bytes(storage.join(root, name), max_bytes=max_bytes)
+            data = storage.read_bytes(plain.address(root, name), max_bytes=max_bytes)
         except StorageError as error:
             if index.may_be_missing and storage.is_missing(error):
                 return RejectedImage("missing", "there is no such file")
@@ -72,7 +73,7 @@ def _from_containers(
 
     assert index.root is not None
     for number in np.unique(containers.file_N[rows]):
-        uri = storage.join(index.root, containers.names[number])
+        uri = plain.address(index.root, containers.names[number])
         positions = np.flatnonzero(containers.file_N[rows] == number)
         if containers.kind == "tar":
             yield from _from_tar(index, containers, uri, rows, positions, max_bytes)

@@ -101,7 +101,7 @@ class _Entry(NamedTuple):
 
 def look_at_tar(item: dict[str, Any], shared: Any) -> Result:
     """List name, start, size and label of every image of one archive, in its order, as a job."""
-    uri = storage.join(shared["root"], item["name"])
+    uri = plain.address(shared["root"], item["name"])
     images: dict[str, list[_Entry]] = {}
     labels: dict[str, str] = {}
     excluded, rejects = Excluded(), []
@@ -111,7 +111,7 @@ def look_at_tar(item: dict[str, Any], shared: Any) -> Result:
                 _check_member(member, uri)
                 if member.kind == "folder":
                     continue
-                name = member.name.removeprefix("./")
+                name = plain.of_path(member.name)
                 ending = plain.ending_of(name)
                 if plain.is_sidecar(name):
                     excluded.add(plain.SIDECARS, name)
@@ -124,7 +124,7 @@ def look_at_tar(item: dict[str, Any], shared: Any) -> Result:
                     folder, slash, base = name.rpartition("/")
                     sample = folder + slash + base.partition(".")[0]
                     stem = name[: -len(ending)]
-                    entry = _Entry(member.name, sample, stem, member.start, member.num_bytes)
+                    entry = _Entry(name, sample, stem, member.start, member.num_bytes)
                     images.setdefault(sample, []).append(entry)
                 elif ending == ".cls" and member.num_bytes <= _MAX_LABEL_BYTES:
                     file.seek(member.start)
