@@ -55,7 +55,7 @@ def test_what_a_person_sees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     keys = ["data.imbalance_ratio=null", "ingest.max_reject_frac=0.5"]
     preview(parse(["ingest", *keys, *words, *roots]), Console())
     text = capsys.readouterr().out
-    assert "images per class: c1 3, c0 3" in text and "will be made" in text
+    assert "images per class: c0 3, c1 3" in text and "will be made" in text
     assert "of 6 images drawn by seed, shorter side in px: below 32 1, 32-63 1, 64-127 1" in text
     assert "would be rejected: c0/bad.jpg (not_an_image" in text and "of one core" in text
     assert "train" not in text.split("images per class")[1] and not (tmp_path / "out").exists()

@@ -122,7 +122,7 @@ def _show_classes(plan: DryRun, console: Console) -> None:
     if counts is None or plan.class_names is None:
         console.line("no labels: training does not need them, scores do")
         return
-    ranked = sorted(zip(counts, plan.class_names, strict=True), reverse=True)
+    ranked = sorted(zip(counts, plan.class_names, strict=True), key=lambda pair: -pair[0])
     names = [f"{name if name == name.strip() else repr(name)} {count}" for count, name in ranked]
     if len(names) > _NUM_CLASSES:
         half = _NUM_CLASSES // 2

@@ -130,7 +130,7 @@ def _is_labelled(
         return False
     num_flat = folders.null_count
     num_folders = len(pc.unique(folders.drop_null()))
-    if wanted is None and num_folders < 2:  # one folder tells no classes apart
+    if wanted is None and num_folders < 2:  # one class is none
         return False
     if num_flat:
         raise DataError(
