@@ -72,7 +72,7 @@ def test_counts_and_names_read_well(tmp_path: Path, capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     assert "left out: 2 .txt, 1 sidecar\n" in text
     assert "of these 2, 1 image has several frames or pages: the first is taken" in text
-    assert "images per class: dog 1, 'cat ' 1" in text
+    assert "images per class: 'cat ' 1, dog 1" in text
     _, manifest, notes = ingested("folder", tmp_path / "in", tmp_path / "out")
     assert any("1 image has several frames" in note for note in notes)
     assert "1 sidecar" in described(manifest)

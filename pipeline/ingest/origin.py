@@ -55,7 +55,7 @@ def origin_of(data: Data, tasks: Tasks, found: Listing | None = None) -> dict[st
         host = "" if "://" in uri else socket.gethostname()
         if key == "path" and data.source in _ENDINGS:
             endings = _ENDINGS[data.source]
-            if not uri.lower().endswith(endings) or data.source == "folder":
+            if data.source == "folder" or not listing.is_one_file(uri, endings[0]):
                 found = found or listing.list_files(uri, endings, tasks)
                 origin[key] = _listed(uri, host, found)
                 continue

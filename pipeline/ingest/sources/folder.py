@@ -83,18 +83,34 @@ def _layout(found: Listing, data: Data) -> _Layout:
     has_parts = has_parts and all(name.lower() in _PART_OF for name in parts)
     if has_parts and data.labelled is not False and not second.null_count:
         return _given_parts(first, second, data)
-    if not _is_labelled(first, second, data.labelled, data.path):
-        notes: tuple[str, ...] = ()
-        if has_parts and len(parts) > 1:
-            notes = (
-                f"all of {', '.join(sorted(parts))} is pre-trained on; data.path="
-                f"{data.path.rstrip('/')}/train leaves the rest out",
-            )
-        return _Layout(None, {}, notes)
+    # Parts that hold images and no class folders: neither the parts nor anything else is a class.
+    is_flat = has_parts and data.labelled is None and second.null_count == len(second)
+    if is_flat or not _is_labelled(first, data.labelled, data.path):
+        return _Layout(None, {}, _notes_unlabelled(parts, first, second, data, has_parts))
     if data.labelled is None and all(_DATES.fullmatch(name) for name in parts):
         shown = ", ".join(sorted(parts)[:3])
         return _Layout(first, {}, (f"folders such as {shown} are taken as classes; {_UNLABELLED}",))
     return _Layout(first, {})
+
+
+def _notes_unlabelled(
+    parts: set[str],
+    first: pa.LargeStringArray,
+    second: pa.LargeStringArray,
+    data: Data,
+    has_parts: bool,
+) -> tuple[str, ...]:
+    """Return what a folder that is read without labels may have been meant as."""
+    assert data.path is not None
+    path, listed = data.path.rstrip("/"), ", ".join(sorted(parts))
+    if has_parts and len(parts) > 1:
+        what = f"all of {listed} is pre-trained on; data.path={path}/train leaves the rest out"
+        return (what,)
+    num_inner = len(pc.unique(second.drop_null()))
+    if data.labelled is None and not first.null_count + second.null_count and num_inner > 1:
+        what = f"all images are below {listed}: data.path={path}/{listed} takes its {num_inner} "
+        return (f"{what}folders as classes",)
+    return ()
 
 
 def _given_parts(first: pa.LargeStringArray, second: pa.LargeStringArray, data: Data) -> _Layout:
@@ -123,9 +139,7 @@ def _given_parts(first: pa.LargeStringArray, second: pa.LargeStringArray, data: 
     return _Layout(second, given, (", ".join(roles),))
 
 
-def _is_labelled(
-    folders: pa.LargeStringArray, second: pa.LargeStringArray, wanted: bool | None, root: str
-) -> bool:
+def _is_labelled(folders: pa.LargeStringArray, wanted: bool | None, root: str) -> bool:
     if wanted is False:
         return False
     num_flat = folders.null_count

@@ -46,15 +46,19 @@ class Wanted(NamedTuple):
 
 
 def decoded(content: bytes) -> str:
-    """Return the text, by its byte order mark, else as UTF-8.
+    """Return the text, by its byte order mark, else as UTF-8, with line feeds between lines.
 
     Raises:
         ValueError: it is no text.
     """
-    for bom, encoding in _BOMS:
-        if content.startswith(bom):
-            return content.decode(encoding)
-    return content.decode()
+    encoding = next((encoding for bom, encoding in _BOMS if content.startswith(bom)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 from byte {error.start} on; save it as UTF-8") from None
+    if "\0" in text:
+        raise ValueError("it holds zero characters; save it as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def table_columns(
@@ -71,11 +75,16 @@ def table_columns(
     Raises:
         ValueError: the columns are ambiguous, a named one is missing, or the table is torn.
     """
-    text = text.lstrip("\r\n")
+    text = text.lstrip("\n")
     delimiter = _delimiter(text, delimiter)
     cells = [cell.strip() for cell in next(csv.reader(io.StringIO(text), delimiter=delimiter))]
     heading = cells if _is_heading(cells, wanted, exists) else None
-    columns = _rows(text, delimiter, int(heading is not None), len(cells))
+    columns = [
+        _without_blanks(column)
+        for column in _rows(text, delimiter, int(heading is not None), len(cells))
+    ]
+    if not len(columns[0]):
+        raise ValueError(f"it has a heading and no images: {', '.join(cells[:20])}")
     if heading is None:
         named = wanted.image or wanted.label
         if named is not None:
@@ -94,7 +103,7 @@ def text_columns(text: str, exists: Callable[[str], bool]) -> Columns:
     whole_text = pa.array([text], pa.large_string())
     lines = pc.utf8_trim(pc.list_flatten(pc.split_pattern(whole_text, "\n")), " \t\r")
     lines = lines.filter(pc.greater(pc.binary_length(lines), 0))
-    pattern = r"^(?P<path>.*[^ \t])[ \t]+(?P<label>\d+)$"
+    pattern = r"^(?P<path>.*[^ \t])[ \t]+(?P<label>-?\d+)$"
     found = pc.extract_regex(lines, pattern)
     if len(lines) > 1 and found[0].as_py() is None and found[1].as_py() is not None:
         cells = re.split(r"[ \t]+", lines[0].as_py())
@@ -105,6 +114,15 @@ def text_columns(text: str, exists: Callable[[str], bool]) -> Columns:
     paths = pc.if_else(whole, lines, pc.struct_field(found, "path"))
     labels = pc.if_else(whole, "", pc.struct_field(found, "label"))
     return Columns(paths.cast(pa.large_string()), labels.cast(pa.large_string()))
+
+
+def _without_blanks(column: pa.LargeStringArray) -> pa.LargeStringArray:
+    """Return the cells without the blanks that the writer put beside every delimiter."""
+    if pc.all(pc.starts_with(column, " ")).as_py():
+        column = pc.ascii_ltrim(column, " ")
+    if pc.all(pc.ends_with(column, " ")).as_py():
+        column = pc.ascii_rtrim(column, " ")
+    return column
 
 
 def _delimiter(text: str, usual: str) -> str:
@@ -128,7 +146,7 @@ def _rows(text: str, delimiter: str, skip: int, num_columns: int) -> list[pa.Lar
             column_types=dict.fromkeys(names, pa.large_string()), strings_can_be_null=False
         ),
     )
-    return [pa.concat_arrays(column.chunks) for column in table.columns]
+    return [pa.chunked_array(c.chunks, pa.large_string()).combine_chunks() for c in table.columns]
 
 
 def _is_heading(cells: list[str], wanted: Wanted, exists: Callable[[str], bool]) -> bool:

@@ -21,7 +21,7 @@ from pipeline import storage
 from pipeline.cluster.jobs import Result, Tasks
 from pipeline.dataset.formats import format_of
 from pipeline.dataset.manifest import LeftOut, RejectExample
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StorageError
 from pipeline.ingest.sources import names as plain
 from pipeline.storage.scan import ScanPage, ScanPart
 
@@ -88,6 +88,16 @@ class Listing:
     rejects: tuple[RejectExample, ...]
     newest_s: float
     other_folders: tuple[str, ...] = ()
+
+
+def is_one_file(path: str, ending: str) -> bool:
+    """Return whether a place is one file of the kind; Spark gives folders such names as well."""
+    if not path.lower().endswith(ending):
+        return False
+    try:
+        return not storage.list_names(path)
+    except StorageError:  # it is no folder, or a failure that opening it reports
+        return True
 
 
 def list_files(root: str, endings: tuple[str, ...], tasks: Tasks) -> Listing:

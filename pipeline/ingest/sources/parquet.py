@@ -45,7 +45,8 @@ def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
     assert data.path is not None
     root, names, found_files = files_of(data.path, ".parquet", tasks)
     excluded = Excluded() if found_files is None else found_files.excluded
-    shared = {"root": root, "image": data.image_column, "label": data.label_column}
+    label_column = None if data.labelled is False else data.label_column
+    shared = {"root": root, "image": data.image_column, "label": label_column}
     found = dict(tasks.map(look_at_table, [{"name": name} for name in names], shared))
     ids, sizes, labels, files, places, blocks = [], [], [], [], [], []
     num_blocks = 0
@@ -59,7 +60,7 @@ def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
         ids.append(listing.joined(name, rows))
         files.append(np.full(num_rows, number, np.int32))
         places.append(np.arange(num_rows, dtype=np.int64))
-        if data.label_column is not None and data.labelled is not False:
+        if label_column is not None:
             table = found[number].table
             assert table is not None
             labels.append(table["label"].combine_chunks())
@@ -99,7 +100,7 @@ def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
 
 def files_of(path: str, ending: str, tasks: Tasks) -> tuple[str, list[str], Listing | None]:
     """Return the folder, sorted names and listing of the files at `path`: itself, or all below."""
-    if path.lower().endswith(ending):
+    if listing.is_one_file(path, ending):
         folder, name = plain.split(storage.absolute(path))
         return folder, [name], None
     found = listing.list_files(path, (ending,), tasks)
@@ -128,19 +129,21 @@ def look_at_table(item: dict[str, Any], shared: Any) -> Result:
             return Result(groups)
         _check_column(file, shared["label"], uri, "data.label_column", _is_label)
         column = _flat(file.read(columns=[shared["label"]], use_threads=False), shared["label"])
-    if column.null_count:
-        what = f"{column.null_count} rows of the label column are empty"
+        labels = _text(column, uri)
+    num_empty = labels.null_count + int(pc.sum(pc.equal(labels, "")).as_py() or 0)
+    if num_empty:
+        what = f"{num_empty} rows of the label column are empty"
         raise DataError("E-DATA-054", what, where=uri, todo="fill them, or set data.labelled=false")
-    return Result(groups, pa.table({"label": _text(column, uri)}))
+    return Result(groups, pa.table({"label": labels}))
 
 
 def _text(column: Any, uri: str) -> pa.LargeStringArray:
-    """Write labels as text: numbers that are whole without a fraction."""
+    """Write labels as text: numbers that are whole without a fraction, null where there is none."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_floating(column.type):
         try:
-            column = column.cast(pa.int64())
+            column = pc.if_else(pc.is_nan(column), None, column).cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise DataError(
                 "E-DATA-302",
@@ -283,6 +286,6 @@ def _is_label(kind: pa.DataType) -> bool:
         kind = kind.value_type
     tests = (
         pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
-        pa.types.is_floating, pa.types.is_boolean,
+        pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_date,
     )  # fmt: skip
     return any(test(kind) for test in tests)

@@ -14,6 +14,7 @@ sample, and a file that turns out to be missing is a reject.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -30,6 +31,7 @@ from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.ingest.sources import list_file, splits
 from pipeline.ingest.sources import names as plain
 from pipeline.ingest.sources.index import ImageIndex
+from pipeline.ingest.sources.listing import IMAGE_ENDINGS
 
 _NUM_SIZED, _SIZE_STREAM = 256, 104
 
@@ -188,7 +190,7 @@ def _relative(paths: pa.LargeStringArray, root: str, uri: str) -> pa.LargeString
         cut = pa.array([unquote(name) for name in cut.to_pylist()], pa.large_string())
     # Cut from a whole URI a path may begin with an empty part; written alone it is absolute.
     cut = pc.replace_substring_regex(cut, "^/", ".//")
-    paths = pc.if_else(pc.starts_with(paths, prefix), cut, paths)
+    written = paths = pc.if_else(pc.starts_with(paths, prefix), cut, paths)
     # `..`, absolute, of a folder, other schemes, drives and shares of Windows.
     unsafe = pc.match_substring_regex(
         paths,
@@ -202,7 +204,7 @@ def _relative(paths: pa.LargeStringArray, root: str, uri: str) -> pa.LargeString
         paths = pc.replace_substring_regex(paths, r"/(\.?/)+", "/")
         paths = pc.replace_substring_regex(paths, r"^(\./)+", "")
     if num_unsafe := int(pc.sum(unsafe).as_py() or 0):
-        first = paths.filter(unsafe)[0].as_py()
+        first = written.filter(unsafe)[0].as_py()
         raise DataError(
             "E-DATA-064",
             f"{num_unsafe} paths of the list lead outside data.image_root or are not in plain "
@@ -238,9 +240,30 @@ def _mean_bytes(root: str, ids: pa.LargeStringArray, data: Data) -> int:
             "E-DATA-066",
             f"none of {len(names)} images of the list exists, first: {names[0]}",
             where=root,
-            todo="set data.image_root to the folder that the paths start from",
+            todo=_likely_cause(root, names[0])
+            or "set data.image_root to the folder that the paths start from",
         )
     return max(1, round(sum(sizes) / len(sizes)))
+
+
+def _likely_cause(root: str, name: str) -> str | None:
+    """Return what to do about a name that a slight change turns into that of a file."""
+    label = re.search(r"[ \t]+([^ \t]+)$", name)
+    changes = {
+        "write / between folders, not \\": name.replace("\\", "/"),
+        "write path,label into a .csv list: in .txt lists labels are whole numbers": (
+            name[: label.start()] if label else name
+        ),
+        **{
+            f"write the names with their ending, {ending}": name + ending
+            for ending in (*IMAGE_ENDINGS, *map(str.upper, IMAGE_ENDINGS))
+        },
+    }
+    found = {changed: todo for todo, changed in changes.items() if changed != name}
+    for changed, size in zip(found, sizes_of(root, list(found)), strict=True):
+        if size is not None:
+            return found[changed]
+    return None
 
 
 def sizes_of(root: str, names: list[str]) -> list[int | None]:

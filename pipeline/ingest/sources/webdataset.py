@@ -129,7 +129,7 @@ def look_at_tar(item: dict[str, Any], shared: Any) -> Result:
                 elif ending == ".cls" and member.num_bytes <= _MAX_LABEL_BYTES:
                     file.seek(member.start)
                     content = file.read(member.num_bytes)
-                    labels[name[: -len(ending)]] = content.decode("utf-8", "replace").strip()
+                    labels[name[: -len(ending)]] = content.decode("utf-8-sig", "replace").strip()
                 else:
                     excluded.add(ending, name)
         except tar.BrokenTarError as error:
