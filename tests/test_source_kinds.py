@@ -291,6 +291,9 @@ def test_small_classes_stay_whole_and_are_named(tmp_path: Path) -> None:
     index = index_of("folder", tmp_path, num_test_per_class=4)
     assert index.class_counts("test") == [0, 4, 4] and index.class_counts("pretrain") == [3, 5, 8]
     assert any("Blouse (3)" in note for note in index.notes)
+    assert not any("most images" in note for note in index.notes)
+    index = index_of("folder", tmp_path, num_test_per_class=8)
+    assert "classes that have most images in test: Hat (8 of 9), Shirt (8 of 12)" in index.notes
 
 
 # --- lists ---

@@ -143,19 +143,22 @@ def sets_of(
 def notes_of(
     sets: Mapping[str, Indices], labels_N: npt.NDArray[np.int32], class_names: Sequence[str] | None
 ) -> list[str]:
-    """Return which classes are pre-trained on and too small to be held out, by set."""
+    """Return which classes have no image, or most of theirs, in a set that is held out."""
+    if class_names is None:
+        return []
     notes = []
-    for name in _HELD_OUT if class_names is not None else ():
-        if name not in sets:
-            continue
-        assert class_names is not None
-        held = np.bincount(labels_N[sets[name]], minlength=len(class_names))
-        counts = np.bincount(labels_N[sets["pretrain"]], minlength=len(class_names))
-        small = np.flatnonzero((held == 0) & (counts > 0)).tolist()
-        if small:
-            listed = ", ".join(f"{class_names[c]} ({counts[c]})" for c in small[:20])
-            more = f" and {len(small) - 20} more" if len(small) > 20 else ""
-            notes.append(f"classes without images in {name}: {listed}{more}")
+    for name in (name for name in _HELD_OUT if name in sets):
+        held, trained, left = (
+            np.bincount(labels_N[sets[other]], minlength=len(class_names)).tolist()
+            for other in (name, "pretrain", "probe" if "probe" in sets else "pretrain")
+        )
+        counts = list(zip(class_names, held, trained, left, strict=True))
+        small = [f"{c} ({t})" for c, h, t, _ in counts if t and not h]
+        most = [f"{c} ({h} of {h + rest})" for c, h, _, rest in counts if h > rest]
+        for what, classes in (("without images in", small), ("that have most images in", most)):
+            if classes:
+                more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
+                notes.append(f"classes {what} {name}: {', '.join(classes[:20])}{more}")
     return notes
 
 
