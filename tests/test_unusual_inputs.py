@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cluster.jobs import ThreadTasks
+from pipeline.dataset import formats
 from pipeline.ingest.origin import origin_of
+from pipeline.ingest.plan import dry_run
 from tests.refusals import raises
 from tests.sources import (
     image_bytes,
@@ -155,3 +157,15 @@ def test_classes_one_folder_deeper_are_pointed_to(tmp_path: Path) -> None:
     assert any(f"data.path={tmp_path}/photos" in note for note in index.notes)
     assert index_of("folder", tmp_path / "photos").class_names == ("a", "b")
     assert not index_of("folder", tmp_path, labelled=False).notes  # asked for
+
+
+@pytest.mark.parametrize("kind", ["heic", "text"])
+def test_photographs_of_a_phone_bring_the_package_that_reads_them(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "_reads_heif", lambda: False)
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
+    write_files(tmp_path / "in", {"IMG_1.HEIC": heic if kind == "heic" else b"text"})
+    with raises("E-DATA-079") as caught:
+        dry_run(settings("folder", tmp_path / "in", tmp_path / "out"))
+    assert ("pip install pillow-heif" in caught.value.todo) is (kind == "heic")

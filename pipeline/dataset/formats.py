@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Literal, get_args
 
 HEAD_BYTES = 64  # what `format_of` needs
+NEEDS_PLUGIN = "HEIC: it is read once pillow-heif is installed"
 
 RejectReason = Literal[
     "missing",  # a list names it, the storage does not have it
@@ -66,7 +67,7 @@ def sniffed(data: bytes) -> str:
     """
     found = format_of(data[:HEAD_BYTES])
     if found == "HEIF" and not _reads_heif():
-        raise RejectedImage("unsupported_format", "HEIC: it is read once pillow-heif is installed")
+        raise RejectedImage("unsupported_format", NEEDS_PLUGIN)
     if found is not None:
         return found
     if data[4:8] == b"ftyp":

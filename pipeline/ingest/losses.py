@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import Config
+from pipeline.dataset.formats import NEEDS_PLUGIN
 from pipeline.dataset.manifest import RejectExample
 from pipeline.errors import DataError
 from pipeline.ingest.sources.index import ImageIndex
@@ -109,12 +110,15 @@ def refuse_rejects(
     counts = Counter(reject.reason for reject in rejects)
     reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
     first = "; ".join(f"{r.id} ({r.reason}: {r.detail})" for r in rejects[:3])
+    fix = "repair or remove these images, or raise ingest.max_reject_frac"
+    if any(reject.detail == NEEDS_PLUGIN for reject in rejects):
+        fix = f"run pip install pillow-heif, on every node, to read HEIC; {fix}"
     return DataError(
         "E-DATA-079",
         f"{len(rejects)} of {num_images} images are unfit ({reasons}), more than the allowed share "
         f"of {limit_frac:g}; first: {first}",
         where=config.data.path or config.data.source,
-        todo="repair or remove these images, or raise ingest.max_reject_frac",
+        todo=fix,
     )
 
 
