@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Iterator
 from typing import Any, cast
@@ -29,7 +30,8 @@ _CHECKSUMS = ("when_supported", "when_required")
 _VARIABLES_OF_CLIENT = r"AWS_.*|BOTO_.*|(?i:(http|https|all)_proxy)|(REQUESTS|SSL|CURL)_.*"
 VARIABLES = (
     Variable(r"AWS_ENDPOINT_URL(_S3|_STS)?", "http://HOST:PORT or https://HOST[:PORT]",
-             lambda v: is_url(v, "http", "https")),
+             lambda v: is_url(v, "http", "https") and "@" not in v),
+    Variable(r"AWS_CA_BUNDLE", "the path of a file of certificates", os.path.exists),
     Variable(r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN)",
              "one word of printable characters", is_token),
     Variable(r"AWS_(DEFAULT_)?REGION", "the name of a region, such as us-east-1",
