@@ -251,7 +251,7 @@ class Session:
     def _again(self) -> str:
         """Return the command words of this run with the next seed."""
         kept = [word for word in self.command.overrides if not word.startswith("run.seed=")]
-        if self.command.resume is not None:
+        if self.command.resume is not None or self.command.extend is not None:
             kept = ["--config", storage.join(self.folder.uri, "config.yaml")]
         elif self.command.config_file is not None:
             kept = ["--config", self.command.config_file, *kept]
