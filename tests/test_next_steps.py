@@ -30,11 +30,12 @@ MODEL = "models/sdclr/backbone.safetensors"
 @pytest.mark.parametrize(
     ("files", "words", "labelled", "names"),
     [
-        ([MODEL], PHOTOS, False, ["rare images", "weights", "more epochs", "compare"]),
-        ([MODEL], PHOTOS, True, ["scores", "rare images", "weights", "more epochs", "compare"]),
-        ([MODEL, "evaluation.json", "mining.json", "export/x"], PHOTOS, True,
+        ([MODEL], PHOTOS, False, ["page", "rare images", "weights", "more epochs", "compare"]),
+        ([MODEL, "report.html"], PHOTOS, True,
+         ["scores", "rare images", "weights", "more epochs", "compare"]),
+        ([MODEL, "report.html", "evaluation.json", "mining.json", "export/x"], PHOTOS, True,
          ["more epochs", "compare"]),
-        ([MODEL, "evaluation.json"], (), True,
+        ([MODEL, "report.html", "evaluation.json"], (), True,
          ["rare images", "weights", "more epochs", "compare", "your images"]),
         (["aggregate.json"], PHOTOS, True, []),
     ],

@@ -208,8 +208,9 @@ def test_a_data_set_that_was_moved_is_found_by_its_hash(
 def test_another_seed_of_a_run_made_of_a_run_has_its_configuration(
     how: str, run: str, stack: ExitStack
 ) -> None:
-    overrides = () if how == "resume" else ("train.epochs=3", f"run.root={Path(run).parent}")
-    command = Command("train", None, overrides, dry_run=False, **{"resume": None, how: run})
-    folder = resolve(command)
+    command = Command(
+        "train", None, ("train.epochs=3",), dry_run=False, **{"resume": None, how: run}
+    )
+    folder = resolve(Command("train", None, (), resume=run, dry_run=False))
     again = Session(command, folder, Console(io.StringIO()), stack)._again()
-    assert shlex.split(again) == ["--config", f"{folder.uri}/config.yaml", "run.seed=1"]
+    assert shlex.split(again) == ["--config", f"{run}/config.yaml", "run.seed=1"]

@@ -66,6 +66,8 @@ def next_steps(folder: RunFolder, *, is_labelled: bool) -> list[tuple[str, str]]
     if there("models"):
         if is_labelled and not there("evaluation.json"):
             steps.append(("scores", f"evaluate --resume {quoted}"))
+        if not there("report.html"):
+            steps.append(("page", f"report --resume {quoted}"))
         if not there("mining.json"):
             steps.append(("rare images", f"mine --resume {quoted}"))
         if not there("export"):
