@@ -128,8 +128,22 @@ class Browser:
             )
             picture.write_bytes(base64.b64decode(shot["data"]))
 
+    def wait_for(
+        self, address: str, expression: str, *, width_px: int, deadline_s: float, picture: Path
+    ) -> Any:
+        """Return an expression's value on a served page once it is true, with a picture."""
+        with self._tab(address, width_px) as session:
+            end_s = time.monotonic() + deadline_s
+            while not (found := self._evaluate(session, expression)):
+                if time.monotonic() > end_s:
+                    raise TimeoutError(f"not so on {address}: {expression}")
+                time.sleep(0.5)
+            shot = self._call("Page.captureScreenshot", session)
+            picture.write_bytes(base64.b64decode(shot["data"]))
+            return found
+
     @contextmanager
-    def _tab(self, page: Path, width_px: int) -> Iterator[str]:
+    def _tab(self, page: Path | str, width_px: int) -> Iterator[str]:
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
         session: str = attached["sessionId"]
@@ -140,7 +154,8 @@ class Browser:
             "Emulation.setDeviceMetricsOverride", session, width=width_px, height=844,
             deviceScaleFactor=1, mobile=width_px < 600,
         )  # fmt: skip
-        self._call("Page.navigate", session, url=page.resolve().as_uri())
+        url = page if isinstance(page, str) else page.resolve().as_uri()
+        self._call("Page.navigate", session, url=url)
         self._wait_for("Page.loadEventFired")
         yield session
         self._call("Target.closeTarget", targetId=target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -14,6 +15,7 @@ from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.console import Console
 from pipeline.errors import DataError
+from pipeline.record.gauges import Monitor
 from pipeline.record.metrics import Newest, newest_rows, read_metrics, read_rows, truncate_metrics
 from pipeline.record.rows import AlarmPart, HealthRow
 from pipeline.storage import LineLog
@@ -176,3 +178,16 @@ def test_a_resume_says_from_which_step_and_what_it_skipped(tmp_path: Path) -> No
         "[train] sdclr: skipped step-00000006: torn",
         "[train] sdclr: resumes from step 5",
     ]
+
+
+def test_a_resume_is_counted_and_a_start_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: Counter[str] = Counter()
+    monkeypatch.setattr(Monitor, "add", lambda _, name, amount=1: raised.update({name: amount}))
+    config = load_config(None, ["train.methods=[sdclr]"])
+    with MethodLog(str(tmp_path), config, "sdclr", num_steps=9, rank=0) as log:
+        log.restore(0, [])
+        assert not raised
+        log.restore(5, ["step-00000006: torn"])
+    assert raised == {"sdclr_restarts": 1, "sdclr_checkpoints_refused": 1}

@@ -58,6 +58,7 @@ TABLE = (
     Metric("sdclr_checkpoint_time_s", "gauge", _METHOD, "Unix time of the last checkpoint"),
     Metric("sdclr_checkpoint_failures", "counter", _METHOD, "checkpoints that were not written"),
     Metric("sdclr_checkpoints_refused", "counter", _METHOD, "broken checkpoints skipped"),
+    Metric("sdclr_restarts", "counter", _METHOD, "trainings that resumed from a checkpoint"),
     Metric("sdclr_retries", "counter", ("run", "action"), "repeated requests to storage"),
     Metric("sdclr_rejects", "counter", ("data", "reason"), "images rejected at ingest"),
     Metric("sdclr_trials", "gauge", (*_METHOD, "status"), "trials of a sweep, by status"),

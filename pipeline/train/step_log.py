@@ -57,6 +57,7 @@ class MethodLog:
         elif isinstance(row, StepRow):
             self._monitor.step(row)
         elif isinstance(row, RestoreRow):
+            self._monitor.add("sdclr_restarts")
             self._monitor.add("sdclr_checkpoints_refused", len(row.refused))
 
     def flush(self) -> None:
