@@ -63,6 +63,7 @@ TABLE = (
     Metric("sdclr_rejects", "counter", ("data", "reason"), "images rejected at ingest"),
     Metric("sdclr_trials", "gauge", (*_METHOD, "status"), "trials of a sweep, by status"),
     Metric("sdclr_best_trial", "gauge", (*_METHOD, "objective"), "objective of the best trial"),
+    Metric("sdclr_usd_per_hour", "gauge", ("run",), "price of the GPUs of a training"),
     Metric("sdclr_stops", "counter", ("run", "reason"), "runs that ended with an error"),
 )
 METRICS = {metric.name: metric for metric in TABLE}

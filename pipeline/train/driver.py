@@ -79,6 +79,10 @@ def train(run: RunContext, *, cluster: Cluster, console: Console) -> Trained:
         datasets["pretrain"] = rows.materialize()
     stopping.clear(run.run_uri)
     view = ProgressView(config, run.run_uri, console)
+    price = config.cost.price_per_gpu_hour_usd
+    if price is not None:
+        num_gpus = config.train.num_workers if use_gpu else 0
+        Monitor(run=run_name(run.run_uri)).set("sdclr_usd_per_hour", price * num_gpus)
     result = _fit_again(config, job, datasets, view, console)
     view.show_restores()
     health = read_rows(run.run_uri, HealthRow)
