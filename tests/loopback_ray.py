@@ -18,7 +18,7 @@ from types import TracebackType
 from tests.running import end, wait_for
 
 RAY = Path(sys.executable).parent / "ray"
-_START_S, _STOP_S = 90, 30
+_START_S, _STOP_S = 240, 30
 _PORT_OPTIONS = (
     "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port",
     "runtime-env-agent-port", "object-manager-port", "node-manager-port",
