@@ -6,13 +6,14 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from pipeline.record.gauges import METRICS, TABLE, Monitor, by_group, run_name
+from pipeline.record.gauges import METRICS, TABLE, Held, Monitor, by_group, run_name
 from sdclr import build_network
 from tests.conftest import REPO
 
@@ -209,3 +210,24 @@ def test_without_ray_nothing_happens() -> None:
     monitor.set("sdclr_loss", 1.0)
     monitor.add("sdclr_images", 3)
     monitor.checkpoint(1.0)
+
+
+class Shown:
+    """A gauge that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.values: list[tuple[float, str]] = []
+
+    def set(self, value: float, tags: dict[str, str]) -> None:
+        self.values.append((value, tags["run"]))
+
+
+def test_the_last_value_of_each_series_is_exported_again() -> None:
+    held, gauge = Held(), Shown()
+    held._thread = threading.Thread()  # none of its own
+    for value, run in ((1.0, "a"), (2.0, "a"), (3.0, "b")):
+        held.set(gauge, "sdclr_step", value, {"run": run})
+    del gauge.values[:]
+    held.refresh()
+    held.refresh()
+    assert gauge.values == [(2.0, "a"), (3.0, "b")] * 2

@@ -237,6 +237,12 @@ def test_every_metric_arrives_with_its_tags(live: Live, metric: Any) -> None:
         assert all(one["metric"][tag] for tag in metric.tags)
 
 
+def test_a_number_that_is_set_once_stays(live: Live) -> None:
+    (price,) = live.series("ray_sdclr_usd_per_hour")
+    (times,) = {tuple(t for t, _ in price["values"])}
+    assert times[-1] - times[0] > 20 and len(times) > 5
+
+
 def test_the_numbers_are_those_of_the_run(live: Live) -> None:
     (images,) = live.series('max(ray_sdclr_images_total{run!~"diverged.*"})')
     (steps,) = live.series('max(ray_sdclr_num_steps{run!~"diverged.*"})')
@@ -288,6 +294,7 @@ EMPTY = {
     "no memory ran out, no worker was lost": r"OOM Kills|Unexpected System Level",
     "buckets are dropped, see infra/prometheus/prometheus.yaml": r"^P\d\d |Histogram",
     "Ray measures them where it is told to": r"by Node\)",
+    "Ray 2.60 exports no such number": r"Task Completion Time Without Backpressure",
     "images are read once and kept, no rank iterates": r"by Rank|Data Loading|Data Production",
 }
 

@@ -8,11 +8,13 @@ of runs, methods, reasons and ranks, never of images, steps or files.
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pipeline.record.rows import StepRow
 from pipeline.storage.retries import RETRIES
@@ -69,6 +71,55 @@ TABLE = (
 METRICS = {metric.name: metric for metric in TABLE}
 # ResNets have 5 groups of layers; whatever an architecture calls its own, no more than these.
 _MAX_LAYERS = 24
+REFRESH_S = 1.0
+"""Time between two exports of a value that stays: the shortest interval that Ray knows."""
+
+
+class Settable(Protocol):
+    """A gauge of Ray."""
+
+    def set(self, value: float, tags: dict[str, str]) -> None:
+        """Export a value once."""
+
+
+class Held:
+    """The last value of each gauge, exported again and again.
+
+    Ray 2.60 exports a value once and drops its series seconds later. A run that stalls sets nothing
+    any more, and would vanish instead of raising its alert.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, frozenset[tuple[str, str]]], tuple[Settable, float]] = {}
+        self._thread: threading.Thread | None = None
+
+    def set(self, gauge: Settable, name: str, value: float, tags: dict[str, str]) -> None:
+        """Export a value, and keep it for `refresh`; the first one starts a thread for that."""
+        self._last[name, frozenset(tags.items())] = (gauge, value)
+        gauge.set(value, tags=tags)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._keep, daemon=True)
+            self._thread.start()
+
+    def refresh(self) -> None:
+        """Export every value again."""
+        for (_, tags), (gauge, value) in list(self._last.items()):
+            gauge.set(value, tags=dict(tags))
+
+    def _keep(self) -> None:
+        import ray
+
+        while True:
+            time.sleep(REFRESH_S)
+            if not ray.is_initialized():
+                self._last.clear()
+                self._thread = None
+                return
+            with suppress(Exception):  # a number that is not shown ends no training
+                self.refresh()
+
+
+HELD = Held()
 
 
 class Monitor:
@@ -87,9 +138,9 @@ class Monitor:
         self._retries: Counter[str] = Counter(RETRIES)
 
     def set(self, name: str, value: float, **tags: str) -> None:
-        """Set a gauge of the table."""
+        """Set a gauge of the table; it stays set while this process is connected to Ray."""
         if self._on:
-            self._of(name).set(float(value), tags=self._named(name, tags))
+            HELD.set(self._of(name), name, float(value), self._named(name, tags))
 
     def add(self, name: str, amount: float = 1, **tags: str) -> None:
         """Raise a counter of the table; nothing happens for 0."""
