@@ -284,6 +284,16 @@ def test_a_single_run_says_nothing_about_chance(tmp_path: Path) -> None:
     assert "says nothing about chance" in Page(place.read_text()).text
 
 
+def test_the_names_of_compared_runs_stay_short(tmp_path: Path) -> None:
+    uris = [records.write_run(tmp_path / name) for name in ("a", "b")]
+    start = "/a/long/way/models/{method}/backbone.safetensors"
+    text = f"sdclr:\n  prune_ratio: 0.9\ntrain:\n  epochs: 9\n  init_from: {start}\n"
+    (Path(uris[1]) / "config.yaml").write_text(text)  # as an extended run has it
+    first, second = (run.label for run in loaded(uris))
+    assert "train.epochs 9" in second and first != second
+    assert start not in first + second
+
+
 def test_unlabelled_runs_are_compared_by_their_health(tmp_path: Path) -> None:
     uris = two_runs(tmp_path)
     for uri in uris:

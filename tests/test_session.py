@@ -214,3 +214,14 @@ def test_another_seed_of_a_run_made_of_a_run_has_its_configuration(
     folder = resolve(Command("train", None, (), resume=run, dry_run=False))
     again = Session(command, folder, Console(io.StringIO()), stack)._again()
     assert shlex.split(again) == ["--config", f"{run}/config.yaml", "run.seed=1"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "has_page"), [("evaluate", True), ("mine", True), ("export", False)]
+)
+def test_the_page_follows_what_is_done_to_a_run(
+    stage: str, has_page: bool, run: str, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stages, stage, lambda _: None)
+    Stages(session(stage, run, stack, stream=io.StringIO())).run()
+    assert (Path(run) / "report.html").exists() is has_page

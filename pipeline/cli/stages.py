@@ -89,6 +89,8 @@ class Stages:
                 "report": self.report,
             }  # fmt: skip
             work[stage]()
+            if stage in ("evaluate", "mine"):
+                self.report()  # it shows the scores, and links to the ranking
         session.finish()
 
     def ingest(self) -> float:

@@ -59,7 +59,8 @@ class Compared:
 def compared(runs: Sequence[Inputs], folder: str) -> list[Compared]:
     """Return runs with labels that differ, and links from `folder`."""
     found = [_compared(inputs, folder) for inputs in runs]
-    keys = differing(found)
+    # The URI of the first weights is too long for a name.
+    keys = [key for key in differing(found) if key != "train.init_from"]
     for words in (
         lambda run: "",
         lambda run: ", ".join(f"{key} {run.config.get(key, 'unset')}" for key in keys[:2]),
