@@ -56,6 +56,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(command: Command, console: Console) -> int:
+    if command.stage == "reproduce":
+        from pipeline.cli.study import reproduce
+
+        reproduce(command, console)
+        return 0
     if command.dry_run:
         from pipeline.cli.preview import preview
 

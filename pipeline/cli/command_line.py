@@ -25,6 +25,7 @@ STAGES = {
     "log": "give a RUN's metrics to TensorBoard, MLflow or Weights & Biases; again adds no copy",
     "gc": "list what nothing needs: data sets, runs, sweeps, checkpoints; asked twice, remove it",
     "tune": "search settings by tune.*, on the val set or without labels; again = resume",
+    "reproduce": "train and score the runs of a study over its seeds; ends in one table",
 }
 SECTIONS_OF = {
     "ingest": ("data", "ingest", "placement"),
@@ -36,6 +37,7 @@ SECTIONS_OF = {
     "log": (),
     "gc": (),
     "tune": ("tune", "cost"),
+    "reproduce": (),
 }
 """The sections of the configuration that a stage reads first of all."""
 SetName = Literal["pretrain", "probe", "val", "test"]
@@ -77,6 +79,7 @@ class Command:
         extend: of `train`: a finished run whose weights a new run starts from.
         tracker, follow: of `log`: where to, and whether until the run has ended.
         root, remove: of `gc`: where to look, and the token of the listing to remove.
+        study: of `reproduce`: the name of a study that is shipped, or its file.
     """
 
     stage: str
@@ -93,6 +96,7 @@ class Command:
     follow: bool = False
     root: str | None = None
     remove: str | None = None
+    study: str | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -125,6 +129,8 @@ def parse(argv: Sequence[str]) -> Command:
             where="command line",
             todo=f"stages are {', '.join(STAGES)}",
         )
+    if stage == "reproduce":
+        return _study_command(args, overrides, others[1:])
     runs = tuple(others[1:])
     if runs and stage not in _TAKES_RUNS:
         raise ConfigError(
@@ -140,6 +146,30 @@ def parse(argv: Sequence[str]) -> Command:
     )  # fmt: skip
     _check(command)
     return command
+
+
+def _study_command(
+    args: argparse.Namespace, overrides: tuple[str, ...], names: Sequence[str]
+) -> Command:
+    """Read the words of `reproduce`: one study, keys of all its runs, nothing else."""
+    others = {"--config": args.config, "--resume": args.resume, "--checkpoint": args.checkpoint,
+              "--data": args.data, "--set": args.set, "--extend": args.extend}  # fmt: skip
+    given = [flag for flag, value in others.items() if value is not None]
+    if given:
+        raise ConfigError(
+            "E-CONFIG-724",
+            f"{given[0]} is no word of the stage reproduce",
+            where=f"reproduce {given[0]}",
+            todo="leave it out; the same command resumes a study, whose file names the rest",
+        )
+    if len(names) != 1:
+        raise ConfigError(
+            "E-CONFIG-723",
+            f"reproduce takes the name of one study, got {', '.join(names) or 'none'}",
+            where="reproduce",
+            todo=f"for example {program()} reproduce demo",
+        )
+    return Command("reproduce", None, overrides, None, args.dry_run, study=names[0])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -174,14 +204,19 @@ def _parser() -> argparse.ArgumentParser:
 def _show_help(stage: str | None) -> NoReturn:
     parser, name = _parser(), program()
     if stage in SECTIONS_OF:
-        words = {"evaluate": f"       {name} evaluate RUN RUN [RUN ...]\n",
-                 "report": f"       {name} report RUN RUN [RUN ...]\n",
-                 "log": f"       {name} log RUN --to TRACKER\n"}.get(stage, "")  # fmt: skip
+        others = {
+            "evaluate": "evaluate RUN RUN [RUN ...]",
+            "report": "report RUN RUN [RUN ...]",
+            "log": "log RUN --to TRACKER",
+        }
+        words = f"       {name} {others[stage]}\n" if stage in others else ""
         own = {flag: (v, text) for flag, (only, v, text) in OWN_WORDS.items() if only == stage}
         flags = "".join(f" [{f'{flag} {value}'.strip()}]" for flag, (value, _) in own.items())
+        usual = "[--config FILE] [section.key=value ...] [--resume RUN] [--dry-run]"
+        if stage == "reproduce":
+            usual = "STUDY [section.key=value ...] [--dry-run]"
         sys.stdout.write(
-            f"usage: {name} {stage} [--config FILE] [section.key=value ...] [--resume RUN] "
-            f"[--dry-run]{flags}\n{words}\n{stage}: {STAGES[stage]}\n"
+            f"usage: {name} {stage} {usual}{flags}\n{words}\n{stage}: {STAGES[stage]}\n"
         )
         for flag, (value, text) in own.items():
             sys.stdout.write(f"  {flag} {value}  {text}\n")
@@ -197,7 +232,8 @@ def _show_help(stage: str | None) -> NoReturn:
         f"  {name} --config tune_configs/cifar10_lt.yaml preset=official\n"
         f"  {name} --config tune_configs/photos.yaml data.path=FOLDER\n"
         f"  {name} tune --config tune_configs/sweep_demo.yaml\n"
-        f"  {name} report RUN RUN\n\n"
+        f"  {name} report RUN RUN\n"
+        f"  {name} reproduce demo\n\n"
         "RAY_ADDRESS names a cluster to join; without it Ray starts on this machine."
     )
     sys.stdout.write(parser.format_help())

@@ -78,7 +78,7 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file cannot be read, or anything in it or in the overrides is wrong.
     """
-    text = None if path is None else _file_text(path)
+    text = None if path is None else text_of(path)
     return parse_config(text, origin=path or "", overrides=overrides)
 
 
@@ -166,7 +166,12 @@ def _shipped(path: str) -> str:
     return str(there) if is_name and not Path(path).exists() and there.is_file() else path
 
 
-def _file_text(path: str) -> str:
+def text_of(path: str) -> str:
+    """Return the text of a local configuration file; `tune_configs/NAME` may be an installed one.
+
+    Raises:
+        ConfigError: it cannot be read, is no regular file, no UTF-8, or larger than 1 MiB.
+    """
     path = _shipped(path)
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe could block for ever

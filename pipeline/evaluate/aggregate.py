@@ -64,7 +64,7 @@ def aggregate(run_uris: Sequence[str]) -> Aggregate:
         runs=tuple(uris),
         scored_on=runs[0].evaluation.scored_on,
         notes=(*_notes(uris), *_partial(table)),
-        scores=tuple(_mean_entry(*name, list(scores.values())) for name, scores in table.items()),
+        scores=tuple(mean_entry(*name, list(scores.values())) for name, scores in table.items()),
         differences=method_differences(table),
     )
 
@@ -134,7 +134,8 @@ def _place(runs: Sequence[Evaluated], name: tuple[str, str]) -> tuple[int, int]:
     return protocols.index(name[0]), [*models, UNTRAINED].index(name[1])
 
 
-def _mean_entry(protocol: str, model: str, scores: Sequence[GroupScores]) -> MeanScore:
+def mean_entry(protocol: str, model: str, scores: Sequence[GroupScores]) -> MeanScore:
+    """Return the mean and spread of one model by one protocol."""
     summary = mean_scores(scores)
     return MeanScore(
         protocol=protocol,

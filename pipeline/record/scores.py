@@ -28,7 +28,7 @@ def scores_table(evaluation: Evaluation) -> Table:
     accuracy that was not measured (an empty group) is shown as a dash.
     """
     rows = [
-        [protocol, model.name, *_percents(score, METRICS), str(score.n), str(evaluation.seed)]
+        [protocol, model.name, *percents(score, METRICS), str(score.n), str(evaluation.seed)]
         for protocol in evaluation.protocols
         for model, score in evaluation.scores_by(protocol)
     ]
@@ -41,14 +41,14 @@ def curve_table(evaluation: Evaluation) -> Table:
     for protocol in evaluation.protocols:
         for point in evaluation.curve:
             score = next(s for s in point.scores if s.protocol == protocol)
-            cells = _percents(score, ("few", "std", "all"))
+            cells = percents(score, ("few", "std", "all"))
             rows.append([protocol, point.name, str(point.epochs), str(point.step), *cells])
     return ["Protocol", "Model", "Epoch", "Step", "Few", "STD", "All"], rows
 
 
 def aggregate_tables(averaged: Aggregate) -> list[Table]:
     """Return two tables: means, and paired differences, marked * where 0 is excluded."""
-    means = [[s.protocol, s.model, *_percents(s, METRICS), str(s.n)] for s in averaged.scores]
+    means = [[s.protocol, s.model, *percents(s, METRICS), str(s.n)] for s in averaged.scores]
     differences = [
         [d.protocol, f"{d.a} - {d.b}", *(_difference(d, m) for m in METRICS), str(d.n)]
         for d in averaged.differences
@@ -109,7 +109,7 @@ def difference_text(mean: float | None, half_width: float | None) -> str:
     return f"{100 * mean:+.1f} ± {100 * half_width:.1f}{star}"
 
 
-def _percents(score: Score | MeanScore, metrics: tuple[str, ...]) -> list[str]:
+def percents(score: Score | MeanScore, metrics: tuple[str, ...]) -> list[str]:
     """Return each metric with its spread over the draws, where there are several."""
     cells = []
     for metric in metrics:
