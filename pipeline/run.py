@@ -56,19 +56,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(command: Command, console: Console) -> int:
-    if command.stage == "reproduce":
-        from pipeline.cli.study import reproduce
-
-        reproduce(command, console)
-        return 0
-    if command.dry_run:
-        from pipeline.cli.preview import preview
-
-        preview(command, console)
-        return 0
-    from pipeline.cli.stages import run_stages
-
-    run_stages(command, console)
+    if command.study is not None:
+        from pipeline.cli.study import reproduce as work
+    elif command.dry_run:
+        from pipeline.cli.preview import preview as work
+    else:
+        from pipeline.cli.stages import run_stages as work
+    work(command, console)
     return 0
 
 

@@ -103,7 +103,9 @@ def test_an_unknown_study_and_a_wrong_key_are_refused(tmp_path: Path) -> None:
         load_study("dmeo")
     with raises("E-CONFIG-010"):
         load_study(str(tmp_path / "none.yaml"))
-    file = study_file(tmp_path, "config: tune_configs/demo.yaml\nseeds: [1]\narms: {a: [train.epoch=3]}\n")
+    file = study_file(
+        tmp_path, "config: tune_configs/demo.yaml\nseeds: [1]\narms: {a: [train.epoch=3]}\n"
+    )
     with raises("E-CONFIG-011", "train.epochs"):
         load_study(file).trainings()
 

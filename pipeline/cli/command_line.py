@@ -167,7 +167,7 @@ def _study_command(
             "E-CONFIG-723",
             f"reproduce takes the name of one study, got {', '.join(names) or 'none'}",
             where="reproduce",
-            todo=f"for example {program()} reproduce demo",
+            todo=f"name one, as in {program()} reproduce demo",
         )
     return Command("reproduce", None, overrides, None, args.dry_run, study=names[0])
 

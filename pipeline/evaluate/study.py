@@ -1,4 +1,4 @@
-"""What the runs of a study say together: means and paired differences over its seeds.
+"""Means and paired differences over the seeds of a study, and what its rankings found.
 
 Runs of one seed are pairs, whatever their arm: they share the split's classes, the held-out images
 and the initial weights. Every arm is scored by the frequency groups of the first arm, so that Few
