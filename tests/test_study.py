@@ -115,8 +115,9 @@ def test_an_unknown_study_and_a_wrong_key_are_refused(tmp_path: Path) -> None:
     [
         (["reproduce"], "E-CONFIG-723"),
         (["reproduce", "demo", "demo"], "E-CONFIG-723"),
-        (["reproduce", "demo", "--resume", "x"], "E-CONFIG-724"),
-        (["reproduce", "demo", "--config", "x"], "E-CONFIG-724"),
+        (["reproduce", "demo", "--resume", "x"], "E-CONFIG-723"),
+        (["reproduce", "demo", "--config", "x"], "E-CONFIG-723"),
+        (["reproduce", "demo", "--checkpoint", "x"], "E-CONFIG-222"),
         (["reproduce", "demo", "run.seed=1", "--dry-run"], "E-CONFIG-722"),
         (["reproduce", "demo", "data.num_max=1", "--dry-run"], "E-CONFIG-722"),
     ],

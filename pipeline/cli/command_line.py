@@ -58,7 +58,7 @@ OWN_WORDS = {
     "--remove": ("gc", "TOKEN", "remove what was listed with this token"),
 }  # fmt: skip
 """Words of one stage: the stage, what follows the word, what it does."""
-_TAKES_RUNS = ("evaluate", "report", "log")
+_TAKES_NAMES = ("evaluate", "report", "log", "reproduce")
 _OVERRIDE = re.compile(r"[A-Za-z_]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
 
 
@@ -72,14 +72,14 @@ class Command:
         overrides: `section.key=value`, as typed.
         resume: a run to resume: its folder, or its name below run.root.
         dry_run: check and show the plan only.
-        runs: of `report`, the runs to compare, of `evaluate`, to average; empty = one run. Of
+        runs: of `report`, the runs to compare, of `evaluate`, to average; empty = one run; of
+            `reproduce`, the study. Of
             `log`, the one run.
         checkpoint: of `evaluate`: what to score instead of the run's models.
         data, set_name: of `mine`: another data set, and which of its sets.
         extend: of `train`: a finished run whose weights a new run starts from.
         tracker, follow: of `log`: where to, and whether until the run has ended.
         root, remove: of `gc`: where to look, and the token of the listing to remove.
-        study: of `reproduce`: the name of a study that is shipped, or its file.
     """
 
     stage: str
@@ -96,7 +96,11 @@ class Command:
     follow: bool = False
     root: str | None = None
     remove: str | None = None
-    study: str | None = None
+
+    @property
+    def study(self) -> str | None:
+        """Return the name or file of the study to reproduce."""
+        return self.runs[0] if self.stage == "reproduce" else None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -129,10 +133,8 @@ def parse(argv: Sequence[str]) -> Command:
             where="command line",
             todo=f"stages are {', '.join(STAGES)}",
         )
-    if stage == "reproduce":
-        return _study_command(args, overrides, others[1:])
     runs = tuple(others[1:])
-    if runs and stage not in _TAKES_RUNS:
+    if runs and stage not in _TAKES_NAMES:
         raise ConfigError(
             "E-CONFIG-002",
             f"one stage at a time, got {', '.join(others)}",
@@ -146,30 +148,6 @@ def parse(argv: Sequence[str]) -> Command:
     )  # fmt: skip
     _check(command)
     return command
-
-
-def _study_command(
-    args: argparse.Namespace, overrides: tuple[str, ...], names: Sequence[str]
-) -> Command:
-    """Read the words of `reproduce`: one study, keys of all its runs, nothing else."""
-    others = {"--config": args.config, "--resume": args.resume, "--checkpoint": args.checkpoint,
-              "--data": args.data, "--set": args.set, "--extend": args.extend}  # fmt: skip
-    given = [flag for flag, value in others.items() if value is not None]
-    if given:
-        raise ConfigError(
-            "E-CONFIG-724",
-            f"{given[0]} is no word of the stage reproduce",
-            where=f"reproduce {given[0]}",
-            todo="leave it out; the same command resumes a study, whose file names the rest",
-        )
-    if len(names) != 1:
-        raise ConfigError(
-            "E-CONFIG-723",
-            f"reproduce takes the name of one study, got {', '.join(names) or 'none'}",
-            where="reproduce",
-            todo=f"name one, as in {program()} reproduce demo",
-        )
-    return Command("reproduce", None, overrides, None, args.dry_run, study=names[0])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -288,6 +266,8 @@ def _check(command: Command) -> None:
         _check_log(command)
     elif command.stage == "gc":
         _check_gc(command)
+    elif command.stage == "reproduce":
+        _check_study(command)
     elif command.runs:
         _check_runs(command)
 
@@ -311,6 +291,17 @@ def _check_gc(command: Command) -> None:
             "gc takes a root, and the token of its listing",
             where="command line",
             todo=f"{program()} gc --root URI; it prints the command that removes",
+        )
+
+
+def _check_study(command: Command) -> None:
+    """Refuse anything but one study and keys of its runs."""
+    if len(command.runs) != 1 or command.resume or command.config_file:
+        raise ConfigError(
+            "E-CONFIG-723",
+            "reproduce takes the name of one study",
+            where="command line",
+            todo=f"{program()} reproduce STUDY; the same command resumes it",
         )
 
 
