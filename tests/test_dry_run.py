@@ -123,7 +123,7 @@ def test_what_a_sweep_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ),
         (
             ["augment.crop_px=16", "feed.canvas_px=16", "evaluate.split=val"],
-            "E-CONFIG-034",
+            "E-CONFIG-013",
         ),
     ],
 )

@@ -208,6 +208,8 @@ def test_missing_sets_are_refused_by_name() -> None:
         with raises("E-CONFIG-013", split):
             config = load_config(None, [f"evaluate.split={split}"])
             check_sets(config, sets_of(pretrain=EVEN, probe=EVEN))
+    with raises("E-CONFIG-561"):
+        check_sets(CONFIG, sets_of(pretrain=EVEN, test=EVEN))
     for protocol in ("paper-linear", "paper-fewshot"):
         config = load_config(None, [f"evaluate.protocols=[{protocol}, knn]"])
         with pytest.raises(ConfigError, match=f"{protocol} choose the epoch on a val set"):

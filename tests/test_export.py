@@ -182,7 +182,7 @@ def test_a_form_that_gives_other_features_is_not_published(
         return exported_program(changed, side_px=side_px)
 
     monkeypatch.setattr(stage, "exported_program", other)
-    with raises("E-BUG-001", "features.pt2"):
+    with raises("E-BUG-560", "features.pt2"):
         export_network(trained_network(), FACTS, str(tmp_path), formats=("torch-export",))
     assert not list(tmp_path.iterdir())
 

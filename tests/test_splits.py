@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+from enum import IntEnum, unique
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.ingest.sources.splits import hold_out, read_index, row_order
+from pipeline.ingest.sources.splits import hold_out, read_index, row_order, shard_order
+from pipeline.ingest.streams import Stream, generator
+from sdclr import longtail
 from tests.refusals import raises
 
 
@@ -24,6 +27,31 @@ def test_hold_out_takes_the_same_number_of_each() -> None:
     with pytest.raises(DataError) as caught:
         hold_out(labels, num_per_class=10, class_names="abc", seed=0)
     assert caught.value.id == "E-DATA-069" and "'a'" in caught.value.what
+
+
+def test_named_streams_give_the_published_orders() -> None:
+    """The numbers behind the names are part of published splits."""
+    rows = np.arange(50)
+    expected = np.random.default_rng([3, 102, *b"test"]).permutation(rows)
+    assert row_order(rows, set_name="test", seed=3).tolist() == expected.tolist()
+    expected = np.random.default_rng([3, 104, 7, *b"pretrain"]).permutation(rows)
+    found = shard_order(rows, set_name="pretrain", number=7, seed=3)
+    assert found.tolist() == expected.tolist()
+    labels = np.zeros(50, np.int64)
+    for name, number in (("test", 101), ("val", 103)):
+        expected = np.sort(np.random.default_rng([3, number, 0]).permutation(rows)[:5])
+        held = hold_out(labels, num_per_class=5, class_names="a", seed=3, set_name=name)
+        assert held.tolist() == expected.tolist()
+
+
+def test_every_stream_has_a_number_of_its_own() -> None:
+    ours = {int(stream) for stream in Stream}
+    theirs = {longtail._ORDER_STREAM, longtail._IMAGE_STREAM, longtail._FEWSHOT_STREAM}
+    assert len(ours) == len(Stream.__members__) and not ours & theirs
+    draws = {int(generator(0, stream, 5).integers(2**62)) for stream in Stream}
+    assert len(draws) == len(ours)
+    with pytest.raises(ValueError, match="duplicate"):
+        unique(IntEnum("Twice", {"A": 104, "B": 104}))
 
 
 def test_row_order_is_a_permutation_of_its_own_for_each_set() -> None:

@@ -21,7 +21,6 @@ from pipeline.config.file import changed_keys
 from pipeline.console import Console, duration
 from pipeline.dataset.image import remarked
 from pipeline.dataset.manifest import left_out_text, read_manifest
-from pipeline.errors import ConfigError
 from pipeline.ingest.plan import DryRun, dry_run
 from pipeline.ingest.sample import SIDES_PX, Sample
 from pipeline.record.folder import RunFolder
@@ -89,15 +88,10 @@ def _show_reading(command: Command, console: Console) -> None:
 
 def _show_sweep(config: Config, plan: DryRun, console: Console) -> None:
     from pipeline.tune.estimate import estimate
+    from pipeline.tune.images import needed_sets
     from pipeline.tune.space import parameters
 
-    if config.tune.objective == "fewshot" and "val" not in plan.sets:
-        raise ConfigError(
-            "E-CONFIG-006",
-            "a sweep is scored on a validation set, and the data set has none",
-            where=plan.data_uri,
-            todo="set data.num_val_per_class or data.sets.val, or tune.objective=view_retrieval",
-        )
+    needed_sets(config, plan.manifest)
     for method in config.train.methods:
         for p in parameters(config, method):
             how = f"{p.choices}" if p.choices else f"{p.low:g} to {p.high:g}"
@@ -228,7 +222,7 @@ def _show_mining(command: Command, folder: RunFolder, config: Config, console: C
     manifest, set_name = read_manifest(uri), command.set_name or "pretrain"
     check_set(manifest, set_name)
     info = manifest.sets[set_name]
-    labelled = manifest.class_names is not None and info.class_counts is not None
+    labelled = manifest.has_labels(set_name)
     timing = measure(config, build.crop_px(config, manifest), where=folder.uri)
     num_passes = mining_images(config, info.rows, labelled=labelled)
     console.stage("device", f"{timing.device}; times below are this machine's, from a few steps")

@@ -157,6 +157,10 @@ class Manifest:
     schema_version: Literal[2] = 2
     duplicates: Duplicates | None = None  # None: not looked for
 
+    def has_labels(self, set_name: SetName = "pretrain") -> bool:
+        """Return whether every image of a set has a class."""
+        return self.class_names is not None and self.sets[set_name].class_counts is not None
+
     def files(self) -> Iterator[ShardInfo]:
         """Return all shards and the order files of sets."""
         yield from self.shards()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.dataset.manifest import Manifest, SetInfo, SetName, ShardInfo
+from pipeline.dataset.parquet import plain_bytes
 from pipeline.errors import DataError
 
 _SCHEMA = pa.schema(
@@ -79,19 +80,7 @@ def write_order(
         row_N: its row there.
     """
     table = pa.table([pa.array(shard_N, pa.int32()), pa.array(row_N, pa.int32())], schema=_SCHEMA)
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=len(table),
-        version="2.6",
-        data_page_version="1.0",
-        compression="NONE",
-        use_dictionary=False,
-        write_statistics=False,
-        store_schema=False,
-    )
-    data, name = sink.getvalue().to_pybytes(), f"shards/{set_name}-order.parquet"
+    data, name = plain_bytes(table), f"shards/{set_name}-order.parquet"
     storage.write_bytes(storage.join(data_uri, name), data)
     return ShardInfo(name, len(table), len(data), hashlib.sha256(data).hexdigest())
 

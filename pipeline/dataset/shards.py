@@ -1,16 +1,17 @@
 """One shard: a Parquet file of images; every byte and every row is checked on reading.
 
-The bytes of a shard depend on its rows only: no compression (images hardly shrink, and no codec
-version enters), no dictionary, no statistics, one row group, no embedded Arrow schema. Columns,
-exactly: id string, image binary, label int32 (null = unlabelled), sha256 string (hex, of `image`).
+The bytes of a shard depend on its rows only, see `pipeline.dataset.parquet`. Columns, exactly:
+id string, image binary, label int32 (null = unlabelled), sha256 string (hex, of `image`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset.manifest import ShardInfo
+from pipeline.dataset.parquet import footer, plain_bytes
 from pipeline.errors import DataError
 
 UNLABELLED = -1
@@ -80,19 +82,7 @@ def write_shard(
     """
     hashes = [hashlib.sha256(image).hexdigest() for image in images]
     table = pa.table([list(ids), list(images), list(labels), hashes], schema=_SCHEMA)
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=len(ids),
-        version="2.6",
-        data_page_version="1.0",
-        compression="NONE",
-        use_dictionary=False,
-        write_statistics=False,
-        store_schema=False,
-    )
-    data = sink.getvalue().to_pybytes()
+    data = plain_bytes(table)
     storage.write_bytes(storage.join(data_uri, storage.safe_name(name)), data)
     digest = hashlib.sha256(data).hexdigest()
     return ShardInfo(name=name, rows=len(ids), bytes=len(data), sha256=digest)
@@ -151,17 +141,7 @@ def read_hashes(data_uri: str, info: ShardInfo) -> tuple[list[str], list[str]]:
     """
     uri = storage.join(data_uri, storage.safe_name(info.name))
     with storage.open_readable(uri) as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 8))
-        tail = file.read(8)
-        footer_bytes = int.from_bytes(tail[:4], "little")
-        if tail[4:] != b"PAR1" or footer_bytes > size - 12:
-            raise DataError("E-DATA-019", "the shard is not a Parquet file", where=uri, todo=_AGAIN)
-        file.seek(size - 8 - footer_bytes)
-        if b"ARROW:" in file.read(footer_bytes):
-            raise DataError(
-                "E-DATA-020", "the shard embeds an Arrow schema", where=uri, todo=_AGAIN
-            )
+        _check_footer(file, uri)
         try:
             parquet = pq.ParquetFile(file)
             _check_plain(parquet.metadata, uri)
@@ -226,17 +206,10 @@ def changed_sample(data: bytes) -> str | None:
 
 
 def _parse(data: bytes, uri: str) -> pa.Table:
-    """Return the table of a Parquet file if it looks as written here, else DataError.
-
-    The footer is looked at before Arrow parses it: an embedded Arrow schema may name extension
-    types, whose loading can run code.
-    """
-    footer_bytes = int.from_bytes(data[-8:-4], "little")
-    is_parquet = len(data) >= 12 and data[:4] == data[-4:] == b"PAR1"
-    if not is_parquet or footer_bytes > len(data) - 12:
-        raise DataError("E-DATA-019", "the shard is not a Parquet file", where=uri, todo=_AGAIN)
-    if b"ARROW:" in data[-8 - footer_bytes : -8]:
-        raise DataError("E-DATA-020", "the shard embeds an Arrow schema", where=uri, todo=_AGAIN)
+    """Return the table of a Parquet file if it looks as written here, else DataError."""
+    if data[:4] != b"PAR1":
+        raise _no_parquet(uri)
+    _check_footer(io.BytesIO(data), uri)
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         if not file.schema_arrow.equals(_SCHEMA):
@@ -248,6 +221,19 @@ def _parse(data: bytes, uri: str) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         what = f"the shard cannot be parsed: {error!s:.200}"
         raise DataError("E-DATA-025", what, where=uri, todo=_AGAIN) from error
+
+
+def _check_footer(source: BinaryIO, uri: str) -> None:
+    try:
+        found = footer(source)
+    except ValueError:
+        raise _no_parquet(uri) from None
+    if b"ARROW:" in found:
+        raise DataError("E-DATA-020", "the shard embeds an Arrow schema", where=uri, todo=_AGAIN)
+
+
+def _no_parquet(uri: str) -> DataError:
+    return DataError("E-DATA-019", "the shard is not a Parquet file", where=uri, todo=_AGAIN)
 
 
 def _check_plain(metadata: pq.FileMetaData, uri: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Config
-from pipeline.config.stages import NEEDS_VAL
+from pipeline.dataset.checks import check_scored_sets
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.features import SetFeatures
@@ -36,35 +36,27 @@ def check_sets(config: Config, manifest: Manifest) -> None:
         ConfigError: the set to score on, or the one to choose the epoch on, does not exist.
         DataError: classes of the scored set have no labelled image to learn from.
     """
+    check_scored_sets(config, manifest)
     scored_on = config.evaluate.split
-    have = ", ".join(manifest.sets)
-    if scored_on not in manifest.sets or "probe" not in manifest.sets:
-        missing = scored_on if scored_on not in manifest.sets else "probe"
+    if "probe" not in manifest.sets:
         raise ConfigError(
-            "E-CONFIG-013",
-            f"the data set has no {missing} set, it has {have}",
-            where=f"evaluate.split={scored_on}, data set {manifest.name}",
-            todo="set data.num_test_per_class or data.sets.val and ingest, or another split",
+            "E-CONFIG-561",
+            f"the data set has no probe set to learn from, it has {', '.join(manifest.sets)}",
+            where=f"data set {manifest.name}",
+            todo="give data.sets.probe and ingest",
         )
-    wanting = [p for p in config.evaluate.protocols if p in NEEDS_VAL]
-    if wanting and "val" not in manifest.sets:
-        raise ConfigError(
-            "E-CONFIG-014",
-            f"{' and '.join(wanting)} choose the epoch on a val set, the data set has {have}",
-            where=f"evaluate.protocols, data set {manifest.name}",
-            todo="give data.sets.val and ingest, or use cached-linear or paper-fewshot-last, "
-            "which need none",
-        )
-    learnt, scored = (manifest.sets[n].class_counts for n in ("probe", scored_on))
+    labelled, scored = (manifest.sets[n].class_counts for n in ("probe", scored_on))
     names = manifest.class_names or ()
-    if learnt is None or scored is None:
+    if labelled is None or scored is None:
         raise DataError(
             "E-DATA-030",
             "a set without class counts cannot be scored",
             where=f"data set {manifest.name}",
             todo="delete the data set and ingest again, one folder per class",
         )
-    unknown = [names[c] for c, (a, b) in enumerate(zip(learnt, scored, strict=True)) if b and not a]
+    unknown = [
+        names[c] for c, (a, b) in enumerate(zip(labelled, scored, strict=True)) if b and not a
+    ]
     if unknown:
         raise DataError(
             "E-DATA-031",

@@ -143,7 +143,7 @@ def _check(name: str, found: Tensor, expected: Tensor, folder_uri: str) -> None:
     difference = largest_difference(found, expected)
     if not difference <= MAX_DIFFERENCE:
         raise PipelineError(
-            "E-BUG-001",
+            "E-BUG-560",
             f"{name} would give other features than the network: they differ by {difference:.1e}, "
             f"{MAX_DIFFERENCE:.0e} is allowed",
             where=folder_uri,

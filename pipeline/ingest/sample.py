@@ -17,10 +17,11 @@ from pipeline.dataset.formats import RejectedImage
 from pipeline.dataset.image import Remark, decode, decode_rgb, resized_jpeg
 from pipeline.dataset.manifest import RejectExample
 from pipeline.ingest.sources.reading import read_images
+from pipeline.ingest.streams import Stream, generator
 from pipeline.ingest.task import Work
 
-_NUM_SAMPLED, _SAMPLE_STREAM, _BATCH = 256, 105, 16
-_NUM_REDUCED, _REDUCED_STREAM = 64, 106
+_NUM_SAMPLED, _BATCH = 256, 16
+_NUM_REDUCED = 64
 _MAX_S = 20.0
 SIDES_PX = (32, 64, 128, 256, 512, 1024, 2048)
 
@@ -55,7 +56,7 @@ def sample_images(work: Work, seed: int) -> Sample:
     """
     index = work.index
     rows = index.sets["pretrain"]
-    chosen = np.random.default_rng([seed, _SAMPLE_STREAM]).permutation(rows)[:_NUM_SAMPLED]
+    chosen = generator(seed, Stream.DRY_RUN).permutation(rows)[:_NUM_SAMPLED]
     began_s, num_done, remarks = time.monotonic(), 0, Counter[Remark]()
     sides_px, sizes, rejects = [], [], []
     while num_done < len(chosen) and time.monotonic() - began_s < _MAX_S:
@@ -99,7 +100,7 @@ def mean_reduced_bytes(work: Work, seed: int) -> int | None:
     """
     assert work.resize_short_px is not None
     rows = work.index.sets["pretrain"]
-    chosen = np.random.default_rng([seed, _REDUCED_STREAM]).permutation(rows)[:_NUM_REDUCED]
+    chosen = generator(seed, Stream.REDUCED_SIZE).permutation(rows)[:_NUM_REDUCED]
     sizes = []
     for _, content in read_images(work.index, chosen, max_bytes=work.limits.max_bytes):
         if isinstance(content, RejectedImage):

@@ -10,8 +10,6 @@ Shapes: N images of the set, R prune ratios.
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import asdict
 from typing import Any
 
@@ -90,7 +88,7 @@ def mine(
     method = "sdclr" if "sdclr" in config.train.methods else config.train.methods[0]
     state, found = checkpoint.newest(run_uri, method, config_hash=run.config_hash)
     training_loss_N = _training_loss(config, state, is_own=is_own and set_name == "pretrain")
-    labelled = manifest.class_names is not None and info.class_counts is not None
+    labelled = manifest.has_labels(set_name)
     _check_ratios(config, method, state, with_untrained=labelled)
     scored = score_set(
         config,
@@ -228,13 +226,9 @@ def _write_batch(
 ) -> None:
     rank_N = np.empty(len(order_N), np.int64)
     rank_N[order_N] = np.arange(1, len(order_N) + 1)
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["order", "id", "rank"])
-    for place, row in enumerate(batch, 1):
-        writer.writerow([place, scored.ids[row], rank_N[row]])
+    rows = ([place, scored.ids[row], rank_N[row]] for place, row in enumerate(batch, 1))
     uri = storage.join(run_uri, "mining", "annotate.csv")
-    storage.write_bytes(uri, stream.getvalue().encode())
+    storage.write_bytes(uri, storage.to_csv(["order", "id", "rank"], rows))
 
 
 def _check_ratios(config: Config, method: str, state: TrainState, *, with_untrained: bool) -> None:

@@ -10,9 +10,7 @@ what another training run would give. Runs on images without labels are compared
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Hashable, Sequence
 from statistics import fmean, stdev
 
@@ -58,7 +56,7 @@ def write_comparison(run_uris: Sequence[str], root: str) -> str:
     scored = [run for run in runs if run.evaluation is not None]
     methods, changes = method_differences(scored), run_differences(scored)
     Differences(methods=methods, runs=changes).write(storage.join(folder, "differences.json"))
-    storage.write_bytes(storage.join(folder, "scores.csv"), scores_csv(scored).encode())
+    storage.write_bytes(storage.join(folder, "scores.csv"), scores_csv(scored))
     page = storage.join(folder, "comparison.html")
     storage.write_bytes(page, render(runs, methods, changes).encode())
     return page
@@ -113,17 +111,15 @@ def run_differences(runs: Sequence[Compared]) -> tuple[RunDifference, ...]:
     return tuple(found)
 
 
-def scores_csv(runs: Sequence[Compared]) -> str:
+def scores_csv(runs: Sequence[Compared]) -> bytes:
     """Return one row for each run, protocol and model; fractions at full precision."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["run", "seed", "protocol", "model", "n", *METRICS])
-    for run in runs:
-        for protocol in run.protocols:
-            for model, score in run.scores(protocol).items():
-                values = [score.metric(metric) for metric in METRICS]
-                writer.writerow([run.name, run.seed, protocol, model, score.n, *values])
-    return stream.getvalue()
+    rows = [
+        [run.name, run.seed, protocol, model, score.n, *(score.metric(m) for m in METRICS)]
+        for run in runs
+        for protocol in run.protocols
+        for model, score in run.scores(protocol).items()
+    ]
+    return storage.to_csv(["run", "seed", "protocol", "model", "n", *METRICS], rows)
 
 
 def _shared_protocols(runs: Sequence[Compared]) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from pipeline import storage
 from pipeline.record.mining import Findings, Mining, ScoreFound
 from pipeline.record.scores import ABSENT
 from pipeline.report.charts.forest import Gap, forest
@@ -151,16 +150,15 @@ def findings_rows(found: Findings) -> tuple[tuple[str, ...], ...]:
     return (*rows, ("chance", ABSENT, "0.500", ABSENT, base, base, base))
 
 
-def findings_csv(found: Findings) -> str:
+def findings_csv(found: Findings) -> bytes:
     """Return the same at full precision, one row for each score and k."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["score", "network", "auroc", "low", "high", "k", "precision", "base_rate"])
-    for entry in found.scores:
-        for k, precision in entry.precision.items():
-            area = [entry.auroc, entry.auroc_low, entry.auroc_high]
-            writer.writerow([entry.score, entry.model, *area, k, precision, found.base_rate])
-    return stream.getvalue()
+    rows = [
+        [e.score, e.model, e.auroc, e.auroc_low, e.auroc_high, k, precision, found.base_rate]
+        for e in found.scores
+        for k, precision in e.precision.items()
+    ]
+    header = ("score", "network", "auroc", "low", "high", "k", "precision", "base_rate")
+    return storage.to_csv(header, rows)
 
 
 def _share(value: float | None) -> str:

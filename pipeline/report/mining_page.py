@@ -87,8 +87,8 @@ def write_mining_page(run_uri: str) -> tuple[str, Mining]:
     found = require(Mining, storage.join(run_uri, "mining.json"))
     gallery = Gallery.read(gallery_uri(run_uri))
     if found.findings is not None:
-        text = mining.findings_csv(found.findings)
-        storage.write_bytes(storage.join(run_uri, "mining", "findings.csv"), text.encode())
+        table = mining.findings_csv(found.findings)
+        storage.write_bytes(storage.join(run_uri, "mining", "findings.csv"), table)
     uri = storage.join(run_uri, "mining.html")
     storage.write_bytes(uri, render(load(run_uri), found, gallery).encode())
     return uri, found

@@ -8,8 +8,6 @@ secrets once more before they are shown.
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +88,7 @@ def write_report(run_uri: str) -> str:
         text = render(inputs, find(Mining, storage.join(run_uri, "mining.json")))
     storage.write_bytes(uri, text.encode())
     for name, content in csv_files(inputs.evaluation, inputs.health).items():
-        storage.write_bytes(storage.join(run_uri, "tables", name), content.encode())
+        storage.write_bytes(storage.join(run_uri, "tables", name), content)
     return uri
 
 
@@ -134,7 +132,7 @@ def not_done(inputs: Inputs, is_mined: bool) -> Sequence[tuple[str, str]]:
     ]
 
 
-def csv_files(evaluation: Evaluation | None, health: Sequence[HealthRow]) -> dict[str, str]:
+def csv_files(evaluation: Evaluation | None, health: Sequence[HealthRow]) -> dict[str, bytes]:
     """Return file name -> content: scores, accuracy by class and measures of health."""
     files = {}
     if evaluation is not None:
@@ -146,11 +144,11 @@ def csv_files(evaluation: Evaluation | None, health: Sequence[HealthRow]) -> dic
             [row.method, row.epochs_trained, row.step, *(row.measures.get(n) for n in names)]
             for row in health
         ]
-        files["health.csv"] = _csv(["method", "epochs_trained", "step", *names], rows)
+        files["health.csv"] = storage.to_csv(["method", "epochs_trained", "step", *names], rows)
     return files
 
 
-def _scores_csv(evaluation: Evaluation) -> str:
+def _scores_csv(evaluation: Evaluation) -> bytes:
     rows = [
         [protocol, model.name, model.epochs, model.step, evaluation.seed, score.n]
         + [v for m in METRICS for v in (score.metric(m), score.spread and score.spread.metric(m))]
@@ -159,10 +157,12 @@ def _scores_csv(evaluation: Evaluation) -> str:
         for model, score in evaluation.scores_by(protocol)
     ]
     columns = [name for metric in METRICS for name in (metric, f"{metric}_spread")]
-    return _csv(["protocol", "model", "epochs", "step", "seed", "n", *columns, "note"], rows)
+    return storage.to_csv(
+        ["protocol", "model", "epochs", "step", "seed", "n", *columns, "note"], rows
+    )
 
 
-def _classes_csv(evaluation: Evaluation) -> str:
+def _classes_csv(evaluation: Evaluation) -> bytes:
     group, counts = group_of(evaluation), evaluation.pretrain_counts
     rows = [
         [protocol, model.name, evaluation.class_names[i], counts[i],
@@ -171,12 +171,6 @@ def _classes_csv(evaluation: Evaluation) -> str:
         for model, score in evaluation.scores_by(protocol)
         for i in frequency_order(counts)
     ]  # fmt: skip
-    return _csv(["protocol", "model", "class", "pretrain_images", "group", "accuracy"], rows)
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return stream.getvalue()
+    return storage.to_csv(
+        ["protocol", "model", "class", "pretrain_images", "group", "accuracy"], rows
+    )

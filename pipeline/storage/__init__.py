@@ -15,12 +15,14 @@ that botocore knows, such as an instance role).
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import posixpath
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
@@ -218,6 +220,15 @@ def to_json(value: object, *, indent: int | None = None) -> bytes:
     """
     text = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, indent=indent)
     return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """Return a table as CSV with a line of names; None is an empty cell."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return stream.getvalue().encode()
 
 
 def _finite(value: object) -> object:

@@ -14,9 +14,8 @@ import torch
 
 from pipeline.cluster.connect import connected
 from pipeline.config import Config
-from pipeline.errors import ConfigError
 from pipeline.ingest.plan import DryRun
-from pipeline.model.build import new_network, training_recipe
+from pipeline.model.build import crop_px, new_network, training_recipe
 from pipeline.tune.objective import PROBE_IMAGES
 from pipeline.tune.placement import CPUS_PER_WORKER, Placement, place_here, place_on
 from pipeline.tune.space import configured_point, measure_every, published_point, trial_config
@@ -24,7 +23,6 @@ from pipeline.tune.stage import REDUCTION_FACTOR, grace_epochs
 from sdclr import EpochPlan, ImageSet, Recipe, Trainer
 
 _WARM_UP_STEPS, _TIMED_STEPS = 1, 3
-_SIDE_PX = {"digits": 16, "cifar10": 32, "cifar100": 32}
 
 
 @dataclass(frozen=True)
@@ -57,14 +55,7 @@ def estimate(config: Config, plan: DryRun) -> tuple[Estimate, Placement]:
         ConfigError: the size of views is not known.
         ClusterError: no trial can be placed.
     """
-    side_px = config.augment.crop_px or _SIDE_PX.get(config.data.source)
-    if side_px is None:
-        raise ConfigError(
-            "E-CONFIG-029",
-            "images of different sizes need a size of views",
-            where="augment.crop_px",
-            todo="set augment.crop_px, for example augment.crop_px=224",
-        )
+    side_px = crop_px(config, plan.manifest)
     if os.environ.get("RAY_ADDRESS"):
         import ray
 

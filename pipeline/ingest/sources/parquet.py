@@ -9,11 +9,10 @@ schema.
 from __future__ import annotations
 
 import base64
-import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.cluster.jobs import Result, Tasks
 from pipeline.config.data import Data
+from pipeline.dataset.parquet import footer
 from pipeline.errors import DataError
 from pipeline.ingest.sources import listing, splits
 from pipeline.ingest.sources import names as plain
@@ -163,7 +163,7 @@ def open_table(uri: str) -> Iterator[pq.ParquetFile]:
     """
     with storage.open_readable(uri) as source:
         try:
-            if _declares_extension(_footer(source)):
+            if _declares_extension(footer(source, max_bytes=_MAX_FOOTER_BYTES)):
                 raise DataError(
                     "E-DATA-055",
                     "the table declares an Arrow extension type, which may hold pickled objects",
@@ -175,20 +175,6 @@ def open_table(uri: str) -> Iterator[pq.ParquetFile]:
             todo = "check or remove the file"
             what = f"the table cannot be read: {error!s:.200}"
             raise DataError("E-DATA-056", what, where=uri, todo=todo) from error
-
-
-def _footer(source: BinaryIO) -> bytes:
-    """Read the metadata at the end of the file, and seek back to its beginning."""
-    size = source.seek(0, io.SEEK_END)
-    source.seek(max(0, size - 8))
-    tail = source.read(8)
-    num_bytes = int.from_bytes(tail[:4], "little")
-    if tail[4:] != b"PAR1" or num_bytes > min(size - 12, _MAX_FOOTER_BYTES):
-        raise ValueError("it is not a Parquet file")
-    source.seek(size - 8 - num_bytes)
-    footer = source.read(num_bytes)
-    source.seek(0)
-    return footer
 
 
 def _declares_extension(footer: bytes) -> bool:

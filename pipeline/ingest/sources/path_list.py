@@ -32,8 +32,9 @@ from pipeline.ingest.sources import list_file, splits
 from pipeline.ingest.sources import names as plain
 from pipeline.ingest.sources.index import ImageIndex
 from pipeline.ingest.sources.listing import IMAGE_ENDINGS
+from pipeline.ingest.streams import Stream, generator
 
-_NUM_SIZED, _SIZE_STREAM = 256, 104
+_NUM_SIZED = 256
 
 
 class ListedImages(NamedTuple):
@@ -230,8 +231,8 @@ def _refuse_repeats(ids: pa.LargeStringArray, uri: str) -> None:
 
 def _mean_bytes(root: str, ids: pa.LargeStringArray, data: Data) -> int:
     """Estimate the mean size from a seeded sample of the files, without missing ones."""
-    generator = np.random.default_rng([data.split_seed, _SIZE_STREAM])
-    rows = generator.permutation(len(ids))[:_NUM_SIZED]
+    shuffled = generator(data.split_seed, Stream.LISTED_SIZE).permutation(len(ids))
+    rows = shuffled[:_NUM_SIZED]
     names = ids.take(pa.array(rows)).to_pylist()
 
     sizes = [found for found in sizes_of(root, names) if found is not None]

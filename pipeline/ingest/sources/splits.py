@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.config.data import Data
 from pipeline.errors import ConfigError, DataError
+from pipeline.ingest.streams import Stream, generator
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 
-# Streams of split_seed used here; sdclr.longtail has its own.
-_STREAM_OF_SET = {"test": 101, "val": 103}
-_ROW_STREAM, _SHARD_STREAM = 102, 104
+_HOLD_OUT = {"test": Stream.HOLD_OUT_TEST, "val": Stream.HOLD_OUT_VAL}
 # So few words among class numbers are a mistake, such as a heading or "n/a".
 _MAX_STRAY_FRAC = 0.05
 _HELD_OUT: tuple[Literal["test", "val"], ...] = ("test", "val")
@@ -188,14 +187,13 @@ def block_ordered(
 
 def shard_order(rows: Indices, *, set_name: str, number: int, seed: int) -> Indices:
     """Return a seeded permutation of the rows of one shard."""
-    entropy = [seed, _SHARD_STREAM, number, *set_name.encode()]
-    return np.random.default_rng(entropy).permutation(rows)
+    branch = (number, *set_name.encode())
+    return generator(seed, Stream.ROWS_OF_SHARD, *branch).permutation(rows)
 
 
 def row_order(rows: Indices, *, set_name: str, seed: int) -> Indices:
     """Permute a set's rows by a seed, so that every shard is a random sample of the set."""
-    entropy = [seed, _ROW_STREAM, *set_name.encode()]
-    return np.random.default_rng(entropy).permutation(rows)
+    return generator(seed, Stream.ROWS_OF_SET, *set_name.encode()).permutation(rows)
 
 
 def hold_out(
@@ -219,8 +217,8 @@ def hold_out(
         largest = max(largest, (len(members), class_names[label]))
         if len(members) <= num_per_class:
             continue
-        generator = np.random.default_rng([seed, _STREAM_OF_SET[set_name], int(label)])
-        chosen.append(generator.permutation(members)[:num_per_class])
+        shuffled = generator(seed, _HOLD_OUT[set_name], int(label)).permutation(members)
+        chosen.append(shuffled[:num_per_class])
     if not chosen:
         raise DataError(
             "E-DATA-069",
