@@ -51,7 +51,7 @@ def test_models_stand_below_each_other_where_intervals_are_drawn() -> None:
 def test_nothing_known_draws_nothing() -> None:
     assert dotplot.points(NAMES, [dotplot.Points("a", "c1", [None] * 3)], label="x") == ""
     assert scatter.scatter([scatter.Cloud("a", "c1", [float("nan")], [0.0])], label="x") == ""
-    assert sweeps.courses([("a", "best", [(1.0, None)])], y_label="y", label="x") == ""
+    assert sweeps.objective_curves([("a", "best", [(1.0, None)])], y_label="y", label="x") == ""
     assert sweeps.front([], x_label="x", y_label="y", label="z") == ""
 
 

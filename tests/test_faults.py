@@ -125,7 +125,8 @@ def test_a_node_that_is_about_to_be_reclaimed(
     driver.wait_until(lambda: checkpoint.committed(folder))
     step = int(checkpoint.committed(folder)[0].rpartition("-")[2])
     assert 20 <= step < 180
-    time.sleep(max(0.0, deadline_s + 1 - time.monotonic()))  # before it, it would be a failure
+    # Before the deadline, the loss of the node would be a failure.
+    driver.wait_until(lambda: time.monotonic() > deadline_s + 1)
     cluster.kill_raylet(victim)
     assert driver.wait() == 0, driver.output[-3000:]
     assert losses(only_run(root)) == losses(run_of(unbroken))

@@ -32,10 +32,10 @@ def retry_lost_work(work: Callable[[], _T], *, say: Callable[[str], None]) -> _T
         try:
             return work()
         except Exception as error:
-            lost = _loss(error)
-            if lost is None or getattr(lost, "actor_init_failed", False) or number == _TRIES:
+            loss = _loss(error)
+            if loss is None or getattr(loss, "actor_init_failed", False) or number == _TRIES:
                 raise
-            say(f"{_first_line(lost)}; beginning again, try {number + 1} of {_TRIES}")
+            say(f"{_first_line(loss)}; beginning again, try {number + 1} of {_TRIES}")
         time.sleep(_PAUSE_S)
     raise AssertionError("the last try returns or raises")
 
@@ -51,19 +51,19 @@ def cluster_error_of(error: BaseException) -> ClusterError | None:
                 todo="wait until other work has ended or add nodes, then use --resume; for "
                 "tasks that are slow by nature raise RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S",
             )
-    lost = _loss(error)
-    if lost is None:
+    loss = _loss(error)
+    if loss is None:
         return None
-    if getattr(lost, "actor_init_failed", False):
+    if getattr(loss, "actor_init_failed", False):
         return ClusterError(
             "E-CLUSTER-010",
-            f"a worker could not start: {str(lost).strip().splitlines()[-1]}",
+            f"a worker could not start: {str(loss).strip().splitlines()[-1]}",
             where="the cluster",
             todo="fix what it says, then use --resume",
         )
     return ClusterError(
         "E-CLUSTER-011",
-        f"Ray lost a part of the work again and again: {type(lost).__name__}: {_first_line(lost)}",
+        f"Ray lost a part of the work again and again: {type(loss).__name__}: {_first_line(loss)}",
         where="the cluster",
         todo="look for nodes that died or ran out of memory in the dashboard, then use --resume",
     )

@@ -138,10 +138,10 @@ def _check_folder() -> None:
         raise _of_cause(ids.get(error.id, "E-CLUSTER-374"), str(folder)) from error
 
 
-def _of_cause(id: str, where: str, said: str = "") -> ClusterError:
+def _of_cause(id: str, where: str, message: str = "") -> ClusterError:
     cause = next(cause for cause in CAUSES if cause.id == id)
     return ClusterError(
-        id, cause.what + (f": {said}" if said else ""), where=where, todo=cause.todo
+        id, cause.what + (f": {message}" if message else ""), where=where, todo=cause.todo
     )
 
 
@@ -162,25 +162,25 @@ def start_error(error: Exception, address: str | None, *, since_s: float) -> Clu
         since_s: when the start began, in seconds since 1970; older logs do not count.
     """
     where = f"RAY_ADDRESS={address}" if address else "this machine"
-    said = " ".join(str(error).split())[:300] or type(error).__name__
+    message = " ".join(str(error).split())[:300] or type(error).__name__
     if type(error).__name__ == "AuthenticationError":
         return ClusterError(
             "E-CLUSTER-004", "there is no token for the Ray cluster", where=where, todo=_SET_TOKEN
         )
-    for text in (said, *([] if address else _log_ends(since_s))):
+    for text in (message, *([] if address else _log_ends(since_s))):
         for cause in CAUSES:
             line = re.search(rf"[^\n]*({cause.pattern})[^\n]*", text, re.IGNORECASE)
             if line is not None:
                 return _of_cause(cause.id, where, line.group().strip()[:300])
     if isinstance(error, ValueError):
-        names = environment.named_in(said, r"RAY_\w+")
+        names = environment.named_in(message, r"RAY_\w+")
         return ClusterError(
             "E-CLUSTER-382",
-            f"Ray refuses its settings: {said}",
+            f"Ray refuses its settings: {message}",
             where=", ".join(names) or where,
             todo=f"correct or unset {', '.join(names) or 'the RAY_* variables'}",
         )
-    if address and "Failed to connect to Ray cluster" in said:
+    if address and "Failed to connect to Ray cluster" in message:
         # Its port answered a moment ago.
         return ClusterError(
             "E-CLUSTER-005",
@@ -192,13 +192,13 @@ def start_error(error: Exception, address: str | None, *, since_s: float) -> Clu
     if address:
         return ClusterError(
             "E-CLUSTER-007",
-            f"the Ray cluster cannot be reached: {said}",
+            f"the Ray cluster cannot be reached: {message}",
             where=where,
             todo=f"check the address and that the head runs, {_UNSET}",
         )
     return ClusterError(
         "E-CLUSTER-006",
-        f"Ray does not start on this machine: {said}",
+        f"Ray does not start on this machine: {message}",
         where=where,
         todo="run it again when the machine is less busy; Ray's own logs are in "
         f"{ray_folder()}/ray/session_latest/logs",

@@ -81,8 +81,8 @@ def evaluate(
     wanted = config.evaluate.protocols if groups is not None else ()
     kept = {str(p): found for p in wanted if (found := ended.find(p)) is not None}
     if kept:
-        said = ", ".join(kept)
-        console.stage("evaluate", f"scores of the same weights and images are there: {said}")
+        protocols = ", ".join(kept)
+        console.stage("evaluate", f"scores of the same weights and images are there: {protocols}")
     forgotten_uri = storage.join(run.run_uri, "forgotten.json")
     has_twin = any(model.source.method == "sdclr" for model in candidates.models)
     if ended.find(_FORGOTTEN) is not None and storage.exists(forgotten_uri):

@@ -176,8 +176,8 @@ class TrainedProbes:
                     results[key] = event
                     continue
                 done += num_rows[key]
-                said = "" if event.val is None else f"  val {100 * event.val:.1f}"
-                extra = f"{key[0]}  epoch {event.epoch}/{jobs[0][2].recipe.epochs}{said}"
+                accuracy = "" if event.val is None else f"  val {100 * event.val:.1f}"
+                extra = f"{key[0]}  epoch {event.epoch}/{jobs[0][2].recipe.epochs}{accuracy}"
                 self.console.progress(f"paper-{group}", done, total, extra=extra)
         return results
 

@@ -193,8 +193,8 @@ def export_backbone(uri: str, backbone: nn.Module, facts: Mapping[str, object]) 
     The file's metadata has one entry, `sdclr`: JSON with the facts, and mean and std of the
     normalisation of its input. One entry only, because safetensors writes several in random order.
     """
-    told = dict(facts) | {"input_mean": IMAGENET_MEAN, "input_std": IMAGENET_STD}
-    metadata = {"sdclr": json.dumps(told, sort_keys=True)}
+    described = dict(facts) | {"input_mean": IMAGENET_MEAN, "input_std": IMAGENET_STD}
+    metadata = {"sdclr": json.dumps(described, sort_keys=True)}
     tensors = {n: t.detach().cpu().contiguous() for n, t in backbone.state_dict().items()}
     storage.write_bytes(uri, save_tensors(tensors, metadata))
 

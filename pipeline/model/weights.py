@@ -165,14 +165,14 @@ def _foreign(
     if unknown:
         parts.append(f"{len(unknown)} have no place, first {unknown[0]}")
     facts = read_facts(uri)
-    said = f"; the file says {facts['architecture']}" if "architecture" in facts else ""
-    said += f" with the stem {facts['stem']}" if said and "stem" in facts else ""
+    stated = f"; the file says {facts['architecture']}" if "architecture" in facts else ""
+    stated += f" with the stem {facts['stem']}" if stated and "stem" in facts else ""
     stem = "the stem, " if misshapen and misshapen[0].startswith(("conv1", "features.0")) else ""
     return CheckpointError(
         "E-CHECKPOINT-011",
         f"these weights do not fit the backbone {name}: {'; '.join(parts)}",
         where=uri,
-        todo=f"set {stem}model.backbone and model.stem to those of the weights{said}",
+        todo=f"set {stem}model.backbone and model.stem to those of the weights{stated}",
     )
 
 

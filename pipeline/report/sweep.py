@@ -112,10 +112,10 @@ def remarks(inputs: Inputs, sweep: SweepResult, best: SearchedTrial) -> list[str
             f"The scores rest on {val.rows} {sweep.scored_on} images: one image is "
             f"{100 / max(1, val.rows):.1f} points in 100, so smaller differences mean nothing."
         )
-    course = [(e, v) for e, v in best.course if v is not None]
-    if len(course) > 1:
-        peak = max(course, key=lambda point: sweep.sign * point[1])
-        last = course[-1]
+    points = [(e, v) for e, v in best.course if v is not None]
+    if len(points) > 1:
+        peak = max(points, key=lambda point: sweep.sign * point[1])
+        last = points[-1]
         if sweep.sign * (peak[1] - last[1]) > 0 and peak[0] < last[0]:
             found.append(
                 f"Training made the best trial worse: {_text(peak[1])} after {peak[0]:g} epochs, "

@@ -34,11 +34,11 @@ def method_figures(
     whole = [t for t in shown if kinds[t.name] != "pruned" and t.values.get(first) is not None]
     stopped = [t for t in shown if kinds[t.name] == "pruned"]
     axes = [_axis(p) for p in part.parameters]
-    course = [(t.name, kinds[t.name], t.course) for t in shown]
+    curves = [(t.name, kinds[t.name], t.course) for t in shown]
     yield from _figure(
         "Course of the trials",
-        sweeps.courses(course, y_label=what, label=f"{name}: {what} over the epochs of "
-                       f"{len(course)} trials"),
+        sweeps.objective_curves(curves, y_label=what, label=f"{name}: {what} over the epochs of "
+                       f"{len(curves)} trials"),
         "Crosses mark where a trial was stopped. Compare lines at one epoch, not their ends.",
         _legend(kinds.values()),
     )  # fmt: skip

@@ -107,8 +107,8 @@ def check(text: str) -> str:
 
 def _s3_place(bucket: str, key: str) -> Place:
     if not _BUCKET.fullmatch(bucket) or not any(char.isalnum() for char in bucket):
-        said = f"{bucket[:80]!r} is no name of a bucket" if bucket else "there is no bucket"
-        raise FormError(f"{said}; write s3://bucket/path, a bucket is made of a-z 0-9 . _ -")
+        problem = f"{bucket[:80]!r} is no name of a bucket" if bucket else "there is no bucket"
+        raise FormError(f"{problem}; write s3://bucket/path, a bucket is made of a-z 0-9 . _ -")
     try:
         num_bytes = len(key.encode())
     except UnicodeEncodeError:

@@ -179,13 +179,13 @@ def storage_error(
     what, todo = cause.what, cause.todo
     for name, value in filled.items():
         what, todo = what.replace(name, value), todo.replace(name, value)
-    said = _said(error)
+    detail = _detail(error)
     return StorageError(
-        cause.id, f"could not {action}: {what}{said and ': '}{said}", where=uri, todo=todo
+        cause.id, f"could not {action}: {what}{detail and ': '}{detail}", where=uri, todo=todo
     )
 
 
-def _said(error: BaseException) -> str:
+def _detail(error: BaseException) -> str:
     """Return what S3 says, else the text of the client's error, on one short line."""
     answer = _response(error).get("Error", {})
     if answer:

@@ -185,7 +185,7 @@ def _method(config: Config, trials: Trials, method: str) -> MethodSearch:
 
 
 def _trial(record: TrialRecord, names: dict[str, str], epoch: int | None) -> SearchedTrial:
-    course = tuple((int(r["epoch"] or 0), r.get(next(iter(names)))) for r in record.rows)
+    points = tuple((int(r["epoch"] or 0), r.get(next(iter(names)))) for r in record.rows)
     return SearchedTrial(
         name=record.name,
         method=record.method,
@@ -194,8 +194,8 @@ def _trial(record: TrialRecord, names: dict[str, str], epoch: int | None) -> Sea
         epochs=record.epochs,
         seconds=round(record.seconds, 3),
         values={name: record.last(name) for name in names},
-        at_common_epoch=next((value for at, value in course if at == epoch), None),
-        course=course,
+        at_common_epoch=next((value for at, value in points if at == epoch), None),
+        course=points,
         error=None if record.error is None else record.error.what,
     )
 

@@ -100,16 +100,16 @@ def frozen(
     state = _STATES[record.status]
     if state is TrialState.COMPLETE and len(values) < len(objectives):
         state = TrialState.FAIL
-    course = {}
+    by_epoch = {}
     if len(objectives) == 1:
         measured = [(row["epoch"], row.get(objectives[0])) for row in record.rows]
-        course = {int(epoch or 0): float(v) for epoch, v in measured if v is not None}
+        by_epoch = {int(epoch or 0): float(v) for epoch, v in measured if v is not None}
     return create_trial(
         state=state,
         params=dict(record.params),
         distributions={p.key: p.distribution() for p in searched},
         values=values if state is TrialState.COMPLETE else None,
-        intermediate_values=course,
+        intermediate_values=by_epoch,
         user_attrs={"trial": record.name, "seconds": round(record.seconds, 3)},
     )
 
@@ -178,7 +178,7 @@ class RecordedSearch(OptunaSearch):
     def on_trial_result(self, trial_id: str, result: dict[str, object]) -> None:
         """Tell Optuna the value of an epoch; failures and repeated epochs are skipped."""
         if not isinstance(self.metric, str) or self.metric not in result:
-            return  # Optuna takes no course of two objectives
+            return  # Optuna takes no intermediate values of two objectives
         epoch = int(number_of(result, "epoch"))
         if epoch > self._told.get(trial_id, 0):
             self._told[trial_id] = epoch

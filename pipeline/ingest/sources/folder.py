@@ -54,10 +54,10 @@ def folder_index(data: Data, tasks: Tasks) -> ImageIndex:
     num_images = len(found.names)
     class_names, labels_N = splits.classes_of(layout.folders, num_images, are_folders=True)
     sets = splits.sets_of(labels_N, class_names, data, given=layout.given)
-    lost = set(found.other_folders) - set(_PART_OF) if class_names and not layout.given else ()
+    skipped = set(found.other_folders) - set(_PART_OF) if class_names and not layout.given else ()
     notes = [*layout.notes]
-    if lost:
-        notes.append(f"folders of which no file is taken as an image: {', '.join(sorted(lost))}")
+    if skipped:
+        notes.append(f"folders of which no file is taken as an image: {', '.join(sorted(skipped))}")
     return ImageIndex(
         source={"kind": "folder", "labelled": class_names is not None, "num_images": num_images},
         ids=found.names,

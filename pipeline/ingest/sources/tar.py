@@ -61,8 +61,8 @@ def members(file: BinaryIO, file_bytes: int) -> Iterator[Member]:
             continue
         name = extended.get("path") or long_name or _ustar_name(header)
         long_name, extended = None, {}
-        told = "file" if kind in _FILES else "folder" if kind == _FOLDER else "other"
-        yield Member(name, told, start, num_bytes)
+        member_kind = "file" if kind in _FILES else "folder" if kind == _FOLDER else "other"
+        yield Member(name, member_kind, start, num_bytes)
 
 
 def _checksum_fits(header: bytes) -> bool:

@@ -133,7 +133,7 @@ def _smoothed(x: float, y: float, places: Sequence[tuple[float, float, float]]) 
     return sum(w * v for w, (_, _, v) in zip(weights, places, strict=True)) / total
 
 
-def courses(
+def objective_curves(
     trials: Sequence[tuple[str, str, Sequence[tuple[float, float | None]]]],
     *,
     y_label: str,
