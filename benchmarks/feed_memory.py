@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.streamed import config_of, one_cpu, processes, write_set
 from benchmarks.table import Row, main
@@ -95,8 +96,7 @@ def stored_set(num_bytes: int, *, side_px: int, per_shard: int) -> Iterator[tupl
 
 def stream_of(uri: str, manifest: Manifest, bound_bytes: int) -> tuple[StreamedSet, EpochPlan]:
     """Measure one epoch of a set under a bound."""
-    words = (f"feed.max_memory_bytes={bound_bytes}", "feed.window_shards=2")
-    config = config_of(*words)
+    config = config_of(f"feed.max_memory_bytes={bound_bytes}")
     stream = feed.streamed_set(config, manifest, uri)
     return replace(stream, epochs=1), feed.epoch_plan(config, manifest)
 
@@ -104,7 +104,9 @@ def stream_of(uri: str, manifest: Manifest, bound_bytes: int) -> tuple[StreamedS
 def epoch_ends(stream: StreamedSet, plan: EpochPlan) -> list[float]:
     """Take all batches of an epoch with pauses; their times, by `time.monotonic`, start first."""
     ends = [time.monotonic()]
-    batches = feed.StreamSource(stream, pin_memory=False).feed(plan, seed=stream.seed, rank=0)
+    batches = feed.StreamSource(stream, device=torch.device("cpu")).feed(
+        plan, seed=stream.seed, rank=0
+    )
     for _ in batches.batches(0):
         ends.append(time.monotonic())
         time.sleep(STEP_S)

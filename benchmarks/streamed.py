@@ -6,14 +6,12 @@ import multiprocessing
 import os
 import pickle
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from pipeline import feed
 from pipeline.cluster.connect import RAY_SETTINGS
@@ -22,9 +20,9 @@ from pipeline.config.file import load_config
 from pipeline.dataset.decoding import decode_part, read_parts
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.dataset.shards import write_shard
-from pipeline.feed.schedule import EpochSchedule, Part, Slice
+from pipeline.feed.schedule import RankSchedule
 from pipeline.feed.tasks import StreamedSet
-from sdclr import EpochPlan, epoch_windows
+from sdclr import EpochPlan
 
 CANVAS_PX, BATCH = 256, 128
 _SERVER = "s3"
@@ -146,10 +144,8 @@ class Streamed:
 
     def __init__(self, data_uri: str, manifest: Manifest, config: Config) -> None:
         stream = feed.streamed_set(config, manifest, data_uri)
-        # As little ahead as keeps the decoding core busy: a long lead is more than an epoch here.
-        stream = replace(stream, budget=replace(stream.budget, pieces_ahead=2))
         self.stream, self.plan = stream, feed.epoch_plan(config, manifest)
-        source = feed.StreamSource(stream, pin_memory=False)
+        source = feed.StreamSource(stream, device=torch.device("cpu"))
         self.feed = source.feed(self.plan, seed=config.run.seed, rank=0)
         self.epoch = 0
         self.first_batch_s: list[float] = []
@@ -168,25 +164,15 @@ def tasks_alone(stream: StreamedSet, plan: EpochPlan) -> Callable[[], None]:
 
     What a task returns is pickled and copied, as into the object store, and read without a copy.
     """
+    schedule = RankSchedule(plan, stream.shard_rows, stream.seed, 0, stream.budget.part_rows)
 
     def call() -> None:
-        budget, uri = stream.budget, stream.decoder.data_uri
-        schedule = EpochSchedule(plan, 0, budget.piece_steps, budget.part_rows)
-        starts, place = np.cumsum([0, *stream.shard_rows[:-1]]), 0
-        windows = epoch_windows(
-            stream.shard_rows, window_shards=budget.window_shards, seed=0, epoch=0
-        )
-        stored: dict[Part, list[tuple[Slice, Any]]] = defaultdict(list)
-        for rows in windows:
-            for shard, slices in schedule.slices(rows, place, starts).items():
-                found = read_parts(uri, stream.shards[shard], [part.local_rows for part in slices])
-                for part, table in zip(slices, [found] if len(slices) == 1 else found, strict=True):
-                    stored[part.part].append((part, handed_on(table)))
-            place += len(rows)
-        for parts in stored.values():
-            rows_n = np.concatenate([part.rows for part, _ in parts])
-            places = [part.places for part, _ in parts]
-            handed_on(decode_part(stream.decoder, rows_n, places, *(table for _, table in parts)))
+        for unit in schedule.units(0, 0):
+            local_rows = [part.local_rows for part in unit.parts]
+            found = read_parts(stream.decoder.data_uri, stream.shards[unit.shard], local_rows)
+            tables = [found] if len(local_rows) == 1 else found
+            for part, table in zip(unit.parts, tables, strict=True):
+                handed_on(decode_part(stream.decoder, part.rows, handed_on(table)))
 
     return call
 

@@ -5,7 +5,7 @@ from sdclr.encoder import Embeddings, Encoder, embed, load_backbone
 from sdclr.imageset import Batch, Feed, Images, ImageSet, SetFeed
 from sdclr.loss import image_losses, nt_xent
 from sdclr.loss_memory import LossMemory
-from sdclr.order import EpochPlan, epoch_order, epoch_windows
+from sdclr.order import EpochPlan, EpochStreams, epoch_order
 from sdclr.photographs import Photographs, read_photographs
 from sdclr.pretraining import Pretrained, pretrain
 from sdclr.prune import PruneRule, StarvedLayerError, magnitude_masks
@@ -23,6 +23,7 @@ __all__ = [
     "Embeddings",
     "Encoder",
     "EpochPlan",
+    "EpochStreams",
     "Feed",
     "ImageSet",
     "Images",
@@ -49,7 +50,6 @@ __all__ = [
     "cifar_recipe",
     "embed",
     "epoch_order",
-    "epoch_windows",
     "image_losses",
     "learning_rate",
     "load_backbone",

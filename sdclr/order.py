@@ -3,12 +3,19 @@
 The order knows nothing of workers: R ranks take R consecutive parts of the same global batch, so
 the images and their negatives at a step do not depend on R, and a run resumes at (epoch, step)
 without any state.
+
+A set in memory has one permutation of all images. A set of shards that are read one after another
+has streams: the epoch's shards in an order of (seed, epoch), the rows of each permuted, are one
+long order of N images; it is cut into C streams of N // C. Every batch takes as many from each.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,20 +31,23 @@ class EpochPlan:
         num_images: images in the set.
         global_batch: images per step on all ranks together.
         drop_last: leave out the images that do not fill a global batch. If False they form a last,
-            smaller batch, cut to a multiple of `num_ranks`.
+            smaller batch, cut to a multiple of `num_ranks` and `num_streams`.
         num_ranks: ranks that share each batch; must divide `global_batch`.
+        num_streams: streams that each batch takes as many images from; must divide it as well.
     """
 
     num_images: int
     global_batch: int
     drop_last: bool
     num_ranks: int = 1
+    num_streams: int = 1
 
     def __post_init__(self) -> None:
-        if self.global_batch % self.num_ranks:
-            raise ValueError(
-                f"global_batch {self.global_batch} is not a multiple of {self.num_ranks} ranks"
-            )
+        for what, number in (("ranks", self.num_ranks), ("streams", self.num_streams)):
+            if self.global_batch % number:
+                raise ValueError(
+                    f"global_batch {self.global_batch} is not a multiple of {number} {what}"
+                )
         if self.num_steps == 0:
             raise ValueError(
                 f"{self.num_images} images do not fill one global batch of {self.global_batch}"
@@ -54,7 +64,7 @@ class EpochPlan:
         if self.drop_last:
             return 0
         rest = self.num_images % self.global_batch
-        rest -= rest % self.num_ranks
+        rest -= rest % math.lcm(self.num_ranks, self.num_streams)
         return rest if rest > 1 else 0
 
     def batch_size(self, step: int) -> int:
@@ -73,26 +83,59 @@ def epoch_order(num_images: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     return numpy_generator(seed, "order", epoch).permutation(num_images)
 
 
-def epoch_windows(
-    shard_rows: Sequence[int], *, window_shards: int, seed: int, epoch: int
-) -> Iterator[NDArray[np.int64]]:
-    """Yield the epoch's order of a sharded set, one array of rows for each window.
+class Run(NamedTuple):
+    """Images [begin, end) of a shard, in the order that the shard has in this epoch."""
 
-    Shards are shuffled and dealt into windows of even size; rows are shuffled within a window. A
-    reader needs the shards of one window at a time. One window for all is `epoch_order`.
+    shard: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class EpochStreams:
+    """The order of one epoch of a sharded set, cut into streams of equal length.
+
+    Each image is in one stream, but for fewer than `num_streams` that are in none. A shard that
+    a cut goes through is in two streams, or in more when it is longer than a stream. One stream of
+    one shard is `epoch_order`.
 
     Args:
         shard_rows: rows of each shard; row numbers run through the shards as listed.
-        window_shards: shards in a window, at most.
+        num_streams: C.
         seed: of the run.
         epoch: of the run, from 0.
     """
-    num_windows = -(-len(shard_rows) // window_shards)
-    if num_windows == 1:
-        yield epoch_order(sum(shard_rows), seed=seed, epoch=epoch)
-        return
-    starts = np.cumsum([0, *shard_rows])
-    shards = numpy_generator(seed, "shards", epoch).permutation(len(shard_rows))
-    for number, members in enumerate(np.array_split(shards, num_windows)):
-        rows = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in members])
-        yield numpy_generator(seed, "window", epoch, number).permutation(rows)
+
+    shard_rows: Sequence[int]
+    num_streams: int
+    seed: int
+    epoch: int
+
+    @property
+    def length(self) -> int:
+        """Images of each stream."""
+        return sum(self.shard_rows) // self.num_streams
+
+    def runs(self, stream: int) -> Iterator[Run]:
+        """Yield what a stream consists of, in order."""
+        start, stop = stream * self.length, (stream + 1) * self.length
+        shards, ends = self._shards
+        for number in range(int(np.searchsorted(ends, start, side="right")), len(shards)):
+            end = int(ends[number])
+            begin = end - self.shard_rows[shards[number]]
+            if begin >= stop:
+                return
+            yield Run(int(shards[number]), max(start, begin) - begin, min(stop, end) - begin)
+
+    def rows(self, shard: int) -> NDArray[np.int64]:
+        """Return the rows within a shard in the order of this epoch."""
+        if len(self.shard_rows) == 1:
+            return epoch_order(self.shard_rows[0], seed=self.seed, epoch=self.epoch)
+        generator = numpy_generator(self.seed, "shard", self.epoch, shard)
+        return generator.permutation(self.shard_rows[shard])
+
+    @cached_property
+    def _shards(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shards in order, and the place where each ends."""
+        shards = numpy_generator(self.seed, "shards", self.epoch).permutation(len(self.shard_rows))
+        return shards, np.cumsum(np.asarray(self.shard_rows)[shards])

@@ -25,17 +25,20 @@ from tests.ceph import CephGateway
 from tests.fault_proxy import FaultProxy
 
 pytestmark = [pytest.mark.s3server, pytest.mark.slow]
+# The folder, the keys, and a memory that holds two streams instead of eight or more.
 SOURCES = {
     "cifar10": (
         "SDCLR_CIFAR10",
         ["data.source=cifar10", "data.imbalance_ratio=100", "data.num_max=1000",
          "ingest.shard_bytes=262144"],
+        4_500_000,
     ),
     "photos": (
         "SDCLR_PHOTOS",
         ["data.source=folder", "data.imbalance_ratio=null", "data.num_test_per_class=5",
          "feed.canvas_px=64", "augment.crop_px=32", "ingest.resize_short_px=128",
          "ingest.shard_bytes=1048576"],
+        17_000_000,
     ),
 }  # fmt: skip
 FIXED = ["model.backbone=resnet8", "train.epochs=1", "train.workers=2", "train.device=cpu",
@@ -74,7 +77,7 @@ def losses(root: str, *words: str) -> list[float]:
 def test_an_epoch_streamed_from_s3_equals_one_from_disk(
     proxy: FaultProxy, tmp_path: Path, source: str
 ) -> None:
-    variable, keys = SOURCES[source]
+    variable, keys, few_bytes = SOURCES[source]
     if variable not in os.environ:
         pytest.skip(f"set {variable} to the folder of the images")
     bucket = f"{source}-{os.getpid()}-{abs(hash(tmp_path)) % 10**6}"
@@ -95,12 +98,13 @@ def test_an_epoch_streamed_from_s3_equals_one_from_disk(
         manifest = read_manifest(data_set_uri(load_config(None, words[kind])))
         shards[kind] = manifest.sets["pretrain"].shards
         del proxy.requests[:]
-        found[kind] = losses(root, *words[kind], "feed.window_shards=4")
+        found[kind] = losses(root, *words[kind])
         fetched = {r.rpartition("/")[2] for r in proxy.requests if r.endswith(".parquet")}
         expected = {shard.name.rpartition("/")[2] for shard in shards[kind]}
         assert fetched == (expected if kind == "s3" else set())
-    assert len(shards["disk"]) > 12  # more than three windows
+    assert len(shards["disk"]) > 12
     assert shards["disk"] == shards["s3"]
     assert found["disk"] == found["s3"] and len(found["s3"]) > 10
     # Control: the losses tell one order of the images from another.
-    assert losses(roots["disk"], *words["disk"], "feed.window_shards=3") != found["disk"]
+    few = f"feed.max_memory_bytes={few_bytes}"
+    assert losses(roots["disk"], *words["disk"], few) != found["disk"]

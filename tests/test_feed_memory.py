@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks.feed_memory import Levels, object_store_bytes, stored_set
 from pipeline import feed
@@ -26,13 +27,13 @@ def stored(ray_cluster: None) -> Iterator[tuple[str, Manifest]]:
 
 def feed_of(stored: tuple[str, Manifest], bound_bytes: int) -> feed.StreamFeed:
     uri, manifest = stored
-    words = ["feed.cache=none", "feed.window_shards=2", f"train.global_batch={BATCH}",
+    words = ["feed.cache=none", f"train.global_batch={BATCH}",
              f"feed.max_memory_bytes={bound_bytes}", "train.workers=1"]  # fmt: skip
     config = load_config(None, words)
     stream = replace(feed.streamed_set(config, manifest, uri), epochs=1)
     assert stream.budget.bytes <= bound_bytes
     plan = feed.epoch_plan(config, manifest)
-    return feed.StreamSource(stream, pin_memory=False).feed(plan, seed=0, rank=0)
+    return feed.StreamSource(stream, device=torch.device("cpu")).feed(plan, seed=0, rank=0)
 
 
 @pytest.mark.promise("R37")

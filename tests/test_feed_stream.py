@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from pipeline import feed, storage
 from pipeline.config.file import load_config
 from pipeline.dataset.image import png_bytes
-from pipeline.dataset.manifest import ImageInfo, Manifest
+from pipeline.dataset.manifest import ImageInfo, Manifest, ShardInfo
 from pipeline.errors import DataError
 from pipeline.feed.plan import StreamBudget
-from sdclr import Batch, EpochPlan, ImageSet, epoch_windows
-from tests.conftest import S3_KEYS
+from sdclr import Batch, EpochPlan, ImageSet, collective
+from tests.conftest import REPO, S3_KEYS
 from tests.fault_proxy import FaultProxy
+from tests.ranks import run_on_ranks
 from tests.refusals import raises
 from tests.test_feed import manifest_of, raw_images, stored
+from tests.test_feed_order import slow_order
 
 pytestmark = pytest.mark.ray
 
 NUM_IMAGES, PER_SHARD, BATCH, EPOCHS = 62, 7, 8, 3
-SMALL = StreamBudget(window_shards=3, piece_steps=2, part_rows=5, pieces_ahead=2, bytes=0)
+STREAMS, SMALL = 4, StreamBudget(units=5, part_rows=3, rows=24, bytes=0)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +45,21 @@ def manifest(folder: Path) -> Manifest:
 
 def plan_of(num_ranks: int = 1, drop_last: bool = True) -> EpochPlan:
     return EpochPlan(
-        num_images=NUM_IMAGES, global_batch=BATCH, drop_last=drop_last, num_ranks=num_ranks
+        num_images=NUM_IMAGES,
+        global_batch=BATCH,
+        drop_last=drop_last,
+        num_ranks=num_ranks,
+        num_streams=STREAMS,
     )
 
 
 def source_of(
-    folder: Path | str, manifest: Manifest, *, budget: StreamBudget = SMALL, mailbox: Any = None
+    folder: Path | str, manifest: Manifest, *words: str, budget: StreamBudget = SMALL
 ) -> feed.StreamSource:
-    words = ["feed.cache=none", f"train.epochs={EPOCHS}", f"train.global_batch={BATCH}"]
-    config = load_config(None, words)
+    fixed = ["feed.cache=none", f"train.epochs={EPOCHS}", f"train.global_batch={BATCH}"]
+    config = load_config(None, [*fixed, *words])
     stream = replace(feed.streamed_set(config, manifest, str(folder)), budget=budget)
-    return feed.StreamSource(stream, mailbox=mailbox, pin_memory=False)
+    return feed.StreamSource(stream, device=CPU)
 
 
 def epochs_of(
@@ -79,45 +84,47 @@ def test_every_batch_is_that_of_the_order(
     assert len(batches) == EPOCHS * plan.num_steps
     for number, batch in enumerate(batches):
         epoch, step = divmod(number, plan.num_steps)
-        windows = epoch_windows([7] * 8 + [6], window_shards=3, seed=0, epoch=epoch)
-        order = np.concatenate(list(windows))
-        assert batch.rows_B.tolist() == order[plan.part(step, 0)].tolist()
+        share = plan.batch_size(step) // STREAMS
+        first = step * BATCH // STREAMS
+        order = slow_order([7] * 8 + [6], STREAMS, 0, epoch)[:, first : first + share]
+        assert batch.rows_B.tolist() == order.ravel().tolist()
         assert torch.equal(batch.images_BCHW, images[batch.rows_B])
         assert batch.sizes_B2.tolist() == [[6, 5]] * len(batch.rows_B)
         assert (batch.start, batch.num_global) == (0, plan.batch_size(step))
-    # One walk for all epochs: the second one had begun before the first one was over.
-    assert source.next_round() == 2
 
 
 @pytest.mark.promise("R6")
-def test_two_ranks_share_the_batches_of_one(folder: Path, manifest: Manifest) -> None:
-    one = rows_of(epochs_of(source_of(folder, manifest), plan_of(1, False), 0))
-    mailbox = feed.new_mailbox()
-    with ThreadPoolExecutor(2) as pool:
-        parts = [
-            pool.submit(
-                lambda rank: list(
-                    epochs_of(source_of(folder, manifest, mailbox=mailbox), plan_of(2, False), rank)
-                ),
-                rank,
-            )
-            for rank in (0, 1)
-        ]
-        first, second = (part.result(timeout=120) for part in parts)
-    both = [a.rows_B.tolist() + b.rows_B.tolist() for a, b in zip(first, second, strict=True)]
+@pytest.mark.parametrize("num_ranks", [2, 8])
+def test_ranks_share_the_batches_of_one(folder: Path, manifest: Manifest, num_ranks: int) -> None:
+    """Whatever is in flight; eight ranks of four streams share each."""
+    # The last, smaller batch is a multiple of both.
+    drop_last = num_ranks > STREAMS
+    one = rows_of(epochs_of(source_of(folder, manifest), plan_of(1, drop_last), 0))
+    least = StreamBudget(units=STREAMS // min(num_ranks, STREAMS) + 1, part_rows=1, rows=4, bytes=0)
+
+    def batches_of(rank: int) -> list[Batch]:
+        source = source_of(folder, manifest, budget=least if rank % 2 else SMALL)
+        return list(epochs_of(source, plan_of(num_ranks, drop_last), rank))
+
+    with ThreadPoolExecutor(num_ranks) as pool:
+        ranks = list(pool.map(batches_of, range(num_ranks)))
+    both = [
+        [row for b in batches for row in b.rows_B.tolist()] for batches in zip(*ranks, strict=True)
+    ]
     assert both == one
-    assert [b.start for b in second] == [b.num_global // 2 for b in second]
+    last = ranks[-1]
+    assert [b.start for b in last] == [b.num_global - len(b.rows_B) for b in last]
 
 
-def test_a_window_for_all_gives_the_batches_of_a_set_in_memory(
-    folder: Path, manifest: Manifest
-) -> None:
-    images = ImageSet(torch.from_numpy(raw_images(NUM_IMAGES)).permute(0, 3, 1, 2))
-    plan = plan_of()
-    kept = rows_of(images.feed(plan, seed=0).batches(0))
-    for window, equal in ((9, True), (8, False)):
-        source = source_of(folder, manifest, budget=replace(SMALL, window_shards=window))
-        streamed = source.feed(plan, seed=0, rank=0)
+def test_one_shard_gives_the_batches_of_a_set_in_memory(tmp_path: Path) -> None:
+    raw = raw_images(NUM_IMAGES)
+    images = ImageSet(torch.from_numpy(raw).permute(0, 3, 1, 2))
+    for per_shard, equal in ((NUM_IMAGES, True), (NUM_IMAGES - 1, False)):
+        data = tmp_path / str(per_shard)
+        manifest = stored(data, [i.tobytes() for i in raw], ImageInfo("raw", 6, 5), per_shard)
+        plan = replace(plan_of(), num_streams=1)
+        streamed = source_of(data, manifest).feed(plan, seed=0, rank=0)
+        kept = rows_of(images.feed(plan, seed=0).batches(0))
         assert (rows_of(streamed.batches(0)) == kept) == equal
         streamed.close()
 
@@ -179,50 +186,54 @@ def test_wrong_bytes_from_s3_stop_by_name(
     assert caught.value.where.startswith(uri)
 
 
+@pytest.mark.slow
 @pytest.mark.promise("R28")
-@pytest.mark.parametrize("kind", ["flipped byte", "undecodable"])
-def test_a_broken_sample_stops_every_rank_before_the_same_step_by_name(
-    folder: Path, tmp_path: Path, kind: str
-) -> None:
+def test_a_broken_sample_stops_every_rank_before_the_same_step_by_name(tmp_path: Path) -> None:
+    """Whichever rank reads it: two processes of a group, each with half of the streams."""
     whole = png_bytes(raw_images(1)[0].repeat(2, 0).repeat(2, 1))  # 12 x 10 px
-    images = [whole] * NUM_IMAGES
-    if kind == "undecodable":
-        images[40] = whole[: len(whole) // 2]
-    manifest = stored(tmp_path, images, ImageInfo("original", None, None), PER_SHARD)
-    if kind == "flipped byte":
-        file = tmp_path / "shards" / "pretrain-00005.parquet"
-        content = bytearray(file.read_bytes())
-        content[content.index(whole, content.index(whole) + 1) + 50] ^= 1
-        file.write_bytes(content)
-    config = load_config(
-        None,
-        [
-            "feed.canvas_px=32",
-            f"train.epochs={EPOCHS}",
-            "feed.cache=none",
-            f"train.global_batch={BATCH}",
-        ],
-    )
-    mailbox = feed.new_mailbox()
-    told: list[tuple[int, str]] = []
+    info, sets = ImageInfo("original", None, None), {}
+    for kind, images in (
+        ("whole", [whole] * NUM_IMAGES),
+        ("flipped", [whole] * NUM_IMAGES),
+        ("undecodable", [whole] * 40 + [whole[: len(whole) // 2]] + [whole] * 21),
+    ):
+        uri = str(tmp_path / kind)
+        sets[kind] = uri, stored(tmp_path / kind, images, info, PER_SHARD)
+    file = tmp_path / "flipped" / "shards" / "pretrain-00005.parquet"
+    content = bytearray(file.read_bytes())
+    content[content.index(whole, content.index(whole) + 1) + 50] ^= 1
+    file.write_bytes(content)
+    first, second = run_on_ranks(until_broken, cluster_address(), sets)
+    assert first == second
+    assert first["whole"] == f"{EPOCHS * plan_of().num_steps} steps"
+    for kind, name in (("flipped", "image-36"), ("undecodable", "image-40")):
+        steps, _, error = first[kind].partition(" steps ")
+        assert 0 < int(steps) < EPOCHS * plan_of().num_steps and name in error
 
-    def rank_of(rank: int, together: threading.Barrier) -> None:
-        stream = replace(feed.streamed_set(config, manifest, str(tmp_path)), budget=SMALL)
-        source = feed.StreamSource(stream, mailbox=mailbox, pin_memory=False)
-        steps = 0
+
+def cluster_address() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def until_broken(address: str, sets: dict[str, tuple[str, Manifest]]) -> dict[str, Any]:
+    """What a rank of a process group is told, and after how many steps; nobody else waits."""
+    import ray
+
+    ray.init(address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(REPO)}})
+    found = {}
+    for kind, (uri, manifest) in sets.items():
+        steps, error = 0, ""
+        source = source_of(uri, manifest, "feed.canvas_px=32")
         try:
-            for _ in epochs_of(source, plan_of(2), rank):
-                together.wait(60)  # as the collectives of a step do
+            for _ in epochs_of(source, plan_of(2), collective.rank()):
                 steps += 1
-        except DataError as error:
-            told.append((steps, str(error)))
-
-    barrier = threading.Barrier(2)
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(rank_of, (0, 1), (barrier, barrier)))
-    (steps, first), other = told
-    assert other == (steps, first)
-    assert "image-40" in first if kind == "undecodable" else "image-36" in first
+        except DataError as caught:
+            error = f" {caught}"
+        found[kind] = f"{steps} steps{error}"
+    ray.shutdown()
+    return found
 
 
 def test_too_little_memory_is_refused_with_what_would_do(folder: Path, manifest: Manifest) -> None:
@@ -232,7 +243,7 @@ def test_too_little_memory_is_refused_with_what_would_do(folder: Path, manifest:
     )
     config = load_config(None, ["feed.cache=none", "feed.max_memory_bytes=10000000",
                                 "train.global_batch=16"])  # fmt: skip
-    with raises("E-CONFIG-019", "8") as error:
+    with raises("E-CONFIG-019", "26.2") as error:
         feed.check_fits(config, big, object_store_bytes=2**40)
     least = error.value.todo.split()[3]
     enough = load_config(None, ["feed.cache=none", f"feed.max_memory_bytes={least}",
@@ -240,6 +251,32 @@ def test_too_little_memory_is_refused_with_what_would_do(folder: Path, manifest:
     assert feed.stream_budget(enough, big, object_store_bytes=2**40).bytes <= int(least)
     with raises("E-CONFIG-019", "3.5"):
         feed.check_fits(enough, big, object_store_bytes=5 * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("words", "shard_mib", "num_shards", "streams"),
+    [
+        ((), 16, 100, 32),
+        ((), 64, 100, 8),
+        ((), 16, 5, 4),
+        (("feed.max_memory_bytes=12884901888",), 64, 100, 32),
+        (("train.global_batch=254",), 16, 100, 2),
+        (("train.global_batch=4096", "feed.max_memory_bytes=12884901888"), 16, 100, 64),
+        (("train.workers=4",), 64, 100, 8),
+    ],
+)
+def test_streams_are_as_many_as_mix_well_and_fit(
+    words: tuple[str, ...], shard_mib: int, num_shards: int, streams: int
+) -> None:
+    shard = ShardInfo("shards/pretrain-00000.parquet", 600, shard_mib * 2**20, "0" * 64)
+    some = manifest_of(ImageInfo("original", None, None), [shard] * num_shards)
+    fixed = ["feed.cache=none", "feed.canvas_px=64", "train.global_batch=512", *words]
+    config = load_config(None, list({word.partition("=")[0]: word for word in fixed}.values()))
+    assert feed.epoch_plan(config, some).num_streams == streams
+    budget = feed.stream_budget(config, some, object_store_bytes=2**40)
+    assert budget.bytes <= config.feed.max_memory_bytes
+    kept = config.model_copy(update={"feed": config.feed.model_copy(update={"cache": "host"})})
+    assert feed.epoch_plan(kept, some).num_streams == 1
 
 
 def test_some_images_are_at_hand_from_all_over_the_set(folder: Path, manifest: Manifest) -> None:

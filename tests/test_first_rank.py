@@ -1,4 +1,4 @@
-"""What the first rank cannot do, all ranks learn."""
+"""What one rank cannot do, all ranks learn."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.cluster.ranks import on_first_rank
-from pipeline.errors import PipelineError, StorageError
+from pipeline.cluster.ranks import fail_together, on_first_rank
+from pipeline.errors import DataError, PipelineError, StorageError
 from sdclr import collective
 from tests.ranks import run_on_ranks
 
@@ -30,15 +30,52 @@ def tried(*, fails: bool) -> str:
         return f"{type(error).__name__}: {error.what}"
 
 
+def batches_until(step: int, error: Exception, of: tuple[int, ...]) -> str:
+    """How far a rank gets whose work fails at a step, on some of the ranks."""
+    steps = 0
+
+    def work() -> int:
+        if steps == step and collective.rank() in of:
+            raise error
+        return steps
+
+    try:
+        while steps < 5:
+            assert fail_together(work, device=CPU) == steps
+            steps += 1
+    except Exception as caught:
+        return f"{steps} {type(caught).__name__} {getattr(caught, 'id', '')}"
+    return f"{steps}"
+
+
 def on_two_ranks() -> dict[str, Any]:
-    return {"good": tried(fails=False), "bad": tried(fails=True)}
+    broken = DataError("E-DATA-999", "the sample is broken", where="shard")
+    return {
+        "good": tried(fails=False),
+        "bad": tried(fails=True),
+        "nowhere": batches_until(3, broken, of=()),
+        "first": batches_until(3, broken, of=(0,)),
+        "last": batches_until(2, broken, of=(1,)),
+        "both": batches_until(1, broken, of=(0, 1)),
+        "bug": batches_until(2, ZeroDivisionError(), of=(1,)),
+    }
 
 
-@pytest.mark.promise("R15")
-def test_ranks_begin_together_or_not_at_all() -> None:
+@pytest.mark.promise("R15", "R28")
+def test_ranks_begin_and_stop_together() -> None:
     first, second = run_on_ranks(on_two_ranks)
-    assert first == {"good": "done", "bad": "StorageError: the file is broken"}
-    assert second == {"good": "None", "bad": "TrainingError: rank 0 cannot begin"}
+    assert first["good"] == "done" and first["bad"] == "StorageError: the file is broken"
+    assert second["good"] == "None" and second["bad"] == "TrainingError: rank 0 cannot begin"
+    # And stop together, before the same step, with the same error.
+    for key, told in (
+        ("nowhere", "5"),
+        ("first", "3 DataError E-DATA-999"),
+        ("last", "2 DataError E-DATA-999"),
+        ("both", "1 DataError E-DATA-999"),
+    ):
+        assert first[key] == second[key] == told
+    assert first["bug"] == "2 ClusterError E-CLUSTER-012"
+    assert second["bug"] == "2 ZeroDivisionError "
 
 
 def test_one_rank_alone_has_its_own_result_and_error() -> None:

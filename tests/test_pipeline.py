@@ -153,7 +153,7 @@ def test_features_are_looked_at_before_training_and_every_few_epochs(unbroken: U
 
 @pytest.mark.slow
 def test_a_streamed_run_equals_the_one_with_the_set_in_memory(unbroken: Unbroken) -> None:
-    """Bit for bit, where one window holds the whole set: the way of an image changes nothing."""
+    """Bit for bit, where one shard holds the whole set: the way of an image changes nothing."""
     folder, _ = unbroken
     root = folder.parent.parent
     result = run(root, "train", *TINY, "feed.cache=none", "run.name=streamed")

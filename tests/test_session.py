@@ -59,7 +59,7 @@ def session(
     stream: io.StringIO | None = None,
     **more: Any,
 ) -> Session:
-    command = Command(stage, None, words, resume=run, dry_run=False, **more)
+    command = Command(stage, None, words, resume=run, **{"dry_run": False, **more})
     return Session(command, resolve(command), Console(stream), stack)
 
 
@@ -68,6 +68,18 @@ def test_a_run_that_is_not_there_is_told_by_its_uri(tmp_path: Path) -> None:
     with raises("E-CONFIG-031") as caught:
         existing_run(typo, "runs")
     assert caught.value.where == typo
+
+
+@pytest.mark.promise("R7")
+def test_a_run_of_the_older_order_of_streamed_images_is_refused_by_name(
+    run: str, stack: ExitStack
+) -> None:
+    file = Path(run) / "config.yaml"
+    text = file.read_text()
+    assert session("train", run, stack, dry_run=True)  # control: the same without the key
+    file.write_text(text.replace("feed:\n", "feed:\n  window_shards: 8\n"))
+    with raises("E-CONFIG-640", "feed.window_shards"):
+        session("train", run, stack)
 
 
 def status(run: str) -> tuple[str, bool]:

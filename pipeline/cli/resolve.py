@@ -17,6 +17,9 @@ from pipeline.console import program
 from pipeline.errors import ConfigError
 from pipeline.record.folder import RunFolder, data_of, existing_run, numbered
 
+# The key of the order before streams; a new epoch of such a run would repeat or omit images.
+_OLD_ORDER = "\n  window_shards: "
+
 
 def resolve(command: Command) -> RunFolder:
     """Open the run of a command; weights that a new one names are loaded once, first.
@@ -145,12 +148,20 @@ def _file(run_uri: str) -> str:
 def _recorded_text(run_uri: str) -> str:
     """Return the configuration that a run keeps."""
     try:
-        return storage.read_bytes(_file(run_uri)).decode()
+        text = storage.read_bytes(_file(run_uri)).decode()
     except UnicodeDecodeError as error:
         todo = "restore the file from a backup; without it the run cannot be resumed"
         raise ConfigError(
             "E-CONFIG-008", f"it is not UTF-8 text ({error})", where=_file(run_uri), todo=todo
         ) from None
+    if _OLD_ORDER in text:
+        raise ConfigError(
+            "E-CONFIG-640",
+            "the run began under an older order of streamed images, that of feed.window_shards",
+            where=_file(run_uri),
+            todo="start a new run; its first weights may be this one's with train.init_from",
+        )
+    return text
 
 
 def _has_own_folder(command: Command) -> bool:

@@ -23,8 +23,6 @@ MANIFEST_BYTES_PER_SHARD = 180
 # At the peak of planning, hashes included, with names of 18 letters: benchmarks/index.py.
 INDEX_BYTES_PER_IMAGE = 240
 OBJECTS_PER_LISTING = 1000
-# pipeline/feed/plan.py: shards of a window, pixels of a part; tests hold these to the real plan.
-WINDOW_SHARDS, PART_BYTES = 8, 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +92,11 @@ class Workload:
     def stream_bytes(self) -> int:
         """The least feed.max_memory_bytes with which the set can be streamed.
 
-        Two windows of shards, three steps both encoded and decoded in the object store (two when
-        there is one worker), and three steps of batches that the workers have ready.
+        Each worker has a stream of its own, with one shard open and another one ahead, four steps
+        in the object store, and three steps of batches that are ready.
         """
-        windows = 2 * min(WINDOW_SHARDS, self.num_shards) * self.shard_bytes
-        canvas = 3 * self.canvas_px**2
-        in_store = (2 + (self.num_workers > 1)) * (canvas + self.image_bytes)
-        return windows + self.global_batch * (in_store + 3 * canvas)
-
-    @property
-    def parts_per_step(self) -> float:
-        """Decode tasks that the first worker hands out for each step of a streamed set."""
-        share = self.global_batch / self.num_workers
-        part_images = max(1, PART_BYTES // (3 * self.canvas_px**2))
-        piece_steps = max(1, int(part_images // share))
-        return self.num_workers * math.ceil(piece_steps * share / part_images) / piece_steps
+        shards = 2 * self.num_workers * self.shard_bytes
+        return shards + 7 * self.global_batch * 3 * self.canvas_px**2
 
     @property
     def gathered_bytes(self) -> int:
@@ -146,7 +134,6 @@ class Speeds:
     Args:
         images_per_s: of one GPU, both views, both branches, forward and backward.
         decoded_per_s: images that one CPU core checks and decodes.
-        part_s: CPU time of the first worker to hand out one decode task.
         node_bytes_per_s: of a node's network, one direction.
         store_bytes_per_s: of one stream to the object store.
         listing_s: one answer of the object store with 1000 names.
@@ -155,7 +142,6 @@ class Speeds:
 
     images_per_s: float
     decoded_per_s: float
-    part_s: float
     node_bytes_per_s: float
     store_bytes_per_s: float
     listing_s: float
@@ -190,18 +176,10 @@ class Estimate:
         return self.work.node_bytes_per_step / self.speeds.node_bytes_per_s
 
     @property
-    def hand_out_s(self) -> float:
-        """Time of the first worker to hand out the tasks of a step of a streamed set."""
-        return self.work.parts_per_step * self.speeds.part_s
-
-    @property
     def step_s(self) -> float:
-        """A step: GPU and network one after the other, or the handing out, which runs beside them.
-
-        Nothing else is hidden behind anything.
-        """
+        """A step: GPU and network one after the other; nothing is hidden behind anything."""
         images = self.work.global_batch / self.work.num_workers
-        return max(images / self.speeds.images_per_s + self.exchange_s, self.hand_out_s)
+        return images / self.speeds.images_per_s + self.exchange_s
 
     @property
     def checkpoint_s(self) -> float:
@@ -241,7 +219,7 @@ RESNET50 = Workload(
     checkpoints=100, num_workers=0, workers_per_node=8,
 )  # fmt: skip
 SPEEDS = Speeds(
-    images_per_s=700, decoded_per_s=850, part_s=0.98e-3, node_bytes_per_s=12.5e9,
+    images_per_s=700, decoded_per_s=850, node_bytes_per_s=12.5e9,
     store_bytes_per_s=100e6, listing_s=0.2, price_per_gpu_hour=3.0,
 )  # fmt: skip
 SIZES = (10**6, 10**8, 10**9)
@@ -271,8 +249,6 @@ def table(sizes: tuple[int, ...], gpus: tuple[int, ...], speeds: Speeds) -> Iter
         "kept: decoded set, per node": lambda e: si(e.work.decoded_bytes, "B"),
         "kept: order of an epoch, per worker": lambda e: si(e.work.order_bytes, "B"),
         "streamed: feed.max_memory_bytes at least": lambda e: si(e.work.stream_bytes, "B"),
-        "streamed: tasks handed out per step": lambda e: f"{e.work.parts_per_step:,.0f}",
-        "streamed: handing them out": lambda e: si(e.hand_out_s, "s"),
         "streamed: read per node": lambda e: si(e.read_bytes_per_s, "B/s"),
         "streamed: cores per node that decode": lambda e: str(e.decode_cores),
         "embeddings gathered per step": lambda e: si(e.work.gathered_bytes, "B"),

@@ -145,6 +145,3 @@ class Feed(Section):
     max_memory_bytes: int = Field(
         default=2 * GIB, ge=MIB, description="memory that images may take on a node"
     )
-    window_shards: int = Field(
-        default=8, ge=1, description="shards whose images are mixed while streaming"
-    )

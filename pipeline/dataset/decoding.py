@@ -70,50 +70,25 @@ class ShardDecoder:
         }
 
     def pixels(self, shard: pa.Table) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Decode a shard into canvases (n, 3, H, W) uint8 and the image sizes (n, 2) on them."""
-        pixels, sizes = self.canvases(len(shard))
-        self.decode(shard, np.arange(len(shard)), pixels, sizes)
-        return pixels, sizes
-
-    def canvases(self, num_images: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Allocate canvases (n, 3, H, W) uint8 and sizes (n, 2) int64 for n images."""
-        if self.image.height_px is not None and self.image.width_px is not None:
-            height_px, width_px = self.image.height_px, self.image.width_px
-        elif self.canvas_px is not None:
-            height_px = width_px = self.canvas_px
-        else:
-            raise DataError(
-                "E-DATA-004",
-                "images of different sizes need a canvas",
-                where=self.data_uri,
-                todo="set augment.crop_px, for example augment.crop_px=224",
-            )
-        shape = (num_images, 3, height_px, width_px)
-        return np.empty(shape, np.uint8), np.empty((num_images, 2), np.int64)
-
-    def decode(
-        self,
-        shard: pa.Table,
-        places: NDArray[np.int64],
-        pixels_nCHW: NDArray[np.uint8],
-        sizes_n2: NDArray[np.int64],
-    ) -> None:
-        """Decode the columns id and image to the places of the canvases that they belong to.
+        """Decode a shard into canvases (n, 3, H, W) uint8 and the image sizes (n, 2) on them.
 
         Raises:
             DataError: naming the sample.
         """
+        height_px, width_px = self._canvas_size()
+        pixels_nCHW = np.empty((len(shard), 3, height_px, width_px), np.uint8)
+        sizes_n2 = np.empty((len(shard), 2), np.int64)
         ids, images = (shard[name].combine_chunks() for name in ("id", "image"))
-        height_px, width_px = pixels_nCHW.shape[2:]
         if self.image.encoding == "raw":
             pixels_nHWC = raw_pixels(ids, images, height_px, width_px)
-            pixels_nCHW[places] = pixels_nHWC.transpose(0, 3, 1, 2)
-            sizes_n2[places] = height_px, width_px
-            return
-        for row, (place, data) in enumerate(zip(places, image_bytes(images), strict=True)):
-            canvas = pixels_nCHW[place]
+            pixels_nCHW[:] = pixels_nHWC.transpose(0, 3, 1, 2)
+            sizes_n2[:] = height_px, width_px
+            return pixels_nCHW, sizes_n2
+        for row, data in enumerate(image_bytes(images)):
             try:
-                _, sizes_n2[place] = decode_canvas(bytes(data), self.limits, width_px, canvas)
+                _, sizes_n2[row] = decode_canvas(
+                    bytes(data), self.limits, width_px, pixels_nCHW[row]
+                )
             except RejectedImage as error:
                 raise DataError(
                     "E-DATA-005",
@@ -122,6 +97,19 @@ class ShardDecoder:
                     where=self.data_uri,
                     todo="ingest the data set again with the limits of this configuration",
                 ) from error
+        return pixels_nCHW, sizes_n2
+
+    def _canvas_size(self) -> tuple[int, int]:
+        if self.image.height_px is not None and self.image.width_px is not None:
+            return self.image.height_px, self.image.width_px
+        if self.canvas_px is not None:
+            return self.canvas_px, self.canvas_px
+        raise DataError(
+            "E-DATA-004",
+            "images of different sizes need a canvas",
+            where=self.data_uri,
+            todo="set augment.crop_px, for example augment.crop_px=224",
+        )
 
 
 def _numbers(text: str) -> NDArray[np.int64]:
@@ -146,26 +134,20 @@ def read_parts(
 
 
 def decode_part(
-    decoder: ShardDecoder,
-    rows_n: NDArray[np.int64],
-    places: list[NDArray[np.int64]],
-    *stored: pa.Table,
+    decoder: ShardDecoder, rows_n: NDArray[np.int64], shard: pa.Table
 ) -> tuple[Columns, None]:
-    """Decode what several shards hold of one part of the order.
+    """Decode one reader's rows of a shard.
 
     Args:
         decoder: of the data set.
         rows_n: the row in the set of each image, in order.
-        places: for each of `stored`, where in the order its images belong.
-        stored: ids and images of each shard.
+        shard: their ids and images.
 
     Returns:
         pixels (n, 3, H, W) uint8, size (n, 2) int64, row (n,); and None, by which a process that
         needs none of these sees that all went well.
     """
-    pixels, sizes = decoder.canvases(len(rows_n))
-    for place, table in zip(places, stored, strict=True):
-        decoder.decode(table, place, pixels, sizes)
+    pixels, sizes = decoder.pixels(shard)
     return {"row": rows_n, "size": sizes, "pixels": pixels}, None
 
 

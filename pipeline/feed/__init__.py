@@ -14,7 +14,7 @@ from pipeline.feed.plan import (
     is_cached,
     stream_budget,
 )
-from pipeline.feed.source import Source, at_hand, new_mailbox, open_source, streamed_set
+from pipeline.feed.source import Source, at_hand, open_source, streamed_set
 from pipeline.feed.stream import StreamFeed, StreamSource
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "described",
     "epoch_plan",
     "is_cached",
-    "new_mailbox",
     "open_source",
     "stream_budget",
     "streamed_set",

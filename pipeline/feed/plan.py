@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ConfigError, DataError
+from pipeline.feed.schedule import streams_of
 from sdclr import EpochPlan
 from sdclr.encoder import CANVAS_PER_CROP
 
 # A decode task makes about as much: long against the cost of a task, short against a step.
 _PART_BYTES = 16 * 2**20
-_FEWEST_PIECES, _MOST_PIECES = 2, 32
+# Streams that mix as well as a permutation of the whole set, and images of a step that each rank of
+# a large run takes at least: with as many streams no two ranks read the same shard.
+_ENOUGH_STREAMS, _RANK_IMAGES = 32, 64
+# The task of a smaller one costs more than a fifth of what it does: rather fewer streams than such
+# parts, as far as the memory has room for them at all.
+_SMALL_PART_BYTES, _SMALL_PART_FRAC = 4 * 2**20, 1 / 64
+# Parts of each stream that are decoded at the same time: one in use, one ahead. And parts of each
+# rank that nobody uses any more, which Ray deletes a moment later.
+_PARTS, _PARTS_GONE = 2, 2
 # Batches that each rank keeps ready for use, copied out of the object store.
 BATCHES_READY = 2
 # Ray begins to move objects to disk when its store is four fifths full.
@@ -21,21 +30,19 @@ _STORE_FRAC = 0.7
 
 @dataclass(frozen=True)
 class StreamBudget:
-    """Division of the memory that a set is streamed within.
+    """Bounds of what one rank has in flight of a set that is streamed.
 
     Args:
-        window_shards: shards that are read together and mixed.
-        piece_steps: steps that are handed out together.
+        units: shards that are read and not yet decoded, at most.
         part_rows: images that one task decodes, at most.
-        pieces_ahead: pieces in flight, the one in use included.
-        bytes: images in flight at most, encoded and decoded, on all nodes together: those of
+        rows: images that are decoded, or about to be, at most.
+        bytes: images in flight at most, encoded and decoded, of all ranks together: those of
             tasks, in Ray's object store, and the batches that are ready for use.
     """
 
-    window_shards: int
-    piece_steps: int
+    units: int
     part_rows: int
-    pieces_ahead: int
+    rows: int
     bytes: int
 
 
@@ -53,6 +60,7 @@ def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:
             global_batch=config.train.global_batch,
             drop_last=config.train.drop_last,
             num_ranks=config.train.num_workers,
+            num_streams=1 if is_cached(config, manifest) else stream_count(config, manifest),
         )
     except ValueError as error:
         most = num_images - num_images % config.train.num_workers
@@ -103,8 +111,7 @@ def canvas_size(config: Config, manifest: Manifest) -> tuple[int, int]:
 
 def decoded_bytes(config: Config, manifest: Manifest) -> int:
     """Return the memory of the decoded pre-training set in bytes."""
-    height_px, width_px = canvas_size(config, manifest)
-    return manifest.sets["pretrain"].rows * 3 * height_px * width_px
+    return manifest.sets["pretrain"].rows * _image_bytes(config, manifest)
 
 
 def is_cached(config: Config, manifest: Manifest) -> bool:
@@ -118,65 +125,84 @@ def is_cached(config: Config, manifest: Manifest) -> bool:
     return config.feed.cache != "none"
 
 
-def stream_budget(config: Config, manifest: Manifest, *, object_store_bytes: int) -> StreamBudget:
-    """Return how the set is streamed; only `window_shards` affects the order of images.
+def stream_count(config: Config, manifest: Manifest) -> int:
+    """Return from how many streams each batch of a streamed set is taken.
 
-    Encoded images of two windows are held (one in use, one being read), pieces of decoded ones,
-    and the batches that the ranks have ready.
+    As many as mix well and `feed.max_memory_bytes` holds two shards and two parts of, and a divisor
+    of the batch. The number of workers has no influence, nor has the machine: see `is_cached`.
+    """
+    batch, shards = config.train.global_batch, manifest.sets["pretrain"].shards
+    decoded = (_PARTS + _PARTS_GONE + BATCHES_READY + 1) * batch * _image_bytes(config, manifest)
+    memory = config.feed.max_memory_bytes
+    part_bytes = min(_SMALL_PART_BYTES, int(_SMALL_PART_FRAC * memory))
+    room = (memory - decoded) // (2 * (max(shard.bytes for shard in shards) + part_bytes))
+    most = min(max(_ENOUGH_STREAMS, batch // _RANK_IMAGES), len(shards), room)
+    return next((n for n in range(most, 1, -1) if batch % n == 0), 1)
+
+
+def stream_budget(config: Config, manifest: Manifest, *, object_store_bytes: int) -> StreamBudget:
+    """Return what each rank may have in flight; it changes the speed, never the order.
+
+    Of each stream one shard is open and one part is in use. Room for one more shard, for one more
+    part of each stream and for those that Ray has yet to delete is the least.
 
     Raises:
         ConfigError: feed.max_memory_bytes, or the object store, is too little for that.
     """
-    plan, info = epoch_plan(config, manifest), manifest.sets["pretrain"]
-    height_px, width_px = canvas_size(config, manifest)
-    image_bytes = 3 * height_px * width_px
-    largest = sorted((shard.bytes for shard in info.shards), reverse=True)
-    windows_bytes = 2 * sum(largest[: config.feed.window_shards])
-    # A piece in flight is encoded at first and decoded at last.
-    step_bytes = plan.global_batch * (image_bytes + -(-sum(largest) // info.rows))
-    # One more is being copied. A rank whose batches are not ready has left its pieces in the store.
+    plan, shards = epoch_plan(config, manifest), manifest.sets["pretrain"].shards
+    image_bytes, unit_bytes = _image_bytes(config, manifest), max(shard.bytes for shard in shards)
+    ranks, share = plan.num_ranks, plan.global_batch // plan.num_ranks
+    streams = max(len(streams_of(plan, rank)) for rank in range(ranks))
+    per_step = min(plan.global_batch // plan.num_streams, share)
+    parts = _PARTS * streams + _PARTS_GONE
+    # One more batch is being copied.
     ready_bytes = (BATCHES_READY + 1) * plan.global_batch * image_bytes
-    # Other ranks may still be in the piece that rank 0 has left.
-    behind = int(plan.num_ranks > 1)
-    fewest = _FEWEST_PIECES + behind
-    least_stored = windows_bytes + fewest * step_bytes
+    units_bytes, parts_bytes = (
+        ranks * (streams + 1) * unit_bytes,
+        ranks * parts * per_step * image_bytes,
+    )
     in_store = int(_STORE_FRAC * object_store_bytes)
     for key, least, allowed in (
         (
             "feed.max_memory_bytes",
-            least_stored + ready_bytes,
+            units_bytes + parts_bytes + ready_bytes,
             config.feed.max_memory_bytes,
         ),
         (
             f"{_STORE_FRAC:.0%} of Ray's object store (--object-store-memory)",
-            least_stored,
+            units_bytes + parts_bytes,
             in_store,
         ),
     ):
         if least > allowed:
             raise ConfigError(
                 "E-CONFIG-019",
-                f"streaming takes at least {_size(least)}: two windows of "
-                f"{config.feed.window_shards} shards, {_size(windows_bytes)}, {fewest} batches in "
-                f"Ray's object store, {_size(step_bytes)} each, and "
-                f"{_size(least - least_stored)} of batches ready for use; {key} allows "
-                f"{_size(allowed)}",
+                f"streaming takes at least {_size(least)}: {ranks * (streams + 1)} shards, "
+                f"{_size(units_bytes)}, {ranks * parts} parts of {plan.num_streams} streams in "
+                f"Ray's object store, {_size(parts_bytes)}, and "
+                f"{_size(least - units_bytes - parts_bytes)} of batches ready for use; {key} "
+                f"allows {_size(allowed)}",
                 where=key,
-                todo=f"set it to {least} or more, or lower feed.window_shards, feed.canvas_px or "
+                todo=f"set it to {least} or more, or lower ingest.shard_bytes, feed.canvas_px or "
                 "train.global_batch",
             )
-    share = plan.global_batch // plan.num_ranks
-    free = min(config.feed.max_memory_bytes - ready_bytes, in_store) - windows_bytes
-    part_rows = max(1, min(_PART_BYTES, free // (8 * plan.num_ranks)) // image_bytes)
-    piece_steps = min(max(1, part_rows // share), free // (fewest * step_bytes), plan.num_steps)
-    pieces = min(free // (piece_steps * step_bytes) - behind, _MOST_PIECES)
+    free = min(config.feed.max_memory_bytes - ready_bytes, in_store) // ranks
+    most_units = (free - parts_bytes // ranks) // unit_bytes
+    # Decoding gets what is left, but half of the room at least.
+    units = max(streams + 1, min(2 * streams, most_units, free // 2 // unit_bytes))
+    free_rows = (free - units * unit_bytes) // image_bytes
+    part_rows = max(1, min(_PART_BYTES // image_bytes, free_rows // parts))
     return StreamBudget(
-        window_shards=config.feed.window_shards,
-        piece_steps=piece_steps,
-        part_rows=min(part_rows, piece_steps * share),
-        pieces_ahead=pieces,
-        bytes=windows_bytes + (pieces + behind) * piece_steps * step_bytes + ready_bytes,
+        units=units,
+        part_rows=part_rows,
+        rows=_PARTS * streams * part_rows,
+        bytes=ranks * (units * unit_bytes + parts * part_rows * image_bytes) + ready_bytes,
     )
+
+
+def _image_bytes(config: Config, manifest: Manifest) -> int:
+    height_px, width_px = canvas_size(config, manifest)
+    return 3 * height_px * width_px
 
 
 def check_fits(config: Config, manifest: Manifest, *, object_store_bytes: int) -> None:
@@ -220,9 +246,8 @@ def described(config: Config, manifest: Manifest) -> str:
     size = _size(decoded_bytes(config, manifest))
     if is_cached(config, manifest):
         return f"the decoded set, {size}, is kept in memory"
-    num_shards = len(manifest.sets["pretrain"].shards)
-    window = min(config.feed.window_shards, num_shards)
-    return f"the decoded set, {size}, is streamed, {window} of {num_shards} shards mixed at a time"
+    num_shards, streams = len(manifest.sets["pretrain"].shards), stream_count(config, manifest)
+    return f"the decoded set, {size}, is streamed, {streams} of {num_shards} shards at a time"
 
 
 def _size(num_bytes: int) -> str:

@@ -1,117 +1,121 @@
-"""Schedule of a streamed epoch's tasks: pure functions of the plan.
+"""Schedule of one rank's tasks in a streamed run: pure functions of the plan.
 
-    window   shards that are read together; their rows are mixed (`sdclr.epoch_windows`)
-    piece    consecutive steps that are handed out together
-    part     rows of one rank in a piece that one task decodes, in the rank's order
+    unit   what one stream takes from one shard: read by one task, for one rank
+    part   consecutive images of a unit: decoded by one task, for one rank, in the order of use
 
-Every image is read once and decoded once, whatever the number of ranks. Places are positions in
-the order of the epoch: place = step x global batch + position in the batch.
+A rank owns the streams that its part of a batch comes from. Units and parts come in the order of
+need, which is the epoch, the step and the stream that they are first needed for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdclr import EpochPlan
+from sdclr import EpochPlan, EpochStreams
 
 Rows = NDArray[np.int64]
+# The first parts of an epoch are small, so that its first batch does not wait for a large one of
+# each stream.
+_GROWTH = 4
+
+
+class Need(NamedTuple):
+    """Moment at which something is needed for the first time."""
+
+    epoch: int
+    step: int
+    stream: int
 
 
 class Part(NamedTuple):
-    """One decode task: a part of what a rank gets in a piece."""
+    """One decode task: rows in the set and in the shard, in the order of use."""
 
-    piece: int
-    rank: int
-    number: int
-
-
-class Slice(NamedTuple):
-    """Rows of one part in one shard: rows in the set, rows in the shard, places in the part."""
-
-    part: Part
+    need: Need
     rows: Rows
     local_rows: Rows
-    places: Rows
 
 
-class Piece(NamedTuple):
-    """Steps [start, stop) of the epoch."""
+class Unit(NamedTuple):
+    """One read task: a shard, and the parts that its images go to."""
 
-    number: int
-    start: int
-    stop: int
+    need: Need
+    shard: int
+    parts: tuple[Part, ...]
+
+
+def streams_of(plan: EpochPlan, rank: int) -> range:
+    """Return the streams that a rank's part of a batch comes from."""
+    of_rank, of_stream = (plan.global_batch // n for n in (plan.num_ranks, plan.num_streams))
+    return range(rank * of_rank // of_stream, ((rank + 1) * of_rank - 1) // of_stream + 1)
 
 
 @dataclass(frozen=True)
-class EpochSchedule:
-    """The tasks of one epoch from a step on.
+class RankSchedule:
+    """The tasks of one rank.
 
     Args:
-        plan: how the epoch is cut into steps and ranks.
-        start_step: the first step that is wanted; what came before is neither read nor decoded.
-        piece_steps: steps of a piece.
-        part_rows: rows of a part, at most.
+        plan: how an epoch is cut into steps, ranks and streams.
+        shard_rows: rows of each shard of the set.
+        seed: of the run.
+        rank: whose tasks.
+        part_rows: images of a part, at most.
     """
 
     plan: EpochPlan
-    start_step: int
-    piece_steps: int
+    shard_rows: Sequence[int]
+    seed: int
+    rank: int
     part_rows: int
 
-    def pieces(self) -> Iterator[Piece]:
-        """Yield all pieces in order."""
-        starts = range(self.start_step, self.plan.num_steps, self.piece_steps)
-        for number, start in enumerate(starts):
-            yield Piece(number, start, min(start + self.piece_steps, self.plan.num_steps))
+    def taken(self, step: int, stream: int) -> range:
+        """Return which of the images that a step takes from a stream are this rank's."""
+        size = self.plan.batch_size(step)
+        of_rank, of_stream = size // self.plan.num_ranks, size // self.plan.num_streams
+        first = self.rank * of_rank - stream * of_stream
+        return range(max(first, 0), min(first + of_rank, of_stream))
 
-    def part_sizes(self, piece: Piece) -> list[int]:
-        """Return the rows of each part of a piece, the same for every rank."""
-        sizes = [self.plan.batch_size(step) for step in range(piece.start, piece.stop)]
-        rows = sum(sizes) // self.plan.num_ranks
-        starts = range(0, rows, self.part_rows)
-        return [min(self.part_rows, rows - start) for start in starts]
+    def units(self, epoch: int, start_step: int) -> Iterator[Unit]:
+        """Yield what is left of an epoch from a step on, in the order of need."""
+        streams = EpochStreams(self.shard_rows, self.plan.num_streams, self.seed, epoch)
+        starts = np.cumsum([0, *self.shard_rows])
+        return heapq.merge(
+            *(
+                self._of_stream(streams, starts, stream, start_step)
+                for stream in streams_of(self.plan, self.rank)
+            ),
+            key=lambda unit: unit.need,
+        )
 
-    def end_place(self, piece: Piece) -> int:
-        """Return the first place after the piece."""
-        last = piece.stop - 1
-        return last * self.plan.global_batch + self.plan.batch_size(last)
-
-    def slices(self, rows: Rows, first_place: int, shard_starts: Rows) -> dict[int, list[Slice]]:
-        """Return, for each shard that a window needs, the slices that the parts take from it.
-
-        Args:
-            rows: rows of the window in order.
-            first_place: place of the first of them.
-            shard_starts: first row of each shard of the set.
-        """
-        plan = self.plan
-        num_full = plan.num_images // plan.global_batch
-        place = first_place + np.arange(len(rows))
-        last = plan.num_steps - 1
-        stop = last * plan.global_batch + plan.batch_size(last)
-        wanted = (place >= self.start_step * plan.global_batch) & (place < stop)
-        rows, place = rows[wanted], place[wanted]
-        step, inside = np.divmod(place, plan.global_batch)
-        full, tail = plan.global_batch // plan.num_ranks, plan.tail // plan.num_ranks
-        rank, inside = np.divmod(inside, np.where(step < num_full, full, max(tail, 1)))
-        piece, step = np.divmod(step - self.start_step, self.piece_steps)
-        number, inside = np.divmod(step * full + inside, self.part_rows)
-        shard = np.searchsorted(shard_starts, rows, side="right") - 1
-        key = np.stack([shard, piece, rank, number])
-        order = np.lexsort((inside, *key[::-1]))
-        is_first = np.diff(key[:, order], axis=1, prepend=-1).any(axis=0)
-        groups = np.split(order, np.flatnonzero(is_first)[1:]) if len(order) else []
-        found: dict[int, list[Slice]] = {}
-        for group in groups:
-            which, *part = key[:, group[0]].tolist()
-            local_rows = rows[group] - shard_starts[which]
-            piece_of, rank_of, number_of = part
-            found.setdefault(which, []).append(
-                Slice(Part(piece_of, rank_of, number_of), rows[group], local_rows, inside[group])
+    def _of_stream(
+        self, streams: EpochStreams, starts: Rows, stream: int, start_step: int
+    ) -> Iterator[Unit]:
+        plan, last = self.plan, self.plan.num_steps - 1
+        per_step = plan.global_batch // plan.num_streams
+        stop = last * per_step + plan.batch_size(last) // plan.num_streams
+        size, end = min(len(self.taken(0, stream)), self.part_rows), 0
+        for run in streams.runs(stream):
+            begin, end = end, end + run.end - run.begin
+            places = np.arange(max(begin, start_step * per_step), min(end, stop))
+            steps, inside = np.divmod(places, per_step)
+            taken, at_last = self.taken(0, stream), self.taken(last, stream)
+            is_first = inside >= np.where(steps < last, taken.start, at_last.start)
+            is_mine = is_first & (inside < np.where(steps < last, taken.stop, at_last.stop))
+            if not is_mine.any():
+                continue
+            local_rows = streams.rows(run.shard)[places[is_mine] - begin + run.begin]
+            rows, steps, cuts = local_rows + starts[run.shard], steps[is_mine], [0]
+            while cuts[-1] < len(rows):
+                cuts.append(min(cuts[-1] + size, len(rows)))
+                size = min(size * _GROWTH, self.part_rows)
+            parts = tuple(
+                Part(Need(streams.epoch, int(steps[a]), stream), rows[a:b], local_rows[a:b])
+                for a, b in itertools.pairwise(cuts)
             )
-        return found
+            yield Unit(parts[0].need, run.shard, parts)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 
 from pipeline.cluster.connect import on_nodes_with, smallest_object_store_bytes
-from pipeline.cluster.ranks import on_first_rank
+from pipeline.cluster.ranks import fail_together
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.feed.cache import SharedImages, decoder
-from pipeline.feed.mailbox import Mailbox
 from pipeline.feed.plan import decoded_bytes, is_cached, stream_budget
 from pipeline.feed.stream import StreamSource
 from pipeline.feed.tasks import StreamedSet
@@ -19,6 +18,8 @@ from sdclr import Images, ImageSet
 
 # Of the free memory of a device, what the decoded set may take without being asked for.
 _DEVICE_FRAC = 0.25
+# Images that take longer are an error; so does a rank that waits for another one's.
+_DEADLINE_S = 900.0
 
 
 Source: TypeAlias = ImageSet | SharedImages | StreamSource
@@ -30,20 +31,10 @@ def open_source(config: Config, manifest: Manifest, data_uri: str, device: torch
     On a device or on the host, the batches are the same bit for bit.
     """
     import ray.train
-    from ray.train.collective import broadcast_from_rank_zero
 
     if not is_cached(config, manifest):
-        # Nodes come and go: a rank that looked for itself could cut the stream in other pieces.
-        several = config.train.num_workers > 1
-        made = on_first_rank(
-            lambda: (streamed_set(config, manifest, data_uri), new_mailbox() if several else None),
-            rank=ray.train.get_context().get_world_rank(), device=device, where=data_uri,
-        )  # fmt: skip
-        if several:
-            made = broadcast_from_rank_zero(made)
-        assert made is not None  # rank 0's, on every rank
-        stream, mailbox = made
-        return StreamSource(stream, mailbox=mailbox, pin_memory=device.type == "cuda")
+        stream = fail_together(lambda: streamed_set(config, manifest, data_uri), device=device)
+        return StreamSource(stream, device=device)
     shard = ray.train.get_dataset_shard("pretrain")
     images = SharedImages(shard.iter_batches(batch_size=None, batch_format="numpy"), manifest)
     return images.to(device) if _on_device(config, manifest, device) else images
@@ -63,15 +54,8 @@ def streamed_set(config: Config, manifest: Manifest, data_uri: str) -> StreamedS
         seed=config.run.seed,
         epochs=config.train.epochs,
         resources=on_nodes_with(config.placement.data_resource),
+        deadline_s=min(_DEADLINE_S, config.train.collective_timeout_s),
     )
-
-
-def new_mailbox() -> Any:
-    """Start the actor that hands parts to ranks; it ends with its creator."""
-    import ray
-
-    # Outside the placement group of the training workers, which has no room for it.
-    return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy="DEFAULT").remote()
 
 
 def _on_device(config: Config, manifest: Manifest, device: torch.device) -> bool:

@@ -1,8 +1,8 @@
-"""The streamed set as batches of one rank: rank 0 submits the tasks, every rank reads its parts.
+"""The streamed set as batches of one rank, which reads and decodes its own part of each.
 
 A thread of each rank keeps a few batches ready and goes on into the next epoch, so the start of an
-epoch is no start of a pipeline. All ranks walk through the same pieces; rank 0 hands a piece out
-only when all of its tasks have succeeded, so a broken sample stops every rank before the same step.
+epoch is no start of a pipeline. Ranks share nothing but the order. Before each step they ask each
+other whether all have their images, so a broken sample stops every rank before the same step.
 
 Shapes: B images of this rank in one step, H x W pixels of the canvas.
 """
@@ -12,21 +12,19 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 
+from pipeline.cluster.ranks import fail_together
 from pipeline.dataset.decoding import Columns
-from pipeline.errors import ClusterError, PipelineError
 from pipeline.feed.plan import BATCHES_READY
-from pipeline.feed.schedule import EpochSchedule
-from pipeline.feed.tasks import StreamedSet, TaskStream, sample
+from pipeline.feed.schedule import RankSchedule, streams_of
+from pipeline.feed.tasks import RankTasks, StreamedSet, sample
 from sdclr import Batch, EpochPlan, ImageSet
 
 _COLUMNS = ("pixels", "size")
 _POLL_S, _STOP_S = 0.2, 5.0
-_DEADLINE_S = 1000.0
 
 
 class StreamSource:
@@ -34,13 +32,11 @@ class StreamSource:
 
     Args:
         stream: what, and how.
-        mailbox: actor through which rank 0 hands out parts; None for a single rank.
-        pin_memory: batches are in pinned memory, for copies to a GPU.
+        device: that the batches are trained on; for a GPU they are in pinned memory.
     """
 
-    def __init__(self, stream: StreamedSet, *, mailbox: Any = None, pin_memory: bool) -> None:
-        self.stream, self.mailbox, self.pin_memory = stream, mailbox, pin_memory
-        self._rounds = 0
+    def __init__(self, stream: StreamedSet, *, device: torch.device) -> None:
+        self.stream, self.device = stream, device
 
     def feed(self, plan: EpochPlan, *, seed: int, rank: int) -> StreamFeed:
         """Return the batches of one rank."""
@@ -57,11 +53,6 @@ class StreamSource:
         parts = sample(self.stream, num_images)
         pixels, sizes = (np.concatenate([part[name] for part in parts]) for name in _COLUMNS)
         return ImageSet(torch.from_numpy(pixels), torch.from_numpy(sizes))
-
-    def next_round(self) -> int:
-        """Return a number for a new walk through the pieces, the same on every rank."""
-        self._rounds += 1
-        return self._rounds
 
 
 class StreamFeed:
@@ -86,7 +77,11 @@ class StreamFeed:
             self._walk = _Walk(self.source, self.plan, self.rank, epoch, start_step)
         walk = self._walk
         for step in range(start_step, self.plan.num_steps):
-            batch = walk.next_batch()
+            try:
+                batch = fail_together(walk.next_batch, device=self.source.device)
+            except BaseException:
+                self.close()
+                raise
             is_last = step + 1 == self.plan.num_steps
             walk.position = (epoch + 1, 0) if is_last else (epoch, step + 1)
             yield batch
@@ -99,15 +94,20 @@ class StreamFeed:
 
 
 class _Walk:
-    """One walk through the pieces of a run, from a position to the end, in a thread."""
+    """One walk through the batches of a run, from a position to the end, in a thread."""
 
     def __init__(
         self, source: StreamSource, plan: EpochPlan, rank: int, epoch: int, start_step: int
     ) -> None:
-        self.source, self.plan, self.rank = source, plan, rank
+        self.source, self.plan = source, plan
         self.position = epoch, start_step
         self._start = epoch, start_step
-        self._round = source.next_round()
+        stream = source.stream
+        self._schedule = RankSchedule(
+            plan, stream.shard_rows, stream.seed, rank, stream.budget.part_rows
+        )
+        # Of each stream: the part in use, and how many of its images were taken.
+        self._parts: dict[int, tuple[Columns, int]] = {}
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(BATCHES_READY)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="feed")
@@ -143,83 +143,45 @@ class _Walk:
         return False
 
     def _batches(self) -> Iterator[Batch]:
-        import ray
-
-        pieces = self._lead() if self.rank == 0 else self._follow()
         epoch, start_step = self._start
-        budget = self.source.stream.budget
+        tasks = RankTasks(self.source.stream, self._schedule, epoch, start_step)
         for _ in range(epoch, self.source.stream.epochs):
-            schedule = EpochSchedule(self.plan, start_step, budget.piece_steps, budget.part_rows)
+            for step in range(start_step, self.plan.num_steps):
+                yield self._batch(tasks, step)
             start_step = 0
-            for piece in schedule.pieces():
-                parts = ray.get(next(pieces), timeout=_DEADLINE_S)
-                first = 0
-                for step in range(piece.start, piece.stop):
-                    num_rows = self.plan.batch_size(step) // self.plan.num_ranks
-                    yield self._batch(step, parts, budget.part_rows, first, num_rows)
-                    first += num_rows
-                del parts  # views of shared memory, which is free only without them
 
-    def _batch(
-        self, step: int, parts: list[Columns], part_rows: int, first: int, num_rows: int
-    ) -> Batch:
-        """Return rows [first, first + num_rows) of a piece, copied out of shared memory."""
-        shape = (num_rows, *parts[0]["pixels"].shape[1:])
-        images_BCHW = torch.empty(shape, dtype=torch.uint8, pin_memory=self.source.pin_memory)
-        sizes_B2 = torch.empty((num_rows, 2), dtype=torch.int64)
-        rows_B = torch.empty(num_rows, dtype=torch.int64)
-        outs = {"pixels": images_BCHW, "size": sizes_B2, "row": rows_B}
-        place = first
-        while place < first + num_rows:
-            number, begin = divmod(place, part_rows)
-            length = min(part_rows - begin, first + num_rows - place)
-            for name, out in outs.items():
-                to = slice(place - first, place - first + length)
-                out.numpy()[to] = parts[number][name][begin : begin + length]
-            place += length
+    def _batch(self, tasks: RankTasks, step: int) -> Batch:
+        """Return this rank's part of a step, stream by stream, copied out of shared memory."""
+        rank, place, outs = self._schedule.rank, 0, dict[str, torch.Tensor]()
+        for stream in streams_of(self.plan, rank):
+            stop = place + len(self._schedule.taken(step, stream))
+            while place < stop:
+                begun = self._parts.pop(stream) if stream in self._parts else None
+                part, used = begun or (tasks.take(stream), 0)
+                outs = outs or self._allocated(part, self.plan.batch_size(step))
+                length = min(stop - place, len(part["row"]) - used)
+                for name, out in outs.items():
+                    out.numpy()[place : place + length] = part[name][used : used + length]
+                place += length
+                if used + length < len(part["row"]):
+                    self._parts[stream] = part, used + length
+                else:
+                    tasks.release(part)
+                del part, begun  # views of shared memory, which is free only without them
         return Batch(
-            images_BCHW=images_BCHW,
-            sizes_B2=sizes_B2,
-            rows_B=rows_B,
-            start=self.plan.part(step, self.rank).start - step * self.plan.global_batch,
+            images_BCHW=outs["pixels"],
+            sizes_B2=outs["size"],
+            rows_B=outs["row"],
+            start=self.plan.part(step, rank).start - step * self.plan.global_batch,
             num_global=self.plan.batch_size(step),
         )
 
-    def _lead(self) -> Iterator[list[Any]]:
-        """Yield the parts of rank 0; send the others' parts and any error to the mailbox."""
-        number = 0
-        try:
-            for parts in TaskStream(self.source.stream, self.plan, *self._start).pieces():
-                self._post(number, [("parts", mine) for mine in parts[1:]])
-                number += 1
-                mine = parts[0]
-                del parts
-                yield mine
-                del mine  # a piece is freed before the next one is waited for
-        except PipelineError as error:
-            self._post(number, [("error", error)] * (self.plan.num_ranks - 1))
-            raise
-
-    def _post(self, number: int, letters: list[Any]) -> None:
-        if self.source.mailbox is not None:
-            self.source.mailbox.put.remote(self._round, number, letters)
-
-    def _follow(self) -> Iterator[list[Any]]:
-        import ray
-
-        number = 0
-        while True:
-            letter = self.source.mailbox.take.remote(self._round, number, self.rank)
-            try:
-                kind, content = ray.get(letter, timeout=_DEADLINE_S)
-            except ray.exceptions.RayError as error:
-                raise ClusterError(
-                    "E-CLUSTER-012",
-                    "rank 0 hands out no more images",
-                    where=f"rank {self.rank}",
-                    todo="look at the first error of the run",
-                ) from error
-            if kind == "error":
-                raise content
-            number += 1
-            yield content
+    def _allocated(self, part: Columns, num_global: int) -> dict[str, torch.Tensor]:
+        num_rows = num_global // self.plan.num_ranks
+        pin_memory = self.source.device.type == "cuda"
+        shape = (num_rows, *part["pixels"].shape[1:])
+        return {
+            "pixels": torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory),
+            "size": torch.empty((num_rows, 2), dtype=torch.int64),
+            "row": torch.empty(num_rows, dtype=torch.int64),
+        }

@@ -1,15 +1,17 @@
-"""The Ray tasks of a streamed run, kept a bounded number of pieces ahead of the training.
+"""The Ray tasks of one rank of a streamed run, kept a bounded number of images ahead of it.
 
-Two stages: a shard is read and checked once, and its images, still encoded, go to the parts of the
-order that need them; a part is decoded once, for one rank, in the order in which that rank will
-use it. Plain tasks rather than a Ray Data pipeline: which task makes which images, and how many are
-in flight, is then a function of the schedule, not of the timing of an executor.
+A shard is read and checked once for each stream that needs it, and its images, still encoded, go to
+the parts of the stream; a part is decoded once, in the order of use. Plain tasks rather than a Ray
+Data pipeline: docs/feed.md has what both cost.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,29 +21,28 @@ from pipeline.dataset.decoding import Columns, ShardDecoder, decode_part, read_p
 from pipeline.dataset.manifest import ShardInfo
 from pipeline.errors import ClusterError, PipelineError, root_cause
 from pipeline.feed.plan import StreamBudget
-from pipeline.feed.schedule import EpochSchedule, Part, Piece, Slice
-from sdclr import EpochPlan, epoch_windows
+from pipeline.feed.schedule import Need, Part, RankSchedule, Unit, streams_of
 
-_DEADLINE_S = 900.0
+_POLL_S = 0.2
 _SAMPLE_SHARDS = 8
 # Reading waits for storage half of the time.
 _READ_CPUS = 0.5
 # Else tasks would land in the placement group of the training workers, which is full.
 _ANYWHERE: dict[str, str] = {"scheduling_strategy": "DEFAULT"}
-_END = (2**62, 0)
 
 
 @dataclass(frozen=True)
 class StreamedSet:
-    """A set to stream, with its budget and read-ahead.
+    """A set to stream, with what each rank may have in flight.
 
     Args:
         decoder: of the data set.
         shards: of the pre-training set.
-        budget: window, pieces, parts, and pieces in flight.
+        budget: of each rank.
         seed: of the run.
         epochs: of the run; nothing is read ahead beyond the last one.
         resources: custom resources that each task asks for.
+        deadline_s: how long images may take to arrive.
     """
 
     decoder: ShardDecoder
@@ -50,6 +51,7 @@ class StreamedSet:
     seed: int
     epochs: int
     resources: dict[str, float]
+    deadline_s: float
 
     @property
     def shard_rows(self) -> list[int]:
@@ -58,157 +60,168 @@ class StreamedSet:
 
 
 @dataclass
-class _Submitted:
-    """A piece with submitted tasks: the references of each rank's parts, in order."""
+class _Open:
+    """A shard that is read: parts that no task decodes yet, and tasks that may be at it."""
 
-    parts: list[list[Any]]
-    statuses: list[Any]
+    parts_left: int
+    decoding: list[Any]
 
 
-class TaskStream:
-    """Submission of a run's tasks from (epoch, step) to its end."""
+class RankTasks:
+    """Submission of a rank's tasks from (epoch, step) to the end of the run.
 
-    def __init__(self, stream: StreamedSet, plan: EpochPlan, epoch: int, start_step: int) -> None:
+    Args:
+        stream: what, and within which bounds.
+        schedule: of the rank.
+        epoch, start_step: where to begin.
+    """
+
+    def __init__(
+        self, stream: StreamedSet, schedule: RankSchedule, epoch: int, start_step: int
+    ) -> None:
         import ray
 
-        self._read, decode = ray.remote(read_parts), ray.remote(decode_part)
-        self._decode = decode.options(
-            num_cpus=1, num_returns=2, resources=stream.resources, **_ANYWHERE
-        )
+        self._stream = stream
+        self._read, self._decode = _tasks(stream)
         self._decoder = ray.put(stream.decoder)
-        self.stream, self.plan = stream, plan
-        self._start = epoch, start_step
-        self._slices: dict[tuple[int, Part], list[tuple[Slice, Any]]] = defaultdict(list)
-        self._reads = self._submit_reads()
-        # Where the last window but one, and the last window, that are being read end.
-        self._covered = self._ahead = (-1, 0)
+        self._units = itertools.chain.from_iterable(
+            schedule.units(number, start_step if number == epoch else 0)
+            for number in range(epoch, stream.epochs)
+        )
+        self._next = next(self._units, None)
+        # The first batch does not wait for shards that it does not need.
+        self._most_open = len(streams_of(schedule.plan, schedule.rank)) + 1
+        self._open: list[_Open] = []
+        self._encoded: list[tuple[Need, int, Part, Any, _Open]] = []
+        self._decoded: dict[int, deque[tuple[Any, Any]]] = defaultdict(deque)
+        self._numbers = itertools.count()
+        self._rows = 0
 
-    def pieces(self) -> Iterator[list[list[Any]]]:
-        """Yield for each piece, in order, references to the decoded parts of each rank.
-
-        A piece counts as used when the next one is asked for.
+    def take(self, stream: int) -> Columns:
+        """Return the next part of a stream; it is in use until it is released.
 
         Raises:
             DataError, StorageError: a shard or a sample is broken, or cannot be read.
             ClusterError: no task came to its end for a long time.
         """
-        submitted, waiting = self._submit_pieces(), deque[_Submitted]()
-        while True:
-            while len(waiting) < self.stream.budget.pieces_ahead:
-                piece = next(submitted, None)
-                if piece is None:
-                    break
-                waiting.append(piece)
-            if not waiting:
+        import ray
+
+        deadline_s = time.monotonic() + self._stream.deadline_s
+        self._submit()
+        while not self._is_done(self._decoded[stream]):
+            if time.monotonic() > deadline_s:
+                raise _too_late(self._stream.deadline_s)
+            self._submit()
+        decoded, status = self._decoded[stream].popleft()
+        _wait([status], self._stream.deadline_s)
+        found: Columns = ray.get(decoded)
+        return found
+
+    def release(self, part: Columns) -> None:
+        """Make room for others; nobody may use the part any more."""
+        self._most_open = self._stream.budget.units
+        self._rows -= len(part["row"])
+        self._submit()
+
+    def _is_done(self, parts: deque[tuple[Any, Any]]) -> bool:
+        """Wait a moment for the first of some parts, or, without any, for any task."""
+        import ray
+
+        if parts:
+            return bool(ray.wait([parts[0][1]], timeout=_POLL_S)[0])
+        at_work = [status for shard in self._open for status in shard.decoding]
+        ray.wait(at_work, timeout=_POLL_S)
+        return False
+
+    def _submit(self) -> None:
+        """Submit what there is room for, in the order of need."""
+        if self._next is not None and len(self._open) >= self._most_open:
+            self._close()
+        while self._next is not None and len(self._open) < self._most_open:
+            self._submit_read(self._next)
+            self._next = next(self._units, None)
+        while self._encoded:
+            need, _, part, encoded, shard = self._encoded[0]
+            is_next = self._next is None or need <= self._next.need
+            if not is_next or self._rows + len(part.rows) > self._stream.budget.rows:
                 return
-            _wait(waiting[0].statuses)
-            yield waiting[0].parts
-            piece = None
-            waiting.popleft()
+            heapq.heappop(self._encoded)
+            decoded, status = self._decode.remote(self._decoder, part.rows, encoded)
+            self._decoded[need.stream].append((decoded, status))
+            shard.decoding.append(status)
+            shard.parts_left -= 1
+            self._rows += len(part.rows)
 
-    def _schedule(self, epoch: int) -> EpochSchedule:
-        first_epoch, start_step = self._start
-        budget = self.stream.budget
-        start_step = start_step if epoch == first_epoch else 0
-        return EpochSchedule(self.plan, start_step, budget.piece_steps, budget.part_rows)
+    def _submit_read(self, unit: Unit) -> None:
+        local_rows = [part.local_rows for part in unit.parts]
+        uri, shard = self._stream.decoder.data_uri, self._stream.shards[unit.shard]
+        found: Any = self._read(len(unit.parts)).remote(uri, shard, local_rows)
+        references = [found] if len(unit.parts) == 1 else found
+        opened = _Open(len(unit.parts), [])
+        self._open.append(opened)
+        for part, reference in zip(unit.parts, references, strict=True):
+            item = part.need, next(self._numbers), part, reference, opened
+            heapq.heappush(self._encoded, item)
 
-    def _submit_reads(self) -> Iterator[tuple[int, int]]:
-        """Submit the reads of one window a step; yield its epoch and the place where it ends."""
-        stream = self.stream
-        starts = np.cumsum([0, *stream.shard_rows[:-1]])
-        for epoch in range(self._start[0], stream.epochs):
-            schedule, place = self._schedule(epoch), 0
-            windows = epoch_windows(
-                stream.shard_rows,
-                window_shards=stream.budget.window_shards,
-                seed=stream.seed,
-                epoch=epoch,
-            )
-            for rows in windows:
-                for shard, slices in schedule.slices(rows, place, starts).items():
-                    local = [part.local_rows for part in slices]
-                    uri = stream.decoder.data_uri
-                    read = self._read.options(
-                        num_cpus=_READ_CPUS,
-                        num_returns=len(slices),
-                        resources=stream.resources,
-                        **_ANYWHERE,
-                    )
-                    found: Any = read.remote(uri, stream.shards[shard], local)
-                    references = [found] if len(slices) == 1 else found
-                    for part, reference in zip(slices, references, strict=True):
-                        self._slices[epoch, part.part].append((part, reference))
-                place += len(rows)
-                yield epoch, place
+    def _close(self) -> None:
+        """Forget the shards of which every image is decoded."""
+        import ray
 
-    def _submit_pieces(self) -> Iterator[_Submitted]:
-        for epoch in range(self._start[0], self.stream.epochs):
-            schedule = self._schedule(epoch)
-            for piece in schedule.pieces():
-                # The window of the piece, and one more, so that storage is never waited for.
-                while self._covered < (epoch, schedule.end_place(piece)):
-                    self._covered, self._ahead = self._ahead, next(self._reads, _END)
-                yield self._submit(epoch, schedule, piece)
+        at_work = [status for shard in self._open for status in shard.decoding]
+        if not at_work:
+            return
+        left = set(ray.wait(at_work, num_returns=len(at_work), timeout=0, fetch_local=False)[1])
+        for shard in self._open:
+            shard.decoding = [status for status in shard.decoding if status in left]
+        self._open = [shard for shard in self._open if shard.parts_left or shard.decoding]
 
-    def _submit(self, epoch: int, schedule: EpochSchedule, piece: Piece) -> _Submitted:
-        parts: list[list[Any]] = [[] for _ in range(self.plan.num_ranks)]
-        statuses = []
-        for number, num_rows in enumerate(schedule.part_sizes(piece)):
-            for rank in range(self.plan.num_ranks):
-                stored = self._slices.pop((epoch, Part(piece.number, rank, number)))
-                rows = np.empty(num_rows, np.int64)
-                for part, _ in stored:
-                    rows[part.places] = part.rows
-                places = [part.places for part, _ in stored]
-                references = [reference for _, reference in stored]
-                decoded, status = self._decode.remote(self._decoder, rows, places, *references)
-                parts[rank].append(decoded)
-                statuses.append(status)
-        return _Submitted(parts, statuses)
+
+def _tasks(stream: StreamedSet) -> tuple[Callable[[int], Any], Any]:
+    """Return the remote function that reads a shard for so many parts, and that of one part."""
+    import ray
+
+    read, decode = ray.remote(read_parts), ray.remote(decode_part)
+    resources = stream.resources
+    return (
+        lambda num_parts: read.options(
+            num_cpus=_READ_CPUS, num_returns=num_parts, resources=resources, **_ANYWHERE
+        ),
+        decode.options(num_cpus=1, num_returns=2, resources=resources, **_ANYWHERE),
+    )
 
 
 def sample(stream: StreamedSet, num_images: int) -> list[Columns]:
     """Decode about as many images: the first of a few shards, one part for each shard.
 
     Raises:
-        PipelineError: as `TaskStream.pieces`.
+        PipelineError: as `RankTasks.take`.
     """
     import ray
 
     num_shards = min(_SAMPLE_SHARDS, len(stream.shards))
     starts = np.cumsum([0, *stream.shard_rows])
-    read = ray.remote(read_parts).options(
-        num_cpus=_READ_CPUS, resources=stream.resources, **_ANYWHERE
-    )
-    decode = ray.remote(decode_part).options(
-        num_cpus=1, num_returns=2, resources=stream.resources, **_ANYWHERE
-    )
+    read, decode = _tasks(stream)
     parts, statuses = [], []
     for number in np.unique(np.linspace(0, len(stream.shards) - 1, num_shards).astype(int)):
         shard = stream.shards[number]
         rows = np.arange(min(-(-num_images // num_shards), shard.rows))
-        stored = read.remote(stream.decoder.data_uri, shard, [rows])
-        part, status = decode.remote(stream.decoder, rows + starts[number], [rows], stored)
+        stored = read(1).remote(stream.decoder.data_uri, shard, [rows])
+        part, status = decode.remote(stream.decoder, rows + starts[number], stored)
         parts.append(part)
         statuses.append(status)
-    _wait(statuses)
+    _wait(statuses, stream.deadline_s)
     found: list[Columns] = ray.get(parts)
     return found
 
 
-def _wait(statuses: list[Any]) -> None:
+def _wait(statuses: list[Any], deadline_s: float) -> None:
     """Wait until all tasks are done; a failure is raised as what it was."""
     import ray
 
     try:
-        ray.get(statuses, timeout=_DEADLINE_S)
+        ray.get(statuses, timeout=deadline_s)
     except ray.exceptions.GetTimeoutError as error:
-        raise ClusterError(
-            "E-CLUSTER-013",
-            f"no images were decoded within {_DEADLINE_S:.0f} s",
-            where="feed",
-            todo="check that a CPU is free besides those of the training workers, and the storage",
-        ) from error
+        raise _too_late(deadline_s) from error
     except ray.exceptions.RayError as error:
         root = root_cause(error)
         if isinstance(root, PipelineError):
@@ -219,3 +232,12 @@ def _wait(statuses: list[Any]) -> None:
             where="feed",
             todo="look at Ray's worker logs; if memory ran out, lower feed.max_memory_bytes",
         ) from error
+
+
+def _too_late(deadline_s: float) -> ClusterError:
+    return ClusterError(
+        "E-CLUSTER-013",
+        f"no images were decoded within {deadline_s:.0f} s",
+        where="feed",
+        todo="check that a CPU is free besides those of the training workers, and the storage",
+    )
