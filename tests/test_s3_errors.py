@@ -147,3 +147,11 @@ def test_each_id_is_that_of_one_cause() -> None:
     assert len({id(cause) for cause in listed}) == len(found)
     codes = [code for cause in causes.S3 for code in cause.codes]
     assert len(codes) == len(set(codes))
+
+
+@pytest.mark.promise("R13")
+def test_a_passing_fault_of_a_look_up_does_not_turn_into_a_missing_object(s3: LoopbackS3) -> None:
+    storage.write_bytes("s3://bucket/folder/object", b"x")
+    s3.faults.append(503)  # the folder itself is no object: the second question answers 404
+    assert storage.exists("s3://bucket/folder")
+    assert not storage.exists("s3://bucket/another")

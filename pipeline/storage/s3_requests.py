@@ -53,13 +53,17 @@ async def get(client: Client, uri: str, **options: Any) -> bytes:
 async def with_reason(client: Client, uri: str, error: Exception) -> Exception:
     """Return the refusal of a HEAD request with its reason.
 
-    The answer to HEAD has no body, and so no reason: a read of the first byte asks for it.
+    The answer to HEAD has no body, and so no reason: a read of the first byte asks for it. An
+    answer of another status is of another cause: a fault that has passed meanwhile stays a fault.
     """
     if has_no_reason(error):
         try:
             await get(client, uri, Range="bytes=0-0")
         except boto.ClientError as answer:
-            return cast(Exception, error if http_status(answer) == 416 else answer)
+            is_same = isinstance(error, boto.ClientError) and http_status(error) == http_status(
+                answer
+            )
+            return cast(Exception, answer if is_same else error)
         except FAILURES:
             pass
     return error
