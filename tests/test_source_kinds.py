@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.ingest.plan import dry_run
 from pipeline.ingest.sources.index import ImageIndex
 from tests.refusals import raises
 from tests.sources import (
@@ -18,6 +19,7 @@ from tests.sources import (
     index_of,
     ingested,
     names_of,
+    settings,
     stored,
     write_files,
     write_table,
@@ -441,6 +443,17 @@ def test_a_class_of_the_tail_that_lost_most_images_fails_the_stage(tmp_path: Pat
     allowed = {"max_reject_frac": 1.0}
     _, _, notes = ingested("folder", tmp_path / "3", tmp_path / "out", ingest=allowed)
     assert any("'rare' (3 of 3)" in note for note in notes)
+
+
+def test_the_dry_run_reads_the_smallest_classes_whole(tmp_path: Path) -> None:
+    write_files(tail(tmp_path / "in", 3), {f"common/{n}.png": image_bytes(n) for n in range(900)})
+    limits = {"max_reject_frac": 0.02}
+    with raises("E-DATA-303", "'rare' (3 of 3)"):
+        dry_run(settings("folder", tmp_path / "in", tmp_path / "out", ingest=limits))
+    allowed = settings("folder", tmp_path / "in", tmp_path / "out", ingest={"max_reject_frac": 1.0})
+    assert any("'rare' (3 of 3)" in note for note in dry_run(allowed).notes)
+    tail(tmp_path / "in", 1)  # control: most of it is left
+    assert not dry_run(settings("folder", tmp_path / "in", tmp_path / "out", ingest=limits)).notes
 
 
 @pytest.mark.promise("R29")

@@ -25,9 +25,9 @@ from pipeline.dataset.manifest import (
     ShardInfo,
     read_manifest,
 )
-from pipeline.ingest.losses import refuse_rejects, surely_too_many
+from pipeline.ingest.losses import listed, refuse_losses, refuse_rejects, surely_too_many
 from pipeline.ingest.origin import check_origin
-from pipeline.ingest.sample import Sample, mean_reduced_bytes, sample_images
+from pipeline.ingest.sample import Sample, mean_reduced_bytes, rarest_losses, sample_images
 from pipeline.ingest.sources import splits
 from pipeline.ingest.sources.index import ImageIndex
 from pipeline.ingest.sources.open import index_source
@@ -184,6 +184,10 @@ def dry_run(config: Config) -> DryRun:
     work, sets = planned_work(config, index)
     sample = None if index.pixels is not None else sample_images(work, config.data.split_seed)
     _refuse_sample(config, index, sample)
+    losses = rarest_losses(work)
+    if (error := refuse_losses(losses, config)) is not None:
+        raise error
+    lost = (f"classes that lost most of their images: {listed(losses)}",) if losses else ()
     planned, infos = {}, {}
     for name in (name for name in SET_NAMES if name in sets):
         rows = work.index.sets[name]
@@ -219,7 +223,7 @@ def dry_run(config: Config) -> DryRun:
             hash="",
             left_out=dict(index.left_out),
         ),
-        notes=index.notes,
+        notes=(*index.notes, *lost),
     )
 
 

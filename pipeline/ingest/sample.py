@@ -16,12 +16,14 @@ import numpy as np
 from pipeline.dataset.formats import RejectedImage
 from pipeline.dataset.image import Remark, decode, decode_rgb, resized_jpeg
 from pipeline.dataset.manifest import RejectExample
+from pipeline.ingest.losses import ClassLoss, class_losses
 from pipeline.ingest.sources.reading import read_images
 from pipeline.ingest.streams import Stream, generator
 from pipeline.ingest.task import Work
 
 _NUM_SAMPLED, _BATCH = 256, 16
 _NUM_REDUCED = 64
+_NUM_RAREST = 64
 _MAX_S = 20.0
 SIDES_PX = (32, 64, 128, 256, 512, 1024, 2048)
 
@@ -87,6 +89,38 @@ def sample_images(work: Work, seed: int) -> Sample:
         remarks=remarks,
         s_per_image=(time.monotonic() - began_s) / max(1, num_done),
     )
+
+
+def rarest_losses(work: Work) -> list[ClassLoss]:
+    """Read the smallest classes whole, up to 64 images, and return which lost most of theirs.
+
+    A sample of a long tail hardly meets them. It takes 20 s at most.
+
+    Raises:
+        StorageError: an image cannot be read.
+        DataError: a table or an archive is broken.
+    """
+    index = work.index
+    if index.class_names is None or index.pixels is not None:
+        return []
+    used_N, kept_N = index.used(), np.ones(len(index.ids), bool)
+    counts = np.bincount(index.labels_N[used_N], minlength=len(index.class_names))
+    smallest = np.argsort(counts, kind="stable")
+    chosen = smallest[np.cumsum(counts[smallest]) <= _NUM_RAREST]
+    rows = np.flatnonzero(used_N & np.isin(index.labels_N, chosen))
+    began_s = time.monotonic()
+    for start in range(0, len(rows), _BATCH):
+        if time.monotonic() - began_s > _MAX_S:
+            break  # what is not read counts as kept
+        part = rows[start : start + _BATCH]
+        for position, content in read_images(index, part, max_bytes=work.limits.max_bytes):
+            try:
+                if isinstance(content, RejectedImage):
+                    raise content
+                decode_rgb(content, work.limits)
+            except RejectedImage:
+                kept_N[part[position]] = False
+    return class_losses(index, kept_N)
 
 
 def mean_reduced_bytes(work: Work, seed: int) -> int | None:
