@@ -116,7 +116,7 @@ def test_ranks_share_the_batches_of_one(folder: Path, manifest: Manifest, num_ra
     assert [b.start for b in last] == [b.num_global - len(b.rows_B) for b in last]
 
 
-def test_one_shard_gives_the_batches_of_a_set_in_memory(tmp_path: Path) -> None:
+def test_one_shard_gives_the_batches_of_a_set_in_memory(ray_cluster: None, tmp_path: Path) -> None:
     raw = raw_images(NUM_IMAGES)
     images = ImageSet(torch.from_numpy(raw).permute(0, 3, 1, 2))
     for per_shard, equal in ((NUM_IMAGES, True), (NUM_IMAGES - 1, False)):
@@ -188,7 +188,9 @@ def test_wrong_bytes_from_s3_stop_by_name(
 
 @pytest.mark.slow
 @pytest.mark.promise("R28")
-def test_a_broken_sample_stops_every_rank_before_the_same_step_by_name(tmp_path: Path) -> None:
+def test_a_broken_sample_stops_every_rank_before_the_same_step_by_name(
+    ray_cluster: None, tmp_path: Path
+) -> None:
     """Whichever rank reads it: two processes of a group, each with half of the streams."""
     whole = png_bytes(raw_images(1)[0].repeat(2, 0).repeat(2, 1))  # 12 x 10 px
     info, sets = ImageInfo("original", None, None), {}
