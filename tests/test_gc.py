@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,30 +25,32 @@ from pipeline.errors import TrainingError
 from pipeline.record.keeper import RunRecord
 from pipeline.run import main
 from pipeline.tune.trials import Trials
-from tests.loopback_s3 import ACCESS_KEY, SECRET_KEY, LoopbackS3
+from tests.loopback_s3 import LoopbackS3
 from tests.refusals import raises
 from tests.trial_records import record as trial
 
 FAULT = TrainingError("E-TRAIN-999", "it failed", where="here", todo="try again")
 
 
-@pytest.fixture(params=["local", "s3"])
-def root(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with data sets, runs and sweeps of every kind, and things that are not ours."""
+    folder = tmp_path_factory.mktemp("filled")
+    fill(str(folder))
+    return folder
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, filled: Path, tmp_path: Path, s3: LoopbackS3) -> str:
+    """A copy of it, on disk and in a bucket."""
     if request.param == "local":
-        fill(str(tmp_path / "root"))
-        yield str(tmp_path / "root")
-        return
-    with LoopbackS3() as s3:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3.buckets["bucket"] = {}
-        fill("s3://bucket/root")
-        yield "s3://bucket/root"
+        shutil.copytree(filled, tmp_path / "root")
+        return str(tmp_path / "root")
+    for file in filled.rglob("*"):
+        if file.is_file():
+            key = f"root/{file.relative_to(filled).as_posix()}"
+            s3.buckets["bucket"][key] = file.read_bytes()
+    return "s3://bucket/root"
 
 
 def put(*parts: str, data: bytes = b"x") -> None:
