@@ -27,6 +27,7 @@ FLOORS = (
     {"dataset", "cluster"},
     {"record"},
     {"ingest", "feed", "model"},
+    {"embed"},
     {"train", "evaluate", "export"},
     {"tune", "mine", "report", "track"},
     {"cli"},
@@ -48,7 +49,7 @@ PRIVATE = {
         "_ot_trials",  # Ray Tune
         "_storage",  # Optuna
     },
-    "pipeline/evaluate/features": {"map_batches_internal"},  # Ray Data
+    "pipeline/embed/features": {"map_batches_internal"},  # Ray Data
     "pipeline/cluster/connect": {"global_worker"},  # Ray
 }
 

@@ -36,6 +36,8 @@ def test_words_of_one_stage() -> None:
     assert parse(["evaluate", "--checkpoint", "w.pt"]).checkpoint == "w.pt"
     mine = parse(["mine", "--resume", "r", "--data", "s3://b/d", "--set", "test"])
     assert (mine.data, mine.set_name, mine.resume) == ("s3://b/d", "test", "r")
+    embed = parse(["embed", "--checkpoint", "w.pt", "--set", "probe", "--dtype", "float16"])
+    assert (embed.checkpoint, embed.set_name, embed.dtype) == ("w.pt", "probe", "float16")
     assert parse(["train", "--extend", "r", "train.epochs=9"]).extend == "r"
 
 
@@ -45,6 +47,8 @@ def test_words_of_one_stage() -> None:
         (["mine", "--checkpoint", "x"], "E-CONFIG-222"),
         (["evaluate", "--data", "x"], "E-CONFIG-222"),
         (["--extend", "x"], "E-CONFIG-222"), (["train", "--set", "val"], "E-CONFIG-222"),
+        (["mine", "--dtype", "float16"], "E-CONFIG-222"),
+        (["embed", "--dtype", "int8"], "E-CONFIG-001"),
         (["mine", "--set", "vall"], "E-CONFIG-001"), (["--help-keys", "trian"], "E-CONFIG-221"),
         (["train", "--extend", "x", "--resume", "y"], "E-CONFIG-223"),
         (["evaluate", "a"], "E-CONFIG-005"),

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from pipeline.config.file import load_config
+from pipeline.embed.features import Placement, SetFeatures
 from pipeline.evaluate import fits, stage
 from pipeline.evaluate.candidates import Candidate, Candidates
 from pipeline.evaluate.ended import EndedProtocols
-from pipeline.evaluate.features import Placement, SetFeatures
 from pipeline.evaluate.fits import Fit, fit_anywhere, fit_here
 from pipeline.model.source import UNTRAINED, ModelSource
 from pipeline.record.context import RunContext

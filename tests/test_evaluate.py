@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
+from pipeline.embed.features import SetFeatures
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.cached import CachedProbes
-from pipeline.evaluate.features import SetFeatures
 from pipeline.evaluate.fits import Fit, fit_here
 from pipeline.evaluate.labelled import check_labels, check_sets, fewshot_rows, labelled_images
 from pipeline.record.evaluation import Score

@@ -13,7 +13,7 @@ from tests.conftest import REPO
 CODE = """
 import numpy as np
 import ray
-from pipeline.evaluate.features import Placement, over_blocks
+from pipeline.embed.features import Placement, over_blocks
 
 class Extractor:
     def __init__(self, word):

@@ -13,10 +13,13 @@ import ray.data
 from pipeline import feed
 from pipeline.cluster.connect import Cluster, on_nodes_with
 from pipeline.config.file import load_config
-from pipeline.evaluate.features import SetFeatures, placement
+from pipeline.embed.features import SetFeatures, placement
+from pipeline.embed.stage import embed
 from pipeline.evaluate.leaks import find_leaks
 from pipeline.evaluate.trained import TrainedProbes
 from pipeline.mine import scoring
+from pipeline.model.source import ModelSource
+from pipeline.record.context import RunContext
 from tests.test_leaks import data_set
 
 CONFIG = load_config(None, ["placement.train_resource=train", "placement.data_resource=data"])
@@ -55,18 +58,25 @@ def train_probes(folder: Path) -> None:
     probes._run([], "linear", None, SetFeatures([], np.zeros(0, np.int64)))
 
 
-def score_images(folder: Path) -> None:
-    scoring.score_set(
-        CONFIG, "{}", set_name="pretrain", config_hash="", method="sdclr", checkpoint_uri="",
-        data_uri=str(folder),
-        manifest=data_set(folder, pretrain=[1, 2]), with_untrained=False, cluster=CLUSTER,
-        progress=lambda *said: None,
+def run_of(folder: Path) -> RunContext:
+    manifest = data_set(folder, pretrain=[1, 2])
+    return RunContext(CONFIG, str(folder), str(folder), manifest)
+
+
+def embed_images(folder: Path) -> None:
+    embed(run_of(folder), [ModelSource("untrained")], cluster=CLUSTER, progress=lambda *said: None)
+
+
+def measure_change(folder: Path) -> None:
+    scoring.disagreements(
+        run_of(folder), ModelSource("sdclr"), set_name="pretrain", with_untrained=False,
+        cluster=CLUSTER, progress=lambda *said: None,
     )  # fmt: skip
 
 
 def measure_density(folder: Path) -> None:
-    found = scoring.ScoredSet(["a"], np.zeros(1, np.int64), {}, {}, [])
-    scoring._add_density(found, CONFIG, lambda *said: None)
+    found = scoring.ScoredSet(["a"], np.zeros(1, np.int64))
+    scoring._density(found, "trained", 1, CONFIG.placement.train_resource, lambda *said: None)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +84,8 @@ def measure_density(folder: Path) -> None:
     [
         (read_hashes, "data"),
         (train_probes, "train"),
-        (score_images, "train"),
+        (embed_images, "train"),
+        (measure_change, "train"),
         (measure_density, "train"),
     ],
 )
@@ -85,7 +96,7 @@ def test_work_is_asked_for_on_its_nodes(
     resource: str,
 ) -> None:
     monkeypatch.setattr(ray, "remote", remote)
-    monkeypatch.setattr(feed, "decoded_rows", lambda *given: Work)
+    monkeypatch.setattr(feed, "decoded_rows", lambda *given, **how: Work)
     with pytest.raises(Asked) as asked:
         work(tmp_path)
     assert asked.value.args == (on_nodes_with(resource),)

@@ -10,16 +10,19 @@ import pytest
 import torch
 
 from pipeline.cluster.connect import Cluster
+from pipeline.config import Config
 from pipeline.config.file import config_hash, load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo, sealed
 from pipeline.dataset.shards import write_shard
 from pipeline.errors import ConfigError
 from pipeline.mine import stage
-from pipeline.mine.extractor import RarityExtractor, reference_sample
+from pipeline.mine.extractor import DisagreementExtractor, reference_sample
 from pipeline.mine.findings import findings
 from pipeline.mine.stage import mine
 from pipeline.model import build, checkpoint
+from pipeline.model.source import ModelSource
 from pipeline.record.context import RunContext
+from pipeline.record.embedding import GIVEN_FILE, GivenWeights
 from pipeline.record.gallery import Gallery, gallery_uri
 from pipeline.record.mining import Mining
 from sdclr import LossMemory, Trainer, capture
@@ -33,6 +36,7 @@ WORDS = [
     "train.methods=[sdclr]", "train.epochs=1", "train.global_batch=20", "train.workers=1",
     "mine.num_views=2", "mine.prune_ratios=[0.5, 0.9]", "mine.knn_k=3", "mine.batch_images=6",
 ]  # fmt: skip
+BOTH = "mine.score=both"
 CONFIG = load_config(None, WORDS)
 
 
@@ -133,39 +137,37 @@ def test_the_sample_is_fixed_sorted_and_without_repeats() -> None:
     assert list(reference_sample(5, 100)) == [0, 1, 2, 3, 4]
 
 
-def extractor(uri: str, config: object = CONFIG) -> RarityExtractor:
-    return RarityExtractor(
-        config.model_dump_json(), config_hash(CONFIG), "sdclr", uri, None, 16, None, True, "cpu", 1  # type: ignore[attr-defined]
-    )  # fmt: skip
+def extractor(uri: str, config: Config = CONFIG) -> DisagreementExtractor:
+    source = ModelSource("sdclr", uri, "sdclr", config_hash(CONFIG))
+    return DisagreementExtractor(config.model_dump_json(), source, None, 16, None, True, "cpu", 1)
 
 
-def test_scores_are_means_over_views_and_ratios_are_their_own(tmp_path: Path) -> None:
+def test_disagreements_are_means_over_views_and_ratios_are_their_own(tmp_path: Path) -> None:
     manifest = data_set(tmp_path)
     uri = trained_run(tmp_path / "run", manifest)
     generator = np.random.default_rng(1)
     batch = {
-        "row": np.arange(5), "id": np.array(list("abcde")), "label": np.zeros(5, np.int64),
+        "row": np.arange(5),
         "pixels": generator.integers(0, 255, (5, 3, 16, 16)).astype(np.uint8),
         "size": np.full((5, 2), 16),
-    }  # fmt: skip
+    }
     both = extractor(uri)(batch)
-    assert both["disagreement_trained"].shape == (5, 2)
-    assert both["feature_trained"].shape == (5, 64)
-    low, high = both["disagreement_trained"].T
+    assert both["trained"].shape == both["untrained"].shape == (5, 2)
+    low, high = both["trained"].T
     assert (high > low).all()  # more pruning changes more
     alone = [
         extractor(uri, load_config(None, [*WORDS[:5], f"mine.prune_ratios=[{ratio}]"]))(batch)
         for ratio in (0.5, 0.9)
     ]
     for column, found in zip((low, high), alone, strict=True):
-        np.testing.assert_allclose(found["disagreement_trained"][:, 0], column, rtol=1e-5)
+        np.testing.assert_allclose(found["trained"][:, 0], column, rtol=1e-5)
     plain = extractor(uri, load_config(None, [*WORDS[:4], "mine.num_views=1"]))(batch)
-    assert not np.allclose(plain["feature_trained"], both["feature_trained"])
+    assert not np.allclose(plain["trained"][:, 0], low)
 
 
 def test_a_ratio_that_starves_a_layer_is_refused_by_name(tmp_path: Path) -> None:
     uri = trained_run(tmp_path / "run", data_set(tmp_path))
-    config = load_config(None, [*WORDS[:5], "mine.prune_ratios=[0.99999]"])
+    config = load_config(None, [*WORDS[:5], "mine.prune_ratios=[0.99999]", BOTH])
     with pytest.raises(ConfigError) as caught:
         extractor(uri, config)
     assert "0.99999" in caught.value.where
@@ -176,19 +178,19 @@ def test_a_ratio_that_starves_a_layer_is_refused_by_name(tmp_path: Path) -> None
 
 
 def mined(
-    tmp_path: Path, config: object = CONFIG, losses_2N: torch.Tensor | None = None, **how: Any
+    tmp_path: Path, config: Config = CONFIG, losses_2N: torch.Tensor | None = None, **how: Any
 ) -> Mining:
     manifest = data_set(tmp_path)
     trained_run(tmp_path / "run", manifest, losses_2N)
-    run = RunContext(config, str(tmp_path / "run"), str(tmp_path), manifest)  # type: ignore[arg-type]
-    return mine(run, cluster=CLUSTER, progress=lambda *_: None, **how)
+    run = RunContext(config, str(tmp_path / "run"), str(tmp_path), manifest)
+    return mine(run, **{"cluster": CLUSTER, "progress": lambda *_: None} | how)
 
 
 @pytest.mark.ray
 def test_the_whole_stage_ranks_every_image_once(ray_cluster: None, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    content = mined(tmp_path)
+    content = mined(tmp_path, load_config(None, [*WORDS, BOTH]))
     table = pq.read_table(tmp_path / "run" / "mining" / "scores-00000.parquet").to_pydict()
     assert table["rank"] == list(range(1, 61)) and len(set(table["id"])) == 60
     assert table["both"] == sorted(table["both"], reverse=True)
@@ -203,11 +205,44 @@ def test_the_whole_stage_ranks_every_image_once(ray_cluster: None, tmp_path: Pat
     assert Mining.read(str(tmp_path / "run" / "mining.json")) == content
     assert content.findings is not None
     names = {(entry.model, entry.score) for entry in content.findings.scores}
-    assert {("trained", "both"), ("untrained", "knn_distance")} <= names
+    assert {("trained", "both"), ("untrained", "knn_distance"), ("pixels", "knn_distance")} <= names
     assert len(content.map.maps[0].x) == 60
     assert "training_loss" not in table
-    mined(tmp_path / "other")
+    mined(tmp_path / "other", load_config(None, [*WORDS, BOTH]))
     assert Gallery.read(gallery_uri(str(tmp_path / "other" / "run"))) == shown
+
+
+@pytest.mark.ray
+def test_by_default_the_distance_ranks_and_vectors_that_are_there_are_read(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    said: list[tuple[str, int]] = []
+    content = mined(tmp_path, progress=lambda what, done, _: said.append((what, done)))
+    table = pq.read_table(tmp_path / "run" / "mining" / "scores-00000.parquet").to_pydict()
+    assert table["knn_distance"] == sorted(table["knn_distance"], reverse=True)
+    assert not any(name.startswith("disagreement") for name in table)
+    assert [entry.model for entry in content.findings.scores] == ["trained", "untrained", "pixels"]
+    assert ("vectors", 60) in said and not any(what == "disagreement" for what, _ in said)
+    folder = tmp_path / "run" / "embeddings"
+    first = {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    said.clear()
+    assert mined(tmp_path, progress=lambda what, done, _: said.append((what, done))) == content
+    assert "vectors" not in {what for what, _ in said}
+    assert first == {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+
+
+def test_weights_of_a_file_rank_by_distance_alone(tmp_path: Path) -> None:
+    manifest = data_set(tmp_path)
+    backbone = build.new_network(CONFIG, "sdclr").backbone
+    uri = str(tmp_path / "given.safetensors")
+    build.export_backbone(uri, backbone, {})
+    GivenWeights(uri=uri).write(str(tmp_path / "run" / GIVEN_FILE))
+    config = load_config(None, [*WORDS, BOTH])
+    run = RunContext(config, str(tmp_path / "run"), str(tmp_path), manifest)
+    with raises("E-CONFIG-660"):
+        mine(run, cluster=CLUSTER, progress=lambda *_: None)
 
 
 @pytest.mark.ray

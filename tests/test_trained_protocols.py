@@ -16,8 +16,9 @@ from pipeline.config.file import load_config
 from pipeline.console import Console
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.dataset.shards import write_shard
-from pipeline.evaluate import features, trained
-from pipeline.evaluate.features import SetFeatures
+from pipeline.embed import features
+from pipeline.embed.features import SetFeatures
+from pipeline.evaluate import trained
 from pipeline.evaluate.probe_task import Labelled, ProbeEnd, ProbeJob, train_job
 from pipeline.evaluate.trained import TrainedProbes, check_fits, probe_view
 from pipeline.model.source import ModelSource, load_model

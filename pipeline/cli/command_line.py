@@ -20,6 +20,7 @@ STAGES = {
     "evaluate": "score the newest run of this configuration, that of --resume, or given weights; "
     "with several RUNs: average their scores",
     "export": "write the trained backbones for use without this project: weights, program, card",
+    "embed": "write the vector of every image to Parquet files, by the run's or by given weights",
     "mine": "rank every image of a data set by how rare it is; needs no labels",
     "report": "write report.html of that run; with several RUNs: compare them on one page",
     "log": "give a RUN's metrics to TensorBoard, MLflow or Weights & Biases; again adds no copy",
@@ -32,6 +33,7 @@ SECTIONS_OF = {
     "train": ("model", "sdclr", "simclr", "train", "augment", "feed", "health", "placement"),
     "evaluate": ("evaluate", "augment", "feed", "placement"),
     "export": ("export",),
+    "embed": ("feed", "placement"),
     "mine": ("mine", "feed", "placement"),
     "report": (),
     "log": (),
@@ -41,23 +43,27 @@ SECTIONS_OF = {
 }
 """The sections of the configuration that a stage reads first of all."""
 SetName = Literal["pretrain", "probe", "val", "test"]
-# As in `run.trackers`: the configuration is not imported for a command line.
+# As in `run.trackers` and below as in its record: neither is imported for a command line.
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 SETS = get_args(SetName)
 TRACKERS = get_args(TrackerName)
+DType = Literal["float32", "float16"]
+DTYPES = get_args(DType)
 FLAGS = ("--config", "--resume", "--dry-run", "--help", "--help-keys")
 OWN_WORDS = {
-    "--checkpoint": ("evaluate", "URI", "score these weights, or this step-* folder of a run, "
+    "--checkpoint": (("evaluate", "embed"), "URI", "these weights, or this step-* folder of a run, "
                      "instead of the run's models"),
-    "--data": ("mine", "URI", "another ingested data set: the folder that ingest printed"),
-    "--set": ("mine", "SET", f"which of its sets: {', '.join(SETS)} (pretrain)"),
-    "--extend": ("train", "RUN", "a new run that starts from the weights of this finished one"),
-    "--to": ("log", "TRACKER", f"which tracker: {', '.join(TRACKERS)}"),
-    "--follow": ("log", "", "go on until the run has ended"),
-    "--root": ("gc", "URI", "the folder or bucket that holds runs, data sets, or both"),
-    "--remove": ("gc", "TOKEN", "remove what was listed with this token"),
+    "--data": (("embed", "mine"), "URI", "another ingested data set: the folder that ingest "
+               "printed"),
+    "--set": (("embed", "mine"), "SET", f"which of its sets: {', '.join(SETS)} (pretrain)"),
+    "--dtype": (("embed",), "DTYPE", f"of the stored numbers: {', '.join(DTYPES)} (float32)"),
+    "--extend": (("train",), "RUN", "a new run that starts from the weights of this finished one"),
+    "--to": (("log",), "TRACKER", f"which tracker: {', '.join(TRACKERS)}"),
+    "--follow": (("log",), "", "go on until the run has ended"),
+    "--root": (("gc",), "URI", "the folder or bucket that holds runs, data sets, or both"),
+    "--remove": (("gc",), "TOKEN", "remove what was listed with this token"),
 }  # fmt: skip
-"""Words of one stage: the stage, what follows the word, what it does."""
+"""Words of some stages: the stages, what follows the word, what it does."""
 _TAKES_NAMES = ("evaluate", "report", "log", "reproduce")
 _OVERRIDE = re.compile(r"[A-Za-z_]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
 
@@ -75,11 +81,12 @@ class Command:
         runs: of `report`, the runs to compare, of `evaluate`, to average; empty = one run; of
             `reproduce`, the study. Of
             `log`, the one run.
-        checkpoint: of `evaluate`: what to score instead of the run's models.
-        data, set_name: of `mine`: another data set, and which of its sets.
+        checkpoint: of `evaluate` and `embed`: weights to use instead of the run's models.
+        data, set_name: of `embed` and `mine`: another data set, and which of its sets.
         extend: of `train`: a finished run whose weights a new run starts from.
         tracker, follow: of `log`: where to, and whether until the run has ended.
         root, remove: of `gc`: where to look, and the token of the listing to remove.
+        dtype: of `embed`: of the stored numbers.
     """
 
     stage: str
@@ -96,6 +103,7 @@ class Command:
     follow: bool = False
     root: str | None = None
     remove: str | None = None
+    dtype: DType | None = None
 
     @property
     def study(self) -> str | None:
@@ -144,7 +152,7 @@ def parse(argv: Sequence[str]) -> Command:
     command = Command(
         stage, args.config, overrides, args.resume, args.dry_run, runs,
         args.checkpoint, args.data, args.set, args.extend, args.to, args.follow,
-        args.root, args.remove,
+        args.root, args.remove, args.dtype,
     )  # fmt: skip
     _check(command)
     return command
@@ -166,12 +174,13 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", metavar="RUN", help="resume this run: the same configuration, exactly"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, do nothing")
-    for flag, (stage, value, text) in OWN_WORDS.items():
+    for flag, (stages, value, text) in OWN_WORDS.items():
+        text = f"{', '.join(stages)}: {text}"
         if not value:
-            parser.add_argument(flag, action="store_true", help=f"{stage}: {text}")
+            parser.add_argument(flag, action="store_true", help=text)
             continue
-        choices = {"--set": SETS, "--to": TRACKERS}.get(flag)
-        parser.add_argument(flag, metavar=value, choices=choices, help=f"{stage}: {text}")
+        choices = {"--set": SETS, "--to": TRACKERS, "--dtype": DTYPES}.get(flag)
+        parser.add_argument(flag, metavar=value, choices=choices, help=text)
     parser.add_argument("--help", "-h", action="store_true", help="this text; after a STAGE: its "
                         "own words and keys")  # fmt: skip
     parser.add_argument("--help-keys", nargs="?", const="all", metavar="SECTION",
@@ -188,7 +197,7 @@ def _show_help(stage: str | None) -> NoReturn:
             "log": "log RUN --to TRACKER",
         }
         words = f"       {name} {others[stage]}\n" if stage in others else ""
-        own = {flag: (v, text) for flag, (only, v, text) in OWN_WORDS.items() if only == stage}
+        own = {flag: (v, text) for flag, (of, v, text) in OWN_WORDS.items() if stage in of}
         flags = "".join(f" [{f'{flag} {value}'.strip()}]" for flag, (value, _) in own.items())
         usual = "[--config FILE] [section.key=value ...] [--resume RUN] [--dry-run]"
         if stage == "reproduce":
@@ -246,14 +255,16 @@ def _check(command: Command) -> None:
     given = {"--checkpoint": command.checkpoint, "--data": command.data,
              "--set": command.set_name, "--extend": command.extend,
              "--to": command.tracker, "--follow": command.follow or None,
-             "--root": command.root, "--remove": command.remove}  # fmt: skip
-    for flag, (only, _, _) in OWN_WORDS.items():
-        if given[flag] is not None and command.stage != only:
+             "--root": command.root, "--remove": command.remove,
+             "--dtype": command.dtype}  # fmt: skip
+    for flag, (stages, _, _) in OWN_WORDS.items():
+        if given[flag] is not None and command.stage not in stages:
+            known = " or ".join(stages)
             raise ConfigError(
                 "E-CONFIG-222",
-                f"{flag} is a word of the stage {only}",
+                f"{flag} is a word of the stage {known}",
                 where=f"{command.stage} {flag}",
-                todo=f"leave it out, or use the stage {only}",
+                todo=f"leave it out, or use the stage {known}",
             )
     if command.extend is not None and command.resume is not None:
         raise ConfigError(

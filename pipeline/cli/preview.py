@@ -46,8 +46,8 @@ def preview(command: Command, console: Console) -> None:
     console.stage("run", f"{'new run' if folder.is_new else 'resume'} {folder.uri}")
     for change in changed_keys(Config(), folder.config):
         console.line(f"  {change}")
-    if command.stage == "mine":
-        _show_mining(command, folder, config, console)
+    if command.stage in ("embed", "mine") and not folder.is_new:
+        _show_vectors(command, folder, config, console)
         return
     if command.stage in ("export", "report"):
         return
@@ -72,6 +72,8 @@ def preview(command: Command, console: Console) -> None:
         _show_sample(plan.sample, plan.num_images, console)
     if command.stage == "tune":
         _show_sweep(config, plan, console)
+    elif command.stage == "embed":
+        _show_new_vectors(command, config, plan, console, where=folder.uri)
     elif command.stage != "ingest":
         _show_training(config, plan, console, where=folder.uri, stage=command.stage)
 
@@ -213,21 +215,41 @@ def _device_warnings(config: Config) -> list[str]:
     return auto.warnings(config, num_gpus, native)
 
 
-def _show_mining(command: Command, folder: RunFolder, config: Config, console: Console) -> None:
-    from pipeline.cli.timing import measure, mining_images
-    from pipeline.mine.stage import check_set
+def _show_new_vectors(
+    command: Command, config: Config, plan: DryRun, console: Console, *, where: str
+) -> None:
+    from pipeline.cli.timing import measure, vector_bytes
+    from pipeline.model import build
+
+    timing = measure(config, build.crop_px(config, plan.manifest), where=where)
+    rows = plan.sets[command.set_name or "pretrain"].rows
+    size = rows * vector_bytes(config, command.dtype or "float32")
+    took = duration(timing.features_s(rows))
+    console.stage("embed", f"{rows} images on {timing.device}: {took}, {si(size, 'B')} of vectors")
+
+
+def _show_vectors(command: Command, folder: RunFolder, config: Config, console: Console) -> None:
+    """Show what the stages embed and mine would do with an ingested data set."""
+    from pipeline.cli.timing import measure, mining_images, vector_bytes
+    from pipeline.embed.wanted import check_set
     from pipeline.model import build
 
     uri = storage.absolute(command.data) if command.data is not None else folder.data_uri
     manifest, set_name = read_manifest(uri), command.set_name or "pretrain"
-    check_set(manifest, set_name)
+    check_set(manifest, set_name, stage=command.stage)
     info = manifest.sets[set_name]
     labelled = manifest.has_labels(set_name)
     timing = measure(config, build.crop_px(config, manifest), where=folder.uri)
-    num_passes = mining_images(config, info.rows, labelled=labelled)
     console.stage("device", f"{timing.device}; times below are this machine's, from a few steps")
+    what = f"{manifest.name}, {info.rows} images of the set {set_name}"
+    if command.stage == "embed":
+        size = info.rows * vector_bytes(config, command.dtype or "float32")
+        took = duration(timing.features_s(info.rows))
+        console.stage("embed", f"{what}: {took}, {si(size, 'B')} of vectors")
+        return
+    num_passes = mining_images(config, info.rows, labelled=labelled)
     console.stage(
         "mine",
-        f"{manifest.name}, {info.rows} images of the set {set_name}, by {config.mine.score}: "
-        f"{num_passes // info.rows} forward passes each, {duration(timing.features_s(num_passes))}",
+        f"{what}, by {config.mine.score}: {num_passes // info.rows} forward passes each, "
+        f"{duration(timing.features_s(num_passes))}; vectors that are there are read",
     )

@@ -5,6 +5,7 @@ How folders are named: `pipeline.record.folder`.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import shlex
 
@@ -48,6 +49,8 @@ def _check_weights(config: Config, command: Command) -> None:
 
 
 def _found(command: Command) -> RunFolder:
+    if command.stage == "embed" and command.checkpoint is not None:
+        return _for_vectors(command, command.checkpoint)
     if command.resume is not None:
         folder = _existing(command)
         return _for_evaluation(folder.config) if _has_own_folder(command) else folder
@@ -64,7 +67,7 @@ def _found(command: Command) -> RunFolder:
     number = 1
     while numbered(base, number) in names:
         number += 1
-    if command.stage in ("evaluate", "export", "mine", "report"):
+    if command.stage in ("evaluate", "export", "embed", "mine", "report"):
         if number == 1:
             raise ConfigError(
                 "E-CONFIG-007",
@@ -175,3 +178,17 @@ def _for_evaluation(config: Config) -> RunFolder:
     base = f"{config.run.name}-eval-{config_hash(config)[:8]}"
     name = _free_name(root, base)
     return RunFolder(storage.join(root, name), name, config, is_new=True)
+
+
+def _for_vectors(command: Command, checkpoint: str) -> RunFolder:
+    """Open the one folder of a configuration and given weights: new, or to be resumed."""
+    if command.resume is not None:
+        config = _existing(command).config
+    else:
+        config = load_config(command.config_file, command.overrides)
+    parts = [config_hash(config), storage.absolute(checkpoint)]
+    key = hashlib.sha256(storage.to_json(parts)).hexdigest()[:8]
+    name = f"{config.run.name}-embed-{key}"
+    uri = storage.join(storage.absolute(config.run.root), name)
+    is_new = not storage.exists(storage.join(uri, "run.json"))
+    return RunFolder(uri, name, config, is_new=is_new, **({} if is_new else data_of(uri)))

@@ -14,7 +14,7 @@ from pipeline.cluster import auto
 from pipeline.cluster.connect import refreshed
 from pipeline.cluster.retry import retry_lost_work
 from pipeline.config.file import load_config
-from pipeline.console import Console
+from pipeline.console import Console, duration
 from pipeline.dataset.manifest import described, read_manifest
 from pipeline.record.folder import existing_run
 
@@ -82,11 +82,13 @@ class Stages:
                 self.report()
         elif stage == "evaluate" and session.folder.is_new:
             self.evaluate_others()
+        elif stage == "embed" and session.command.checkpoint is not None:
+            self.embed_given(session.command.checkpoint)
         else:
             session.open_record()
             work = {
-                "evaluate": self.evaluate, "export": self.export, "mine": self.mine,
-                "report": self.report,
+                "evaluate": self.evaluate, "export": self.export, "embed": self.embed,
+                "mine": self.mine, "report": self.report,
             }  # fmt: skip
             work[stage]()
             if stage in ("evaluate", "mine"):
@@ -213,6 +215,53 @@ class Stages:
             written = export(session.context)
         for folder, names in written.items():
             session.console.stage("export", f"{folder}: {', '.join(names)}")
+
+    def embed_given(self, checkpoint: str) -> None:
+        """Make the data set unless it is there, and the vectors of its images by given weights."""
+        from pipeline.record.embedding import GIVEN_FILE, GivenWeights
+
+        session = self.session
+        self.recorded_or_ingested()
+        session.open_record()
+        session.record_data()
+        given = GivenWeights(uri=storage.absolute(checkpoint))
+        given.write(storage.join(session.folder.uri, GIVEN_FILE))
+        self.embed()
+
+    def embed(self) -> None:
+        """Write the vectors of a data set's images, or find them written."""
+        from pipeline.embed.stage import embed
+        from pipeline.embed.wanted import run_model
+
+        session, console = self.session, self.session.console
+        command, set_name = session.command, session.command.set_name or "pretrain"
+        start_s = time.monotonic()
+        with session.stage("embed"):
+            run = session.context
+            if command.data is not None:
+                run = run.on_data(storage.absolute(command.data))
+            source = run_model(run).source
+            console.stage("embed", f"{run.manifest.name}, {set_name} set, by {source.name}")
+            made = retry_lost_work(
+                lambda: embed(
+                    run,
+                    [source],
+                    set_name=set_name,
+                    dtype=command.dtype or "float32",
+                    cluster=refreshed(session.cluster),
+                    progress=lambda done, total: console.progress("embed", done, total),
+                    note=lambda text: console.stage("embed", text),
+                ),
+                say=lambda text: console.stage("embed", text),
+            )
+        folder, embedding = made[source.name]
+        size = sum(shard.bytes for shard in embedding.shards)
+        console.stage(
+            "embed",
+            f"{embedding.rows} vectors of {embedding.dim} {embedding.dtype} in "
+            f"{len(embedding.shards)} files, {size / 1e6:.1f} MB, "
+            f"{duration(time.monotonic() - start_s)}: {folder}",
+        )
 
     def mine(self) -> None:
         """Rank the images of a data set, and show how well the ranking finds rare labels."""

@@ -15,6 +15,7 @@ from pipeline.config import Config
 from pipeline.errors import ErrorReport
 from pipeline.ingest.plan import DryRun
 from pipeline.model import build
+from pipeline.record.embedding import DType
 from pipeline.tune.estimate import probe_s
 from sdclr import StarvedLayerError
 
@@ -110,9 +111,19 @@ def evaluation_images(config: Config, plan: DryRun) -> int:
 
 
 def mining_images(config: Config, num_images: int, *, labelled: bool) -> int:
-    """Return how many forward passes of an image mining makes: views, pruned networks, twins."""
-    passes = config.mine.num_views * (1 + len(config.mine.prune_ratios))
+    """Return how many forward passes mining makes: plain ones, and those of pruned networks."""
+    passes = 1
+    if config.mine.score in ("disagreement", "both"):
+        passes += config.mine.num_views * (1 + len(config.mine.prune_ratios))
     return num_images * passes * (2 if labelled else 1)
+
+
+def vector_bytes(config: Config, dtype: DType) -> int:
+    """Return the bytes of one vector of the configured backbone."""
+    network = build.new_network(config, config.train.methods[0]).eval()
+    with torch.inference_mode():
+        dim = network.features(torch.rand(1, 3, 32, 32)).shape[1]
+    return int(dim) * (2 if dtype == "float16" else 4)
 
 
 def kept_checkpoints(config: Config) -> tuple[int, int]:

@@ -35,12 +35,14 @@ class ShardDecoder:
         image: how its images are stored.
         limits: what a stored original may cost to decode.
         canvas_px: side of the square that originals are reduced to; raw images keep their size.
+        with_sha256: give the recorded hash of each image as well.
     """
 
     data_uri: str
     image: ImageInfo
     limits: ImageLimits
     canvas_px: int | None
+    with_sha256: bool = False
 
     def __call__(self, batch: Columns) -> Columns:
         """Read the rows of one item of `shard_items`.
@@ -48,7 +50,7 @@ class ShardDecoder:
         Returns:
             set (n,), row (n,) int64: the place in the set, id (n,), label (n,) int64 with -1 for
             none, pixels (n, 3, H, W) uint8, size (n, 2) int64: height and width on the canvas in
-            px.
+            px; and, where asked for, sha256 (n,): in hex, of the stored bytes.
         """
         (name,), (set_name,) = batch["name"], batch["set"]
         (taken,), (places,), (first,) = batch["taken"], batch["places"], batch["first_row"]
@@ -60,7 +62,8 @@ class ShardDecoder:
             shard = shard.take(pa.array(_numbers(str(taken))))
             row = _numbers(str(places))
         pixels, sizes = self.pixels(shard)
-        return {
+        more = {"sha256": np.array(shard["sha256"].to_pylist())} if self.with_sha256 else {}
+        return more | {
             "set": np.array([str(set_name)] * len(pixels)),
             "row": row,
             "id": np.array(shard["id"].to_pylist()),

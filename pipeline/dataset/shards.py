@@ -119,7 +119,7 @@ def read_table(data_uri: str, info: ShardInfo) -> pa.Table:
     if hashlib.sha256(data).hexdigest() != info.sha256:
         what = f"the shard's hash differs from the manifest's ({len(data)} of {info.bytes} bytes)"
         raise DataError("E-DATA-016", what, where=uri, todo=_AGAIN)
-    table = _parse(data, uri)
+    table = parse_plain(data, uri)
     if table.num_rows != info.rows:
         what = f"the shard has {table.num_rows} rows, the manifest says {info.rows}"
         raise DataError("E-DATA-017", what, where=uri, todo=_AGAIN)
@@ -200,19 +200,19 @@ def changed_sample(data: bytes) -> str | None:
     Arrow may crash on such a file: see `pipeline.dataset.damage`.
     """
     try:
-        return _wrong_sample(_parse(data, ""))
+        return _wrong_sample(parse_plain(data, ""))
     except DataError:
         return None
 
 
-def _parse(data: bytes, uri: str) -> pa.Table:
+def parse_plain(data: bytes, uri: str, schema: pa.Schema = _SCHEMA) -> pa.Table:
     """Return the table of a Parquet file if it looks as written here, else DataError."""
     if data[:4] != b"PAR1":
         raise _no_parquet(uri)
     _check_footer(io.BytesIO(data), uri)
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
-        if not file.schema_arrow.equals(_SCHEMA):
+        if not file.schema_arrow.equals(schema):
             raise DataError(
                 "E-DATA-024", "the shard has unexpected columns", where=uri, todo=_AGAIN
             )

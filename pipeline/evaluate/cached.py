@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import Config
-from pipeline.evaluate.features import SetFeatures
+from pipeline.embed.features import SetFeatures
 from pipeline.evaluate.fits import Fit, Ints, fit_here
 from pipeline.evaluate.score import score_of
 from pipeline.record.evaluation import Score

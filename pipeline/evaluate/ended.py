@@ -12,8 +12,8 @@ import hashlib
 
 from pipeline import storage
 from pipeline.errors import DataError
-from pipeline.evaluate.candidates import Candidate, Candidates
-from pipeline.model import checkpoint, weights
+from pipeline.evaluate.candidates import Candidates
+from pipeline.model.source import weights_hash
 from pipeline.record.context import RunContext
 from pipeline.record.evaluation import EndedProtocol, Score
 
@@ -40,7 +40,9 @@ class EndedProtocols:
             "evaluate": run.config.evaluate.model_dump(mode="json", exclude=_NO_INPUT),
             "seed": run.config.run.seed,
         }
-        self._weights = {model.name: _weights_hash(model) for model in candidates.models}
+        self._weights = {
+            model.name: weights_hash(model.source, run.config_hash) for model in candidates.models
+        }
         self._key = hashlib.sha256(storage.to_json(parts)).hexdigest()
 
     def find(self, protocol: str) -> EndedProtocol | None:
@@ -63,12 +65,3 @@ class EndedProtocols:
 
     def _uri(self, protocol: str) -> str:
         return storage.join(self._folder, f"{protocol}.json")
-
-
-def _weights_hash(model: Candidate) -> str:
-    uri = model.source.uri
-    if uri is None:
-        return "before training"  # of the configuration and its seed
-    if weights.is_weights_file(uri):
-        return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
-    return checkpoint.weights_hash(uri)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.cluster.connect import on_nodes_with
-from pipeline.evaluate.features import Placement
+from pipeline.embed.features import Placement
 from sdclr.crossval import CrossValidation
 from sdclr.logistic import is_large, one_thread
 from sdclr.probe import final_probe, knn_predict, on_axes

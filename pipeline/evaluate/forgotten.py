@@ -16,7 +16,7 @@ from pipeline.dataset.image import png_bytes
 from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.dataset.sets import parts_of
 from pipeline.dataset.shards import read_table
-from pipeline.evaluate.features import SetFeatures
+from pipeline.embed.features import SetFeatures
 from pipeline.feed import decoder
 from pipeline.record.context import RunContext
 from pipeline.record.evaluation import Forgotten, GroupMeans, Picture

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pipeline.config import Config
 from pipeline.dataset.checks import check_scored_sets
 from pipeline.dataset.manifest import Manifest
+from pipeline.embed.features import SetFeatures
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluate.features import SetFeatures
 from sdclr.longtail import Groups, fewshot_draws, groups_by_tercile, groups_by_threshold
 
 _SHOWN = 5

@@ -7,7 +7,7 @@ Every model is scored by its dense branch, and so is the network before training
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -15,11 +15,12 @@ from pipeline import storage
 from pipeline.cluster.connect import Cluster, refreshed
 from pipeline.cluster.retry import retry_lost_work
 from pipeline.console import Console, duration
+from pipeline.embed.features import SetFeatures, extract, placement
+from pipeline.embed.wanted import read_models
 from pipeline.evaluate import cached, leaks, trained
 from pipeline.evaluate.cached import CachedProbes
 from pipeline.evaluate.candidates import Candidate, Candidates, find_candidates
 from pipeline.evaluate.ended import EndedProtocols
-from pipeline.evaluate.features import SetFeatures, extract, placement
 from pipeline.evaluate.fits import fit_anywhere
 from pipeline.evaluate.forgotten import forgotten_images
 from pipeline.evaluate.labelled import (
@@ -32,6 +33,7 @@ from pipeline.evaluate.labelled import (
 from pipeline.evaluate.probe_task import ProbeEnd
 from pipeline.evaluate.score import score_of
 from pipeline.evaluate.trained import TrainedProbes
+from pipeline.model.source import ModelSource
 from pipeline.record.context import RunContext
 from pipeline.record.evaluation import (
     ClassGroups,
@@ -151,19 +153,42 @@ def _features(
     cluster: Cluster,
     console: Console,
 ) -> dict[str, SetFeatures]:
-    return retry_lost_work(
-        lambda: extract(
-            run.config,
-            run.config_json,
-            sources=[model.source for model in candidates.models],
-            data_uri=run.data_uri,
-            manifest=run.manifest,
-            set_names=set_names,
-            cluster=refreshed(cluster),
-            progress=lambda done, total: console.progress("features", done, total),
-        ),
-        say=lambda text: console.stage("evaluate", text),
-    )
+    """Return the features of each set: read where the embed stage has left them, else extracted."""
+    sources = [model.source for model in candidates.models]
+    found: dict[str, SetFeatures] = {}
+    open_sets: dict[tuple[ModelSource, ...], list[str]] = {}
+    for name in set_names:
+        read = read_models(run, sources, name) if name != "pretrain" else None
+        if read is not None:
+            console.stage("evaluate", f"{name}: vectors of {', '.join(read.by_model)} are read")
+            found[name] = read
+        missing = tuple(s for s in sources if read is None or s.name not in read.by_model)
+        if missing:
+            open_sets.setdefault(missing, []).append(name)
+    for missing, names in open_sets.items():
+        extracting = partial(
+            extract,
+            run,
+            sources=list(missing),
+            set_names=tuple(names),
+            progress=partial(console.progress, "features"),
+        )
+        extracted = retry_lost_work(
+            partial(_on_live_cluster, extracting, cluster),
+            say=lambda text: console.stage("evaluate", text),
+        )
+        for name, features in extracted.items():
+            if name in found:
+                features.by_model |= found[name].by_model
+            found[name] = features
+    return {name: found[name] for name in set_names}
+
+
+def _on_live_cluster(
+    work: Callable[..., dict[str, SetFeatures]], cluster: Cluster
+) -> dict[str, SetFeatures]:
+    """Call with the cluster as it is now: each try may find other nodes."""
+    return work(cluster=refreshed(cluster))
 
 
 class Scoring:

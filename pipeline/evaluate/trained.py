@@ -22,8 +22,8 @@ from pipeline.cluster.connect import on_nodes_with
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest
+from pipeline.embed.features import Placement, SetFeatures
 from pipeline.errors import ConfigError
-from pipeline.evaluate.features import Placement, SetFeatures
 from pipeline.evaluate.probe_task import Labelled, ProbeEnd, ProbeJob, ProbeStep, train_job
 from pipeline.feed.rows import RowLedger
 from pipeline.model import build

@@ -10,7 +10,8 @@ Shapes: N images in the set, B images of a batch, H x W pixels of the canvas.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,17 +34,35 @@ def decoder(config: Config, data_uri: str, manifest: Manifest) -> ShardDecoder:
     return ShardDecoder(data_uri, manifest.image, ImageLimits(), canvas_px(config))
 
 
-def decoded_rows(config: Config, data_uri: str, manifest: Manifest, *set_names: str) -> Any:
-    """Return a Ray dataset of decoded rows, one task a shard, in arbitrary order."""
+def decoded_rows(
+    config: Config,
+    data_uri: str,
+    manifest: Manifest,
+    *set_names: str,
+    only: Container[int] | None = None,
+    with_sha256: bool = False,
+) -> Any:
+    """Return a Ray dataset of decoded rows, one task a shard, in arbitrary order.
+
+    Args:
+        config: of the run; gives the canvas.
+        data_uri: the data set.
+        manifest: of the data set.
+        set_names: whose images.
+        only: places in the set of the first image of each shard that is wanted; None = all shards.
+        with_sha256: give the recorded hash of each image as well.
+    """
     import ray.data
 
     # Progress is shown by the console; Ray Data would draw bars of its own over it.
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = shard_items(data_uri, manifest, set_names)
+    if only is not None:
+        items = [item for item in items if item["first_row"] in only]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     decoded = dataset.map_batches(
-        decoder(config, data_uri, manifest),
+        replace(decoder(config, data_uri, manifest), with_sha256=with_sha256),
         batch_size=1,
         resources=on_nodes_with(config.placement.data_resource) or None,
     )

@@ -1,22 +1,21 @@
-"""Actor of the mine stage: from decoded rows to features and disagreements.
+"""Actor of the mine stage: what pruning changes in the embedding of an image.
 
-Shapes: n rows of one shard, B images of one forward pass, F features, R prune ratios, V views.
+Shapes: n rows of one shard, B images of one forward pass, R prune ratios, V views.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.config import Config
+from pipeline.dataset.decoding import Columns
+from pipeline.embed.features import BATCH_IMAGES
 from pipeline.errors import ConfigError
-from pipeline.evaluate.features import BATCH_IMAGES
-from pipeline.model import build, checkpoint
+from pipeline.model import build
+from pipeline.model.source import UNTRAINED, ModelSource, load_model
 from sdclr import (
     PruneRule,
     SimCLR,
@@ -31,18 +30,16 @@ from sdclr.checkup import probe_views
 from sdclr.health import disagreement
 from sdclr.seeds import numpy_generator, torch_generator
 
-TRAINED, UNTRAINED = "trained", "untrained"
+TRAINED = "trained"
 _SEED = 0
 
 
-class RarityExtractor:
+class DisagreementExtractor:
     """Actor with a trained twin and, where labels allow a comparison, the untrained network.
 
     Args:
         config_json: the run's configuration.
-        config_hash: of the run that the checkpoint must belong to.
-        method: whose checkpoint it is.
-        checkpoint_uri: where it is.
+        source: a checkpoint of the run.
         init_from: URI of the weights that the run started from; None = by the seed.
         crop_px, resize_px: of the plain view, as in `centre_view`.
         with_untrained: score with the network before training as well.
@@ -56,9 +53,7 @@ class RarityExtractor:
     def __init__(
         self,
         config_json: str,
-        config_hash: str,
-        method: str,
-        checkpoint_uri: str,
+        source: ModelSource,
         init_from: str | None,
         crop_px: int,
         resize_px: int | None,
@@ -71,10 +66,9 @@ class RarityExtractor:
         self.crop_px, self.resize_px = crop_px, resize_px
         self.recipe = probe_views(crop_px)
         self.device = torch.device(device)
-        state = checkpoint.load(checkpoint_uri, config_hash=config_hash)
-        trained = build.trained_model(self.config, method, state)
-        self.twins = {TRAINED: as_twin(trained)}
+        self.twins = {TRAINED: as_twin(load_model(self.config, source, init_from=init_from))}
         if with_untrained:
+            method = source.method or self.config.train.methods[0]
             fresh = build.new_network(self.config, method, init_from=init_from)
             self.twins[UNTRAINED] = Twin(fresh)
         for twin in self.twins.values():
@@ -82,17 +76,15 @@ class RarityExtractor:
         self.masks = {name: masks_by_ratio(self.config, twin) for name, twin in self.twins.items()}
 
     @torch.inference_mode()
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Replace the pixels of `ShardDecoder`'s rows by features and disagreements.
+    def __call__(self, batch: Columns) -> Columns:
+        """Replace the pixels of `ShardDecoder`'s rows by disagreements.
 
         Returns:
-            row, id, label as they came; for each model feature_NAME (n, F), the mean over views of
-            unit vectors, and disagreement_NAME (n, R), the mean over views.
+            row as it came; for each model its name (n, R), the mean over views.
         """
-        out = {name: batch[name] for name in ("row", "id", "label")}
         images_nCHW, sizes_n2 = (torch.from_numpy(batch[n].copy()) for n in ("pixels", "size"))
         views = self._random_views(sizes_n2, first_row=int(batch["row"][0]))
-        parts: dict[str, list[Tensor]] = {}
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.twins}
         for start in range(0, len(images_nCHW), BATCH_IMAGES):
             stop = min(start + BATCH_IMAGES, len(images_nCHW))
             images_BCHW = images_nCHW[start:stop].to(self.device)
@@ -108,28 +100,22 @@ class RarityExtractor:
                 apply_view(images_BCHW, params.rows(start, stop), self.recipe) for params in views
             ]
             for name in self.twins:
-                features_BF, changes_BR = self._measure(name, shown)
-                parts.setdefault(f"feature_{name}", []).append(features_BF)
-                parts.setdefault(f"disagreement_{name}", []).append(changes_BR)
-        return out | {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
+                changes_VBR = torch.stack([self._changes(name, view) for view in shown])
+                parts[name].append(changes_VBR.mean(0).cpu())
+        found = {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
+        return {"row": batch["row"]} | found
 
-    def _measure(self, name: str, shown: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _changes(self, name: str, view_BCHW: Tensor) -> Tensor:
+        """Return 1 - cosine of the dense and each pruned embedding (B, R)."""
         twin = self.twins[name]
-        features, changes = [], []
-        for view_BCHW in shown:
-            features_BF = twin.network.features(view_BCHW)
-            dense_BD = twin.network.head(features_BF)
-            features.append(F.normalize(features_BF.float(), dim=1))
-            changes.append(
-                torch.stack(
-                    [
-                        disagreement(dense_BD, self._pruned(twin, masks, view_BCHW))
-                        for masks in self.masks[name]
-                    ],
-                    dim=1,
-                )
-            )
-        return torch.stack(features).mean(0).cpu(), torch.stack(changes).mean(0).cpu()
+        dense_BD = twin.network(view_BCHW)
+        return torch.stack(
+            [
+                disagreement(dense_BD, self._pruned(twin, masks, view_BCHW))
+                for masks in self.masks[name]
+            ],
+            dim=1,
+        )
 
     def _random_views(self, sizes_n2: Tensor, *, first_row: int) -> list[ViewParams]:
         """Draw views 2..V of a shard, the same for whichever actor and at any time."""

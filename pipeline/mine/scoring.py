@@ -1,14 +1,14 @@
-"""All images of a set, scored by Ray: features and disagreement by actors, density by tasks.
+"""All images of a set, scored by Ray: vectors of the embed stage, density and change by tasks.
 
-Features stay in Ray's object store, which spills to disk; the driver holds a few numbers an image.
+Vectors stay in Ray's object store, which spills to disk; the driver holds a few numbers an image.
 
-Shapes: N images of the set, M reference images, F features, R prune ratios.
+Shapes: N images of the set, n of a block, M reference images, F features, R prune ratios.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,22 +17,25 @@ from numpy.typing import NDArray
 
 from pipeline import feed
 from pipeline.cluster.connect import Cluster, on_nodes_with
-from pipeline.config import Config
-from pipeline.dataset.manifest import Manifest, SetName
-from pipeline.evaluate.features import over_blocks, placement
+from pipeline.dataset.manifest import SetName
+from pipeline.embed.features import over_blocks, placement
+from pipeline.embed.shards import read_vectors
 from pipeline.feed.rows import RowLedger
-from pipeline.mine.extractor import RarityExtractor, reference_sample
+from pipeline.mine.extractor import DisagreementExtractor, reference_sample
 from pipeline.model import build
+from pipeline.model.source import ModelSource
+from pipeline.record.context import RunContext
+from pipeline.record.embedding import DType, Embedding, VectorShard
 from sdclr.rarity import knn_distance
 
 if TYPE_CHECKING:
     import ray
-    from ray.data import Dataset
 
 REFERENCE_IMAGES = 20_000
 """At most: a fixed sample in which neighbours are sought."""
 
 Progress = Callable[[str, int, int], None]
+Floats = NDArray[np.float32]
 
 
 @dataclass
@@ -42,7 +45,7 @@ class ScoredSet:
     Args:
         ids: names of the samples.
         labels_N: int64, -1 where there is no label.
-        disagreement: model -> (N, R) float32.
+        disagreement: model -> (N, R) float32; empty where it was not measured.
         knn_distance: model -> (N,) float32.
         blocks: for each block its rows, and model -> reference to its features (n, F).
         training_loss_N: float32, the running mean of each image's loss in training, nan for one
@@ -51,17 +54,19 @@ class ScoredSet:
 
     ids: list[str]
     labels_N: NDArray[np.int64]
-    disagreement: dict[str, NDArray[np.float32]]
-    knn_distance: dict[str, NDArray[np.float32]]
-    blocks: list[tuple[NDArray[np.int64], dict[str, ray.ObjectRef[NDArray[np.float32]]]]]
-    training_loss_N: NDArray[np.float32] | None = None
+    disagreement: dict[str, Floats] = field(default_factory=dict)
+    knn_distance: dict[str, Floats] = field(default_factory=dict)
+    blocks: list[tuple[NDArray[np.int64], dict[str, ray.ObjectRef[Floats]]]] = field(
+        default_factory=list
+    )
+    training_loss_N: Floats | None = None
 
-    def features(self, model: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def features(self, model: str, rows: NDArray[np.int64]) -> Floats:
         """Return features (len(rows), F) of some images, in the order of `rows`."""
         import ray
 
         place = {int(row): i for i, row in enumerate(rows)}
-        found: NDArray[np.float32] | None = None
+        found: Floats | None = None
         for block_rows, refs in self.blocks:
             wanted = np.flatnonzero(np.isin(block_rows, rows))
             if not len(wanted):
@@ -75,31 +80,79 @@ class ScoredSet:
         return found
 
 
-def score_set(
-    config: Config,
-    config_json: str,
+def scored_set(
+    embedded: Mapping[str, tuple[str, Embedding]],
+    *,
+    k: int,
+    resource: str | None,
+    progress: Progress,
+) -> ScoredSet:
+    """Read the vectors of a set under each model, and measure how thin the set is around each.
+
+    Args:
+        embedded: model -> folder and manifest of its vectors.
+        k: neighbours whose distance is averaged.
+        resource: custom resource of the nodes for the tasks; None = any node.
+        progress: gets (what, images done, images in all).
+
+    Raises:
+        DataError: a file of vectors is broken.
+    """
+    found = _read(embedded, resource)
+    for model in embedded:
+        found.knn_distance[model] = _density(found, model, k, resource, progress)
+    return found
+
+
+def _read(embedded: Mapping[str, tuple[str, Embedding]], resource: str | None) -> ScoredSet:
+    import ray
+
+    task = ray.remote(num_returns=2, resources=on_nodes_with(resource))(_read_block)
+    num_images = next(iter(embedded.values()))[1].rows
+    found = ScoredSet([], np.full(num_images, -1, np.int64))
+    ids = np.empty(num_images, object)
+    tasks = {
+        model: [task.remote(folder, shard, record.dtype) for shard in record.shards]
+        for model, (folder, record) in embedded.items()
+    }
+    ledger = RowLedger("mine --set", num_images)
+    for blocks in zip(*tasks.values(), strict=True):
+        rows_n, ids_n, labels_n = ray.get(blocks[0][0])
+        ledger.add(rows_n)
+        ids[rows_n], found.labels_N[rows_n] = ids_n, labels_n
+        refs = dict(zip(tasks, (block[1] for block in blocks), strict=True))
+        found.blocks.append((rows_n, refs))
+    ledger.close()
+    found.ids = ids.tolist()
+    return found
+
+
+def _read_block(
+    folder: str, shard: VectorShard, dtype: DType
+) -> tuple[tuple[NDArray[np.int64], list[str], NDArray[np.int64]], Floats]:
+    vectors = read_vectors(folder, shard, dtype)
+    return (vectors.rows, vectors.ids, vectors.labels_n), vectors.values_nF
+
+
+def disagreements(
+    run: RunContext,
+    source: ModelSource,
     *,
     set_name: SetName,
-    config_hash: str,
-    method: str,
-    checkpoint_uri: str,
-    data_uri: str,
-    manifest: Manifest,
     with_untrained: bool,
     cluster: Cluster,
     progress: Progress,
-) -> ScoredSet:
-    """Score every image of a set; `progress` gets (what, images done, images in all).
+) -> dict[str, Floats]:
+    """Return how much pruning changes each image's embedding: model -> (N, R).
 
     Raises:
         PipelineError: a shard is broken, a checkpoint or a prune ratio does not fit.
     """
+    config, manifest = run.config, run.manifest
     place = placement(config, cluster)
     arguments = (
-        config_json,
-        config_hash,
-        method,
-        checkpoint_uri,
+        run.config_json,
+        source,
         build.init_uri(config),
         build.crop_px(config, manifest),
         build.resize_px(config, manifest),
@@ -107,78 +160,56 @@ def score_set(
         place.device,
         place.num_threads,
     )
-    rows = feed.decoded_rows(config, data_uri, manifest, set_name)
-    scored = over_blocks(
-        rows, RarityExtractor, arguments, place, resource=config.placement.train_resource
+    rows = feed.decoded_rows(config, run.data_uri, manifest, set_name)
+    measured = over_blocks(
+        rows, DisagreementExtractor, arguments, place, resource=config.placement.train_resource
     )
-    found = _collect(scored, manifest.sets[set_name].rows, progress)
-    _add_density(found, config, progress)
-    return found
-
-
-def _collect(scored: Dataset, num_images: int, progress: Progress) -> ScoredSet:
-    """Bring the numbers of all blocks into the set's order; features become references."""
-    import ray
-
-    ids, labels_N = np.empty(num_images, object), np.full(num_images, -1, np.int64)
-    ledger = RowLedger("mine.set", num_images)
-    found = ScoredSet([], labels_N, {}, {}, [])
-    progress("mine", 0, num_images)
-    for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):
-        rows = batch["row"]
-        ledger.add(rows)
-        ids[rows], labels_N[rows] = batch["id"], batch["label"]
-        refs = {}
-        for key, values in batch.items():
-            kind, _, model = key.partition("_")
-            if kind == "feature":
-                refs[model] = ray.put(np.ascontiguousarray(values))
-            elif kind == "disagreement":
-                table = np.empty((num_images, values.shape[1]), np.float32)
-                found.disagreement.setdefault(model, table)[rows] = values
-        found.blocks.append((rows.copy(), refs))
-        progress("mine", ledger.num_arrived, num_images)
+    num_images = manifest.sets[set_name].rows
+    ledger = RowLedger("mine --set", num_images)
+    found: dict[str, Floats] = {}
+    progress("disagreement", 0, num_images)
+    for batch in measured.iter_batches(batch_size=None, batch_format="numpy"):
+        rows_n = batch.pop("row")
+        ledger.add(rows_n)
+        for model, values in batch.items():
+            table = np.empty((num_images, values.shape[1]), np.float32)
+            found.setdefault(model, table)[rows_n] = values
+        progress("disagreement", ledger.num_arrived, num_images)
     ledger.close()
-    found.ids = ids.tolist()
     return found
 
 
-def _add_density(found: ScoredSet, config: Config, progress: Progress) -> None:
-    """Add distances to the nearest of a fixed sample, one task for each block."""
+def _density(
+    found: ScoredSet, model: str, k: int, resource: str | None, progress: Progress
+) -> Floats:
+    """Return distances to the nearest of a fixed sample, one task for each block."""
     import ray
 
     num_images = len(found.ids)
     chosen_M = reference_sample(num_images, REFERENCE_IMAGES)
     own_N = np.full(num_images, -1, np.int64)
     own_N[chosen_M] = np.arange(len(chosen_M))
-    on_nodes = ray.remote(resources=on_nodes_with(config.placement.train_resource))
-    distance = on_nodes(_block_distance)
-    for model in found.disagreement:
-        reference = ray.put(found.features(model, chosen_M))
-        tasks = {
-            distance.remote(refs[model], reference, own_N[rows], config.mine.knn_k): rows
-            for rows, refs in found.blocks
-        }
-        distances_N = found.knn_distance[model] = np.empty(num_images, np.float32)
-        done, waiting = 0, list(tasks)
-        while waiting:
-            (ready, *_), waiting = ray.wait(waiting)
-            distances_N[tasks[ready]] = ray.get(ready)
-            done += len(tasks[ready])
-            progress(f"density, {model}", done, num_images)
+    distance = ray.remote(resources=on_nodes_with(resource))(_block_distance)
+    reference = ray.put(found.features(model, chosen_M))
+    tasks = {
+        distance.remote(refs[model], reference, own_N[rows], k): rows for rows, refs in found.blocks
+    }
+    distances_N = np.empty(num_images, np.float32)
+    done, waiting = 0, list(tasks)
+    while waiting:
+        (ready, *_), waiting = ray.wait(waiting)
+        distances_N[tasks[ready]] = ray.get(ready)
+        done += len(tasks[ready])
+        progress(f"density, {model}", done, num_images)
+    return distances_N
 
 
 def _block_distance(
-    features_nF: NDArray[np.float32],
-    reference_MF: NDArray[np.float32],
-    own_n: NDArray[np.int64],
-    k: int,
-) -> NDArray[np.float32]:
+    features_nF: Floats, reference_MF: Floats, own_n: NDArray[np.int64], k: int
+) -> Floats:
     torch.set_num_threads(1)
     as_tensors: Sequence[torch.Tensor] = [
         torch.from_numpy(array.copy()) for array in (features_nF, reference_MF, own_n)
     ]
-    distances: NDArray[np.float32] = knn_distance(
-        as_tensors[0], as_tensors[1], k=k, own_N=as_tensors[2]
-    ).numpy()
+    distances: Floats = knn_distance(as_tensors[0], as_tensors[1], k=k, own_N=as_tensors[2]).numpy()
     return distances

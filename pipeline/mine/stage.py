@@ -23,14 +23,23 @@ from pipeline import storage
 from pipeline.cluster.connect import Cluster
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest, SetName
+from pipeline.embed.stage import embed
+from pipeline.embed.wanted import RunModel, check_set, run_model
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.labelled import class_groups
 from pipeline.mine.extractor import TRAINED, as_twin, masks_by_ratio
 from pipeline.mine.findings import findings
 from pipeline.mine.gallery import gallery
 from pipeline.mine.map import feature_map
-from pipeline.mine.scoring import REFERENCE_IMAGES, Progress, ScoredSet, score_set
-from pipeline.model import build, checkpoint
+from pipeline.mine.scoring import (
+    REFERENCE_IMAGES,
+    Progress,
+    ScoredSet,
+    disagreements,
+    scored_set,
+)
+from pipeline.model import build
+from pipeline.model.source import PIXELS, UNTRAINED, ModelSource
 from pipeline.record.context import RunContext
 from pipeline.record.evaluation import ClassGroups
 from pipeline.record.gallery import gallery_uri
@@ -45,21 +54,6 @@ CANDIDATE_FRAC = 0.1
 _ROWS_PER_FILE = 1_000_000
 
 Table = dict[str, NDArray[Any]]
-
-
-def check_set(manifest: Manifest, set_name: SetName) -> None:
-    """Refuse a set that the data set lacks.
-
-    Raises:
-        ConfigError: naming the sets that there are.
-    """
-    if set_name not in manifest.sets:
-        raise ConfigError(
-            "E-CONFIG-026",
-            f"the data set has no {set_name} set, it has {', '.join(manifest.sets)}",
-            where=f"mine --set {set_name}",
-            todo="choose one of them",
-        )
 
 
 def mine(
@@ -79,35 +73,46 @@ def mine(
         DataError: the set has fewer than 2 images.
     """
     config, manifest, run_uri, data_uri = run.config, run.manifest, run.run_uri, run.data_uri
-    check_set(manifest, set_name)
+    check_set(manifest, set_name, stage="mine")
     info = manifest.sets[set_name]
     if info.rows < 2:
         raise DataError(
             "E-DATA-082", "a ranking needs 2 images or more", where=data_uri, todo="add images"
         )
-    method = "sdclr" if "sdclr" in config.train.methods else config.train.methods[0]
-    state, found = checkpoint.newest(run_uri, method, config_hash=run.config_hash)
-    training_loss_N = _training_loss(config, state, is_own=is_own and set_name == "pretrain")
+    model = run_model(run)
+    training_loss_N = _training_loss(config, model.state, is_own=is_own and set_name == "pretrain")
     labelled = manifest.has_labels(set_name)
-    _check_ratios(config, method, state, with_untrained=labelled)
-    scored = score_set(
-        config,
-        run.config_json,
+    with_pruning = config.mine.score in ("disagreement", "both")
+    if with_pruning:
+        _check_ratios(config, model, with_untrained=labelled)
+    models = {TRAINED: model.source}
+    if labelled:
+        models |= {UNTRAINED: ModelSource(UNTRAINED), PIXELS: ModelSource(PIXELS)}
+    vectors = embed(
+        run,
+        list(models.values()),
         set_name=set_name,
-        config_hash=run.config_hash,
-        method=method,
-        checkpoint_uri=found.uri,
-        data_uri=data_uri,
-        manifest=manifest,
-        with_untrained=labelled,
         cluster=cluster,
+        progress=lambda done, total: progress("vectors", done, total),
+    )
+    scored = scored_set(
+        {name: vectors[one.name] for name, one in models.items()},
+        k=config.mine.knn_k,
+        resource=config.placement.train_resource,
         progress=progress,
     )
+    if with_pruning:
+        scored.disagreement = disagreements(
+            run,
+            model.source,
+            set_name=set_name,
+            with_untrained=labelled,
+            cluster=cluster,
+            progress=progress,
+        )
     scored.training_loss_N = training_loss_N
     scores = {
-        (model, name): values
-        for model in scored.disagreement
-        for name, values in signals(scored, model).items()
+        (model, name): values for model in models for name, values in signals(scored, model).items()
     }
     rarity_N = scores[TRAINED, config.mine.score]
     order_N = np.argsort(-rarity_N, kind="stable")
@@ -118,8 +123,8 @@ def mine(
     mining = Mining(
         data=MinedData(uri=data_uri, name=manifest.name, manifest_hash=manifest.hash),
         set=set_name,
-        method=method,
-        step=int(state.numbers["step"]),
+        method=model.source.name,
+        step=int(model.state.numbers["step"]) if model.state is not None else None,
         score=config.mine.score,
         prune_ratios=tuple(config.mine.prune_ratios),
         num_views=config.mine.num_views,
@@ -147,10 +152,12 @@ def mine(
 
 def signals(scored: ScoredSet, model: str) -> dict[str, NDArray[np.float64]]:
     """Return every score (N,) that can rank, -inf for unknown; `both` is the mean rank."""
-    disagreement_N = scored.disagreement[model].astype(np.float64).mean(axis=1)
     distance_N = scored.knn_distance[model].astype(np.float64)
-    both_N = (rank_share(disagreement_N) + rank_share(distance_N)) / 2
-    found = {"disagreement": disagreement_N, "knn_distance": distance_N, "both": both_N}
+    found = {"knn_distance": distance_N}
+    if model in scored.disagreement:
+        change_N = scored.disagreement[model].astype(np.float64).mean(axis=1)
+        both_N = (rank_share(change_N) + rank_share(distance_N)) / 2
+        found |= {"disagreement": change_N, "both": both_N}
     if model == TRAINED and scored.training_loss_N is not None:
         loss_N = scored.training_loss_N.astype(np.float64)
         found["training_loss"] = np.where(np.isnan(loss_N), -np.inf, loss_N)
@@ -202,8 +209,9 @@ def _write_scores(
         "id": np.array(scored.ids, object)[order_N],
         "label": scored.labels_N[order_N].astype(np.int32),
     }
-    for i, ratio in enumerate(config.mine.prune_ratios):
-        columns[f"disagreement_{ratio:g}"] = scored.disagreement[TRAINED][order_N, i]
+    if TRAINED in scored.disagreement:
+        for i, ratio in enumerate(config.mine.prune_ratios):
+            columns[f"disagreement_{ratio:g}"] = scored.disagreement[TRAINED][order_N, i]
     for name, values_N in signals(scored, TRAINED).items():
         columns[name] = values_N[order_N].astype(np.float32)
     folder = storage.join(run_uri, "mining")
@@ -231,19 +239,26 @@ def _write_batch(
     storage.write_bytes(uri, storage.to_csv(["order", "id", "rank"], rows))
 
 
-def _check_ratios(config: Config, method: str, state: TrainState, *, with_untrained: bool) -> None:
+def _check_ratios(config: Config, model: RunModel, *, with_untrained: bool) -> None:
     """Refuse here what an actor could only refuse by not starting."""
-    masks_by_ratio(config, as_twin(build.trained_model(config, method, state)))
+    if model.method is None or model.state is None:
+        raise ConfigError(
+            "E-CONFIG-660",
+            "weights of a file have no head whose embeddings pruning could change",
+            where=f"mine.score={config.mine.score}",
+            todo="use mine.score=knn_distance, or a run that was trained",
+        )
+    masks_by_ratio(config, as_twin(build.trained_model(config, model.method, model.state)))
     if with_untrained:
         start = build.init_uri(config)
-        masks_by_ratio(config, Twin(build.new_network(config, method, init_from=start)))
+        masks_by_ratio(config, Twin(build.new_network(config, model.method, init_from=start)))
 
 
 def _training_loss(
-    config: Config, state: TrainState, *, is_own: bool
+    config: Config, state: TrainState | None, *, is_own: bool
 ) -> NDArray[np.float32] | None:
     """Return each image's loss in training, of the run's own pre-training set only."""
-    sums_2N = state.tensors.get(LOSS_MEMORY) if is_own else None
+    sums_2N = state.tensors.get(LOSS_MEMORY) if is_own and state is not None else None
     if sums_2N is not None:
         means: NDArray[np.float32] = means_of(sums_2N).numpy()
         return means

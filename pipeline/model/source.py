@@ -1,10 +1,12 @@
 """Source of a model that is to be scored or exported, and the model itself.
 
-Three kinds: a checkpoint of a run, weights of any origin, and the network before training.
+Three kinds: a checkpoint of a run, weights of any origin, and the network before training. Raw
+pixels can stand beside them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from pydantic import JsonValue
@@ -15,6 +17,8 @@ from pipeline.model import build, checkpoint, weights
 from sdclr import SimCLR, TrainState, Twin
 
 UNTRAINED = "untrained"
+PIXELS = "pixels"
+"""A network that there is not: the image itself, made small."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,24 @@ def load_model(config: Config, source: ModelSource, *, init_from: str | None) ->
     model = SimCLR(network)
     model.eval()
     return model
+
+
+def weights_hash(source: ModelSource, config_hash: str) -> str:
+    """Return the SHA-256 of the file with a model's weights; before training, of what makes them.
+
+    Args:
+        source: the model.
+        config_hash: of the run, which names the weights before training.
+
+    Raises:
+        CheckpointError: there is no finished checkpoint.
+        StorageError: there is no such file.
+    """
+    if source.uri is None:
+        return hashlib.sha256(f"{source.name} of {config_hash}".encode()).hexdigest()
+    if weights.is_weights_file(source.uri):
+        return hashlib.sha256(storage.read_bytes(source.uri)).hexdigest()
+    return checkpoint.weights_hash(source.uri)
 
 
 def given_source(config: Config, uri: str) -> tuple[ModelSource, dict[str, JsonValue]]:

@@ -86,7 +86,7 @@ class Mining(Record):
         data: the data set.
         set: which of its sets.
         method: whose network ranks.
-        step: of its checkpoint.
+        step: of its checkpoint; null for weights that were given.
         score: that the ranking is made of.
         prune_ratios, num_views, knn_k: as configured.
         num_reference: images among which neighbours were sought.
@@ -101,7 +101,7 @@ class Mining(Record):
     data: MinedData
     set: str
     method: str
-    step: int
+    step: int | None
     score: str
     prune_ratios: tuple[float, ...]
     num_views: int

@@ -67,17 +67,18 @@ def evidence(mining: Mining) -> Evidence:
         f"0.5) for finding the {found.num_few} images of the rare classes {classes} among "
         f"{mining.scored}."
     )
-    same = (e for e in found.scores if (e.model, e.score) == ("untrained", mining.score))
-    for e in same:
-        span = f"{e.auroc_low:.3f} to {e.auroc_high:.3f}"
-        text += f" The untrained network reaches {e.auroc:.3f} ({span})."
+    others = {"untrained": "The untrained network reaches", "pixels": "Raw pixels reach"}
+    for e in found.scores:
+        if e.model in others and e.score == mining.score:
+            span = f"{e.auroc_low:.3f} to {e.auroc_high:.3f}"
+            text += f" {others[e.model]} {e.auroc:.3f} ({span})."
     return Evidence(word, tone, text, _forest(found.scores))
 
 
 def _forest(scores: Sequence[ScoreFound]) -> Figure | None:
     gaps = [
         Gap(
-            f"{e.model} network",
+            "raw pixels" if e.model == "pixels" else f"{e.model} network",
             e.score,
             100 * (e.auroc - 0.5),
             50 * (e.auroc_high - e.auroc_low),
@@ -106,9 +107,13 @@ def how_scored(mining: Mining) -> str:
         "the image is from its nearest neighbours. 1 is the rarest place, 0 the most common",
     }.get(mining.score, mining.score)
     ratios = listed([f"{100 * ratio:g}" for ratio in mining.prune_ratios])
+    with_pruning = mining.score in ("disagreement", "both")
+    how = f", pruned by {ratios} %, {mining.num_views} views an image" if with_pruning else ""
+    network = "The given weights"
+    if mining.step is not None:
+        network = f"{title(mining.method)} after {mining.step} steps"
     return (
-        f"The score is {by}. {title(mining.method)} after {mining.step} steps, pruned by {ratios} "
-        f"%, {mining.num_views} views an image, {mining.knn_k} neighbours among "
+        f"The score is {by}. {network}{how}, {mining.knn_k} neighbours among "
         f"{mining.num_reference} images. Labels took no part."
     )
 

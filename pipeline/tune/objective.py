@@ -20,8 +20,8 @@ import torch
 
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
+from pipeline.embed.features import BATCH_IMAGES, SetFeatures
 from pipeline.evaluate.cached import CachedProbes
-from pipeline.evaluate.features import BATCH_IMAGES, SetFeatures
 from pipeline.evaluate.labelled import class_groups, fewshot_rows
 from pipeline.model import build
 from pipeline.tune.images import DecodedSet

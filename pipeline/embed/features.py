@@ -9,7 +9,7 @@ Shapes: n rows of one shard, N rows of a set, F feature size of the backbone.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,20 +17,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline import feed
 from pipeline.cluster.connect import Cluster, on_nodes_with
 from pipeline.config import Config
 from pipeline.dataset.decoding import Columns
-from pipeline.dataset.manifest import Manifest
 from pipeline.feed.rows import in_order
 from pipeline.model import build
-from pipeline.model.source import ModelSource, load_model
+from pipeline.model.source import PIXELS, ModelSource, load_model
+from pipeline.record.context import RunContext
 from sdclr import SimCLR, Twin, centre_view
 from sdclr.health import disagreement
 
 BATCH_IMAGES = 256
 """Images of one forward pass."""
+_THUMBNAIL_PX = 8
 
 
 @dataclass
@@ -55,11 +57,12 @@ class Extractor:
 
     Args:
         config_json: the run's configuration.
-        sources: the models; a twin among them is called `sdclr`.
+        sources: the models; a twin among them is called `sdclr`. `PIXELS` has no network.
         crop_px, resize_px: of the evaluated view, as in `centre_view`.
         init_from: URI of the weights that the run started from; None = by the seed.
         device: `cpu` or `cuda`.
         num_threads: threads on a CPU.
+        pruned_set: of its images, what pruning changes in `sdclr` is measured instead.
     """
 
     def __init__(
@@ -71,14 +74,19 @@ class Extractor:
         init_from: str | None,
         device: str,
         num_threads: int,
+        pruned_set: str | None = None,
     ) -> None:
         torch.set_num_threads(num_threads)
+        self.pruned_set = pruned_set
         self.config = Config.model_validate_json(config_json)
         self.crop_px, self.resize_px = crop_px, resize_px
         self.device = torch.device(device)
         self.models: dict[str, Twin | SimCLR] = {
-            source.name: load_model(self.config, source, init_from=init_from) for source in sources
+            source.name: load_model(self.config, source, init_from=init_from)
+            for source in sources
+            if source.name != PIXELS
         }
+        self.with_pixels = any(source.name == PIXELS for source in sources)
         for model in self.models.values():
             model.to(self.device).eval()
 
@@ -102,25 +110,31 @@ class Extractor:
         return out
 
     def _measure(self, views_BCHW: Tensor, set_name: str) -> dict[str, Tensor]:
-        """Extract features of each model; of the pre-training set, what pruning changes."""
-        if set_name != "pretrain":
-            return {
+        """Extract features of each model; of the pruned set, what pruning changes."""
+        if set_name != self.pruned_set:
+            found = {
                 f"feature_{name}": model.network.features(views_BCHW)
                 for name, model in self.models.items()
             }
+            return found | (
+                {f"feature_{PIXELS}": thumbnails(views_BCHW)} if self.with_pixels else {}
+            )
         twin = self.models.get("sdclr")
         if not isinstance(twin, Twin):
             raise ValueError("only a run with SDCLR has a pruned branch to compare with")
         return {"disagreement": disagreement(twin.network(views_BCHW), twin.pruned(views_BCHW))}
 
 
+def thumbnails(views_BCHW: Tensor) -> Tensor:
+    """Return raw pixels as features (B, 192): 8 x 8 RGB, less the mean of the image."""
+    small_BF = F.adaptive_avg_pool2d(views_BCHW.float(), _THUMBNAIL_PX).flatten(1)
+    return small_BF - small_BF.mean(dim=1, keepdim=True)
+
+
 def extract(
-    config: Config,
-    config_json: str,
+    run: RunContext,
     *,
     sources: list[ModelSource],
-    data_uri: str,
-    manifest: Manifest,
     set_names: tuple[str, ...],
     cluster: Cluster,
     progress: Callable[[int, int], None],
@@ -132,17 +146,10 @@ def extract(
     Raises:
         PipelineError: a shard is broken, or a checkpoint does not fit.
     """
+    config, manifest = run.config, run.manifest
     place = placement(config, cluster)
-    rows = feed.decoded_rows(config, data_uri, manifest, *set_names)
-    arguments = (
-        config_json,
-        sources,
-        build.crop_px(config, manifest),
-        build.resize_px(config, manifest),
-        build.init_uri(config),
-        place.device,
-        place.num_threads,
-    )
+    rows = feed.decoded_rows(config, run.data_uri, manifest, *set_names)
+    arguments = (*extractor_arguments(run, sources, place), "pretrain")
     extracted = over_blocks(
         rows, Extractor, arguments, place, resource=config.placement.train_resource
     )
@@ -156,6 +163,21 @@ def extract(
         done += len(batch["row"])
         progress(done, total)
     return {name: _assemble(name, parts[name], num_rows[name]) for name in set_names}
+
+
+def extractor_arguments(
+    run: RunContext, sources: Sequence[ModelSource], place: Placement
+) -> tuple[Any, ...]:
+    """Return what an `Extractor` on a worker of this placement is made of."""
+    return (
+        run.config_json,
+        list(sources),
+        build.crop_px(run.config, run.manifest),
+        build.resize_px(run.config, run.manifest),
+        build.init_uri(run.config),
+        place.device,
+        place.num_threads,
+    )
 
 
 @dataclass(frozen=True)
