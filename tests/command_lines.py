@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.cli.command_line import STAGES
+from pipeline.cli.words import STAGES
 from pipeline.config import Config
 
 PLACES = [

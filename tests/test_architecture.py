@@ -29,7 +29,7 @@ FLOORS = (
     {"ingest", "feed", "model"},
     {"embed"},
     {"train", "evaluate", "export"},
-    {"tune", "mine", "report", "track"},
+    {"tune", "curate", "mine", "report", "track"},
     {"cli"},
     {"run"},
 )

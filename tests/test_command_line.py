@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.command_line import FLAGS, OWN_WORDS, SECTIONS_OF, STAGES, Command, parse
+from pipeline.cli.command_line import Command, parse
+from pipeline.cli.words import FLAGS, OWN_WORDS, SECTIONS_OF, STAGES
 from pipeline.console import program
 from pipeline.errors import ConfigError
 

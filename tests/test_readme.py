@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.cli.command_line import FLAGS, STAGES
+from pipeline.cli.words import FLAGS, STAGES
 from pipeline.config.file import load_config
 from tests.conftest import REPO
 

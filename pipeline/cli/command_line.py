@@ -8,62 +8,22 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn, get_args
+from typing import NoReturn
 
+from pipeline.cli.words import (
+    DTYPES,
+    OWN_WORDS,
+    SECTIONS_OF,
+    SETS,
+    STAGES,
+    TRACKERS,
+    DType,
+    SetName,
+    TrackerName,
+)
 from pipeline.console import program
 from pipeline.errors import ConfigError
 
-STAGES = {
-    "all": "ingest, train, evaluate and report, one after the other (the default)",
-    "ingest": "source images to verified long-tail shards and a manifest",
-    "train": "pre-train every method of train.methods on the ingested shards",
-    "evaluate": "score the newest run of this configuration, that of --resume, or given weights; "
-    "with several RUNs: average their scores",
-    "export": "write the trained backbones for use without this project: weights, program, card",
-    "embed": "write the vector of every image to Parquet files, by the run's or by given weights",
-    "mine": "rank every image of a data set by how rare it is; needs no labels",
-    "report": "write report.html of that run; with several RUNs: compare them on one page",
-    "log": "give a RUN's metrics to TensorBoard, MLflow or Weights & Biases; again adds no copy",
-    "gc": "list what nothing needs: data sets, runs, sweeps, checkpoints; asked twice, remove it",
-    "tune": "search settings by tune.*, on the val set or without labels; again = resume",
-    "reproduce": "train and score the runs of a study over its seeds; ends in one table",
-}
-SECTIONS_OF = {
-    "ingest": ("data", "ingest", "placement"),
-    "train": ("model", "sdclr", "simclr", "train", "augment", "feed", "health", "placement"),
-    "evaluate": ("evaluate", "augment", "feed", "placement"),
-    "export": ("export",),
-    "embed": ("feed", "placement"),
-    "mine": ("mine", "feed", "placement"),
-    "report": (),
-    "log": (),
-    "gc": (),
-    "tune": ("tune", "cost"),
-    "reproduce": (),
-}
-"""The sections of the configuration that a stage reads first of all."""
-SetName = Literal["pretrain", "probe", "val", "test"]
-# As in `run.trackers` and below as in its record: neither is imported for a command line.
-TrackerName = Literal["tensorboard", "mlflow", "wandb"]
-SETS = get_args(SetName)
-TRACKERS = get_args(TrackerName)
-DType = Literal["float32", "float16"]
-DTYPES = get_args(DType)
-FLAGS = ("--config", "--resume", "--dry-run", "--help", "--help-keys")
-OWN_WORDS = {
-    "--checkpoint": (("evaluate", "embed"), "URI", "these weights, or this step-* folder of a run, "
-                     "instead of the run's models"),
-    "--data": (("embed", "mine"), "URI", "another ingested data set: the folder that ingest "
-               "printed"),
-    "--set": (("embed", "mine"), "SET", f"which of its sets: {', '.join(SETS)} (pretrain)"),
-    "--dtype": (("embed",), "DTYPE", f"of the stored numbers: {', '.join(DTYPES)} (float32)"),
-    "--extend": (("train",), "RUN", "a new run that starts from the weights of this finished one"),
-    "--to": (("log",), "TRACKER", f"which tracker: {', '.join(TRACKERS)}"),
-    "--follow": (("log",), "", "go on until the run has ended"),
-    "--root": (("gc",), "URI", "the folder or bucket that holds runs, data sets, or both"),
-    "--remove": (("gc",), "TOKEN", "remove what was listed with this token"),
-}  # fmt: skip
-"""Words of some stages: the stages, what follows the word, what it does."""
 _TAKES_NAMES = ("evaluate", "report", "log", "reproduce")
 _OVERRIDE = re.compile(r"[A-Za-z_]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
 
@@ -82,11 +42,12 @@ class Command:
             `reproduce`, the study. Of
             `log`, the one run.
         checkpoint: of `evaluate` and `embed`: weights to use instead of the run's models.
-        data, set_name: of `embed` and `mine`: another data set, and which of its sets.
+        data, set_name: of `embed`, `curate` and `mine`: another data set, and which of its sets.
         extend: of `train`: a finished run whose weights a new run starts from.
         tracker, follow: of `log`: where to, and whether until the run has ended.
         root, remove: of `gc`: where to look, and the token of the listing to remove.
         dtype: of `embed`: of the stored numbers.
+        keep, similarity: of `curate`: images to select, cosine of near-duplicates.
     """
 
     stage: str
@@ -104,6 +65,8 @@ class Command:
     root: str | None = None
     remove: str | None = None
     dtype: DType | None = None
+    keep: int | None = None
+    similarity: float | None = None
 
     @property
     def study(self) -> str | None:
@@ -152,7 +115,7 @@ def parse(argv: Sequence[str]) -> Command:
     command = Command(
         stage, args.config, overrides, args.resume, args.dry_run, runs,
         args.checkpoint, args.data, args.set, args.extend, args.to, args.follow,
-        args.root, args.remove, args.dtype,
+        args.root, args.remove, args.dtype, args.keep, args.similarity,
     )  # fmt: skip
     _check(command)
     return command
@@ -180,7 +143,8 @@ def _parser() -> argparse.ArgumentParser:
             parser.add_argument(flag, action="store_true", help=text)
             continue
         choices = {"--set": SETS, "--to": TRACKERS, "--dtype": DTYPES}.get(flag)
-        parser.add_argument(flag, metavar=value, choices=choices, help=text)
+        kind = {"--keep": int, "--similarity": float}.get(flag, str)
+        parser.add_argument(flag, metavar=value, choices=choices, type=kind, help=text)
     parser.add_argument("--help", "-h", action="store_true", help="this text; after a STAGE: its "
                         "own words and keys")  # fmt: skip
     parser.add_argument("--help-keys", nargs="?", const="all", metavar="SECTION",
@@ -256,7 +220,8 @@ def _check(command: Command) -> None:
              "--set": command.set_name, "--extend": command.extend,
              "--to": command.tracker, "--follow": command.follow or None,
              "--root": command.root, "--remove": command.remove,
-             "--dtype": command.dtype}  # fmt: skip
+             "--dtype": command.dtype, "--keep": command.keep,
+             "--similarity": command.similarity}  # fmt: skip
     for flag, (stages, _, _) in OWN_WORDS.items():
         if given[flag] is not None and command.stage not in stages:
             known = " or ".join(stages)

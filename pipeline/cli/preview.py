@@ -46,7 +46,7 @@ def preview(command: Command, console: Console) -> None:
     console.stage("run", f"{'new run' if folder.is_new else 'resume'} {folder.uri}")
     for change in changed_keys(Config(), folder.config):
         console.line(f"  {change}")
-    if command.stage in ("embed", "mine") and not folder.is_new:
+    if command.stage in ("embed", "curate", "mine") and not folder.is_new:
         _show_vectors(command, folder, config, console)
         return
     if command.stage in ("export", "report"):
@@ -242,10 +242,15 @@ def _show_vectors(command: Command, folder: RunFolder, config: Config, console: 
     timing = measure(config, build.crop_px(config, manifest), where=folder.uri)
     console.stage("device", f"{timing.device}; times below are this machine's, from a few steps")
     what = f"{manifest.name}, {info.rows} images of the set {set_name}"
-    if command.stage == "embed":
+    if command.stage == "curate":
+        from pipeline.curate.stage import SIMILARITY, check_words
+
+        given = SIMILARITY if command.similarity is None else command.similarity
+        check_words(info.rows, command.keep, given)
+    if command.stage in ("embed", "curate"):
         size = info.rows * vector_bytes(config, command.dtype or "float32")
         took = duration(timing.features_s(info.rows))
-        console.stage("embed", f"{what}: {took}, {si(size, 'B')} of vectors")
+        console.stage(command.stage, f"{what}: {took}, {si(size, 'B')} of vectors")
         return
     num_passes = mining_images(config, info.rows, labelled=labelled)
     console.stage(

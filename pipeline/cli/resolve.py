@@ -67,7 +67,7 @@ def _found(command: Command) -> RunFolder:
     number = 1
     while numbered(base, number) in names:
         number += 1
-    if command.stage in ("evaluate", "export", "embed", "mine", "report"):
+    if command.stage in ("evaluate", "export", "embed", "curate", "mine", "report"):
         if number == 1:
             raise ConfigError(
                 "E-CONFIG-007",

@@ -24,7 +24,7 @@ from pipeline.record.keeper import RunRecord, StageEnd
 from pipeline.record.run import RUNNING
 
 # Which nodes a stage needs, by the keys of `placement`.
-_ON_TRAIN_NODES = ("all", "train", "tune", "evaluate", "embed", "mine")
+_ON_TRAIN_NODES = ("all", "train", "tune", "evaluate", "embed", "curate", "mine")
 _ON_DATA_NODES = ("ingest", *_ON_TRAIN_NODES)
 
 

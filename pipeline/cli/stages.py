@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pipeline import storage
+from pipeline.cli import vectors
 from pipeline.cli.command_line import Command
 from pipeline.cli.resolve import resolve
 from pipeline.cli.session import Session, plain_errors
@@ -14,7 +15,7 @@ from pipeline.cluster import auto
 from pipeline.cluster.connect import refreshed
 from pipeline.cluster.retry import retry_lost_work
 from pipeline.config.file import load_config
-from pipeline.console import Console, duration
+from pipeline.console import Console
 from pipeline.dataset.manifest import described, read_manifest
 from pipeline.record.folder import existing_run
 
@@ -83,11 +84,13 @@ class Stages:
         elif stage == "evaluate" and session.folder.is_new:
             self.evaluate_others()
         elif stage == "embed" and session.command.checkpoint is not None:
-            self.embed_given(session.command.checkpoint)
+            self.recorded_or_ingested()
+            vectors.embed_given(session, session.command.checkpoint)
         else:
             session.open_record()
             work = {
-                "evaluate": self.evaluate, "export": self.export, "embed": self.embed,
+                "evaluate": self.evaluate, "export": self.export, "embed": lambda: vectors.embed(session),
+                "curate": lambda: vectors.curate(session),
                 "mine": self.mine, "report": self.report,
             }  # fmt: skip
             work[stage]()
@@ -215,53 +218,6 @@ class Stages:
             written = export(session.context)
         for folder, names in written.items():
             session.console.stage("export", f"{folder}: {', '.join(names)}")
-
-    def embed_given(self, checkpoint: str) -> None:
-        """Make the data set unless it is there, and the vectors of its images by given weights."""
-        from pipeline.record.embedding import GIVEN_FILE, GivenWeights
-
-        session = self.session
-        self.recorded_or_ingested()
-        session.open_record()
-        session.record_data()
-        given = GivenWeights(uri=storage.absolute(checkpoint))
-        given.write(storage.join(session.folder.uri, GIVEN_FILE))
-        self.embed()
-
-    def embed(self) -> None:
-        """Write the vectors of a data set's images, or find them written."""
-        from pipeline.embed.stage import embed
-        from pipeline.embed.wanted import run_model
-
-        session, console = self.session, self.session.console
-        command, set_name = session.command, session.command.set_name or "pretrain"
-        start_s = time.monotonic()
-        with session.stage("embed"):
-            run = session.context
-            if command.data is not None:
-                run = run.on_data(storage.absolute(command.data))
-            source = run_model(run).source
-            console.stage("embed", f"{run.manifest.name}, {set_name} set, by {source.name}")
-            made = retry_lost_work(
-                lambda: embed(
-                    run,
-                    [source],
-                    set_name=set_name,
-                    dtype=command.dtype or "float32",
-                    cluster=refreshed(session.cluster),
-                    progress=lambda done, total: console.progress("embed", done, total),
-                    note=lambda text: console.stage("embed", text),
-                ),
-                say=lambda text: console.stage("embed", text),
-            )
-        folder, embedding = made[source.name]
-        size = sum(shard.bytes for shard in embedding.shards)
-        console.stage(
-            "embed",
-            f"{embedding.rows} vectors of {embedding.dim} {embedding.dtype} in "
-            f"{len(embedding.shards)} files, {size / 1e6:.1f} MB, "
-            f"{duration(time.monotonic() - start_s)}: {folder}",
-        )
 
     def mine(self) -> None:
         """Rank the images of a data set, and show how well the ranking finds rare labels."""

@@ -1,0 +1,97 @@
+"""The stages embed and curate, and what they print."""
+
+from __future__ import annotations
+
+import time
+
+from pipeline import storage
+from pipeline.cli.session import Session
+from pipeline.cluster.connect import refreshed
+from pipeline.cluster.retry import retry_lost_work
+from pipeline.console import duration
+from pipeline.record.context import RunContext
+
+
+def embed_given(session: Session, checkpoint: str) -> None:
+    """Write the vectors of an ingested data set by given weights, which the folder remembers."""
+    from pipeline.record.embedding import GIVEN_FILE, GivenWeights
+
+    session.open_record()
+    session.record_data()
+    given = GivenWeights(uri=storage.absolute(checkpoint))
+    given.write(storage.join(session.folder.uri, GIVEN_FILE))
+    embed(session)
+
+
+def embed(session: Session) -> None:
+    """Write the vectors of a data set's images, or find them written."""
+    from pipeline.embed.stage import embed
+    from pipeline.embed.wanted import run_model
+
+    command, console = session.command, session.console
+    start_s, set_name = time.monotonic(), command.set_name or "pretrain"
+    with session.stage("embed"):
+        run = _context(session)
+        source = run_model(run).source
+        console.stage("embed", f"{run.manifest.name}, {set_name} set, by {source.name}")
+        made = retry_lost_work(
+            lambda: embed(
+                run,
+                [source],
+                set_name=set_name,
+                dtype=command.dtype or "float32",
+                cluster=refreshed(session.cluster),
+                progress=lambda done, total: console.progress("embed", done, total),
+                note=lambda text: console.stage("embed", text),
+            ),
+            say=lambda text: console.stage("embed", text),
+        )
+    folder, embedding = made[source.name]
+    size = sum(shard.bytes for shard in embedding.shards)
+    console.stage(
+        "embed",
+        f"{embedding.rows} vectors of {embedding.dim} {embedding.dtype} in "
+        f"{len(embedding.shards)} files, {size / 1e6:.1f} MB, "
+        f"{duration(time.monotonic() - start_s)}: {folder}",
+    )
+
+
+def curate(session: Session) -> None:
+    """Find near-duplicates and leaks, select, and show what was found."""
+    from pipeline.curate.stage import SIMILARITY, curate
+
+    command, console = session.command, session.console
+    with session.stage("curate"):
+        run = _context(session)
+        found = retry_lost_work(
+            lambda: curate(
+                run,
+                cluster=refreshed(session.cluster),
+                progress=console.progress,
+                set_name=command.set_name or "pretrain",
+                keep=command.keep,
+                similarity=SIMILARITY if command.similarity is None else command.similarity,
+            ),
+            say=lambda text: console.stage("curate", text),
+        )
+    console.stage(
+        "curate", f"{found.duplicates} of {found.images} images are near-duplicates of another"
+    )
+    for pair in found.examples[:5]:
+        console.line(f"  {pair.id} is nearly {pair.other}, cosine {pair.similarity:.4f}")
+    for leak in found.leaks:
+        console.stage(
+            "curate",
+            f"leak: {leak.images} of {leak.of} images of {leak.set} are nearly one of {found.set}",
+        )
+    levels = " > ".join(str(num) for num in reversed(found.levels))
+    folder = storage.join(session.folder.uri, "curation")
+    console.stage(
+        "curate", f"{found.kept} images selected, evenly over {levels} clusters: {folder}"
+    )
+
+
+def _context(session: Session) -> RunContext:
+    """Return the run on its own data set, or on the one of --data."""
+    data = session.command.data
+    return session.context if data is None else session.context.on_data(storage.absolute(data))

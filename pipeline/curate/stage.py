@@ -1,0 +1,191 @@
+"""The curate stage: what to leave out of a set, and what to train on, from its vectors alone.
+
+    RUN/curation/duplicates.csv   dropped image, the one it is nearly, their similarity
+    RUN/curation/leaks.csv        held-out set and image, the image it is nearly, their similarity
+    RUN/curation/selected.csv     path and label: a list that ingest takes
+    RUN/curation.json             counts and examples, last of all
+
+The vectors are read by the driver: N x F x 4 bytes. They are what takes time, and the embed stage
+resumes them; all that follows is a function of them, so a stage that was killed ends the same.
+
+Shapes: N images of the set, F numbers a vector.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.cluster.connect import Cluster
+from pipeline.curate import selection
+from pipeline.curate.selection import Near
+from pipeline.dataset.manifest import SetName
+from pipeline.embed.features import SetFeatures
+from pipeline.embed.stage import embed
+from pipeline.embed.wanted import check_set, read_set, run_model
+from pipeline.errors import ConfigError
+from pipeline.record.context import RunContext
+from pipeline.record.curation import Curation, NearLeak, NearPair
+
+FILE = "curation.json"
+SIMILARITY = 0.99
+"""Cosine from which on two images are near-duplicates, unless another one is asked for."""
+_HELD_OUT: tuple[SetName, ...] = ("test", "val")
+_NUM_EXAMPLES = 20
+
+Progress = Callable[[str, int, int], None]
+
+
+def check_words(num_images: int, keep: int | None, similarity: float) -> None:
+    """Refuse numbers that no selection can have.
+
+    Raises:
+        ConfigError: naming the word.
+    """
+    if not 0 < similarity <= 1:
+        raise ConfigError(
+            "E-CONFIG-661",
+            f"a cosine similarity of near-duplicates is above 0 and at most 1, got {similarity:g}",
+            where="curate --similarity",
+            todo=f"choose one such as {SIMILARITY}",
+        )
+    if keep is not None and not 1 <= keep <= num_images:
+        raise ConfigError(
+            "E-CONFIG-662",
+            f"{keep} images cannot be selected from {num_images}",
+            where="curate --keep",
+            todo=f"choose a number from 1 to {num_images}",
+        )
+
+
+def curate(
+    run: RunContext,
+    *,
+    cluster: Cluster,
+    progress: Progress,
+    set_name: SetName = "pretrain",
+    keep: int | None = None,
+    similarity: float = SIMILARITY,
+) -> Curation:
+    """Find near-duplicates and leaks, select, and write; returns the record at RUN/curation.json.
+
+    Args:
+        run: the network, the data set and the folder for what is written.
+        cluster: where vectors are made that are not there.
+        progress: gets (what, images done, images in all).
+        set_name: the set to select from; test and val are compared with it.
+        keep: images to select; None = half of those that are no near-duplicates.
+        similarity: cosine from which on two images are near-duplicates.
+
+    Raises:
+        ConfigError: the data set lacks the set, or a number is out of range.
+        CheckpointError: the run has no finished checkpoint.
+        DataError: a shard or a file of vectors is broken.
+    """
+    manifest = run.manifest
+    check_set(manifest, set_name, stage="curate")
+    num_images = manifest.sets[set_name].rows
+    check_words(num_images, keep, similarity)
+    source = run_model(run).source
+    held_out = [name for name in _HELD_OUT if name in manifest.sets and name != set_name]
+    features: dict[str, SetFeatures] = {}
+    for name in (set_name, *held_out):
+        made = embed(
+            run,
+            [source],
+            set_name=name,
+            cluster=cluster,
+            progress=lambda done, total, name=name: progress(f"vectors, {name}", done, total),  # type: ignore[misc]
+        )
+        folder, embedding = made[source.name]
+        features[name] = read_set(folder, embedding, source.name)
+        if name == set_name:
+            record = embedding
+    own = features[set_name]
+    mean_F = own.by_model[source.name].mean(axis=0)
+    unit_NF = selection.unit_vectors(own.by_model[source.name], mean_F)
+    cells = selection.cells_of(unit_NF)
+    duplicates = selection.near_duplicates(unit_NF, cells, similarity)
+    leaks = {
+        name: selection.leaks(
+            selection.unit_vectors(features[name].by_model[source.name], mean_F),
+            unit_NF,
+            cells,
+            similarity,
+        )
+        for name in held_out
+    }
+    free = np.setdiff1d(np.arange(num_images), [near.row for near in duplicates])
+    levels = selection.tree_of(cells)
+    wanted = min(keep, len(free)) if keep is not None else max(1, len(free) // 2)
+    kept = free[selection.balanced(cells.labels_N[free], levels, wanted)]
+    num_cells = len(cells.centres_KF)
+    sizes, left = (np.bincount(cells.labels_N[rows], minlength=num_cells)
+                   for rows in (np.arange(num_images), kept))  # fmt: skip
+    by_size = np.argsort(-sizes, kind="stable")
+    found = Curation(
+        data=record.data,
+        set=set_name,
+        weights=record.weights,
+        similarity=similarity,
+        images=num_images,
+        duplicates=len(duplicates),
+        examples=_pairs(duplicates[:_NUM_EXAMPLES], own.ids, own.ids),
+        leaks=tuple(
+            NearLeak(
+                set=name,
+                images=len(near),
+                of=len(features[name].ids),
+                examples=_pairs(near[:_NUM_EXAMPLES], features[name].ids, own.ids),
+            )
+            for name, near in leaks.items()
+        ),
+        levels=(num_cells, *(int(level.max()) + 1 for level in levels)),
+        kept=len(kept),
+        leaf_images=tuple(sizes[by_size].tolist()),
+        leaf_kept=tuple(left[by_size].tolist()),
+    )
+    folder = storage.join(run.run_uri, "curation")
+    pairs = _pairs(duplicates, own.ids, own.ids)
+    _write(folder, "duplicates.csv", ("id", "kept", "similarity"),
+           ((p.id, p.other, p.similarity) for p in pairs))  # fmt: skip
+    _write(
+        folder,
+        "leaks.csv",
+        ("set", "id", "near", "similarity"),
+        (
+            (name, p.id, p.other, p.similarity)
+            for name, near in leaks.items()
+            for p in _pairs(near, features[name].ids, own.ids)
+        ),
+    )
+    names = manifest.class_names
+    labels = [int(own.labels_N[row]) for row in kept]
+    if names is not None and all(label >= 0 for label in labels):
+        lines = ((own.ids[row], names[label]) for row, label in zip(kept, labels, strict=True))
+        _write(folder, "selected.csv", ("path", "label"), lines)
+    else:
+        _write(folder, "selected.csv", ("path",), ((own.ids[row],) for row in kept))
+    found.write(storage.join(run.run_uri, FILE))
+    return found
+
+
+def _pairs(near: Sequence[Near], ids: Sequence[str], others: Sequence[str]) -> tuple[NearPair, ...]:
+    return tuple(
+        NearPair(id=ids[one.row], other=others[one.other], similarity=one.similarity)
+        for one in near
+    )
+
+
+def _write(
+    folder: str, name: str, heading: Sequence[str], lines: Iterable[Sequence[object]]
+) -> None:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(heading)
+    writer.writerows(lines)
+    storage.write_bytes(storage.join(folder, name), stream.getvalue().encode())
