@@ -89,7 +89,8 @@ class Stages:
         else:
             session.open_record()
             work = {
-                "evaluate": self.evaluate, "export": self.export, "embed": lambda: vectors.embed(session),
+                "evaluate": self.evaluate, "export": self.export,
+                "embed": lambda: vectors.embed(session),
                 "curate": lambda: vectors.curate(session),
                 "mine": self.mine, "report": self.report,
             }  # fmt: skip
