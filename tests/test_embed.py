@@ -194,7 +194,8 @@ CHILD = """
 import sys, time, ray
 from tests.test_embed import CLUSTER, SOURCES, run_on, embed
 from pathlib import Path
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+workers = {"env_vars": {"PYTHONPATH": sys.argv[3]}}
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR", runtime_env=workers)
 def progress(done, total):
     while done:
         time.sleep(1)  # until it is killed: the manifest is never written
@@ -227,7 +228,7 @@ def test_killed_and_resumed_equals_unbroken_and_equals_a_plain_extraction(
 
     broken = run_on(tmp_path / "broken")
     address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-c", CHILD, address, str(tmp_path / "broken")]
+    command = [sys.executable, "-c", CHILD, address, str(tmp_path / "broken"), str(ROOT)]
     vectors = tmp_path / "broken" / "run" / "embeddings"
     with started(
         command, folder=tmp_path, environment={**os.environ, "PYTHONPATH": str(ROOT)}, log="log"
