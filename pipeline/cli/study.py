@@ -57,8 +57,8 @@ def reproduce(command: Command, console: Console) -> None:
 def _study(command: Command) -> Study:
     assert command.study is not None
     study = load_study(command.study)
-    keys = [key.partition("=")[0] for arm in study.arms for key in arm.keys]
-    own = {"run.seed", "data.split_seed", *keys}
+    words = [*study.keys, *(key for arm in study.arms for key in arm.keys)]
+    own = {"run.seed", "data.split_seed", *(word.partition("=")[0] for word in words)}
     taken = [word for word in command.overrides if word.partition("=")[0] in own]
     if taken:
         raise ConfigError(

@@ -3,6 +3,7 @@
     title: what it asks
     config: demo.yaml                 # beside the study, or a path
     seeds: [11, 12, 13]               # of run.seed and of data.split_seed
+    keys: [train.epochs=100]          # of all runs; may be left out
     arms:                             # name -> keys; the first arm is the one that is asked about
       long-tailed: []
       balanced twin: [data.imbalance_ratio=1, "train.methods=[simclr]"]
@@ -37,6 +38,7 @@ class _File(BaseModel):
     title: Name | None = None
     config: str
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    keys: list[Key] = Field(default=[])
     arms: dict[Name, list[Key]] = Field(min_length=1)
     mine: bool = False
 
@@ -73,6 +75,7 @@ class Study:
     Args:
         name: of the file, without `study_` and its ending.
         config_file: of all runs.
+        keys: of all runs, before those of an arm.
         mine: whether the runs of the first arm rank their images.
     """
 
@@ -80,6 +83,7 @@ class Study:
     title: str
     config_file: str
     seeds: tuple[int, ...]
+    keys: tuple[str, ...]
     arms: tuple[Arm, ...]
     mine: bool
 
@@ -95,7 +99,8 @@ class Study:
         runs = []
         for seed in self.seeds:
             for arm in self.arms:
-                words = (f"run.seed={seed}", f"data.split_seed={seed}", *arm.keys, *overrides)
+                seeds = (f"run.seed={seed}", f"data.split_seed={seed}")
+                words = (*seeds, *self.keys, *arm.keys, *overrides)
                 config = load_config(self.config_file, words)
                 runs.append(Training(arm, seed, words, config))
         return tuple(runs)
@@ -140,6 +145,7 @@ def load_study(name: str) -> Study:
         title=file.title or stem,
         config_file=str(beside if beside.is_file() else file.config),
         seeds=tuple(file.seeds),
+        keys=tuple(file.keys),
         arms=tuple(Arm(arm, tuple(keys)) for arm, keys in file.arms.items()),
         mine=file.mine,
     )
@@ -150,5 +156,5 @@ def _wrong(path: str, what: str) -> ConfigError:
         "E-CONFIG-721",
         f"the study is wrong: {redact(what)}",
         where=redact(path),
-        todo="give it the keys title, config, seeds, arms and mine as tune_configs/study_demo.yaml",
+        todo="give it the keys of tune_configs/study_demo.yaml",
     )
