@@ -11,7 +11,8 @@ split by every signal: AUROC and the share of rare images among the first ones, 
 chance, mean over splits with its 95 % interval by Student's t.
 
 `distance` is the default of the stage mine, `both` the default before. The rule `distance+pixels`
-was fixed on the first split of each, of nine that were looked at there.
+was shortlisted on the first split of each, among nine; how its pixels are centred was settled with
+the other splits in view. So its row is a hint only.
 """
 
 from __future__ import annotations
