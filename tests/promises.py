@@ -59,7 +59,7 @@ PROMISES = {
     "R31": "removal touches exact keys, whatever characters names hold",
     "R35": "a protocol that has ended survives an interruption of its stage",
     "R36": "a run that failed to learn says so before its models are used, and last",
-    "R37": "images of a streamed set never take more memory than feed.max_memory_bytes",
+    "R37": "images of a streamed set take no more than feed.max_memory_bytes and two batches",
     "S1": "a hostile checkpoint is refused and runs nothing",
     "S2": "hostile shards and data files are refused and run nothing",
     "S3": "pixel bombs and names that lead outside are refused in bounded time and memory",

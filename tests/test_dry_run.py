@@ -107,7 +107,7 @@ def test_what_a_sweep_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("words", "id"),
     [
         (["feed.canvas_px=16"], "E-CONFIG-029"),
-        ([], "E-CONFIG-029"),
+        ([], "E-CONFIG-018"),
         (
             ["augment.crop_px=16", "feed.canvas_px=16", "train.global_batch=16"],
             "E-DATA-040",

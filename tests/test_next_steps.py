@@ -30,13 +30,14 @@ MODEL = "models/sdclr/backbone.safetensors"
 @pytest.mark.parametrize(
     ("files", "words", "labelled", "names"),
     [
-        ([MODEL], PHOTOS, False, ["page", "rare images", "weights", "more epochs", "compare"]),
+        ([MODEL], PHOTOS, False,
+         ["page", "rare images", "vectors", "weights", "more epochs", "compare"]),
         ([MODEL, "report.html"], PHOTOS, True,
-         ["scores", "rare images", "weights", "more epochs", "compare"]),
+         ["scores", "rare images", "vectors", "weights", "more epochs", "compare"]),
         ([MODEL, "report.html", "evaluation.json", "mining.json", "export/x"], PHOTOS, True,
-         ["more epochs", "compare"]),
+         ["vectors", "more epochs", "compare"]),
         ([MODEL, "report.html", "evaluation.json"], (), True,
-         ["rare images", "weights", "more epochs", "compare", "your images"]),
+         ["rare images", "vectors", "weights", "more epochs", "compare", "your images"]),
         (["aggregate.json"], PHOTOS, True, []),
     ],
 )  # fmt: skip

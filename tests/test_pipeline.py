@@ -288,6 +288,7 @@ def test_resume_with_another_configuration_is_refused_by_key(killed: tuple[Path,
     assert "train.lr_per_256: 1.0 -> 0.3" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.promise("R19")
 def test_sigterm_ends_with_143_and_the_record_says_so(ray_cluster: None, tmp_path: Path) -> None:
     command = [sys.executable, str(REPO / "pipeline" / "run.py"), *TINY]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pipeline.evaluate.ranking import auroc, bootstrap, precision_at, wilson
+from pipeline.evaluate.ranking import auroc, bootstrap, precision_at
+from pipeline.record.intervals import wilson
 
 
 def some_scores(num: int = 200, *, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:

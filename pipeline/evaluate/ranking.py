@@ -6,11 +6,11 @@ Shapes: N images. `positive_N` says which of them are looked for; a higher score
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.record.intervals import Interval
 from sdclr.rarity import rank_share
 from sdclr.seeds import numpy_generator
 
@@ -51,15 +51,6 @@ def precision_at(scores_N: Scores, positive_N: Mask, k: int) -> float:
     return found / k
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A value and its 95 % interval; nan ends where no resample has a value."""
-
-    value: float
-    low: float
-    high: float
-
-
 def bootstrap(
     measure: Callable[[Scores, Mask], float],
     scores_N: Scores,
@@ -84,16 +75,3 @@ def bootstrap(
     finite = np.array([value for value in values if np.isfinite(value)])
     low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
     return Interval(measure(scores_N, positive_N), float(low), float(high))
-
-
-def wilson(share: float, num: int) -> Interval:
-    """Return the 95 % interval of a share of `num` independent cases (Wilson 1927).
-
-    Ends are in [0, 1]; nothing counted, or a share that is not known, gives nan.
-    """
-    if num < 1 or not np.isfinite(share):
-        return Interval(share, float("nan"), float("nan"))
-    z = 1.959964
-    centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
-    half = z / (1 + z**2 / num) * np.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
-    return Interval(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipeline.evaluate.ranking import wilson
 from pipeline.record.evaluation import Evaluation, Score
+from pipeline.record.intervals import wilson
 from pipeline.record.scores import ABSENT, percent
 from pipeline.report.charts import dotplot, plots
 from pipeline.report.charts.dotplot import Points, Span
