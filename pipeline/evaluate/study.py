@@ -74,9 +74,10 @@ def rare_found(runs: Sequence[StudyRun]) -> tuple[RareFound, ...]:
     minings = [m for run in runs if (m := Mining.find(storage.join(run.uri, "mining.json")))]
     findings = [mining.findings for mining in minings if mining.findings is not None]
     rows: dict[tuple[str, str], list[ScoreFound]] = {}
-    for finding in findings:
-        for score in finding.scores:
-            rows.setdefault((score.model, score.score), []).append(score)
+    for mining in minings:
+        for score in mining.findings.scores if mining.findings is not None else ():
+            if score.score == mining.score:  # what was to rank, not what the labels like best
+                rows.setdefault((score.model, score.score), []).append(score)
     return tuple(
         _mean_found(scores, fmean(finding.base_rate for finding in findings))
         for scores in rows.values()

@@ -91,17 +91,15 @@ def _compared(record: StudyRecord) -> Iterator[str]:
 
 
 def _found(record: StudyRecord) -> Iterator[str]:
-    trained = [r for r in record.rare if r.model != _UNTRAINED]
-    if not trained:
-        return
-    best = max(trained, key=lambda r: r.auroc)
-    others = [r for r in record.rare if r.score == best.score and r.model == _UNTRAINED]
-    against = "".join(f", {_share(r.precision, None)} by the untrained network" for r in others)
-    yield (
-        f"Rare images: {_share(best.precision, best.precision_half)} of the first "
-        f"{best.num_images} by {best.score} are of rare classes, {_share(best.base_rate, None)} "
-        f"by chance{against}; AUROC {_fraction(best.auroc, best.auroc_half)}."
-    )
+    for found in (r for r in record.rare if r.model == "trained"):
+        others = [r for r in record.rare if r.score == found.score and r.model != "trained"]
+        against = "".join(f", {_share(r.precision, None)} by {r.model}" for r in others)
+        yield (
+            f"Rare images: {_share(found.precision, found.precision_half)} of the first "
+            f"{found.num_images} by {found.score} are of rare classes, "
+            f"{_share(found.base_rate, None)} by chance{against}; "
+            f"AUROC {_fraction(found.auroc, found.auroc_half)}."
+        )
 
 
 def _against(d: MeanDifference, metric: str) -> str:
