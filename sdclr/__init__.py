@@ -1,64 +1,29 @@
-"""Self-damaging contrastive learning: the method alone, on torch, torchvision and numpy."""
+"""Self-damaging contrastive learning: the method alone, on torch, torchvision and numpy.
 
-from sdclr.augment import AugmentRecipe, ViewParams, apply_view, centre_view, sample_view
-from sdclr.encoder import Embeddings, Encoder, embed, load_backbone
-from sdclr.imageset import Batch, Feed, Images, ImageSet, SetFeed
-from sdclr.loss import image_losses, nt_xent
-from sdclr.loss_memory import LossMemory
-from sdclr.order import EpochPlan, EpochStreams, epoch_order
-from sdclr.photographs import Photographs, read_photographs
-from sdclr.pretraining import Pretrained, pretrain
-from sdclr.prune import PruneRule, StarvedLayerError, magnitude_masks
-from sdclr.recipe import Recipe, cifar_recipe, photo_recipe
-from sdclr.schedule import learning_rate, warmup_steps
-from sdclr.state import StateError, TrainState, capture, restore
-from sdclr.trainer import NonFiniteError, StepReport, Trainer
-from sdclr.twin import Network, SimCLR, Twin, build_network
+The names of `sdclr.api` are imported when one of them is first used. So what needs no network, as
+the list of methods in `sdclr.methods`, is read without torch.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdclr.api import *  # noqa: F403
+    from sdclr.api import __all__ as __all__
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AugmentRecipe",
-    "Batch",
-    "Embeddings",
-    "Encoder",
-    "EpochPlan",
-    "EpochStreams",
-    "Feed",
-    "ImageSet",
-    "Images",
-    "LossMemory",
-    "Network",
-    "NonFiniteError",
-    "Photographs",
-    "Pretrained",
-    "PruneRule",
-    "Recipe",
-    "SetFeed",
-    "SimCLR",
-    "StarvedLayerError",
-    "StateError",
-    "StepReport",
-    "TrainState",
-    "Trainer",
-    "Twin",
-    "ViewParams",
-    "apply_view",
-    "build_network",
-    "capture",
-    "centre_view",
-    "cifar_recipe",
-    "embed",
-    "epoch_order",
-    "image_losses",
-    "learning_rate",
-    "load_backbone",
-    "magnitude_masks",
-    "nt_xent",
-    "photo_recipe",
-    "pretrain",
-    "read_photographs",
-    "restore",
-    "sample_view",
-    "warmup_steps",
-]
+
+def __getattr__(name: str) -> Any:
+    """Return a public name of the library; its modules are found by the import system."""
+    place = Path(__file__).parent / name
+    is_module = place.is_dir() or place.with_suffix(".py").exists()
+    if is_module or (name.startswith("__") and name != "__all__"):
+        raise AttributeError(f"module 'sdclr' has no attribute {name!r}")
+    return getattr(import_module("sdclr.api"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for completion."""
+    return ["__version__", *import_module("sdclr.api").__all__]

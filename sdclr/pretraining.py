@@ -19,7 +19,7 @@ from sdclr.checkup import Alarm, Checkup, Measures, alarms
 from sdclr.encoder import CANVAS_PER_CROP, Encoder
 from sdclr.order import EpochPlan
 from sdclr.photographs import Photographs, read_photographs
-from sdclr.recipe import Method, photo_recipe
+from sdclr.recipe import photo_recipe
 from sdclr.trainer import StepReport, Trainer
 from sdclr.twin import build_network
 
@@ -49,7 +49,7 @@ class Pretrained:
 def pretrain(
     source: str | Path | Iterable[str | Path],
     *,
-    method: Method = "sdclr",
+    method: str = "sdclr",
     backbone: str = "resnet18",
     stem: str = "imagenet",
     crop_px: int = 64,

@@ -8,15 +8,13 @@ from typing import Literal
 from sdclr.augment import AugmentRecipe
 from sdclr.prune import PruneRule
 
-Method = Literal["sdclr", "simclr"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Settings of a training.
 
     Args:
-        method: `sdclr`, or `simclr` as the baseline.
+        method: a name in `sdclr.methods`.
         epochs: passes over the set.
         lr: peak learning rate of SGD; not scaled by anything.
         momentum, weight_decay: of SGD, on all parameters.
@@ -24,8 +22,8 @@ class Recipe:
         final_lr: where the cosine ends.
         temperature: of NT-Xent.
         augment: the two views.
-        prune: the mask, recomputed at the start of each epoch; `sdclr` needs it, `simclr` ignores
-            it.
+        prune: the mask, recomputed at the start of each epoch; methods with a pruned branch
+            need it, others ignore it.
         seed: of order, views and random masks.
         precision: of the forward pass; loss and weights stay float32.
         sync_batchnorm: BatchNorm statistics over all ranks; without it, a state holds those of the
@@ -35,7 +33,7 @@ class Recipe:
         compile: the forward pass through torch.compile.
     """
 
-    method: Method
+    method: str
     epochs: int
     lr: float
     momentum: float
@@ -52,7 +50,7 @@ class Recipe:
     compile: bool = False
 
 
-def cifar_recipe(method: Method, *, epochs: int = 2000, seed: int = 0) -> Recipe:
+def cifar_recipe(method: str, *, epochs: int = 2000, seed: int = 0) -> Recipe:
     """Return the published recipe for 32 px images (Jiang et al. 2021), for global batches of 512.
 
     Args:
@@ -93,7 +91,7 @@ def cifar_recipe(method: Method, *, epochs: int = 2000, seed: int = 0) -> Recipe
 
 
 def photo_recipe(
-    method: Method, *, crop_px: int, epochs: int, global_batch: int, seed: int = 0
+    method: str, *, crop_px: int, epochs: int, global_batch: int, seed: int = 0
 ) -> Recipe:
     """Return a recipe for photographs of any size: ImageNet's views, learning rate by the batch.
 

@@ -25,12 +25,13 @@ from sdclr.augment import apply_view, sample_view
 from sdclr.batchnorm import synchronise
 from sdclr.gradcache import chunked_backward
 from sdclr.imageset import Batch, Feed
-from sdclr.loss import image_losses, nt_xent
+from sdclr.loss import image_losses
 from sdclr.loss_memory import LossMemory
+from sdclr.methods import method_class
 from sdclr.recipe import Recipe
 from sdclr.schedule import learning_rate, warmup_steps
 from sdclr.seeds import torch_generator
-from sdclr.twin import Network, SimCLR, Twin
+from sdclr.twin import Network
 
 
 class NonFiniteError(ArithmeticError):
@@ -81,7 +82,7 @@ class Trainer:
         memory: keeps a running mean of every image's loss, and is part of the state; or None.
 
     Raises:
-        ValueError: SDCLR without a prune rule, or an empty run.
+        ValueError: an empty run, or a recipe or memory that lacks what the method needs.
     """
 
     def __init__(
@@ -99,10 +100,9 @@ class Trainer:
         self.num_steps = recipe.epochs * steps_per_epoch
         if self.num_steps < 1:
             raise ValueError(f"nothing to train: {recipe.epochs} epochs of {steps_per_epoch} steps")
-        if recipe.method == "sdclr" and recipe.prune is None:
-            raise ValueError("method sdclr needs a prune rule")
+        self.method = method_class(recipe.method)(recipe, memory)
         self.device = torch.device(device)
-        model: nn.Module = Twin(network) if recipe.method == "sdclr" else SimCLR(network)
+        model: nn.Module = self.method.model(network, recipe)
         # The layout in which convolutions are fastest, on CPUs as on GPUs; values are the same.
         model = model.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         if recipe.sync_batchnorm and collective.is_distributed():
@@ -158,12 +158,10 @@ class Trainer:
             )
         while self.step < self.num_steps:
             epoch, start_step = divmod(self.step, self.steps_per_epoch)
-            kept_frac = self._refresh_masks(epoch) if start_step == 0 else None
             before = time.perf_counter()
             for batch in feed.batches(epoch, start_step=start_step):
                 wait_s = time.perf_counter() - before
-                yield self.update(batch, wait_s=wait_s, kept_frac=kept_frac)
-                kept_frac = None
+                yield self.update(batch, wait_s=wait_s, kept_frac=self._refresh())
                 before = time.perf_counter()
 
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -181,7 +179,8 @@ class Trainer:
             generator = torch_generator(self.recipe.seed, "view", which, self.step)
             params = sample_view(self.recipe.augment, sizes_G2, generator)
             params = params.rows(batch.start, stop)
-            views.append(apply_view(images_BCHW, params, self.recipe.augment))
+            view_BCHW = apply_view(images_BCHW, params, self.recipe.augment)
+            views.append(self.method.change_view(view_BCHW, batch, which=which, step=self.step))
         return views[0], views[1]
 
     def update(
@@ -215,7 +214,7 @@ class Trainer:
             step=self.step,
             loss=loss_value,
             lr=lr,
-            temperature=self.recipe.temperature,
+            temperature=self.method.temperature(epoch),
             grad_norm=norm_value,
             num_images=batch.num_global,
             wait_s=wait_s,
@@ -239,9 +238,10 @@ class Trainer:
         return loss.detach()
 
     def _loss(self, f1_BD: Tensor, f2_BD: Tensor) -> Tensor:
+        temperature = self.method.temperature(self.epoch)
         if self.memory is not None:
-            self._losses_B = image_losses(f1_BD, f2_BD, temperature=self.recipe.temperature)
-        return nt_xent(f1_BD, f2_BD, temperature=self.recipe.temperature)
+            self._losses_B = image_losses(f1_BD, f2_BD, temperature=temperature)
+        return self.method.loss(f1_BD, f2_BD, temperature=temperature)
 
     def _embed(
         self, model: nn.Module, view1_BCHW: Tensor, view2_BCHW: Tensor
@@ -251,11 +251,8 @@ class Trainer:
             f1_BD, f2_BD = model(view1_BCHW, view2_BCHW)
         return f1_BD, f2_BD
 
-    def _refresh_masks(self, epoch: int) -> dict[str, float] | None:
-        if not isinstance(self.model, Twin) or self.recipe.prune is None:
-            return None
-        generator = torch_generator(self.recipe.seed, "mask", epoch)
-        return self.model.refresh_masks(self.recipe.prune, generator)
+    def _refresh(self) -> dict[str, float] | None:
+        return self.method.refresh(self.model, step=self.step, steps_per_epoch=self.steps_per_epoch)
 
 
 def _without_buffer_sync() -> dict[str, Any]:

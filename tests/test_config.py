@@ -32,10 +32,10 @@ def test_config_is_frozen() -> None:
 
 def test_names_agree_with_the_library() -> None:
     from sdclr.backbone import BACKBONES
-    from sdclr.recipe import Method as LibraryMethod
+    from sdclr.methods import METHODS
 
     assert get_args(Backbone) == BACKBONES
-    assert get_args(Method) == get_args(LibraryMethod)
+    assert get_args(Method) == tuple(METHODS)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pipeline.model import build
 from pipeline.record.embedding import DType
 from pipeline.tune.estimate import probe_s
 from sdclr import StarvedLayerError
+from sdclr.methods import METHODS
 
 _CPU_PIXELS = 2 * 224**2
 _FEWEST, _MOST = 2, 64
@@ -106,7 +107,8 @@ def evaluation_images(config: Config, plan: DryRun) -> int:
     """Return how many forward passes of an image evaluation makes, over all networks."""
     names = {"probe", config.evaluate.split}
     images = sum(planned.rows for name, planned in plan.sets.items() if name in names)
-    own = plan.sets["pretrain"].rows * 2 if "sdclr" in config.train.methods else 0
+    has_twin = any(METHODS[method].has_twin for method in config.train.methods)
+    own = plan.sets["pretrain"].rows * 2 if has_twin else 0
     return images * (len(config.train.methods) + 1) + own
 
 

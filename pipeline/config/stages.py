@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from pipeline.config.types import Choices, Place, Section, clean_text, without_repeats
+from sdclr.methods import METHODS
 
-Method = Literal["sdclr", "simclr"]
+if TYPE_CHECKING:
+    Method = str
+else:
+    Method = Literal[tuple(METHODS)]
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 Protocol = Literal[
     "cached-linear", "cached-fewshot", "knn",

@@ -119,9 +119,9 @@ class Extractor:
             return found | (
                 {f"feature_{PIXELS}": thumbnails(views_BCHW)} if self.with_pixels else {}
             )
-        twin = self.models.get("sdclr")
-        if not isinstance(twin, Twin):
-            raise ValueError("only a run with SDCLR has a pruned branch to compare with")
+        twin = next((m for m in self.models.values() if isinstance(m, Twin)), None)
+        if twin is None:
+            raise ValueError("only a method with a pruned branch has one to compare with")
         return {"disagreement": disagreement(twin.network(views_BCHW), twin.pruned(views_BCHW))}
 
 

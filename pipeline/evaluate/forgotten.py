@@ -25,8 +25,10 @@ from sdclr.longtail import Groups
 _NUM_SHOWN = 24
 
 
-def forgotten_images(run: RunContext, pretrain: SetFeatures, groups: Groups | None) -> Forgotten:
-    """Return the images whose embedding pruning changes most and least, with small pictures."""
+def forgotten_images(
+    run: RunContext, method: str, pretrain: SetFeatures, groups: Groups | None
+) -> Forgotten:
+    """Return the images whose embedding a method's pruning changes most and least, as pictures."""
     scores_N = pretrain.disagreement_N
     if scores_N is None:
         raise ValueError("the set was extracted without the pruned branch")
@@ -51,7 +53,7 @@ def forgotten_images(run: RunContext, pretrain: SetFeatures, groups: Groups | No
         return float(scores_N[member_N].mean()) if member_N.any() else None
 
     return Forgotten(
-        method="sdclr",
+        method=method,
         prune_ratio=run.config.sdclr.prune_ratio,
         scored=len(scores_N),
         most=shown(most),

@@ -44,6 +44,7 @@ from pipeline.record.evaluation import (
     Score,
 )
 from sdclr.longtail import Groups
+from sdclr.methods import METHODS
 
 FILE = "evaluation.json"
 _FORGOTTEN = "forgotten"
@@ -86,17 +87,18 @@ def evaluate(
         protocols = ", ".join(kept)
         console.stage("evaluate", f"scores of the same weights and images are there: {protocols}")
     forgotten_uri = storage.join(run.run_uri, "forgotten.json")
-    has_twin = any(model.source.method == "sdclr" for model in candidates.models)
+    methods = [model.source.method for model in candidates.models if model.source.method]
+    twin = next((method for method in methods if METHODS[method].has_twin), None)
     if ended.find(_FORGOTTEN) is not None and storage.exists(forgotten_uri):
-        has_twin = False
+        twin = None
     set_names = _sets(run, [p for p in wanted if p not in kept])
-    set_names += ("pretrain",) if has_twin else ()
+    set_names += ("pretrain",) if twin else ()
     features: dict[str, SetFeatures] = {}
     if set_names:
         with clock("features"):
             features = _features(run, candidates, set_names, cluster, console)
-    if has_twin:
-        forgotten_images(run, features["pretrain"], groups).write(forgotten_uri)
+    if twin:
+        forgotten_images(run, twin, features["pretrain"], groups).write(forgotten_uri)
         ended.write(_FORGOTTEN, {}, clock.seconds["features"])
     if groups is None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.export.facts import Facts
 from pipeline.record.evaluation import METRICS
 from pipeline.record.scores import percent
+from sdclr.methods import METHODS
 
 _PROGRAM = """import torch
 program = torch.export.load("features.pt2").module()
@@ -57,10 +58,8 @@ def loading_code(name: str, stem: str) -> str:
 
 
 def _what(facts: Facts) -> str:
-    method = {
-        "sdclr": "Self-Damaging Contrastive Learning (Jiang et al., ICML 2021)",
-        "simclr": "SimCLR (Chen et al., ICML 2020)",
-    }.get(facts.method, "contrastive learning")
+    entry = METHODS.get(facts.method)
+    method = entry.source if entry else "contrastive learning"
     return (
         f"Pre-trained without labels by {method} on {facts.pretrain_images} images of "
         f"`{facts.data_name}`, {facts.epochs} epochs (step "

@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.feed.schedule import streams_of
 from sdclr import EpochPlan
 from sdclr.encoder import CANVAS_PER_CROP
+from sdclr.methods import METHODS
 
 # A decode task makes about as much: long against the cost of a task, short against a step.
 _PART_BYTES = 16 * 2**20
@@ -70,10 +71,11 @@ def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:
             where=f"data set {manifest.name}",
             todo=f"set train.global_batch={most} or less, or add images",
         ) from error
-    # Each branch of SDCLR sees one view of the batch; SimCLR sees both at once.
+    # Each branch of a twin sees one view of the batch; SimCLR sees both at once.
     smallest = min(plan.batch_size(0), plan.batch_size(plan.num_steps - 1)) // plan.num_ranks
     t = config.train
-    if smallest < 2 and not t.sync_batchnorm and t.num_workers > 1 and "sdclr" in t.methods:
+    has_twin = any(METHODS[method].has_twin for method in t.methods)
+    if smallest < 2 and not t.sync_batchnorm and t.num_workers > 1 and has_twin:
         raise ConfigError(
             "E-CONFIG-017",
             "the smallest batch gives each worker one image, and BatchNorm needs two",

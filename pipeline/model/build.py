@@ -11,6 +11,8 @@ from torch import nn
 
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.config.method import SDCLR as SDCLRKeys
+from pipeline.config.method import SimCLR as SimCLRKeys
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model import weights
@@ -26,6 +28,7 @@ from sdclr import (
     build_network,
 )
 from sdclr.encoder import RESIZE_PER_CROP
+from sdclr.methods import METHODS
 from sdclr.twin import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -79,6 +82,11 @@ FINAL_LR = 1e-6
 """Where the cosine ends, as published."""
 
 
+def keys_of(config: Config, method: str) -> SDCLRKeys | SimCLRKeys:
+    """Return the section that gives a method's temperature and projection head."""
+    return config.sdclr if METHODS[method].has_twin else config.simclr
+
+
 def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
     """Return the recipe that the trainer of one method gets."""
     a, t, s = config.augment, config.train, config.sdclr
@@ -100,14 +108,14 @@ def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
         blur_sigma_max=a.blur_sigma[1],
     )
     return Recipe(
-        method="sdclr" if method == "sdclr" else "simclr",
+        method=method,
         epochs=t.epochs,
         lr=peak_lr(config),
         momentum=t.momentum,
         weight_decay=t.weight_decay,
         warmup_epochs=t.warmup_epochs,
         final_lr=FINAL_LR,
-        temperature=s.temperature if method == "sdclr" else config.simclr.temperature,
+        temperature=keys_of(config, method).temperature,
         augment=augment,
         seed=config.run.seed,
         prune=PruneRule(
@@ -131,11 +139,10 @@ def loss_memory(config: Config, num_images: int) -> LossMemory | None:
 
 def architecture(config: Config, method: str) -> dict[str, Any]:
     """Return the arguments of `sdclr.build_network`, by name."""
-    depth = config.sdclr.head_depth if method == "sdclr" else config.simclr.head_depth
     return {
         "backbone": config.model.backbone,
         "stem": config.model.stem,
-        "head_depth": depth,
+        "head_depth": keys_of(config, method).head_depth,
         "embedding_dim": config.model.embedding_dim,
         "seed": config.run.seed,
     }
@@ -154,10 +161,14 @@ def new_network(config: Config, method: str, *, init_from: str | None = None) ->
     return network
 
 
+def new_model(config: Config, method: str, network: Network) -> Twin | SimCLR:
+    """Return a method's module around its network: with a pruned branch, or without one."""
+    return Twin(network) if METHODS[method].has_twin else SimCLR(network)
+
+
 def state_bytes(config: Config, method: str) -> tuple[int, int]:
     """Return the bytes of the exchanged weights and of a checkpoint."""
-    network = new_network(config, method)
-    model: Twin | SimCLR = Twin(network) if method == "sdclr" else SimCLR(network)
+    model = new_model(config, method, new_network(config, method))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     # A checkpoint holds the momentum of every weight beside the state of the model.
     state = sum(t.numel() * t.element_size() for t in model.state_dict().values())
@@ -170,8 +181,7 @@ def trained_model(config: Config, method: str, state: TrainState) -> Twin | SimC
     Raises:
         CheckpointError: the tensors are of another architecture.
     """
-    network = new_network(config, method)
-    model: Twin | SimCLR = Twin(network) if method == "sdclr" else SimCLR(network)
+    model = new_model(config, method, new_network(config, method))
     prefix = "model."
     tensors = {n[len(prefix) :]: t for n, t in state.tensors.items() if n.startswith(prefix)}
     try:

@@ -167,7 +167,7 @@ class Forgotten(Record):
     """
 
     schema_version: Literal[1] = 1
-    method: Literal["sdclr"]
+    method: str
     prune_ratio: float
     scored: int
     most: tuple[Picture, ...]

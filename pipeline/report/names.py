@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pipeline.record.evaluation import Evaluation
 from pipeline.report.charts.svg import minus
 from pipeline.report.views import Manifest
+from sdclr.methods import METHODS
 
-TITLES = {"sdclr": "SDCLR", "simclr": "SimCLR", "untrained": "untrained"}
-STYLES = {"sdclr": "c1", "simclr": "c2", "untrained": "c3"}
+TITLES = {name: entry.title for name, entry in METHODS.items()} | {"untrained": "untrained"}
+_COLOURS = ("c1", "c2", "c4", "c5", "c6", "c7")
+STYLES = dict(zip(METHODS, _COLOURS * len(METHODS), strict=False)) | {"untrained": "c3"}
 GROUPS = (("many", "Many", "g1"), ("medium", "Medium", "g2"), ("few", "Few", "g3"))
 
 

@@ -64,7 +64,7 @@ class Recorder(tune.Callback):
         if found is not None:
             return found
         return TrialRecord(
-            name=plan.name, method=plan.method, number=plan.number, role=plan.role,  # type: ignore[arg-type]
+            name=plan.name, method=plan.method, number=plan.number, role=plan.role,
             params=plan.params, seed=plan.seed, label=plan.label,
         )  # fmt: skip
 

@@ -14,13 +14,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from sdclr.methods import METHODS
 
 Params = dict[str, float | int]
 Sections = Mapping[str, Mapping[str, object]]
 
 # Global pruning starves a 7x7 stem long before a 3x3 one: ResNet-50 at 0.9 keeps 0.84 % of it.
 _PRUNE_RATIO = {"cifar": (0.3, 0.98), "imagenet": (0.1, 0.7)}
-_KEYS = {"temperature": "{method}.temperature", "lr": "train.lr_per_256",
+_KEYS = {"temperature": "{keys}.temperature", "lr": "train.lr_per_256",
          "weight_decay": "train.weight_decay"}  # fmt: skip
 _BY_LOGARITHM = {"temperature": (0.05, 1.0), "lr": (0.05, 2.0), "weight_decay": (1e-5, 1e-3)}
 # The published settings (Jiang et al. 2021) by stem: prune ratio and temperature.
@@ -62,16 +63,17 @@ class Parameter:
 def parameters(config: Config, method: str) -> tuple[Parameter, ...]:
     """Return the searched parameters of one method in `tune.search` order; may be empty."""
     found = []
+    entry = METHODS[method]
     for name, given in config.tune.search.items():
         if name == "head_depth":
-            found.append(Parameter(f"{method}.head_depth", choices=(2, 3)))
+            found.append(Parameter(f"{entry.keys}.head_depth", choices=(2, 3)))
         elif name == "prune_ratio":
-            if method == "sdclr":
+            if entry.has_twin:
                 low, high = given or _PRUNE_RATIO[config.model.stem]
                 found.append(Parameter("sdclr.prune_ratio", low, high))
         else:
             low, high = given or _BY_LOGARITHM[name]
-            found.append(Parameter(_KEYS[name].format(method=method), low, high, log=True))
+            found.append(Parameter(_KEYS[name].format(keys=entry.keys), low, high, log=True))
     return tuple(found)
 
 

@@ -89,7 +89,7 @@ def check_sweep(config: Config, manifest: Manifest, cluster: Cluster) -> Placeme
     if not any(parameters(config, m) for m in config.train.methods):
         raise ConfigError(
             "E-CONFIG-043",
-            "there is nothing to search: prune_ratio is for sdclr only",
+            "there is nothing to search: prune_ratio is for methods with a pruned branch only",
             where="tune.search, train.methods",
             todo="add sdclr to train.methods, or another name to tune.search",
         )

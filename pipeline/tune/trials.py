@@ -19,6 +19,7 @@ from typing import Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from pipeline import storage
+from pipeline.config.stages import Method
 from pipeline.errors import DataError, ErrorReport
 
 Status = Literal["running", "complete", "pruned", "failed"]
@@ -37,7 +38,7 @@ class TrialRecord:
 
     Args:
         name: folder below RUN/trials.
-        method: `sdclr` or `simclr`.
+        method: a name of train.methods.
         number: its number in the study of the method, or among the confirmations.
         role: `search`, or `confirm` for a training with fresh seeds at the end.
         params: key -> value, of what is searched.
@@ -50,7 +51,7 @@ class TrialRecord:
     """
 
     name: str
-    method: Literal["sdclr", "simclr"]
+    method: Method
     number: int
     role: Role
     params: dict[str, float | int]
