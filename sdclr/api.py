@@ -10,7 +10,7 @@ from sdclr.photographs import Photographs, read_photographs
 from sdclr.pretraining import Pretrained, pretrain
 from sdclr.prune import PruneRule, StarvedLayerError, magnitude_masks
 from sdclr.recipe import Recipe, cifar_recipe, photo_recipe
-from sdclr.schedule import learning_rate, warmup_steps
+from sdclr.schedule import TemperatureSchedule, learning_rate, warmup_steps
 from sdclr.state import StateError, TrainState, capture, restore
 from sdclr.trainer import NonFiniteError, StepReport, Trainer
 from sdclr.twin import Network, SimCLR, Twin, build_network
@@ -37,6 +37,7 @@ __all__ = [
     "StarvedLayerError",
     "StateError",
     "StepReport",
+    "TemperatureSchedule",
     "TrainState",
     "Trainer",
     "Twin",

@@ -63,7 +63,7 @@ def pretrain(
 
     Args:
         source: a folder, or paths.
-        method: `sdclr`, or `simclr` as the baseline.
+        method: a name in `sdclr.methods`.
         backbone: a name in `sdclr.backbone`.
         stem: `imagenet`, or `cifar` for small images.
         crop_px: side of the views, px.

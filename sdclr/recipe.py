@@ -7,6 +7,7 @@ from typing import Literal
 
 from sdclr.augment import AugmentRecipe
 from sdclr.prune import PruneRule
+from sdclr.schedule import TemperatureSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,10 @@ class Recipe:
         final_lr: where the cosine ends.
         temperature: of NT-Xent.
         augment: the two views.
-        prune: the mask, recomputed at the start of each epoch; methods with a pruned branch
-            need it, others ignore it.
+        prune: the mask; methods with a pruned branch need it, others ignore it.
+        refresh_epochs: between two masks, > 0; rounded to steps, at least one.
+        dual_norm: whether the pruned branch has BatchNorm layers of its own.
+        schedule: of the temperature, in place of `temperature`; methods with TS need it.
         seed: of order, views and random masks.
         precision: of the forward pass; loss and weights stay float32.
         sync_batchnorm: BatchNorm statistics over all ranks; without it, a state holds those of the
@@ -44,6 +47,9 @@ class Recipe:
     augment: AugmentRecipe
     seed: int
     prune: PruneRule | None = None
+    refresh_epochs: float = 1.0
+    dual_norm: bool = True
+    schedule: TemperatureSchedule | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     sync_batchnorm: bool = True
     micro_batch: int | None = None
@@ -54,7 +60,7 @@ def cifar_recipe(method: str, *, epochs: int = 2000, seed: int = 0) -> Recipe:
     """Return the published recipe for 32 px images (Jiang et al. 2021), for global batches of 512.
 
     Args:
-        method: `sdclr` with prune ratio 0.9, or `simclr`.
+        method: a name in `sdclr.methods`; prune ratio 0.9 where there is a pruned branch.
         epochs: passes over the set; 2000 are published.
         seed: of order, views and random masks.
     """
@@ -84,6 +90,7 @@ def cifar_recipe(method: str, *, epochs: int = 2000, seed: int = 0) -> Recipe:
         warmup_epochs=10.0,
         final_lr=1e-6,
         temperature=0.2,
+        schedule=TemperatureSchedule(low=0.1, high=1.0, period_epochs=epochs / 5),
         augment=augment,
         seed=seed,
         prune=PruneRule(prune_ratio=0.9),
@@ -96,7 +103,7 @@ def photo_recipe(
     """Return a recipe for photographs of any size: ImageNet's views, learning rate by the batch.
 
     Args:
-        method: `sdclr`, or `simclr`.
+        method: a name in `sdclr.methods`.
         crop_px: side of the views, px.
         epochs: passes over the set.
         global_batch: images of one step; the learning rate is 0.5 for 256 and proportional to it.

@@ -27,10 +27,12 @@ from sdclr.augment import AugmentRecipe
 from sdclr.imageset import Batch
 from sdclr.prune import PruneRule
 from sdclr.recipe import Recipe
+from sdclr.schedule import TemperatureSchedule
 from sdclr.trainer import NonFiniteError, Trainer
 from sdclr.twin import build_network
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_RULES = {"augment": AugmentRecipe, "prune": PruneRule, "schedule": TemperatureSchedule}
 
 
 class CaptureError(ValueError):
@@ -129,10 +131,10 @@ def _rank_main(rank: int, num_ranks: int, folder: str, content: dict[str, Any]) 
 
 def _replay_rank(content: dict[str, Any], rank: int) -> Replay:
     torch.set_num_threads(content["num_threads"])
-    recipe = dict(content["recipe"])
-    recipe["augment"] = AugmentRecipe(**recipe["augment"])
-    if recipe["prune"] is not None:
-        recipe["prune"] = PruneRule(**recipe["prune"])
+    recipe = {
+        key: _RULES[key](**value) if isinstance(value, dict) else value
+        for key, value in content["recipe"].items()
+    }
     trainer = Trainer(
         build_network(**content["network"]),
         Recipe(**recipe),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 MIN_WARMUP_STEPS = 30
 """Warm-up takes so many steps where the run is long enough: an epoch may have one or two."""
@@ -44,3 +45,29 @@ def learning_rate(
         return peak * step / num_warmup
     progress = (step - num_warmup) / (num_steps - num_warmup)
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureSchedule:
+    """Cosine between two temperatures (Kukleva et al. 2023, section 4).
+
+    Args:
+        low, high: 0 < low <= high; published are 0.1 and 1.
+        period_epochs: from high to low and back, > 0; published are 400 in a run of 2000.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    low: float
+    high: float
+    period_epochs: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high < math.inf or not self.period_epochs > 0:
+            raise ValueError(f"expected 0 < low <= high and a period above 0, got {self}")
+
+    def at(self, epoch: int) -> float:
+        """Return the temperature of an epoch, counted from 0: `high` at the start of a period."""
+        swing = 0.5 * (1 + math.cos(2 * math.pi * epoch / self.period_epochs))
+        return self.low + (self.high - self.low) * swing

@@ -96,12 +96,18 @@ class Twin(nn.Module):
     """SDCLR: view 1 through the dense branch, view 2 through the pruned one, never swapped.
 
     Masked weights get their gradient from the dense branch only; all other weights from both.
+
+    Args:
+        network: of the dense branch.
+        dual_norm: whether the pruned branch has BatchNorm layers of its own; without, both branches
+            share parameters and statistics, and the statistics see both.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, *, dual_norm: bool = True) -> None:
         super().__init__()
         self.network = network
         norms = {n: m for n, m in network.named_modules() if isinstance(m, AnyBatchNorm)}
+        norms = norms if dual_norm else {}
         # A dot is not allowed in a registered name; a slash is not used by any module.
         self.pruned_norms = nn.ModuleDict(
             OrderedDict((n.replace(".", "/"), copy.deepcopy(m)) for n, m in norms.items())

@@ -7,7 +7,17 @@ from typing import Any
 
 import torch
 
-from sdclr import AugmentRecipe, ImageSet, PruneRule, Recipe, Trainer, build_network
+from sdclr import (
+    AugmentRecipe,
+    ImageSet,
+    LossMemory,
+    PruneRule,
+    Recipe,
+    TemperatureSchedule,
+    Trainer,
+    build_network,
+)
+from sdclr.methods import method_class
 from sdclr.order import EpochPlan
 
 AUGMENT = AugmentRecipe(
@@ -39,6 +49,7 @@ RECIPE = Recipe(
     augment=AUGMENT,
     seed=0,
     prune=PruneRule(prune_ratio=0.9),
+    schedule=TemperatureSchedule(low=0.1, high=1.0, period_epochs=4),
 )
 
 
@@ -57,4 +68,6 @@ def some_trainer(plan: EpochPlan, *, dtype: torch.dtype = torch.float32, **chang
     network = build_network(
         "resnet8", stem="cifar", head_depth=2, embedding_dim=16, seed=recipe.seed
     )
-    return Trainer(network.to(dtype), recipe, steps_per_epoch=plan.num_steps)
+    needed = method_class(recipe.method).needs_losses
+    memory = LossMemory(plan.num_images, momentum=0.5) if needed else None
+    return Trainer(network.to(dtype), recipe, steps_per_epoch=plan.num_steps, memory=memory)

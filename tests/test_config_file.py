@@ -146,7 +146,7 @@ def test_hash_is_equal_in_another_process() -> None:
 def test_reading_a_config_imports_nothing_heavy() -> None:
     code = (
         "import sys; import pipeline.config, pipeline.config.file as f; f.load_config(None);"
-        "heavy = {'torch', 'ray', 'numpy', 'pyarrow', 'sklearn', 's3fs', 'PIL', 'sdclr'};"
+        "heavy = {'torch', 'ray', 'numpy', 'pyarrow', 'sklearn', 's3fs', 'PIL', 'sdclr.api'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert fresh_python(code) == "[]"

@@ -8,7 +8,10 @@ from pydantic import ValidationError
 from pipeline.config import Config
 from pipeline.config.file import dump_config, parse_config
 from pipeline.config.layers import MAX_PROBLEMS
+from sdclr.methods import METHODS
 from tests.refusals import lines, refusal
+
+KNOWN = ", ".join(METHODS)
 
 PRESETS = """
 preset: official
@@ -35,10 +38,10 @@ presets:
         ("data.path=123", "data.path: expected text or null, got 123; "
          "to mean the text, put it in quotes: '\"123\"'"),
         ("sdclr.head_depth=4", "sdclr.head_depth: expected a whole number >= 2 and <= 3, got 4"),
-        ("train.methods=[sdlcr]", "train.methods[0]: expected one of sdclr, simclr, got 'sdlcr'; "
+        ("train.methods=[sdlcr]", f"train.methods[0]: expected one of {KNOWN}, got 'sdlcr'; "
          "did you mean sdclr?"),
         ("train.methods=[]", "train.methods: expected a list with at least one entry, "
-         "each one of sdclr, simclr, got []"),
+         f"each one of {KNOWN}, got []"),
         ("train.epoch=3", "train.epoch: unknown key; did you mean train.epochs?"),
         ("train.batch_size=3", "train.batch_size: unknown key; did you mean train.micro_batch or "
          "train.global_batch?"),

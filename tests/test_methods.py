@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from pipeline.config import Config
+from pipeline.config.file import config_hash, load_config
+from pipeline.export import stage
+from pipeline.model import build, checkpoint
+from pipeline.record.context import RunContext
+from sdclr import Trainer, capture, collective, load_backbone, restore
 from sdclr.methods import METHODS, method_class
-from tests.recipes import some_plan, some_trainer
+from tests.ranks import run_on_ranks
+from tests.recipes import some_images, some_plan, some_trainer
+from tests.test_models import manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = some_plan()
@@ -75,3 +87,78 @@ def test_a_method_is_one_short_file(name: str) -> None:
 def test_an_unknown_method_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"no method 'moco'.*simclr"):
         some_trainer(PLAN, method="moco")
+
+
+def feed() -> Any:
+    return some_images().feed(PLAN, seed=0)
+
+
+@cache
+def unbroken(name: str) -> list[float]:
+    """Losses of a run that nothing interrupts."""
+    return [r.loss for r in some_trainer(PLAN, method=name).run(feed())]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("stop", [5, 8])
+def test_every_method_resumes_bit_for_bit(name: str, stop: int) -> None:
+    stopped, resumed = (some_trainer(PLAN, method=name) for _ in range(2))
+    head = [r.loss for r in itertools.islice(stopped.run(feed()), stop)]
+    restore(resumed, capture(stopped))
+    assert head + [r.loss for r in resumed.run(feed())] == unbroken(name)
+
+
+def test_no_two_methods_are_the_same() -> None:
+    assert len({tuple(unbroken(name)) for name in METHODS}) == len(METHODS)
+
+
+def of_every_method() -> dict[str, Any]:
+    plan = some_plan(num_ranks=collective.world_size())
+    found = {}
+    for name in METHODS:
+        trainer = some_trainer(plan, method=name, dtype=torch.float64)
+        images = some_images().feed(plan, seed=0, rank=collective.rank())
+        losses = [r.loss for r in trainer.run(images)]
+        weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+        found[name] = {"losses": torch.tensor(losses, dtype=torch.float64), "weights": weights}
+    return found
+
+
+def test_two_ranks_train_every_method_as_one_does() -> None:
+    first, second = run_on_ranks(of_every_method)
+    one = of_every_method()
+    for name in METHODS:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+        torch.testing.assert_close(first[name], one[name], rtol=1e-5, atol=1e-5)
+
+
+def trainer_of(config: Config, name: str) -> Trainer:
+    return Trainer(
+        build.new_network(config, name),
+        build.training_recipe(config, manifest(16, 16), name),
+        steps_per_epoch=1,
+        memory=build.loss_memory(config, name, 8),
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_resumes_and_exports_a_resnet18(name: str, tmp_path: Path) -> None:
+    words = ["model.backbone=resnet18", "train.epochs=2", "export.formats=[safetensors]"]
+    config = load_config(None, [f"train.methods=[{name}]", *words])
+    images = some_images(8).feed(some_plan(8), seed=0)
+    whole = trainer_of(config, name)
+    losses = [r.loss for r in whole.run(images)]
+    stopped, resumed = trainer_of(config, name), trainer_of(config, name)
+    first = next(stopped.run(images)).loss
+    restore(resumed, capture(stopped))
+    assert [first, *(r.loss for r in resumed.run(images))] == losses and len(losses) == 2
+    found = capture(resumed)
+    assert all(torch.equal(t, found.tensors[n]) for n, t in capture(whole).tensors.items())
+    folder = checkpoint.checkpoints_uri(str(tmp_path), name)
+    checkpoint.save(folder, found, config_hash=config_hash(config))
+    stage.export(RunContext(config, str(tmp_path), "", manifest(16, 16)))
+    encoder = load_backbone(tmp_path / "export" / name / "backbone.safetensors")
+    exported = encoder.network.backbone.state_dict()
+    trained = whole.network.backbone.state_dict()
+    assert all(torch.equal(exported[n], t) for n, t in trained.items())
+    assert METHODS[name].source in (tmp_path / "export" / name / "README.md").read_text()

@@ -12,7 +12,7 @@ import torch
 
 from sdclr import NonFiniteError, Trainer, collective
 from sdclr.imageset import Batch
-from sdclr.replay import CaptureError, capture_step, main, read_capture, replay
+from sdclr.replay import FORMAT_VERSION, CaptureError, capture_step, main, read_capture, replay
 from tests.ranks import run_on_ranks
 from tests.recipes import some_images, some_plan, some_trainer
 
@@ -135,12 +135,12 @@ def test_a_hostile_capture_is_refused_and_runs_nothing(
             return Path.touch, (tmp_path / "ran",)
 
     file = tmp_path / "x.pt"
-    torch.save({"format_version": 1, "model": Payload()}, file)
+    torch.save({"format_version": FORMAT_VERSION, "model": Payload()}, file)
     assert main([str(file)]) == 2 and "is not a capture" in capsys.readouterr().err
     file.write_bytes(pickle.dumps(Payload()))
     assert main([str(file)]) == 2 and not (tmp_path / "ran").exists()
     torch.save({"format_version": 9}, file)
-    with pytest.raises(CaptureError, match="format version 1"):
+    with pytest.raises(CaptureError, match=f"format version {FORMAT_VERSION}"):
         read_capture(file)
     assert main([str(tmp_path / "none")]) == 2 and main([]) == 2
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from sdclr.schedule import learning_rate, warmup_steps
+from sdclr.schedule import TemperatureSchedule, learning_rate, warmup_steps
 
 
 def lr(step: int, *, num_steps: int = 100, num_warmup: int = 10) -> float:
@@ -63,3 +63,21 @@ def test_steps_outside_the_run_are_refused() -> None:
         lr(101)
     with pytest.raises(ValueError, match="step must be"):
         lr(-1)
+
+
+def test_the_temperature_follows_the_equation_of_the_paper() -> None:
+    schedule = TemperatureSchedule(low=0.1, high=1.0, period_epochs=400)
+    for epoch in range(0, 2000, 7):
+        expected = 0.1 + 0.5 * (1.0 - 0.1) * (1 + math.cos(2 * math.pi * epoch / 400))
+        assert schedule.at(epoch) == pytest.approx(expected, rel=1e-12)
+    assert schedule.at(0) == schedule.at(400) == 1.0
+    assert schedule.at(200) == pytest.approx(0.1) and schedule.at(100) == pytest.approx(0.55)
+    assert schedule.at(50) != pytest.approx(1 - 0.9 * 50 / 200)  # control: it is no straight line
+
+
+@pytest.mark.parametrize(
+    "changes", [{"low": 0.0}, {"low": 2.0}, {"period_epochs": 0}, {"high": math.inf}]
+)
+def test_impossible_schedules_are_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected 0 < low <= high"):
+        TemperatureSchedule(**{"low": 0.1, "high": 1.0, "period_epochs": 4.0, **changes})

@@ -22,7 +22,7 @@ STAGES = {
 }
 SECTIONS_OF = {
     "ingest": ("data", "ingest", "placement"),
-    "train": ("model", "sdclr", "simclr", "train", "augment", "feed", "health", "placement"),
+    "train": ("model", "sdclr", "simclr", "ts", "train", "augment", "feed", "health", "placement"),
     "evaluate": ("evaluate", "augment", "feed", "placement"),
     "export": ("export",),
     "embed": ("feed", "placement"),

@@ -15,6 +15,17 @@ Backbone = Literal[
 ]  # fmt: skip
 
 
+def ordered(
+    section: type[Section], key: str, pair: tuple[float, float], *, highest: float = math.inf
+) -> tuple[float, float]:
+    """Return a pair above 0 with the least first, or raise ValueError in the key's words."""
+    least, most = pair
+    if not 0 < least <= most <= highest:
+        words = section.model_json_schema()["properties"][key]["words"]
+        raise ValueError(f"expected {words}, got [{least:g}, {most:g}]")
+    return pair
+
+
 class Model(Section):
     """The network."""
 
@@ -50,6 +61,12 @@ class SDCLR(Section):
     random_ratio: float = Field(
         default=0.0, ge=0, le=1, description="part of prune_ratio that is drawn at random"
     )
+    refresh_epochs: float = Field(
+        default=1.0, gt=0, description="between two masks; 0.5 = twice an epoch; at least one step"
+    )
+    dual_norm: bool = Field(
+        default=True, description="norms of its own for the pruned branch; false = shared"
+    )
 
     @field_validator("random_ratio")
     @classmethod
@@ -65,6 +82,24 @@ class SimCLR(Section):
 
     temperature: float = Field(default=0.2, gt=0, le=10, description="of NT-Xent")
     head_depth: int = Field(default=2, ge=2, le=3, description="linear layers of the head")
+
+
+class TS(Section):
+    """The temperature schedule of simclr-ts and sdclr-ts (Kukleva et al. 2023)."""
+
+    temperature: Pair = Field(
+        default=(0.1, 1.0),
+        description="between which it swings, in place of the method's own; high at the start",
+        json_schema_extra={"words": "two numbers > 0, the least first"},
+    )
+    period_epochs: float | None = Field(
+        default=None, gt=0, description="from high to low and back; null = a fifth of the run"
+    )
+
+    @field_validator("temperature")
+    @classmethod
+    def _in_order(cls, pair: tuple[float, float]) -> tuple[float, float]:
+        return ordered(cls, "temperature", pair)
 
 
 class Augment(Section):
@@ -100,9 +135,5 @@ class Augment(Section):
     @field_validator("crop_scale", "crop_ratio", "blur_sigma")
     @classmethod
     def _in_order(cls, pair: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
-        least, most = pair
         highest = 1.0 if info.field_name == "crop_scale" else math.inf
-        if not 0 < least <= most <= highest:
-            words = cls.model_json_schema()["properties"][info.field_name]["words"]
-            raise ValueError(f"expected {words}, got [{least:g}, {most:g}]")
-        return pair
+        return ordered(cls, str(info.field_name), pair, highest=highest)

@@ -28,7 +28,8 @@ from sdclr import (
     build_network,
 )
 from sdclr.encoder import RESIZE_PER_CROP
-from sdclr.methods import METHODS
+from sdclr.methods import METHODS, method_class
+from sdclr.schedule import TemperatureSchedule
 from sdclr.twin import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -82,6 +83,12 @@ FINAL_LR = 1e-6
 """Where the cosine ends, as published."""
 
 
+LOSS_MOMENTUM = 0.97
+"""Of the memory of losses where a method needs one, as published (Zhou et al. 2022)."""
+PERIOD_FRAC = 0.2
+"""The period of the temperature as a fraction of the run, as published: 400 of 2000 epochs."""
+
+
 def keys_of(config: Config, method: str) -> SDCLRKeys | SimCLRKeys:
     """Return the section that gives a method's temperature and projection head."""
     return config.sdclr if METHODS[method].has_twin else config.simclr
@@ -124,6 +131,13 @@ def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
             exclude_stem=s.exclude_stem,
             random_ratio=s.random_ratio,
         ),
+        refresh_epochs=s.refresh_epochs,
+        dual_norm=s.dual_norm,
+        schedule=TemperatureSchedule(
+            low=config.ts.temperature[0],
+            high=config.ts.temperature[1],
+            period_epochs=config.ts.period_epochs or t.epochs * PERIOD_FRAC,
+        ),
         precision=t.forward_precision,
         sync_batchnorm=t.sync_batchnorm,
         micro_batch=t.micro_batch,
@@ -131,9 +145,11 @@ def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
     )
 
 
-def loss_memory(config: Config, num_images: int) -> LossMemory | None:
-    """Return the memory of the pre-training images' losses, if configured."""
+def loss_memory(config: Config, method: str, num_images: int) -> LossMemory | None:
+    """Return the memory of the pre-training images' losses, if configured or needed."""
     momentum = config.train.loss_memory
+    if momentum is None and method_class(method).needs_losses:
+        momentum = LOSS_MOMENTUM
     return None if momentum is None else LossMemory(num_images, momentum=momentum)
 
 
@@ -163,7 +179,9 @@ def new_network(config: Config, method: str, *, init_from: str | None = None) ->
 
 def new_model(config: Config, method: str, network: Network) -> Twin | SimCLR:
     """Return a method's module around its network: with a pruned branch, or without one."""
-    return Twin(network) if METHODS[method].has_twin else SimCLR(network)
+    if METHODS[method].has_twin:
+        return Twin(network, dual_norm=config.sdclr.dual_norm)
+    return SimCLR(network)
 
 
 def state_bytes(config: Config, method: str) -> tuple[int, int]:

@@ -104,7 +104,7 @@ class MethodRun:
             build.training_recipe(config, manifest, method),
             steps_per_epoch=self.plan.num_steps,
             device=device,
-            memory=build.loss_memory(config, self.plan.num_images),
+            memory=build.loss_memory(config, method, self.plan.num_images),
         )
 
     def train(self, images: feed.Source, stop: StopWatch | None) -> None:

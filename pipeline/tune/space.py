@@ -71,7 +71,7 @@ def parameters(config: Config, method: str) -> tuple[Parameter, ...]:
             if entry.has_twin:
                 low, high = given or _PRUNE_RATIO[config.model.stem]
                 found.append(Parameter("sdclr.prune_ratio", low, high))
-        else:
+        elif name != "temperature" or "ts" not in entry.own:
             low, high = given or _BY_LOGARITHM[name]
             found.append(Parameter(_KEYS[name].format(keys=entry.keys), low, high, log=True))
     return tuple(found)

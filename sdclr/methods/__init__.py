@@ -23,12 +23,14 @@ class Entry:
         keys: section of the configuration that gives temperature and head. With `sdclr` the second
             view goes through the pruned branch.
         source: the paper.
+        own: further sections of the configuration that apply to it.
     """
 
     title: str
     home: str
     keys: Literal["sdclr", "simclr"]
     source: str
+    own: tuple[str, ...] = ()
 
     @property
     def has_twin(self) -> bool:
@@ -40,6 +42,12 @@ METHODS = {
     "sdclr": Entry("SDCLR", "sdclr:SDCLR", "sdclr",
                    "Self-Damaging Contrastive Learning (Jiang et al., ICML 2021)"),
     "simclr": Entry("SimCLR", "simclr:SimCLRMethod", "simclr", "SimCLR (Chen et al., ICML 2020)"),
+    "sdclr-ts": Entry("SDCLR-TS", "temperature:SDCLRTS", "sdclr",
+                      "SDCLR (Jiang et al., ICML 2021) with a temperature schedule "
+                      "(Kukleva et al., ICLR 2023)", own=("ts",)),
+    "simclr-ts": Entry("SimCLR-TS", "temperature:SimCLRTS", "simclr",
+                       "SimCLR with a temperature schedule (Kukleva et al., ICLR 2023)",
+                       own=("ts",)),
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """SDCLR (Jiang et al. 2021): the second view goes through the pruned branch.
 
-The mask is made anew from the live dense weights at the start of each epoch.
+The mask is made anew from the live dense weights at the start of each epoch, as published, or as
+often as `Recipe.refresh_epochs` says.
 """
 
 from __future__ import annotations
@@ -26,18 +27,20 @@ class SDCLR(Method):
     @classmethod
     def model(cls, network: Network, recipe: Recipe) -> SimCLR | Twin:
         """Return the network with its pruned branch."""
-        return Twin(network)
+        return Twin(network, dual_norm=recipe.dual_norm)
 
     def refresh(
         self, model: nn.Module, *, step: int, steps_per_epoch: int
     ) -> dict[str, float] | None:
-        """Recompute the masks at the start of an epoch.
+        """Recompute the masks when it is time.
 
         Raises:
             StarvedLayerError: a layer would keep nothing; the old masks stay.
         """
-        epoch, step_of_epoch = divmod(step, steps_per_epoch)
-        if not isinstance(model, Twin) or step_of_epoch:
+        every_steps = max(1, round(self.recipe.refresh_epochs * steps_per_epoch))
+        if not isinstance(model, Twin) or step % every_steps:
             return None
-        generator = torch_generator(self.recipe.seed, "mask", epoch)
+        epoch, step_of_epoch = divmod(step, steps_per_epoch)
+        path = ("mask", epoch, step_of_epoch) if step_of_epoch else ("mask", epoch)
+        generator = torch_generator(self.recipe.seed, *path)
         return model.refresh_masks(self.prune, generator)
