@@ -3,12 +3,14 @@
     python -m benchmarks.rare_images features digits 0 --out FOLDER
     python -m benchmarks.rare_images features cifar10 1 --out FOLDER --data CIFAR --lists LISTS
     python -m benchmarks.rare_images table --out FOLDER
+    python -m benchmarks.rare_images batches --out FOLDER
 
 `features` trains one network on one long-tailed split (SDCLR, resnet8, one to two minutes of one
 thread) and keeps its features, those of the untrained network, the pixels and two other signals.
 LISTS holds the published split1_D_i.npy to split5_D_i.npy. `table` ranks the images of every kept
 split by every signal: AUROC and the share of rare images among the first ones, as multiples of
-chance, mean over splits with its 95 % interval by Student's t.
+chance, mean over splits with its 95 % interval by Student's t. `batches` compares the images
+suggested for annotation with the plain order: rare images and distinct classes among the first.
 
 `distance` is the default of the stage mine, `both` the default before. The rule `distance+pixels`
 was shortlisted on the first split of each, among nine; how its pixels are centred was settled with
@@ -51,11 +53,12 @@ from sdclr import (
 from sdclr.checkup import probe_views
 from sdclr.health import disagreement
 from sdclr.longtail import groups_by_tercile
-from sdclr.rarity import knn_distance, rank_share
+from sdclr.rarity import knn_distance, rank_share, stratified_batch
 from sdclr.seeds import torch_generator
 
 BATCH, NUM_VIEWS, RATIOS, NEIGHBOURS = 128, 4, (0.5, 0.7, 0.9), 10
 SIDE_PX = {"digits": 8, "cifar10": 16}
+BATCHES = (25, 100)
 EPOCHS = {"digits": 200, "cifar10": 4}
 
 
@@ -187,6 +190,26 @@ def show_table(out: Path) -> None:
             )
 
 
+def show_batches(out: Path) -> None:
+    """Print rare images and distinct classes in batches: plain order against `stratified_batch`."""
+    for name in SIDE_PX:
+        values: dict[str, list[tuple[float, float]]] = {}
+        for file in sorted(out.glob(f"{name}-*.npz")):
+            kept = dict(np.load(file))
+            counts = np.bincount(kept["labels"], minlength=10)
+            few = groups_by_tercile(counts.tolist()).few
+            order_N = np.argsort(-distance_of(kept["plain"]), kind="stable")
+            for num in BATCHES:
+                turns = stratified_batch(torch.from_numpy(kept["plain"][order_N]), num)
+                for rule, rows in (("plain", order_N[:num]), ("stratified", order_N[turns])):
+                    found_n = kept["labels"][rows]
+                    pair = float(np.isin(found_n, few).mean()), float(len(np.unique(found_n)))
+                    values.setdefault(f"first {num:3d}, {rule}", []).append(pair)
+        for what, pairs in values.items():
+            cells = [_with_interval(np.array(column)) for column in zip(*pairs, strict=True)]
+            print(f"{name:8s} {what:22s} n={len(pairs)}  Few {cells[0]}  classes {cells[1]}")
+
+
 def _with_interval(values_n: NDArray[np.floating]) -> str:
     if len(values_n) < 2:
         return f"{values_n.mean():.3f}"
@@ -198,7 +221,7 @@ def _with_interval(values_n: NDArray[np.floating]) -> str:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rare_images")
-    parser.add_argument("what", choices=["features", "table"])
+    parser.add_argument("what", choices=["features", "table", "batches"])
     parser.add_argument("name", nargs="?", choices=list(SIDE_PX))
     parser.add_argument("split", nargs="?", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
@@ -209,7 +232,7 @@ def main() -> None:
     if args.what == "features":
         make(args.name, args.split, args.seed, args.out, args.data, args.lists)
     else:
-        show_table(args.out)
+        (show_table if args.what == "table" else show_batches)(args.out)
 
 
 if __name__ == "__main__":

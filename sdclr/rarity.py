@@ -1,7 +1,7 @@
 """Rarity of images without labels, and the choice of images to label first.
 
 Two signals: how far an image is from its nearest neighbours (`knn_distance`), and how much of its
-embedding pruning changes (`sdclr.health.disagreement`). `k_center_greedy` picks a diverse batch.
+embedding pruning changes (`sdclr.health.disagreement`). `stratified_batch` picks a diverse batch.
 
 Shapes: N images, M reference images, F features, V distinct scores,
 B rows of one chunk.
@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from sdclr.kmeans import kmeans
+
+CANDIDATES_PER_ROW, ROWS_PER_CLUSTER = 2, 10
+"""Of `stratified_batch`; fixed on the first split of the digits (docs/mining.md)."""
 _CHUNK_ROWS = 1024
 
 
@@ -65,32 +69,30 @@ def rank_share(scores_N: NDArray[np.floating]) -> NDArray[np.float64]:
     return shares_N
 
 
-def k_center_greedy(features_NF: Tensor, num: int, *, first: int = 0) -> list[int]:
-    """Choose rows that cover the features: each next one is farthest from all chosen before.
+def stratified_batch(features_NF: Tensor, num: int) -> list[int]:
+    """Choose rows that are rare and differ: in turns from clusters of the first 2 x `num` rows.
 
-    Gonzalez 1985 on the unit sphere: the largest distance of any row to its nearest chosen one is
-    at most twice the best possible. Ties go to the lower row.
+    Their unit vectors are put into num / 10 clusters. The first row of each cluster comes first,
+    then the second ones, and so on, each round in the order of the rows. So a group of alike odd
+    images cannot fill the batch, and every image of it is among the rarest.
 
     Args:
-        features_NF: need not be normalised.
+        features_NF: rarest first; need not be normalised.
         num: how many rows; all of them when there are fewer.
-        first: the row to begin with.
 
     Returns:
         Distinct rows in the order of choice.
     """
-    num = min(num, len(features_NF))
-    if num < 1:
+    candidates_NF = F.normalize(features_NF[: CANDIDATES_PER_ROW * num].float(), dim=1)
+    if not len(candidates_NF):
         return []
-    unit_NF = F.normalize(features_NF.float(), dim=1)
-    chosen = [first]
-    distance_N = 1 - unit_NF @ unit_NF[first]
-    distance_N[first] = -torch.inf
-    for _ in range(num - 1):
-        chosen.append(int(distance_N.argmax()))
-        distance_N = torch.minimum(distance_N, 1 - unit_NF @ unit_NF[chosen[-1]])
-        distance_N[chosen[-1]] = -torch.inf
-    return chosen
+    num_clusters = max(1, min(num // ROWS_PER_CLUSTER, len(candidates_NF)))
+    num_taken = [0] * num_clusters
+    turns = []
+    for row, cluster in enumerate(kmeans(candidates_NF, num_clusters).labels_N.tolist()):
+        num_taken[cluster] += 1
+        turns.append((num_taken[cluster], row))
+    return [row for _, row in sorted(turns)[:num]]
 
 
 def pca_2d(features_NF: Tensor) -> tuple[Tensor, tuple[float, float]]:

@@ -15,7 +15,6 @@ from pipeline.config.file import config_hash, load_config
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo, sealed
 from pipeline.dataset.shards import write_shard
 from pipeline.errors import ConfigError
-from pipeline.mine import stage
 from pipeline.mine.extractor import DisagreementExtractor, reference_sample
 from pipeline.mine.findings import findings
 from pipeline.mine.stage import mine
@@ -38,11 +37,6 @@ WORDS = [
 ]  # fmt: skip
 BOTH = "mine.score=both"
 CONFIG = load_config(None, WORDS)
-
-
-@pytest.fixture(autouse=True)
-def half_of_a_set_is_chosen_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "CANDIDATE_FRAC", 0.5)
 
 
 CLUSTER = Cluster("", True, 4, 0, "", largest_node_cpus=4)
@@ -201,7 +195,7 @@ def test_the_whole_stage_ranks_every_image_once(ray_cluster: None, tmp_path: Pat
     assert [shown.images[i].id for i in shown.rarest] == table["id"][: len(shown.rarest)]
     assert shown.images[shown.commonest[0]].id == table["id"][-1]
     lines = (tmp_path / "run" / "mining" / "annotate.csv").read_text().splitlines()
-    assert len(lines) == 7 and lines[1].split(",")[1] in table["id"][:30]
+    assert len(lines) == 7 and lines[1].split(",")[1] in table["id"][:12]
     assert Mining.read(str(tmp_path / "run" / "mining.json")) == content
     assert content.findings is not None
     names = {(entry.model, entry.score) for entry in content.findings.scores}

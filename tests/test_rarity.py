@@ -1,4 +1,4 @@
-"""Density, ranks, k-center and the map: slow references, closed forms, negative controls."""
+"""Density, ranks, the batch, the map: slow references, closed forms, negative controls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from sdclr import rarity
-from sdclr.rarity import k_center_greedy, knn_distance, pca_2d, rank_share
+from sdclr.kmeans import kmeans
+from sdclr.rarity import knn_distance, pca_2d, rank_share, stratified_batch
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -79,38 +80,37 @@ def test_rank_share_closed_forms() -> None:
     assert rank_share(np.array([1.0, math.nan])).tolist() == [1, 0]
 
 
-# --- k-center
+# --- the batch to label first
 
 
-def cover_radius(features: Tensor, chosen: list[int]) -> float:
-    unit = torch.nn.functional.normalize(features, dim=1)
-    return float((1 - unit @ unit[chosen].T).min(dim=1).values.max())
+def test_a_batch_equals_the_slow_turns_of_clusters() -> None:
+    features = gaussian(90, 5)
+    unit = torch.nn.functional.normalize(features[:60], dim=1)
+    clusters = kmeans(unit, 3).labels_N.tolist()
+    queues = [[row for row in range(60) if clusters[row] == cluster] for cluster in range(3)]
+    chosen: list[int] = []
+    while len(chosen) < 30:
+        turn = sorted(queue.pop(0) for queue in queues if queue)
+        chosen += turn[: 30 - len(chosen)]
+    assert stratified_batch(features, 30) == chosen
+    assert chosen != list(range(30))
 
 
-def test_k_center_equals_the_slow_greedy_choice() -> None:
-    features = gaussian(50, 5)
-    unit = features / features.norm(dim=1, keepdim=True)
-    chosen = [4]
-    while len(chosen) < 8:
-        gaps = [min(1 - float(unit[i] @ unit[j]) for j in chosen) for i in range(50)]
-        chosen.append(max(range(50), key=lambda i: gaps[i]))
-    assert k_center_greedy(features, 8, first=4) == chosen
-    assert k_center_greedy(features, 8, first=5) != chosen
+def test_a_crowd_of_alike_images_does_not_fill_the_batch() -> None:
+    directions = torch.eye(3).repeat_interleave(torch.tensor([25, 10, 10]), dim=0)
+    features = torch.cat([directions + 0.02 * gaussian(45, 3), gaussian(80, 3)])
+    clusters = directions.argmax(dim=1).tolist()
+    chosen = stratified_batch(features, 20)
+    assert [row for row in chosen if row >= 40] == []  # only the first 2 x 20 are looked at
+    in_order = [clusters[row] for row in range(20)]
+    assert set(in_order) == {0} and {clusters[row] for row in chosen[:4]} == {0, 1}
+    assert sum(clusters[row] == 0 for row in chosen) == 10
 
 
-def test_k_center_takes_one_of_each_cluster_and_covers_better_than_chance() -> None:
-    clusters = torch.eye(6).repeat_interleave(torch.tensor([50, 20, 9, 3, 2, 1]), dim=0)
-    features = clusters + 0.02 * gaussian(85, 6)
-    chosen = k_center_greedy(features, 6)
-    assert sorted(clusters[chosen].argmax(dim=1).tolist()) == list(range(6))
-    generator = np.random.default_rng(0)
-    by_chance = [cover_radius(features, generator.permutation(85)[:6].tolist()) for _ in range(20)]
-    assert cover_radius(features, chosen) < min(by_chance)
-
-
-def test_k_center_chooses_nobody_twice() -> None:
-    assert sorted(k_center_greedy(torch.ones(5, 3), 9)) == [0, 1, 2, 3, 4]
-    assert k_center_greedy(torch.ones(5, 3), 0) == []
+def test_a_batch_holds_nobody_twice() -> None:
+    assert sorted(stratified_batch(torch.ones(5, 3), 9)) == [0, 1, 2, 3, 4]
+    assert stratified_batch(torch.ones(5, 3), 0) == []
+    assert stratified_batch(gaussian(9, 3), 4) == [0, 1, 2, 3]  # one cluster: the plain order
 
 
 # --- the map

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from pipeline.dataset.image import ImageLimits, decode_canvas, png_bytes
+from pipeline.dataset.image import ImageLimits, decode_canvas
 from pipeline.dataset.manifest import Manifest, SetName
-from pipeline.dataset.shards import raw_pixels, read_table
+from pipeline.dataset.pictures import stored_images
 from pipeline.mine.extractor import TRAINED, reference_sample
 from pipeline.mine.scoring import ScoredSet
 from pipeline.record.gallery import MAX_LARGE_BYTES, Gallery, Shown
@@ -145,27 +145,10 @@ def originals(
 
     The larger one is None for rows outside `large`, and where the small one is the whole original.
     """
-    wanted = sorted(rows)
-    found: Pictures = {}
-    first_row = 0
-    for info in manifest.sets[set_name].shards:
-        here = [row for row in wanted if first_row <= row < first_row + info.rows]
-        if here:
-            table = read_table(data_uri, info).take([row - first_row for row in here])
-            if manifest.image.encoding == "raw":
-                height_px, width_px = manifest.image.height_px, manifest.image.width_px
-                assert height_px is not None and width_px is not None
-                pixels = raw_pixels(
-                    table["id"].combine_chunks(), table["image"].combine_chunks(),
-                    height_px, width_px,
-                )  # fmt: skip
-                for row, rgb in zip(here, pixels, strict=True):
-                    found[row] = _encoded(png_bytes(rgb)), None
-            else:
-                for row, data in zip(here, table["image"].to_pylist(), strict=True):
-                    found[row] = _pair(data, with_large=row in large)
-        first_row += info.rows
-    return found
+    files = stored_images(data_uri, manifest, set_name, rows)
+    if manifest.image.encoding == "raw":
+        return {row: (_encoded(data), None) for row, data in files.items()}
+    return {row: _pair(data, with_large=row in large) for row, data in files.items()}
 
 
 def _pair(data: bytes, *, with_large: bool) -> tuple[str, str | None]:

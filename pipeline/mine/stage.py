@@ -1,7 +1,8 @@
 """The mine stage: rank every image of a data set by how rare it is, and suggest what to label.
 
     RUN/mining/scores-00000.parquet   rank, id, label and scores of every image, rarest first
-    RUN/mining/annotate.csv           the suggested batch, most useful first
+    RUN/mining/annotate.csv           the suggested batch, most useful first; for other tools see
+                                      `handover`
     RUN/mining/gallery.json           the pictures that mining.html shows
     RUN/mining.json                   what the pages show of the rest
 
@@ -27,6 +28,7 @@ from pipeline.embed.stage import embed
 from pipeline.embed.wanted import RunModel, check_set, run_model
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.labelled import class_groups
+from pipeline.mine import handover
 from pipeline.mine.extractor import TRAINED, as_twin, masks_by_ratio
 from pipeline.mine.findings import findings
 from pipeline.mine.gallery import gallery
@@ -46,11 +48,9 @@ from pipeline.record.gallery import gallery_uri
 from pipeline.record.mining import Findings, MinedData, Mining
 from sdclr import TrainState, Twin
 from sdclr.loss_memory import means_of
-from sdclr.rarity import k_center_greedy, rank_share
+from sdclr.rarity import CANDIDATES_PER_ROW, rank_share, stratified_batch
 from sdclr.state import LOSS_MEMORY
 
-CANDIDATE_FRAC = 0.1
-"""The rarest part of a set, from which a batch for annotation is chosen."""
 _ROWS_PER_FILE = 1_000_000
 
 Table = dict[str, NDArray[Any]]
@@ -118,7 +118,16 @@ def mine(
     order_N = np.argsort(-rarity_N, kind="stable")
     batch = annotation_batch(config, scored, order_N)
     _write_scores(run_uri, config, scored, order_N)
-    _write_batch(run_uri, scored, batch, order_N)
+    ranked = handover.Ranked(
+        ids=scored.ids,
+        labels_N=scored.labels_N,
+        class_names=manifest.class_names,
+        rarity_N=rarity_N,
+        order_N=order_N,
+        batch=batch,
+        by=f"{model.source.name} {config.mine.score}",
+    )
+    handover.write(run_uri, ranked, data_uri=data_uri, manifest=manifest, set_name=set_name)
     groups = class_groups(config, manifest)
     mining = Mining(
         data=MinedData(uri=data_uri, name=manifest.name, manifest_hash=manifest.hash),
@@ -165,12 +174,11 @@ def signals(scored: ScoredSet, model: str) -> dict[str, NDArray[np.float64]]:
 
 
 def annotation_batch(config: Config, scored: ScoredSet, order_N: NDArray[np.int64]) -> list[int]:
-    """Return rows to label first: rare ones that cover the features of all rare ones."""
+    """Return rows to label first, in turns from clusters of the rarest images."""
     wanted = config.mine.batch_images
-    num_candidates = max(wanted, round(CANDIDATE_FRAC * len(order_N)))
-    candidates = order_N[:num_candidates]
+    candidates = order_N[: CANDIDATES_PER_ROW * wanted]
     features = torch.from_numpy(scored.features(TRAINED, candidates))
-    return [int(candidates[i]) for i in k_center_greedy(features, wanted)]
+    return [int(candidates[i]) for i in stratified_batch(features, wanted)]
 
 
 def _findings(
@@ -227,16 +235,6 @@ def _write_scores(
         pq.write_table(pa.table(arrays), sink)
         uri = storage.join(folder, f"scores-{number:05d}.parquet")
         storage.write_bytes(uri, sink.getvalue().to_pybytes())
-
-
-def _write_batch(
-    run_uri: str, scored: ScoredSet, batch: list[int], order_N: NDArray[np.int64]
-) -> None:
-    rank_N = np.empty(len(order_N), np.int64)
-    rank_N[order_N] = np.arange(1, len(order_N) + 1)
-    rows = ([place, scored.ids[row], rank_N[row]] for place, row in enumerate(batch, 1))
-    uri = storage.join(run_uri, "mining", "annotate.csv")
-    storage.write_bytes(uri, storage.to_csv(["order", "id", "rank"], rows))
 
 
 def _check_ratios(config: Config, model: RunModel, *, with_untrained: bool) -> None:

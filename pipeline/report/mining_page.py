@@ -115,8 +115,8 @@ def render(inputs: Inputs, found: Mining, gallery: Gallery) -> str:
         Sheet(
             "annotate",
             "To label first",
-            "Chosen among the rarest so that they differ from each other as much as possible. The "
-            "whole list is in mining/annotate.csv.",
+            "Taken in turns from clusters of the rarest images. The whole list is in "
+            "mining/annotate.csv, and in mining/label_studio.",
             sheet(gallery.annotate),
         ),
         Sheet(

@@ -1,0 +1,140 @@
+"""Files for other tools: their content, and each opened by its tool where that is installed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from pipeline.dataset.manifest import Manifest, Place
+from pipeline.dataset.pictures import stored_images
+from pipeline.mine import handover
+from pipeline.mine.handover import Ranked
+from tests.test_mine import data_set
+
+NAMES = ('cat "&" <dog>', "eel\n=1", "ant,é")
+ODD = 'a b/"c" & <d>,é #%41.png'
+
+
+def ranked(labelled: bool = True) -> Ranked:
+    """Twelve images, of which three are suggested."""
+    rarity = np.random.default_rng(0).permutation(12).astype(np.float64)
+    return Ranked(
+        ids=[ODD, *(f"image-{row:02d}" for row in range(1, 12))],
+        labels_N=np.arange(12) % 3 if labelled else np.full(12, -1),
+        class_names=NAMES if labelled else None,
+        rarity_N=rarity,
+        order_N=np.argsort(-rarity),
+        batch=[4, 0, 7],
+        by="sdclr knn_distance",
+    )
+
+
+def written(folder: Path, given: Ranked, root: str | None = "/photos/all of them") -> Path:
+    manifest = data_set(folder)
+    if root is not None:
+        place = Place(root, "here", 12, 12, "", "")
+        fields = {"source": {"kind": "folder"}, "origin": {"path": place}}
+        manifest = Manifest(**{**manifest.__dict__, **fields})
+    handover.write(
+        str(folder / "run"), given, data_uri=str(folder), manifest=manifest, set_name="pretrain"
+    )
+    return folder / "run" / "mining"
+
+
+def test_the_csv_names_the_batch_in_its_order(tmp_path: Path) -> None:
+    given = ranked()
+    with (written(tmp_path, given) / "annotate.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ["image-04", ODD, "image-07"]
+    assert [row["label"] for row in rows] == [NAMES[1], NAMES[0], NAMES[1]]
+    places = [given.order_N.tolist().index(row) + 1 for row in given.batch]
+    assert [int(row["rank"]) for row in rows] == places
+    with (written(tmp_path / "b", ranked(False)) / "annotate.csv").open(newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == ["", "", ""]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_label_studio_takes_the_tasks(tmp_path: Path, labelled: bool) -> None:
+    folder = written(tmp_path, ranked(labelled)) / "label_studio"
+    tasks = json.loads((folder / "tasks.json").read_text())
+    page = (folder / "config.xml").read_text()
+    control = ElementTree.fromstring(page)[1]
+    assert [task["data"]["path"] for task in tasks] == ["image-04", ODD, "image-07"]
+    assert tasks[1]["data"]["image"] == (
+        "/data/local-files/?d=photos/all%20of%20them/a%20b/%22c%22%20%26%20%3Cd%3E%2C%C3%A9"
+        "%20%23%2541.png"
+    )
+    for task in tasks:
+        (prediction,) = task["predictions"]
+        assert 0 <= prediction["score"] <= 1 and len(prediction["result"]) == labelled
+    if labelled:
+        assert [choice.get("value") for choice in control] == list(NAMES)
+        assert tasks[1]["predictions"][0]["result"][0]["value"] == {"choices": [NAMES[0]]}
+    else:
+        assert control.tag == "TextArea"
+    interface = pytest.importorskip(
+        "label_studio_sdk.label_interface", reason="label-studio-sdk is not installed"
+    ).LabelInterface(page)
+    interface.validate()
+    for task in tasks:
+        assert interface.validate_task({"data": task["data"]})
+        assert interface.validate_prediction(task["predictions"][0], return_errors=True) == []
+    if labelled:  # negative control: the package refuses what does not fit the page
+        tasks[1]["predictions"][0]["result"][0]["value"] = {"choices": ["none of them"]}
+        assert interface.validate_prediction(tasks[1]["predictions"][0], return_errors=True)
+
+
+def test_fiftyone_has_every_image_with_its_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ranked()
+    folder = written(tmp_path, given) / "fiftyone"
+    content = json.loads((folder / "labels.json").read_text())
+    assert content["classes"] == list(NAMES) and len(content["labels"]) == 12
+    data = json.loads((folder / "data.json").read_text())
+    assert list(data) == list(content["labels"])
+    rank = given.order_N.tolist().index(0) + 1
+    (uuid,) = (uuid for uuid, place in data.items() if place == f"/photos/all of them/{ODD}")
+    assert content["labels"][uuid] == {
+        "label": NAMES[0],
+        "attributes": {"path": ODD, "rank": rank, "rarity": (12 - rank) / 11, "suggested": 2},
+    }
+    suggested = [entry["attributes"]["suggested"] for entry in content["labels"].values()]
+    assert sorted(place for place in suggested if place) == [1, 2, 3]
+    monkeypatch.setattr(handover, "MAX_FIFTYONE_IMAGES", 2)
+    content = json.loads((written(tmp_path / "b", given) / "fiftyone" / "labels.json").read_text())
+    ranks = {entry["attributes"]["rank"] for entry in content["labels"].values()}
+    assert ranks == {1, 2, *(given.order_N.tolist().index(row) + 1 for row in given.batch)}
+
+
+def test_fiftyones_own_importer_reads_it(tmp_path: Path) -> None:
+    given = ranked()
+    folder = written(tmp_path, given) / "fiftyone"
+    importers = pytest.importorskip(
+        "fiftyone.utils.data.importers", reason="fiftyone is not installed"
+    )
+    importer = importers.FiftyOneImageClassificationDatasetImporter(
+        dataset_dir=str(folder), data_path="data.json"
+    )
+    importer.setup()
+    found = {path: label for path, _, label in importer}
+    assert len(found) == 12 and importer.get_dataset_info()["classes"] == list(NAMES)
+    label = found[f"/photos/all of them/{ODD}"]
+    assert label.label == NAMES[0] and label.suggested == 2 and label.path == ODD
+
+
+def test_images_of_a_source_without_files_are_written(tmp_path: Path) -> None:
+    folder = written(tmp_path, ranked(), root=None)
+    names = sorted(file.name for file in (folder / "images").iterdir())
+    assert names == ["000001.png", "000002.png", "000003.png"]
+    stored = stored_images(str(tmp_path), data_set(tmp_path), "pretrain", [4, 0, 7])
+    assert (folder / "images" / "000001.png").read_bytes() == stored[4] != stored[0]
+    tasks = json.loads((folder / "label_studio" / "tasks.json").read_text())
+    assert tasks[0]["data"]["image"].endswith("run/mining/images/000001.png")
+    data = json.loads((folder / "fiftyone" / "data.json").read_text())
+    assert sorted(data.values()) == [str(folder / "images" / name) for name in names]
