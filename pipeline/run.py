@@ -5,28 +5,32 @@ Stages read and write records on storage and know nothing of each other, so each
 
 from __future__ import annotations
 
-import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 
 # `python pipeline/run.py` puts pipeline/ on the path, not its parent; in any folder, also in a job.
 sys.path[:] = [str(Path(__file__).resolve().parent.parent), *sys.path]
 
 from pipeline.cli.command_line import Command, parse
+from pipeline.cli.interruption import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    Terminated,
+    signals_raised,
+)
 from pipeline.console import Console
 from pipeline.errors import ConfigError, PipelineError
 
-EXIT_BUG, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 130, 143
+EXIT_BUG = 1
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     console = Console()
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _run(parse(sys.argv[1:] if argv is None else argv), console)
+        with signals_raised():
+            return _run(parse(sys.argv[1:] if argv is None else argv), console)
     except PipelineError as error:
         console.error(error)
         return error.exit_code
@@ -64,14 +68,6 @@ def _run(command: Command, console: Console) -> int:
         from pipeline.cli.stages import run_stages as work
     work(command, console)
     return 0
-
-
-class Terminated(SystemExit):
-    """SIGTERM: ends the process with its exit code wherever it is not caught."""
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise Terminated(EXIT_TERMINATED)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +23,7 @@ SLOW_S = 60.0
 
 
 @pytest.fixture
-def tmp(tmp_path: Path, s3: LoopbackS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def tmp(tmp_path: Path, s3: LoopbackS3, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Sound and broken inputs of every kind, and an S3 server that answers."""
     for name in ("images/a/0.png", "images/a/1.png", "images/b/0.png", "images/b/1.png"):
         file = tmp_path / name
@@ -45,10 +43,7 @@ def tmp(tmp_path: Path, s3: LoopbackS3, monkeypatch: pytest.MonkeyPatch) -> Iter
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.setitem(s3_store_defaults(), "deadline_s", 0.0)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield tmp_path
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return tmp_path
 
 
 def s3_store_defaults() -> dict[str, object]:

@@ -1,0 +1,107 @@
+"""Ctrl-C and SIGTERM end the program wherever Python runs their handlers."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPO
+
+# Each raises its signal where Python drops exceptions.
+PLACES = {
+    "finalizer": """
+class Dropped:
+    def __del__(self): send()
+drop = Dropped()
+del drop
+""",
+    "weak reference": """
+import weakref
+class Referred: pass
+drop = Referred()
+kept = weakref.ref(drop, lambda _: send())
+del drop
+""",
+    "weak set": """
+import weakref
+class Key:
+    def __hash__(self): return 1
+class Set(set):
+    def discard(self, item): send()
+kept, drop = weakref.WeakSet(), Key()
+kept.data = Set()
+kept.add(drop)
+del drop
+""",
+    "cycle": """
+import gc
+class Dropped:
+    def __del__(self): send()
+drop = Dropped()
+drop.itself = drop
+del drop
+gc.collect()
+""",
+    "generator": """
+def endless():
+    try: yield
+    finally: send()
+drop = endless()
+next(drop)
+del drop
+""",
+}
+PROGRAM = """
+import os, signal, sys, time
+from contextlib import nullcontext
+from pipeline.cli.interruption import signals_raised
+send = lambda: signal.raise_signal({number})
+def work():
+    exec(sys.argv[1], dict(globals()))
+    time.sleep({pause_s})
+    print("lost")
+try:
+    with {context}:
+        work()
+except KeyboardInterrupt:
+    print("interrupted")
+    sys.exit(130)
+except SystemExit as error:
+    print("terminated")
+    raise
+"""
+
+
+def ended(place: str, number: signal.Signals, *, context: str, pause_s: float) -> tuple[int, str]:
+    program = PROGRAM.format(number=int(number), context=context, pause_s=pause_s)
+    command = [sys.executable, "-c", program, PLACES[place]]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=90)
+    return done.returncode, done.stdout.strip()
+
+
+@pytest.mark.promise("R19")
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(signal.SIGTERM, (143, "terminated")), (signal.SIGINT, (130, "interrupted"))],
+)
+def test_no_signal_is_lost(place: str, number: signal.Signals, expected: tuple[int, str]) -> None:
+    assert ended(place, number, context="signals_raised()", pause_s=60) == expected
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_python_alone_loses_it(place: str) -> None:
+    """The negative control: each of these places drops what is raised."""
+    assert ended(place, signal.SIGINT, context="nullcontext()", pause_s=0) == (0, "lost")
+
+
+def test_handlers_are_put_back(capfd: pytest.CaptureFixture[str]) -> None:
+    from pipeline.cli.interruption import signals_raised
+
+    before = (signal.getsignal(signal.SIGTERM), sys.unraisablehook)
+    with signals_raised():
+        assert (signal.getsignal(signal.SIGTERM), sys.unraisablehook) != before
+    assert (signal.getsignal(signal.SIGTERM), sys.unraisablehook) == before
