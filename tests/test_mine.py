@@ -17,6 +17,7 @@ from pipeline.dataset.shards import write_shard
 from pipeline.errors import ConfigError
 from pipeline.mine.extractor import DisagreementExtractor, reference_sample
 from pipeline.mine.findings import findings
+from pipeline.mine.given_labels import GivenLabels
 from pipeline.mine.stage import mine
 from pipeline.model import build, checkpoint
 from pipeline.model.source import ModelSource
@@ -184,7 +185,9 @@ def mined(
 def test_the_whole_stage_ranks_every_image_once(ray_cluster: None, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    content = mined(tmp_path, load_config(None, [*WORDS, BOTH]))
+    labels = {f"image-{row:02d}": "ab"[row % 2] for row in range(60)}
+    given = GivenLabels("labels.csv", labels, ("b",), counted=False)
+    content = mined(tmp_path, load_config(None, [*WORDS, BOTH]), given=given)
     table = pq.read_table(tmp_path / "run" / "mining" / "scores-00000.parquet").to_pydict()
     assert table["rank"] == list(range(1, 61)) and len(set(table["id"])) == 60
     assert table["both"] == sorted(table["both"], reverse=True)
@@ -197,7 +200,9 @@ def test_the_whole_stage_ranks_every_image_once(ray_cluster: None, tmp_path: Pat
     lines = (tmp_path / "run" / "mining" / "annotate.csv").read_text().splitlines()
     assert len(lines) == 7 and lines[1].split(",")[1] in table["id"][:12]
     assert Mining.read(str(tmp_path / "run" / "mining.json")) == content
-    assert content.findings is not None
+    assert content.findings is not None and content.labelled is not None
+    odd = sum(int(line.split(",")[1][-2:]) % 2 for line in lines[1:])
+    assert (content.labelled.hits, content.labelled.labelled) == (odd, 6)
     names = {(entry.model, entry.score) for entry in content.findings.scores}
     assert {("trained", "both"), ("untrained", "knn_distance"), ("pixels", "knn_distance")} <= names
     assert len(content.map.maps[0].x) == 60

@@ -137,6 +137,19 @@ def test_findings_are_a_csv_as_well(run_uri: str) -> None:
     }
 
 
+def test_labels_that_came_back_stand_beside_the_evidence(run_uri: str) -> None:
+    assert "By the given labels" not in mining_page(run_uri).text
+    labelled = {
+        "csv": "l.csv", "rare": ["<b>eel"], "rare_by_count": True, "suggested": 100, "labelled": 40,
+        "others": 2, "hits": 10, "precision": 0.25, "low": 0.14, "high": 0.4,
+        "first": {"10": 0.5, "25": 0.32}, "classes": {"cat": 30, "<b>eel": 10},
+    }  # fmt: skip
+    edit(run_uri, "mining.json", lambda m: m.update(labelled=labelled))
+    page = mining_page(run_uri)
+    assert "10 of 40" in page.text and "50 % of the first 10" in page.text
+    assert "<b>eel" in page.text and not page.all("b")
+
+
 def test_the_row_of_chance_is_the_share_of_the_rare_classes(run_uri: str) -> None:
     _, found = write_mining_page(run_uri)
     assert found.findings is not None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.cluster.jobs import ThreadTasks
 from pipeline.config import Config
 from pipeline.dataset.decoding import shard_items
 from pipeline.dataset.image import ImageLimits
 from pipeline.dataset.manifest import Manifest, verify_shards
+from pipeline.dataset.pictures import stored_images
 from pipeline.dataset.sets import parts_of
 from pipeline.errors import DataError
 from pipeline.ingest.sources.open import index_source
@@ -61,6 +64,11 @@ def test_every_set_reads_as_if_it_were_stored_alone(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids)) == 1797  # each image once
     assert manifest.sets["pretrain"].order is None and manifest.sets["test"].order is None
     assert manifest.sets["probe"].order is not None
+    probe = read(uri, manifest, "probe")[1]
+    files = stored_images(uri, manifest, "probe", [5, 700, 0])
+    assert sorted(files) == [0, 5, 700]
+    for row, data in files.items():
+        assert Image.open(io.BytesIO(data)).convert("RGB").tobytes() == probe[row]
 
 
 def _ids(uri: str, manifest: Manifest, shard: str) -> list[str]:

@@ -48,6 +48,7 @@ class Command:
         root, remove: of `gc`: where to look, and the token of the listing to remove.
         dtype: of `embed`: of the stored numbers.
         keep, similarity: of `curate`: images to select, cosine of near-duplicates.
+        labels, rare: of `mine`: a CSV of labels, and which of them are rare.
     """
 
     stage: str
@@ -67,6 +68,8 @@ class Command:
     dtype: DType | None = None
     keep: int | None = None
     similarity: float | None = None
+    labels: str | None = None
+    rare: tuple[str, ...] = ()
 
     @property
     def study(self) -> str | None:
@@ -116,6 +119,7 @@ def parse(argv: Sequence[str]) -> Command:
         stage, args.config, overrides, args.resume, args.dry_run, runs,
         args.checkpoint, args.data, args.set, args.extend, args.to, args.follow,
         args.root, args.remove, args.dtype, args.keep, args.similarity,
+        args.labels, tuple(args.rare.split(",")) if args.rare is not None else (),
     )  # fmt: skip
     _check(command)
     return command
@@ -221,7 +225,8 @@ def _check(command: Command) -> None:
              "--to": command.tracker, "--follow": command.follow or None,
              "--root": command.root, "--remove": command.remove,
              "--dtype": command.dtype, "--keep": command.keep,
-             "--similarity": command.similarity}  # fmt: skip
+             "--similarity": command.similarity, "--labels": command.labels,
+             "--rare": command.rare or None}  # fmt: skip
     for flag, (stages, _, _) in OWN_WORDS.items():
         if given[flag] is not None and command.stage not in stages:
             known = " or ".join(stages)
@@ -237,6 +242,13 @@ def _check(command: Command) -> None:
             "--resume continues a run, --extend starts a new one from it",
             where="train --resume --extend",
             todo="use one of them",
+        )
+    if command.rare and (command.labels is None or not all(command.rare)):
+        raise ConfigError(
+            "E-CONFIG-790",
+            "rare labels are names of --labels, with a comma between them",
+            where="mine --rare",
+            todo="use --labels CSV --rare LABEL,LABEL",
         )
     if command.stage == "log":
         _check_log(command)

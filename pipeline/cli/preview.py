@@ -247,6 +247,11 @@ def _show_vectors(command: Command, folder: RunFolder, config: Config, console: 
 
         given = SIMILARITY if command.similarity is None else command.similarity
         check_words(info.rows, command.keep, given)
+    if command.labels is not None:
+        from pipeline.mine.given_labels import read_labels
+
+        given_labels = read_labels(command.labels, command.rare)
+        console.stage("mine", f"{len(given_labels.labels)} labels in {command.labels}")
     if command.stage in ("embed", "curate"):
         size = info.rows * vector_bytes(config, command.dtype or "float32")
         took = duration(timing.features_s(info.rows))

@@ -222,12 +222,15 @@ class Stages:
 
     def mine(self) -> None:
         """Rank the images of a data set, and show how well the ranking finds rare labels."""
+        from pipeline.mine.given_labels import read_labels
         from pipeline.mine.stage import mine
         from pipeline.report.mining_page import show_mining
 
         session, console = self.session, self.session.console
         given, set_name = session.command.data, session.command.set_name or "pretrain"
+        csv = session.command.labels
         with session.stage("mine"):
+            labels = None if csv is None else read_labels(csv, session.command.rare)
             run = session.context
             if given is not None:
                 run = run.on_data(storage.absolute(given))
@@ -239,6 +242,7 @@ class Stages:
                     progress=console.progress,
                     set_name=set_name,
                     is_own=given is None,
+                    given=labels,
                 ),
                 say=lambda text: console.stage("mine", text),
             )

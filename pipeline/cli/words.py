@@ -53,6 +53,10 @@ OWN_WORDS = {
     "--dtype": (("embed",), "DTYPE", f"of the stored numbers: {', '.join(DTYPES)} (float32)"),
     "--keep": (("curate",), "N", "images to select (half of those that are no near-duplicates)"),
     "--similarity": (("curate",), "S", "cosine of near-duplicates (0.99)"),
+    "--labels": (("mine",), "CSV", "labels of suggested images, to be counted: columns path or id, "
+                 "and label"),
+    "--rare": (("mine",), "LABELS", "which of these labels are rare, with commas (the third with "
+               "the fewest images)"),
     "--extend": (("train",), "RUN", "a new run that starts from the weights of this finished one"),
     "--to": (("log",), "TRACKER", f"which tracker: {', '.join(TRACKERS)}"),
     "--follow": (("log",), "", "go on until the run has ended"),

@@ -82,7 +82,7 @@ def write(
         storage.join(folder, "annotate.csv"),
         storage.to_csv(("order", "id", "rank", "label"), lines),
     )
-    root = _root_of(manifest)
+    root = root_of(manifest)
     if root is not None:
         shown = ranked.order_N[:MAX_FIFTYONE_IMAGES].tolist()
         rows = list(dict.fromkeys([*shown, *ranked.batch]))
@@ -94,7 +94,7 @@ def write(
     _write_fiftyone(folder, ranked, places, rank_N, share_N)
 
 
-def _root_of(manifest: Manifest) -> str | None:
+def root_of(manifest: Manifest) -> str | None:
     """Return where the original files are, None for tables, archives and arrays."""
     key = {"folder": "path", "list": "image_root"}.get(str(manifest.source.get("kind")))
     place = manifest.origin.get(key) if key is not None else None

@@ -28,10 +28,11 @@ from pipeline.embed.stage import embed
 from pipeline.embed.wanted import RunModel, check_set, run_model
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.labelled import class_groups
-from pipeline.mine import handover
+from pipeline.mine import given_labels, handover
 from pipeline.mine.extractor import TRAINED, as_twin, masks_by_ratio
 from pipeline.mine.findings import findings
 from pipeline.mine.gallery import gallery
+from pipeline.mine.given_labels import GivenLabels
 from pipeline.mine.map import feature_map
 from pipeline.mine.scoring import (
     REFERENCE_IMAGES,
@@ -63,14 +64,23 @@ def mine(
     progress: Progress,
     set_name: SetName = "pretrain",
     is_own: bool = True,
+    given: GivenLabels | None = None,
 ) -> Mining:
     """Score, rank and write; returns the record at RUN/mining.json.
+
+    Args:
+        run: the network, the data set and the folder for what is written.
+        cluster: where the work runs.
+        progress: gets (what, images done, images in all).
+        set_name: which set is ranked.
+        is_own: whether the run was trained on the data set.
+        given: labels of suggested images; they take no part in the ranking.
 
     Raises:
         CheckpointError: the run has no finished checkpoint.
         ConfigError: the data set lacks the set, a prune ratio starves a layer, or the
             score is the training loss, which the run did not keep for these images.
-        DataError: the set has fewer than 2 images.
+        DataError: the set has fewer than 2 images, or labels are of other images.
     """
     config, manifest, run_uri, data_uri = run.config, run.manifest, run.run_uri, run.data_uri
     check_set(manifest, set_name, stage="mine")
@@ -117,6 +127,10 @@ def mine(
     rarity_N = scores[TRAINED, config.mine.score]
     order_N = np.argsort(-rarity_N, kind="stable")
     batch = annotation_batch(config, scored, order_N)
+    labelled_batch = None
+    if given is not None:
+        root = handover.root_of(manifest)
+        labelled_batch = given_labels.labelled_batch(given, scored.ids, batch, root)
     _write_scores(run_uri, config, scored, order_N)
     ranked = handover.Ranked(
         ids=scored.ids,
@@ -144,6 +158,7 @@ def mine(
         findings=_findings(config, manifest, scored, scores, batch) if labelled else None,
         groups=ClassGroups(**asdict(groups)) if groups else None,
         map=feature_map(scored, rarity_N),
+        labelled=labelled_batch,
     )
     pictures = gallery(
         scored,

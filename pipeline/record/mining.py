@@ -54,6 +54,36 @@ class Findings(Part):
     batch: Batch
 
 
+class LabelledBatch(Part):
+    """What labels of a CSV say of the images suggested for annotation.
+
+    Args:
+        csv: where the labels were.
+        rare: the labels of rare classes.
+        rare_by_count: whether those are the labels with the fewest images in the CSV, for want of
+            names.
+        suggested, labelled: images of the batch, and those of them that have a label.
+        others: labelled images outside the batch.
+        hits: labelled images of the batch that are of a rare class.
+        precision: their share, with its 95 % Wilson interval.
+        first: number of images, in the order of the batch -> share of rare ones among them.
+        classes: label -> labelled images of the batch, the most frequent first.
+    """
+
+    csv: str
+    rare: tuple[str, ...]
+    rare_by_count: bool
+    suggested: int
+    labelled: int
+    others: int
+    hits: int
+    precision: float
+    low: float
+    high: float
+    first: dict[str, float]
+    classes: dict[str, int]
+
+
 class Map(Part):
     """Coordinates of some images in [-1, 1]."""
 
@@ -95,6 +125,7 @@ class Mining(Record):
         findings: null without labels of all images, or without images of rare classes.
         groups: of the classes; null without labels.
         map: of a sample of the images.
+        labelled: null unless a CSV of labels was given.
     """
 
     schema_version: Literal[1] = 1
@@ -112,3 +143,4 @@ class Mining(Record):
     findings: Findings | None
     groups: ClassGroups | None
     map: Maps
+    labelled: LabelledBatch | None = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from pipeline import storage
-from pipeline.record.mining import Findings, Mining, ScoreFound
+from pipeline.record.mining import Findings, LabelledBatch, Mining, ScoreFound
 from pipeline.record.scores import ABSENT
 from pipeline.report.charts.forest import Gap, forest
 from pipeline.report.charts.scatter import Cloud, scatter
@@ -141,6 +141,23 @@ def batch_text(found: Findings) -> str:
         f"Of the {batch.images} images suggested for annotation {batch.few} are of rare classes; "
         f"{batch.few_expected_by_chance:.1f} would be by chance. They cover {batch.classes} "
         "classes."
+    )
+
+
+def labelled_text(found: LabelledBatch) -> str:
+    """Return what given labels say of the suggested images."""
+    rare = listed(found.rare[:_MAX_LISTED])
+    more = len(found.rare) - _MAX_LISTED
+    counted = ", the labels with the fewest images in the CSV" if found.rare_by_count else ""
+    shares = [f"{100 * share:.0f} % of the first {k}" for k, share in found.first.items()]
+    others = f" {found.others} labelled images are not among them." if found.others else ""
+    return (
+        f"By the given labels {found.hits} of {found.labelled} suggested images are rare, "
+        f"{100 * found.precision:.0f} % (95 % interval {100 * found.low:.0f} to "
+        f"{100 * found.high:.0f})"
+        + (f"; {listed(shares)}" if shares else "")
+        + f". {found.labelled} of {found.suggested} have a label, of {len(found.classes)} classes; "
+        f"rare are {rare}{f' and {more} more' if more > 0 else ''}{counted}.{others}"
     )
 
 

@@ -64,6 +64,7 @@ class Page:
     evidence: mining.Evidence
     how: str
     batch: str
+    labelled: str
     sheets: tuple[Sheet, ...]
     others: tuple[Card, ...]
     classes: tuple[str, ...]
@@ -136,6 +137,7 @@ def render(inputs: Inputs, found: Mining, gallery: Gallery) -> str:
         evidence=mining.evidence(found),
         how=mining.how_scored(found),
         batch=mining.batch_text(found.findings) if found.findings is not None else "",
+        labelled=mining.labelled_text(found.labelled) if found.labelled is not None else "",
         sheets=sheets,
         others=tuple(card for i, card in enumerate(cards) if i not in seen),
         classes=tuple(names),
@@ -184,6 +186,8 @@ def show_mining(console: Console, run_uri: str) -> None:
         console.line()
     proof = mining.evidence(found)
     console.stage("mine", f"{proof.word.lower()}: {proof.text}")
+    if found.labelled is not None:
+        console.stage("mine", mining.labelled_text(found.labelled))
     folder = storage.join(run_uri, "mining")
     console.stage("mine", f"scores of all images: {folder}")
     console.stage("mine", f"to annotate first: {storage.join(folder, 'annotate.csv')}")
