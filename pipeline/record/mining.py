@@ -55,13 +55,12 @@ class Findings(Part):
 
 
 class LabelledBatch(Part):
-    """What labels of a CSV say of the images suggested for annotation.
+    """The judgement of labels from a CSV on the images suggested for annotation.
 
     Args:
         csv: where the labels were.
         rare: the labels of rare classes.
-        rare_by_count: whether those are the labels with the fewest images in the CSV, for want of
-            names.
+        rare_by_count: true where nobody named them: they have the fewest images in the CSV.
         suggested, labelled: images of the batch, and those of them that have a label.
         others: labelled images outside the batch.
         hits: labelled images of the batch that are of a rare class.
