@@ -5,6 +5,7 @@ from sdclr.encoder import Embeddings, Encoder, embed, load_backbone
 from sdclr.imageset import Batch, Feed, Images, ImageSet, SetFeed
 from sdclr.loss import image_losses, nt_xent
 from sdclr.loss_memory import LossMemory
+from sdclr.operations import OperationRule
 from sdclr.order import EpochPlan, EpochStreams, epoch_order
 from sdclr.photographs import Photographs, read_photographs
 from sdclr.pretraining import Pretrained, pretrain
@@ -28,6 +29,7 @@ __all__ = [
     "LossMemory",
     "Network",
     "NonFiniteError",
+    "OperationRule",
     "Photographs",
     "Pretrained",
     "PruneRule",

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from sdclr import collective
 
+PUBLISHED_MOMENTUM = 0.97
+"""Of boosted contrastive learning."""
+
 
 class LossMemory:
     """Running means for N images, equal on all ranks.

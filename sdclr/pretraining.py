@@ -17,6 +17,8 @@ import torch
 
 from sdclr.checkup import Alarm, Checkup, Measures, alarms
 from sdclr.encoder import CANVAS_PER_CROP, Encoder
+from sdclr.loss_memory import PUBLISHED_MOMENTUM, LossMemory
+from sdclr.methods import method_class
 from sdclr.order import EpochPlan
 from sdclr.photographs import Photographs, read_photographs
 from sdclr.recipe import photo_recipe
@@ -89,7 +91,9 @@ def pretrain(
     recipe = photo_recipe(method, crop_px=crop_px, epochs=epochs, global_batch=batch, seed=seed)
     plan = EpochPlan(num_images=len(images), global_batch=batch, drop_last=True)
     network = build_network(backbone, stem=stem, head_depth=2, seed=seed)
-    trainer = Trainer(network, recipe, steps_per_epoch=plan.num_steps, device=device)
+    needed = method_class(method).needs_losses
+    memory = LossMemory(len(images), momentum=PUBLISHED_MOMENTUM) if needed else None
+    trainer = Trainer(network, recipe, steps_per_epoch=plan.num_steps, device=device, memory=memory)
     checkup = Checkup.of_images(images, num_images=_NUM_PROBED, crop_px=crop_px)
     before, losses = checkup(trainer.model), []
     for report in trainer.run(images.feed(plan, seed=seed)):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdclr.augment import AugmentRecipe
+from sdclr.operations import OperationRule
 from sdclr.prune import PruneRule
 from sdclr.schedule import TemperatureSchedule
 
@@ -22,6 +23,7 @@ class Recipe:
         warmup_epochs: linear warm-up, clamped to a tenth of the run.
         final_lr: where the cosine ends.
         temperature: of NT-Xent.
+        boost: operations on top of the views; methods with BCL need it.
         augment: the two views.
         prune: the mask; methods with a pruned branch need it, others ignore it.
         refresh_epochs: between two masks, > 0; rounded to steps, at least one.
@@ -50,6 +52,7 @@ class Recipe:
     refresh_epochs: float = 1.0
     dual_norm: bool = True
     schedule: TemperatureSchedule | None = None
+    boost: OperationRule | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     sync_batchnorm: bool = True
     micro_batch: int | None = None
@@ -91,6 +94,7 @@ def cifar_recipe(method: str, *, epochs: int = 2000, seed: int = 0) -> Recipe:
         final_lr=1e-6,
         temperature=0.2,
         schedule=TemperatureSchedule(low=0.1, high=1.0, period_epochs=epochs / 5),
+        boost=OperationRule(),
         augment=augment,
         seed=seed,
         prune=PruneRule(prune_ratio=0.9),

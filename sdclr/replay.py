@@ -25,6 +25,8 @@ from torch.multiprocessing.spawn import spawn
 from sdclr import collective
 from sdclr.augment import AugmentRecipe
 from sdclr.imageset import Batch
+from sdclr.loss_memory import LossMemory
+from sdclr.operations import OperationRule
 from sdclr.prune import PruneRule
 from sdclr.recipe import Recipe
 from sdclr.schedule import TemperatureSchedule
@@ -32,7 +34,12 @@ from sdclr.trainer import NonFiniteError, Trainer
 from sdclr.twin import build_network
 
 FORMAT_VERSION = 2
-_RULES = {"augment": AugmentRecipe, "prune": PruneRule, "schedule": TemperatureSchedule}
+_RULES = {
+    "augment": AugmentRecipe,
+    "prune": PruneRule,
+    "schedule": TemperatureSchedule,
+    "boost": OperationRule,
+}
 
 
 class CaptureError(ValueError):
@@ -72,6 +79,8 @@ def capture_step(
         network: the arguments of `sdclr.build_network`, by name.
     """
     images_RBCHW = collective.stack_over_ranks(batch.images_BCHW.to(trainer.device))
+    rows_RB = collective.stack_over_ranks(batch.rows_B.to(trainer.device))
+    memory = trainer.memory
     sizes_RB2 = collective.stack_over_ranks(batch.sizes_B2.to(trainer.device))
     content = {
         "format_version": FORMAT_VERSION,
@@ -85,6 +94,9 @@ def capture_step(
         "num_threads": torch.get_num_threads(),
         "images_RBCHW": images_RBCHW.cpu(),
         "sizes_RB2": sizes_RB2.cpu(),
+        "rows_RB": rows_RB.cpu(),
+        "num_remembered": None if memory is None else memory.sums_2N.shape[1],
+        "method": {name: t.detach().clone() for name, t in trainer.method.state().items()},
         "model": {name: t.detach().cpu() for name, t in trainer.model.state_dict().items()},
     }
     buffer = io.BytesIO()
@@ -135,11 +147,15 @@ def _replay_rank(content: dict[str, Any], rank: int) -> Replay:
         key: _RULES[key](**value) if isinstance(value, dict) else value
         for key, value in content["recipe"].items()
     }
+    remembered = content["num_remembered"]
     trainer = Trainer(
         build_network(**content["network"]),
         Recipe(**recipe),
         steps_per_epoch=content["steps_per_epoch"],
+        memory=None if remembered is None else LossMemory(remembered, momentum=0.0),
     )
+    for name, tensor in trainer.method.state().items():
+        tensor.copy_(content["method"][name])
     trainer.model.load_state_dict(content["model"], strict=True)
     trainer.step = content["step"]
     images_BCHW = content["images_RBCHW"][rank]
@@ -147,7 +163,7 @@ def _replay_rank(content: dict[str, Any], rank: int) -> Replay:
     batch = Batch(
         images_BCHW=images_BCHW,
         sizes_B2=content["sizes_RB2"][rank],
-        rows_B=torch.arange(share),
+        rows_B=content["rows_RB"][rank],
         start=rank * share,
         num_global=num_ranks * share,
     )

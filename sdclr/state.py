@@ -1,8 +1,8 @@
 """All that a resume needs, as tensors and plain numbers: no pickled objects, no generator states.
 
-Weights, both BatchNorm sets, masks, SGD momentum, the memory of losses where there is one, and the
-step. Order, views, learning rate and random masks are functions of (seed, step) and need no place
-here.
+Weights, both BatchNorm sets, masks, SGD momentum, what the method keeps, the memory of losses where
+there is one, and the step. Order, views, learning rate and random masks are functions of
+(seed, step) and need no place here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sdclr.trainer import Trainer
 
 FORMAT_VERSION = 1
 LOSS_MEMORY = "loss_memory"
-_MODEL, _MOMENTUM = "model.", "momentum."
+_MODEL, _MOMENTUM, _METHOD = "model.", "momentum.", "method."
 
 
 class StateError(ValueError):
@@ -28,8 +28,8 @@ class TrainState:
     """A trainer between two steps.
 
     Args:
-        tensors: on the CPU: `model.<name>`, `momentum.<parameter>`, and `loss_memory` where the
-            trainer has one.
+        tensors: on the CPU: `model.<name>`, `momentum.<parameter>`, `method.<name>`, and
+            `loss_memory` where the trainer has one.
         numbers: format_version, method, seed, step, num_steps.
     """
 
@@ -44,6 +44,7 @@ def capture(trainer: Trainer) -> TrainState:
         momentum = trainer.optimizer.state[parameter].get("momentum_buffer")
         if momentum is not None:
             tensors[_MOMENTUM + name] = momentum
+    tensors |= {_METHOD + name: value for name, value in trainer.method.state().items()}
     if trainer.memory is not None:
         tensors[LOSS_MEMORY] = trainer.memory.sums_2N
     copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
@@ -67,6 +68,7 @@ def restore(trainer: Trainer, state: TrainState) -> None:
     expected_tensors = {_MODEL + n: t for n, t in trainer.model.state_dict().items()}
     if trainer.recipe.momentum and step > 0:
         expected_tensors |= {_MOMENTUM + n: p.data for n, p in trainer.model.named_parameters()}
+    expected_tensors |= {_METHOD + n: t for n, t in trainer.method.state().items()}
     if trainer.memory is not None:
         expected_tensors[LOSS_MEMORY] = trainer.memory.sums_2N
     _check_tensors(state.tensors, expected_tensors)
@@ -80,6 +82,8 @@ def restore(trainer: Trainer, state: TrainState) -> None:
         if momentum is not None:
             buffer = torch.empty_like(parameter).copy_(momentum)  # in the parameter's own layout
             trainer.optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+    for name, tensor in trainer.method.state().items():
+        tensor.copy_(state.tensors[_METHOD + name])
     if trainer.memory is not None:
         trainer.memory.sums_2N.copy_(state.tensors[LOSS_MEMORY])
     trainer.step = step

@@ -19,6 +19,7 @@ BUDGETS_S = {
     "tests/test_export.py": 40.0,
     "tests/test_gradcache.py": 40.0,
     "tests/test_ingest.py": 40.0,
+    "tests/test_methods.py": 60.0,
     "tests/test_pipeline.py": 90.0,
     "tests/test_refusals.py": 40.0,
     "tests/test_sweep.py": 60.0,

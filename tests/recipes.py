@@ -11,6 +11,7 @@ from sdclr import (
     AugmentRecipe,
     ImageSet,
     LossMemory,
+    OperationRule,
     PruneRule,
     Recipe,
     TemperatureSchedule,
@@ -50,6 +51,7 @@ RECIPE = Recipe(
     seed=0,
     prune=PruneRule(prune_ratio=0.9),
     schedule=TemperatureSchedule(low=0.1, high=1.0, period_epochs=4),
+    boost=OperationRule(num_operations=2),
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pipeline.config.file import config_hash, load_config
 from pipeline.export import stage
 from pipeline.model import build, checkpoint
 from pipeline.record.context import RunContext
-from sdclr import Trainer, capture, collective, load_backbone, restore
+from sdclr import Trainer, TrainState, capture, collective, load_backbone, restore
 from sdclr.methods import METHODS, method_class
 from tests.ranks import run_on_ranks
 from tests.recipes import some_images, some_plan, some_trainer
@@ -94,29 +93,33 @@ def feed() -> Any:
 
 
 @cache
-def unbroken(name: str) -> list[float]:
-    """Losses of a run that nothing interrupts."""
-    return [r.loss for r in some_trainer(PLAN, method=name).run(feed())]
+def unbroken(name: str) -> tuple[list[float], list[TrainState]]:
+    """Losses of a run that nothing interrupts, and its state after each step."""
+    trainer = some_trainer(PLAN, method=name, epochs=2)
+    losses, states = zip(*((r.loss, capture(trainer)) for r in trainer.run(feed())), strict=True)
+    return list(losses), list(states)
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("stop", [5, 8])
 def test_every_method_resumes_bit_for_bit(name: str, stop: int) -> None:
-    stopped, resumed = (some_trainer(PLAN, method=name) for _ in range(2))
-    head = [r.loss for r in itertools.islice(stopped.run(feed()), stop)]
-    restore(resumed, capture(stopped))
-    assert head + [r.loss for r in resumed.run(feed())] == unbroken(name)
+    losses, states = unbroken(name)
+    resumed = some_trainer(PLAN, method=name, epochs=2)
+    restore(resumed, states[stop - 1])
+    assert [r.loss for r in resumed.run(feed())] == losses[stop:] and len(losses) == 10
+    end = capture(resumed).tensors
+    assert all(torch.equal(t, end[n]) for n, t in states[-1].tensors.items())
 
 
 def test_no_two_methods_are_the_same() -> None:
-    assert len({tuple(unbroken(name)) for name in METHODS}) == len(METHODS)
+    assert len({tuple(unbroken(name)[0]) for name in METHODS}) == len(METHODS)
 
 
 def of_every_method() -> dict[str, Any]:
     plan = some_plan(num_ranks=collective.world_size())
     found = {}
     for name in METHODS:
-        trainer = some_trainer(plan, method=name, dtype=torch.float64)
+        trainer = some_trainer(plan, method=name, epochs=2, dtype=torch.float64)
         images = some_images().feed(plan, seed=0, rank=collective.rank())
         losses = [r.loss for r in trainer.run(images)]
         weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
@@ -146,14 +149,12 @@ def test_every_method_trains_resumes_and_exports_a_resnet18(name: str, tmp_path:
     words = ["model.backbone=resnet18", "train.epochs=2", "export.formats=[safetensors]"]
     config = load_config(None, [f"train.methods=[{name}]", *words])
     images = some_images(8).feed(some_plan(8), seed=0)
-    whole = trainer_of(config, name)
-    losses = [r.loss for r in whole.run(images)]
-    stopped, resumed = trainer_of(config, name), trainer_of(config, name)
-    first = next(stopped.run(images)).loss
-    restore(resumed, capture(stopped))
-    assert [first, *(r.loss for r in resumed.run(images))] == losses and len(losses) == 2
+    whole, resumed = trainer_of(config, name), trainer_of(config, name)
+    first, second = ((r.loss, capture(whole)) for r in whole.run(images))
+    restore(resumed, first[1])
+    assert [r.loss for r in resumed.run(images)] == [second[0]]
     found = capture(resumed)
-    assert all(torch.equal(t, found.tensors[n]) for n, t in capture(whole).tensors.items())
+    assert all(torch.equal(t, found.tensors[n]) for n, t in second[1].tensors.items())
     folder = checkpoint.checkpoints_uri(str(tmp_path), name)
     checkpoint.save(folder, found, config_hash=config_hash(config))
     stage.export(RunContext(config, str(tmp_path), "", manifest(16, 16)))

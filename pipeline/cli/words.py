@@ -22,7 +22,18 @@ STAGES = {
 }
 SECTIONS_OF = {
     "ingest": ("data", "ingest", "placement"),
-    "train": ("model", "sdclr", "simclr", "ts", "train", "augment", "feed", "health", "placement"),
+    "train": (
+        "model",
+        "sdclr",
+        "simclr",
+        "ts",
+        "bcl",
+        "train",
+        "augment",
+        "feed",
+        "health",
+        "placement",
+    ),
     "evaluate": ("evaluate", "augment", "feed", "placement"),
     "export": ("export",),
     "embed": ("feed", "placement"),
@@ -33,7 +44,7 @@ SECTIONS_OF = {
     "gc": (),
     "tune": ("tune", "cost"),
     "reproduce": (),
-}
+}  # fmt: skip
 """The sections of the configuration that a stage reads first of all."""
 SetName = Literal["pretrain", "probe", "val", "test"]
 # As in `run.trackers` and below as in its record: neither is imported for a command line.

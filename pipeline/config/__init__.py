@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pipeline.config.data import Data, Feed, Ingest
 from pipeline.config.health import Health
-from pipeline.config.method import SDCLR, TS, Augment, Model, SimCLR
+from pipeline.config.method import BCL, SDCLR, TS, Augment, Model, SimCLR
 from pipeline.config.mine import Mine
 from pipeline.config.placement import Placement
 from pipeline.config.stages import Evaluate, Export, Run, Train
@@ -28,6 +28,7 @@ class Config(Section):
     sdclr: SDCLR = SDCLR()
     simclr: SimCLR = SimCLR()
     ts: TS = TS()
+    bcl: BCL = BCL()
     train: Train = Train()
     augment: Augment = Augment()
     feed: Feed = Feed()

@@ -102,6 +102,15 @@ class TS(Section):
         return ordered(cls, "temperature", pair)
 
 
+class BCL(Section):
+    """The boosted views of bcl-i and bcl-d (Zhou et al. 2022)."""
+
+    operations: int = Field(
+        default=1, ge=0, le=11, description="RandAugment's, on top of each view of a hard image"
+    )
+    strength: float = Field(default=1.0, ge=0, le=1, description="the largest magnitude of them")
+
+
 class Augment(Section):
     """The two random views of an image."""
 

@@ -116,7 +116,7 @@ class Train(Section):
         ge=0,
         lt=1,
         description="momentum of a running mean of every image's loss over the epochs, which mine "
-        "can rank by, such as 0.97; null = not kept",
+        "can rank by and BCL needs, such as 0.97; null = 0.97 for BCL, else not kept",
     )
     log_every_steps: int | None = Field(
         default=None,

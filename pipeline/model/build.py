@@ -28,7 +28,9 @@ from sdclr import (
     build_network,
 )
 from sdclr.encoder import RESIZE_PER_CROP
+from sdclr.loss_memory import PUBLISHED_MOMENTUM
 from sdclr.methods import METHODS, method_class
+from sdclr.operations import OperationRule
 from sdclr.schedule import TemperatureSchedule
 from sdclr.twin import IMAGENET_MEAN, IMAGENET_STD
 
@@ -83,8 +85,6 @@ FINAL_LR = 1e-6
 """Where the cosine ends, as published."""
 
 
-LOSS_MOMENTUM = 0.97
-"""Of the memory of losses where a method needs one, as published (Zhou et al. 2022)."""
 PERIOD_FRAC = 0.2
 """The period of the temperature as a fraction of the run, as published: 400 of 2000 epochs."""
 
@@ -131,6 +131,7 @@ def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
             exclude_stem=s.exclude_stem,
             random_ratio=s.random_ratio,
         ),
+        boost=OperationRule(num_operations=config.bcl.operations, strength=config.bcl.strength),
         refresh_epochs=s.refresh_epochs,
         dual_norm=s.dual_norm,
         schedule=TemperatureSchedule(
@@ -149,7 +150,7 @@ def loss_memory(config: Config, method: str, num_images: int) -> LossMemory | No
     """Return the memory of the pre-training images' losses, if configured or needed."""
     momentum = config.train.loss_memory
     if momentum is None and method_class(method).needs_losses:
-        momentum = LOSS_MOMENTUM
+        momentum = PUBLISHED_MOMENTUM
     return None if momentum is None else LossMemory(num_images, momentum=momentum)
 
 

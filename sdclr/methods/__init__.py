@@ -48,6 +48,12 @@ METHODS = {
     "simclr-ts": Entry("SimCLR-TS", "temperature:SimCLRTS", "simclr",
                        "SimCLR with a temperature schedule (Kukleva et al., ICLR 2023)",
                        own=("ts",)),
+    "bcl-i": Entry("BCL-I", "bcl:BCLI", "simclr",
+                   "Boosted Contrastive Learning on SimCLR (Zhou et al., ICML 2022)",
+                   own=("bcl",)),
+    "bcl-d": Entry("BCL-D", "bcl:BCLD", "sdclr",
+                   "Boosted Contrastive Learning on SDCLR (Zhou et al., ICML 2022)",
+                   own=("bcl",)),
 }  # fmt: skip
 
 
