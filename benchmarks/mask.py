@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.table import Row, main
 from benchmarks.timing import in_turns, ratios
 from sdclr import PruneRule, build_network, magnitude_masks
-from sdclr.prune import prunable_weights
+from sdclr.prunable import prunable_weights
 
 RULE = PruneRule(prune_ratio=0.9)
 
@@ -35,7 +35,7 @@ def rows() -> list[Row]:
     """Measure time and ratio, and compare the masks."""
     torch.set_num_threads(1)
     network = build_network("resnet18", stem="cifar", head_depth=2, seed=0)
-    weights = prunable_weights(network.to(memory_format=torch.channels_last))
+    weights = prunable_weights(network.backbone.to(memory_format=torch.channels_last))
     expected = sorted_masks(weights)
     masks = magnitude_masks(weights, RULE)
     num_wrong = sum(int((masks[name].numpy() != expected[name]).sum()) for name in weights)

@@ -1,104 +1,203 @@
-"""Backbones: torchvision networks without their classifier, from images to features.
+"""Backbones: classification networks without their classifier, from images to features.
 
-Two stems. `imagenet` is torchvision's own (7x7 stride 2, then max-pool). `cifar` is the one of
-SimCLR's and SDCLR's CIFAR runs (3x3 stride 1, no max-pool). Nothing else is changed, so state dicts
-carry torchvision's key names.
+Any network of `torchvision.models`, by its name there, `resnet8`, and those of a library that
+`add_library` was given. What differs from the library's own network:
 
-Initialisation is torchvision's: convolutions kaiming-normal fan-out, BatchNorm weight 1 and bias 0,
-also in the last BatchNorm of each residual block.
+- The classifier, its last linear layer (or convolution), is left out.
+- The stem `cifar` is the one of SimCLR's and SDCLR's CIFAR runs (3x3 stride 1, no max-pool), in
+  place of a 7x7 stride 2 with max-pool. `imagenet` is the network's own stem.
+- Dropout and stochastic depth are off. They draw from the generator of the process, so a resumed
+  run would differ, and so would the two branches of a twin.
+
+Nothing else is changed: state dicts carry the library's key names, and weights are initialised as
+the library does it. For ResNets that is kaiming-normal fan-out for convolutions, BatchNorm weight 1
+and bias 0, also in the last BatchNorm of each residual block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torchvision.models as zoo
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+from torch.func import functional_call
+from torchvision.models import MNASNet
+from torchvision.ops import StochasticDepth
 
-# torchvision's constructors are untyped as far as their attributes go.
-RESNETS: dict[str, Callable[..., Any]] = {
-    "resnet18": zoo.resnet18,
-    "resnet34": zoo.resnet34,
-    "resnet50": zoo.resnet50,
-    "resnet101": zoo.resnet101,
-    "wide_resnet50_2": zoo.wide_resnet50_2,
-    "resnext50_32x4d": zoo.resnext50_32x4d,
-}
-CONVNEXTS: dict[str, Callable[..., Any]] = {
-    "convnext_tiny": zoo.convnext_tiny,
-    "convnext_small": zoo.convnext_small,
-}
-BACKBONES = ("resnet8", *RESNETS, *CONVNEXTS)
+from sdclr.resnet8 import ResNet8
+
+BACKBONES = ("resnet8", *zoo.list_models(module=zoo))
 STEMS = ("cifar", "imagenet")
 
+Builder = Callable[[str, int | None], nn.Module]
+"""From a network's name and the side of its images in px to the network, with or without head."""
 
-class ResNet8(nn.Module):
-    """The smallest residual network of He et al. 2016, section 4.2.
+_LIBRARIES: dict[str, Builder] = {}
+# The first convolution and the max-pool of networks that can have the stem `cifar`.
+_STEMS = (("conv1", "maxpool"), ("features.conv0", "features.pool0"))
+# Keyword of the side of the images, for networks that are built for one side.
+_SIDES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "vit": lambda px: {"image_size": px},
+    "maxvit": lambda px: {"input_size": (px, px)},
+}
+_AUXILIARY = ("googlenet", "inception")
+_USUAL_PX = 224
+_DROPPING = (nn.modules.dropout._DropoutNd, StochasticDepth)
+_RATES = ("p", "drop_prob", "drop_rate", "dropout", "attention_dropout")
 
-    6n + 2 layers with n = 1, widths 16, 32, 64; 78 thousand parameters. For digits and tests.
-    Built of torchvision's blocks, with torchvision's names.
+
+class _MNASNet(MNASNet):  # type: ignore[misc]  # torchvision is untyped
+    """A network that also loads state dicts without torch's hidden metadata."""
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any
+    ) -> None:
+        current = {**local_metadata, "version": self._version}
+        super()._load_from_state_dict(state_dict, prefix, current, *rest)
+
+
+class BackboneError(ValueError):
+    """There is no such backbone, or none with this stem or for images of this size."""
+
+
+class UnknownBackboneError(BackboneError):
+    """No library has a network of this name."""
+
+
+def add_library(prefix: str, build: Builder) -> None:
+    """Make a library's networks known as `PREFIX/NAME`.
+
+    Args:
+        prefix: such as `timm`.
+        build: returns a freshly initialised network; raises UnknownBackboneError or ValueError.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = nn.Sequential(BasicBlock(16, 16))
-        self.layer2 = nn.Sequential(BasicBlock(16, 32, 2, _shortcut(16, 32)))
-        self.layer3 = nn.Sequential(BasicBlock(32, 64, 2, _shortcut(32, 64)))
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc: nn.Module = nn.Linear(64, 10)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Map images (B, 3, H, W) to features (B, 64), or to logits while `fc` is a classifier."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x_BCHW))))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
+    _LIBRARIES[prefix] = build
 
 
-def _shortcut(width_in: int, width_out: int) -> nn.Module:
-    conv = nn.Conv2d(width_in, width_out, 1, stride=2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(width_out))
-
-
-def build_backbone(name: str, *, stem: str, seed: int) -> tuple[nn.Module, int]:
+def build_backbone(
+    name: str, *, stem: str, seed: int, image_px: int | None = None
+) -> tuple[nn.Module, int]:
     """Return a freshly initialised backbone and the width of its features.
 
     Args:
-        name: one of `BACKBONES`.
-        stem: `cifar` or `imagenet`; ConvNeXt has the latter only.
+        name: one of `BACKBONES`, or `LIBRARY/NAME`.
+        stem: `cifar` or `imagenet`; the former needs a 7x7 convolution and a max-pool to replace.
         seed: of the initialisation; the process-wide generator is left as it was.
+        image_px: side of the images; None = 224. Transformers are built for one side only.
 
     Raises:
-        ValueError: unknown name or stem.
+        UnknownBackboneError: no such name.
+        BackboneError: it has no such stem, or cannot take images of this side.
     """
-    if name not in BACKBONES:
-        raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
-    if stem not in STEMS or (stem == "cifar" and name in CONVNEXTS):
-        raise ValueError(f"backbone {name} has no stem {stem!r}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if name in CONVNEXTS:
-            # Stochastic depth would draw from the process-wide generator and differ between the two
-            # branches.
-            convnext = CONVNEXTS[name](weights=None, stochastic_depth_prob=0.0)
-            num_features = int(convnext.classifier[2].in_features)
-            convnext.classifier[2] = nn.Identity()
-            return convnext, num_features
-        network: Any = ResNet8() if name == "resnet8" else RESNETS[name](weights=None)
+        try:
+            network = _new(name, image_px)
+        except BackboneError:
+            raise
+        except (ValueError, AssertionError) as error:
+            raise BackboneError(f"backbone {name} cannot be built: {error}") from error
         if stem == "cifar":
-            width = network.conv1.out_channels
-            network.conv1 = nn.Conv2d(3, width, 3, stride=1, padding=1, bias=False)
-            nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-            network.maxpool = nn.Identity()
-        num_features = int(network.fc.in_features)
-        network.fc = nn.Identity()
-        return network, num_features
+            _make_small_stem(network, name)
+        elif stem not in STEMS:
+            raise BackboneError(f"backbone {name} has no stem {stem!r}")
+    for module, rate in _random_parts(network):
+        setattr(module, rate, 0.0)
+    if type(network) is ResNet8:  # as it is in this package
+        return network, 64
+    return network, feature_width(network, name, image_px or _USUAL_PX)
+
+
+def feature_width(network: nn.Module, name: str, image_px: int) -> int:
+    """Return the width of the features: two images go through the network, by shape alone.
+
+    Args:
+        network: of `build_backbone`; left as it was.
+        name: for messages.
+        image_px: side of the images.
+
+    Raises:
+        BackboneError: it cannot take images of this side, or returns no vector for each.
+    """
+    shapes = {n: t.to("meta") for n, t in network.state_dict().items()}
+    shapes |= {n: t.to("meta") for n, t in network.named_buffers()}  # some are not saved
+    images = torch.empty(2, 3, image_px, image_px, device="meta")
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            features = functional_call(network.eval(), shapes, (images,))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackboneError(
+            f"backbone {name} cannot take images of {image_px} px: {reason}"
+        ) from error
+    finally:
+        network.train(was_training)
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise BackboneError(f"backbone {name} gives no vector for each image, but {found}")
+    return features.shape[1]
+
+
+def random_layers(network: nn.Module) -> list[str]:
+    """List the modules that draw random numbers in training: dropout, stochastic depth."""
+    names = {module: name for name, module in network.named_modules()}
+    return [f"{names[module]}.{rate}" for module, rate in _random_parts(network)]
+
+
+def _new(name: str, image_px: int | None) -> nn.Module:
+    """Build a network and leave out its classifier."""
+    library, slash, rest = name.partition("/")
+    if slash:
+        if library not in _LIBRARIES:
+            raise UnknownBackboneError(f"unknown library {library!r} of backbone {name!r}")
+        return _LIBRARIES[library](rest, image_px)
+    if name not in BACKBONES:
+        raise UnknownBackboneError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
+    if name == "resnet8":
+        network: nn.Module = ResNet8()
+    elif name.startswith("mnasnet"):
+        network = _MNASNet(float(name.removeprefix("mnasnet").replace("_", ".")))
+    else:
+        sides = _SIDES.get(name.partition("_")[0])
+        more = sides(image_px or _USUAL_PX) if sides else {}
+        if name.startswith(_AUXILIARY):
+            # Published weights of these expect the input to be converted inside.
+            more = {"aux_logits": False, "init_weights": True, "transform_input": True}
+        network = zoo.get_model(name, weights=None, **more)
+    layers = [n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    linear = [n for n in layers if isinstance(network.get_submodule(n), nn.Linear)]
+    # SqueezeNet alone classifies by a convolution.
+    _replace(network, (linear or layers)[-1], nn.Identity())
+    return network
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
+
+
+def _make_small_stem(network: nn.Module, name: str) -> None:
+    for conv_name, pool_name in _STEMS:
+        modules = dict(network.named_modules())
+        conv, pool = modules.get(conv_name), modules.get(pool_name)
+        if isinstance(conv, nn.Conv2d) and conv.kernel_size == (7, 7) and pool is not None:
+            small = nn.Conv2d(3, conv.out_channels, 3, stride=1, padding=1, bias=False)
+            nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+            _replace(network, conv_name, small)
+            _replace(network, pool_name, nn.Identity())
+            return
+    raise BackboneError(f"backbone {name} has no stem 'cifar'")
+
+
+def _random_parts(network: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Yield the modules that draw random numbers in training, and the attribute of the rate."""
+    for module in network.modules():
+        drops = isinstance(module, _DROPPING)
+        for rate in _RATES:
+            value = getattr(module, rate, None)
+            # `p` of another module is the exponent of a norm.
+            if isinstance(value, float) and value > 0 and (drops or rate != "p"):
+                yield module, rate

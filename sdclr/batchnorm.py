@@ -105,7 +105,11 @@ def synchronise(network: nn.Module, *, device: torch.device) -> nn.Module:
     """Make every BatchNorm of `network` cover all ranks; its tensors stay the same objects.
 
     Returns the network; on GPUs this is torch's own SyncBatchNorm.
+
+    Raises:
+        ValueError: a BatchNorm of another library does more than normalise, which would be lost.
     """
+    refuse_unsynchronisable(network)
     if device.type == "cuda":
         convert = nn.SyncBatchNorm.convert_sync_batchnorm
         return cast(nn.Module, convert(network))  # type: ignore[no-untyped-call]
@@ -114,6 +118,16 @@ def synchronise(network: nn.Module, *, device: torch.device) -> nn.Module:
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
                 setattr(parent, name, _converted(child))
     return network
+
+
+def refuse_unsynchronisable(network: nn.Module) -> None:
+    """Raise ValueError when a BatchNorm is of a class of its own: it may hold an activation."""
+    plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, GlobalBatchNorm)
+    for name, module in network.named_modules():
+        if isinstance(module, AnyBatchNorm) and type(module) not in plain:
+            raise ValueError(
+                f"statistics of {name}, a {type(module).__name__}, cannot cover all ranks"
+            )
 
 
 def _converted(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> GlobalBatchNorm:

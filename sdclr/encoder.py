@@ -98,7 +98,7 @@ def load_backbone(
         raise WeightsFileError(f"{path} does not name its architecture: it is no file of sdclr")
     if not isinstance(crop_px, int) or crop_px < 1:
         raise WeightsFileError(f"{path} does not name the side of its view: give crop_px")
-    backbone, _ = build_backbone(architecture, stem=stem, seed=0)
+    backbone, _ = build_backbone(architecture, stem=stem, seed=0, image_px=crop_px)
     try:
         backbone.load_state_dict(tensors, strict=True)
     except RuntimeError as error:

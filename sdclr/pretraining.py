@@ -90,7 +90,7 @@ def pretrain(
     batch = min(batch, len(images))
     recipe = photo_recipe(method, crop_px=crop_px, epochs=epochs, global_batch=batch, seed=seed)
     plan = EpochPlan(num_images=len(images), global_batch=batch, drop_last=True)
-    network = build_network(backbone, stem=stem, head_depth=2, seed=seed)
+    network = build_network(backbone, stem=stem, head_depth=2, seed=seed, image_px=crop_px)
     needed = method_class(method).needs_losses
     memory = LossMemory(len(images), momentum=PUBLISHED_MOMENTUM) if needed else None
     trainer = Trainer(network, recipe, steps_per_epoch=plan.num_steps, device=device, memory=memory)

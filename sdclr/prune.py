@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Scope = Literal["global", "layerwise"]
 
@@ -25,7 +25,7 @@ _PART = 2**16  # weights worked on together on a CPU
 
 
 class StarvedLayerError(ValueError):
-    """A convolution would lose all of its weights, so that the pruned branch is a constant."""
+    """A layer would lose all of its weights, so that the pruned branch is a constant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +52,6 @@ class PruneRule:
             raise ValueError(f"random_ratio must be in [0, prune_ratio], got {self.random_ratio}")
         if self.scope not in ("global", "layerwise"):
             raise ValueError(f"scope must be global or layerwise, got {self.scope!r}")
-
-
-def prunable_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Map names to the weights of every Conv2d in registration order, stem and downsample too."""
-    return {
-        f"{name}.weight": module.weight
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d)
-    }
 
 
 def _largest(weights: Sequence[Tensor], prune_ratio: float) -> list[Tensor]:
@@ -140,7 +131,7 @@ def magnitude_masks(
         ValueError: no weights, or a random part without a generator.
     """
     if not weights:
-        raise ValueError("nothing to prune: the network has no Conv2d")
+        raise ValueError("nothing to prune: the network has no weights that a mask covers")
     names = list(weights)
     free = names[1:] if rule.exclude_stem else names
     magnitude_ratio = rule.prune_ratio - rule.random_ratio
@@ -172,7 +163,7 @@ def kept_fractions(masks: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def refuse_starved(kept_frac: Mapping[str, float]) -> None:
-    """Raise StarvedLayerError when a convolution keeps no weight at all."""
+    """Raise StarvedLayerError when a layer keeps no weight at all."""
     starved = [name for name, kept in kept_frac.items() if kept == 0]
     if starved:
         raise StarvedLayerError(

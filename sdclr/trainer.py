@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdclr import collective
 from sdclr.augment import apply_view, sample_view
+from sdclr.backbone import random_layers
 from sdclr.batchnorm import synchronise
 from sdclr.gradcache import chunked_backward
 from sdclr.imageset import Batch, Feed
@@ -82,7 +83,8 @@ class Trainer:
         memory: keeps a running mean of every image's loss, and is part of the state; or None.
 
     Raises:
-        ValueError: an empty run, or a recipe or memory that lacks what the method needs.
+        ValueError: an empty run, a recipe or memory that lacks what the method needs, or a network
+            with dropout or stochastic depth, whose draws no state holds.
     """
 
     def __init__(
@@ -101,6 +103,11 @@ class Trainer:
         if self.num_steps < 1:
             raise ValueError(f"nothing to train: {recipe.epochs} epochs of {steps_per_epoch} steps")
         self.method = method_class(recipe.method)(recipe, memory)
+        if random := random_layers(network):
+            raise ValueError(
+                f"the network draws random numbers of its own, so that no run could be resumed: "
+                f"set {', '.join(random[:3])} to 0"
+            )
         self.device = torch.device(device)
         model: nn.Module = self.method.model(network, recipe)
         # The layout in which convolutions are fastest, on CPUs as on GPUs; values are the same.

@@ -1,9 +1,9 @@
 """The target network and its pruned self-competitor as one module (Jiang et al. 2021, section 3).
 
 There is one set of weights. The pruned branch is a functional view of it: the same unmodified
-modules, called with masked convolution weights and with a second set of BatchNorm parameters and
-statistics. So any torchvision backbone works, one forward runs both branches, and one backward
-gives the published gradient.
+modules, called with masked weights and with a second set of norms. That set has parameters and
+statistics of BatchNorm, and parameters of LayerNorm and GroupNorm. So any backbone works, one
+forward runs both branches, and one backward gives the published gradient.
 
 Shapes: B images on this rank, D embedding size, F feature size.
 """
@@ -20,10 +20,14 @@ from torch.func import functional_call
 from sdclr import prune
 from sdclr.backbone import build_backbone
 from sdclr.batchnorm import AnyBatchNorm
+from sdclr.prunable import prunable_weights, ranked_weights
 from sdclr.seeds import derived_seed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+DUAL_NORMS = (AnyBatchNorm, nn.LayerNorm, nn.GroupNorm)
+"""Norms that the pruned branch has of its own; those without parameters are the same in both."""
 
 
 class Network(nn.Module):
@@ -70,10 +74,30 @@ def projection_head(num_features: int, embedding_dim: int, *, depth: int) -> nn.
 
 
 def build_network(
-    backbone: str, *, stem: str, head_depth: int, embedding_dim: int = 128, seed: int
+    backbone: str,
+    *,
+    stem: str,
+    head_depth: int,
+    embedding_dim: int = 128,
+    seed: int,
+    image_px: int | None = None,
 ) -> Network:
-    """Build a freshly initialised network; equal seeds give equal weights."""
-    trunk, num_features = build_backbone(backbone, stem=stem, seed=derived_seed(seed, "backbone"))
+    """Build a freshly initialised network; equal seeds give equal weights.
+
+    Args:
+        backbone: its name, see `sdclr.backbone`.
+        stem: `cifar` or `imagenet`.
+        head_depth: linear layers of the head, 2 or 3.
+        embedding_dim: width of the output.
+        seed: of the initialisation.
+        image_px: side of the images; None = 224. Transformers are built for one side only.
+
+    Raises:
+        BackboneError: there is no such backbone.
+    """
+    trunk, num_features = build_backbone(
+        backbone, stem=stem, seed=derived_seed(seed, "backbone"), image_px=image_px
+    )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derived_seed(seed, "head"))
         return Network(trunk, projection_head(num_features, embedding_dim, depth=head_depth))
@@ -99,21 +123,21 @@ class Twin(nn.Module):
 
     Args:
         network: of the dense branch.
-        dual_norm: whether the pruned branch has BatchNorm layers of its own; without, both branches
-            share parameters and statistics, and the statistics see both.
+        dual_norm: whether the pruned branch has norms of its own; without, both branches share
+            parameters and statistics, and the statistics see both.
     """
 
     def __init__(self, network: Network, *, dual_norm: bool = True) -> None:
         super().__init__()
         self.network = network
-        norms = {n: m for n, m in network.named_modules() if isinstance(m, AnyBatchNorm)}
+        norms = {n: m for n, m in network.named_modules() if isinstance(m, DUAL_NORMS)}
         norms = norms if dual_norm else {}
         # A dot is not allowed in a registered name; a slash is not used by any module.
         self.pruned_norms = nn.ModuleDict(
             OrderedDict((n.replace(".", "/"), copy.deepcopy(m)) for n, m in norms.items())
         )
         self.masks = nn.Module()
-        for name, weight in prune.prunable_weights(network).items():
+        for name, weight in self._by_network_name(prunable_weights(network.backbone)).items():
             whole = torch.ones_like(weight, dtype=torch.bool)
             self.masks.register_buffer(name.replace(".", "/"), whole)
 
@@ -130,7 +154,8 @@ class Twin(nn.Module):
         Raises:
             StarvedLayerError: a layer would keep nothing; the old masks stay.
         """
-        masks = prune.magnitude_masks(prune.prunable_weights(self.network), rule, generator)
+        weights = self._by_network_name(ranked_weights(self.network.backbone))
+        masks = prune.magnitude_masks(weights, rule, generator)
         kept_frac = prune.kept_fractions(masks)
         prune.refuse_starved(kept_frac)
         for name, mask in self.mask_by_weight().items():
@@ -139,7 +164,7 @@ class Twin(nn.Module):
 
     def pruned(self, images_BCHW: Tensor) -> Tensor:
         """Return embeddings (B, D) of the self-competitor."""
-        weights = prune.prunable_weights(self.network)
+        weights = self._by_network_name(prunable_weights(self.network.backbone))
         # As bytes a mask is converted fast on a CPU; compiled for a GPU, the view is refused.
         view: dict[str, Tensor] = {
             n: weights[n] * (m if m.is_cuda else m.view(torch.uint8)).to(weights[n].dtype)
@@ -151,6 +176,10 @@ class Twin(nn.Module):
             view |= {f"{prefix}.{key}": value for key, value in norm.named_buffers()}
         embeddings: Tensor = functional_call(self.network, view, (images_BCHW,))
         return embeddings
+
+    @staticmethod
+    def _by_network_name(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {f"backbone.{name}": weight for name, weight in weights.items()}
 
     def forward(self, view1_BCHW: Tensor, view2_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings f1 = dense(view 1) and f2 = pruned(view 2), each (B, D)."""

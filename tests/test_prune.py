@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from sdclr.backbone import build_backbone
+from sdclr.prunable import prunable_weights
 from sdclr.prune import (
     PruneRule,
     StarvedLayerError,
     kept_fractions,
     magnitude_masks,
-    prunable_weights,
     refuse_starved,
 )
 

@@ -182,8 +182,9 @@ def test_any_backbone_is_a_twin_unmodified(backbone: str, stem: str, px: int) ->
     assert torch.isfinite(loss) and list(network.backbone.state_dict()) == keys
     unused = [n for n, p in twin.named_parameters() if p.grad is None]
     assert unused == []
-    has_batchnorm = any("backbone" in name for name in twin.pruned_norms)
-    assert has_batchnorm == backbone.startswith("resnet")
+    kinds = {type(m) for n, m in twin.pruned_norms.items() if "backbone" in n}
+    expected = nn.BatchNorm2d if backbone.startswith("resnet") else nn.LayerNorm
+    assert kinds and all(issubclass(kind, expected) for kind in kinds)
 
 
 def test_simclr_puts_both_views_through_one_batch() -> None:
@@ -220,8 +221,10 @@ def test_seed_decides_the_weights_and_the_process_generator_is_untouched() -> No
 
 @pytest.mark.parametrize(
     ("name", "stem", "message"),
-    [("resnet19", "cifar", "unknown backbone 'resnet19'"), ("convnext_tiny", "cifar", "no stem")],
-)
+    [("resnet19", "cifar", "unknown backbone 'resnet19'"),
+     ("mobilenet_v3_small", "cifar", "no stem"), ("resnet8", "tiny", "no stem"),
+     ("other/resnet18", "imagenet", "unknown library 'other'")],
+)  # fmt: skip
 def test_unknown_backbones_are_refused(name: str, stem: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_backbone(name, stem=stem, seed=0)

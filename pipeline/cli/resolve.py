@@ -23,7 +23,7 @@ _OLD_ORDER = "\n  window_shards: "
 
 
 def resolve(command: Command) -> RunFolder:
-    """Open the run of a command; weights that a new one names are loaded once, first.
+    """Open the run of a command; a new one's backbone is built once, with weights it names.
 
     Raises:
         ConfigError: the configuration is wrong, the run to resume does not exist or has another
@@ -41,10 +41,11 @@ def _check_weights(config: Config, command: Command) -> None:
         from pipeline.model.source import given_source  # and with it torch
 
         given_source(config, command.checkpoint)
-    elif command.stage in ("all", "train", "tune") and config.train.init_from is not None:
+    elif command.stage in ("all", "train", "tune"):
         from pipeline.model import build
 
-        for method in config.train.methods:
+        start = config.train.init_from
+        for method in config.train.methods if start else config.train.methods[:1]:
             build.new_network(config, method, init_from=build.init_uri(config))
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.config.types import Pair, Section
 
-Backbone = Literal[
-    "resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2",
-    "resnext50_32x4d", "convnext_tiny", "convnext_small",
-]  # fmt: skip
+_SMALL_STEM = ("resnet", "resnext", "densenet")
+"""Families whose first layers are a 7x7 convolution and a max-pool."""
 
 
 def ordered(
@@ -29,7 +27,14 @@ def ordered(
 class Model(Section):
     """The network."""
 
-    backbone: Backbone = Field(default="resnet8", description="torchvision's, without classifier")
+    backbone: Annotated[str, Field(pattern=r"^(timm/)?[A-Za-z0-9_.-]{1,100}$")] = Field(
+        default="resnet8",
+        description="without its classifier; docs/backbones.md says what is pruned in which",
+        json_schema_extra={
+            "words": "resnet8, a classification network of torchvision, or timm/NAME with timm "
+            "installed"
+        },
+    )
     stem: Literal["cifar", "imagenet"] = Field(
         default="cifar",
         description="cifar: 3x3 stride 1, no max-pool; imagenet: 7x7 stride 2, max-pool",
@@ -40,8 +45,7 @@ class Model(Section):
     @classmethod
     def _stem_fits_backbone(cls, stem: str, info: ValidationInfo) -> str:
         backbone = info.data.get("backbone")
-        is_resnet = backbone is None or "resnet" in backbone or "resnext" in backbone
-        if stem == "cifar" and not is_resnet:
+        if stem == "cifar" and backbone and not any(name in backbone for name in _SMALL_STEM):
             raise ValueError(f"expected imagenet with model.backbone = {backbone}, got cifar")
         return stem
 
@@ -50,7 +54,7 @@ class SDCLR(Section):
     """The self-damaging method (Jiang et al. 2021)."""
 
     prune_ratio: float = Field(
-        default=0.9, ge=0, le=1, description="fraction of convolution weights the twin lacks"
+        default=0.9, ge=0, le=1, description="fraction of prunable weights the twin lacks"
     )
     temperature: float = Field(default=0.2, gt=0, le=10, description="of NT-Xent")
     head_depth: int = Field(default=2, ge=2, le=3, description="linear layers of the head")

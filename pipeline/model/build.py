@@ -16,6 +16,7 @@ from pipeline.config.method import SimCLR as SimCLRKeys
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model import weights
+from pipeline.model.libraries import unusable
 from sdclr import (
     AugmentRecipe,
     LossMemory,
@@ -27,6 +28,8 @@ from sdclr import (
     Twin,
     build_network,
 )
+from sdclr.backbone import BackboneError, feature_width
+from sdclr.batchnorm import refuse_unsynchronisable
 from sdclr.encoder import RESIZE_PER_CROP
 from sdclr.loss_memory import PUBLISHED_MOMENTUM
 from sdclr.methods import METHODS, method_class
@@ -74,6 +77,30 @@ def resize_px(config: Config, manifest: Manifest) -> int | None:
     if side_px is None or side_px != manifest.image.width_px:
         return round(crop * RESIZE_PER_CROP)
     return None if side_px == crop else crop  # the whole of a small square image
+
+
+def check_view(config: Config, manifest: Manifest) -> None:
+    """Refuse a backbone that cannot take views of this set's images, or not on so many workers.
+
+    Raises:
+        ConfigError: it cannot, or the size of a view is not known.
+    """
+    name, side_px = config.model.backbone, crop_px(config, manifest)
+    backbone = new_network(config, config.train.methods[0]).backbone
+    try:
+        feature_width(backbone, name, side_px)
+    except BackboneError as error:
+        raise unusable(name, error) from error
+    if config.train.sync_batchnorm and config.train.num_workers > 1:
+        try:
+            refuse_unsynchronisable(backbone)
+        except ValueError as error:
+            raise ConfigError(
+                "E-CONFIG-763",
+                str(error),
+                where=f"model.backbone={name}",
+                todo="set train.sync_batchnorm=false, train.workers=1, or another backbone",
+            ) from error
 
 
 def peak_lr(config: Config) -> float:
@@ -162,6 +189,7 @@ def architecture(config: Config, method: str) -> dict[str, Any]:
         "head_depth": keys_of(config, method).head_depth,
         "embedding_dim": config.model.embedding_dim,
         "seed": config.run.seed,
+        "image_px": config.augment.crop_px,
     }
 
 
@@ -170,8 +198,12 @@ def new_network(config: Config, method: str, *, init_from: str | None = None) ->
 
     Raises:
         CheckpointError: those weights are of another architecture.
+        ConfigError: there is no such backbone, or none with this stem for views of this size.
     """
-    network = build_network(**architecture(config, method))
+    try:
+        network = build_network(**architecture(config, method))
+    except BackboneError as error:
+        raise unusable(config.model.backbone, error) from error
     if init_from is not None:
         uri = init_from.replace("{method}", method)
         load_backbone(uri, config.model.backbone, network.backbone)

@@ -30,6 +30,7 @@ def check_data(config: Config, manifest: Manifest, *, object_store_bytes: int) -
     """
     feed.epoch_plan(config, manifest)
     build.resize_px(config, manifest)
+    build.check_view(config, manifest)
     if manifest.class_names is not None:
         check_scored_sets(config, manifest)
     feed.check_fits(config, manifest, object_store_bytes=object_store_bytes)

@@ -1,0 +1,283 @@
+"""Backbones of every family: features, masks at the default ratio, two steps, resume, refusals."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from sdclr.backbone import (
+    BACKBONES,
+    BackboneError,
+    add_library,
+    build_backbone,
+    feature_width,
+    random_layers,
+)
+from sdclr.imageset import ImageSet
+from sdclr.order import EpochPlan
+from sdclr.prunable import (
+    conv_share,
+    is_published_rule,
+    prunable_weights,
+    ranked_weights,
+    switched_off,
+)
+from sdclr.prune import PruneRule, kept_fractions, magnitude_masks
+from sdclr.state import capture, restore
+from sdclr.trainer import Trainer
+from sdclr.twin import Network, Twin, build_network, projection_head
+from tests.recipes import RECIPE
+
+DEFAULT = PruneRule(prune_ratio=0.9)
+# Side of the images in px. `small` are networks of torchvision's classes with few weights.
+FAMILIES = {
+    "resnet18": 32, "mobilenet_v3_small": 32, "efficientnet_b0": 32, "shufflenet_v2_x0_5": 32,
+    "squeezenet1_1": 32, "small/vit": 16, "small/convnext": 32, "small/swin": 32,
+}  # fmt: skip
+LARGE = {
+    "convnext_tiny": 32, "regnet_y_400mf": 32, "mnasnet0_5": 32, "mobilenet_v2": 32,
+    "resnext50_32x4d": 32, "densenet121": 32, "vit_b_16": 32, "swin_t": 32, "swin_v2_t": 64,
+    "maxvit_t": 224, "googlenet": 64, "inception_v3": 96, "alexnet": 64, "vgg11_bn": 32,
+}  # fmt: skip
+
+
+def step_and_resume(name: str, px: int) -> Network:
+    """Train two steps, and the second one again from the state after the first; compare all."""
+    g = torch.Generator().manual_seed(0)
+    images = ImageSet(torch.randint(0, 256, (4, 3, px, px), generator=g, dtype=torch.uint8))
+    plan = EpochPlan(num_images=4, global_batch=4, drop_last=True)
+    network = build_network(name, stem="imagenet", head_depth=2, seed=0, image_px=px)
+    recipe = replace(
+        RECIPE, epochs=2, lr=0.01, prune=DEFAULT, augment=replace(RECIPE.augment, crop_px=px)
+    )
+    trainer = Trainer(network, recipe, steps_per_epoch=1)
+    feed = images.feed(plan, seed=0)
+    losses, after_one = [], None
+    torch.manual_seed(0)
+    for report in trainer.run(feed):
+        assert report.kept_frac is not None and min(report.kept_frac.values()) > 0
+        losses.append(report.loss)
+        after_one = after_one or capture(trainer)
+    unused = [n for n, p in trainer.model.named_parameters() if p.grad is None]
+    assert unused == []  # several ranks would wait for their gradients
+    ended = capture(trainer)
+    assert after_one is not None and after_one.numbers["step"] == 1
+    torch.manual_seed(1)
+    restore(trainer, after_one)
+    (again,) = trainer.run(feed)
+    assert again.loss == losses[1] != losses[0]
+    for key, tensor in capture(trainer).tensors.items():
+        assert torch.equal(tensor, ended.tensors[key]), key
+    return network
+
+
+@pytest.mark.parametrize(("name", "px"), FAMILIES.items())
+def test_each_family_trains_at_its_default_ratio_and_resumes_exactly(name: str, px: int) -> None:
+    step_and_resume(name, px)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "px"), LARGE.items())
+def test_each_large_family_as_well(name: str, px: int) -> None:
+    step_and_resume(name, px)
+
+
+def test_every_classification_network_of_torchvision_is_a_name() -> None:
+    every = torchvision.models.list_models(module=torchvision.models)
+    assert set(every) == set(BACKBONES) - {"resnet8"} and len(every) >= 80
+    tested = [name for name in (*FAMILIES, *LARGE) if "/" not in name]
+    known = {name.partition("_")[0].rstrip("0123456789") for name in tested}
+    assert {name.partition("_")[0].rstrip("0123456789") for name in every} == known | {"wide"}
+
+
+def small_swin() -> nn.Module:
+    swin = torchvision.models.SwinTransformer(
+        patch_size=[2, 2], embed_dim=16, depths=[2, 2], num_heads=[2, 2], window_size=[4, 4],
+        stochastic_depth_prob=0.2,
+    )  # fmt: skip
+    swin.head = nn.Identity()
+    return swin
+
+
+def small_vit() -> nn.Module:
+    vit = torchvision.models.VisionTransformer(
+        image_size=16, patch_size=4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32,
+        dropout=0.1, attention_dropout=0.1,
+    )  # fmt: skip
+    vit.heads = nn.Identity()
+    return vit
+
+
+def small_convnext() -> nn.Module:
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    network = ConvNeXt([CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 1)])
+    network.classifier[2] = nn.Identity()
+    return network
+
+
+SMALL = {"vit": small_vit, "convnext": small_convnext, "swin": small_swin}
+add_library("small", lambda name, image_px: SMALL[name]())
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 64, 3, groups=2)
+    )
+
+
+def test_convolutions_alone_are_pruned_where_they_hold_nearly_all() -> None:
+    network, _ = build_backbone("resnet18", stem="cifar", seed=0)
+    convs = {f"{n}.weight" for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+    assert set(prunable_weights(network)) == convs
+    assert conv_share(network) > 0.99 and is_published_rule(network)
+    ranked = ranked_weights(network)
+    assert all(ranked[n] is w for n, w in prunable_weights(network).items())
+
+
+def test_linear_and_attention_weights_are_pruned_where_convolutions_hold_little() -> None:
+    vit = small_vit()
+    names = set(prunable_weights(vit))
+    layer = "encoder.layers.encoder_layer_0"
+    assert {
+        "conv_proj.weight", f"{layer}.self_attention.in_proj_weight",
+        f"{layer}.self_attention.out_proj.weight", f"{layer}.mlp.0.weight", f"{layer}.mlp.3.weight",
+    } <= names  # fmt: skip
+    assert not any(part in n for n in names for part in ("bias", "ln", "pos_embedding", "token"))
+    assert len(names) == 1 + 2 * 4 and not is_published_rule(vit)
+
+
+def test_depthwise_convolutions_stay_whole_and_grouped_ones_do_not() -> None:
+    assert list(prunable_weights(grouped())) == ["0.weight", "2.weight"]
+    network = small_convnext()
+    depthwise = [n for n, m in network.named_modules() if getattr(m, "groups", 1) > 1]
+    assert depthwise and not {f"{n}.weight" for n in depthwise} & set(prunable_weights(network))
+    # A 3x3 depthwise kernel under the rule would lose all of its weights in four of ten channels.
+    kernels = torch.randn(4096, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    mask = magnitude_masks({"w": kernels}, DEFAULT)["w"]
+    dead = 1 - mask.flatten(1).any(dim=1).float().mean().item()
+    assert dead == pytest.approx(0.9**9, abs=0.03)
+
+
+def test_ranks_are_comparable_between_layers_of_any_scale() -> None:
+    network = grouped()
+    with torch.no_grad():
+        network[0].weight.mul_(1e-3)
+    ranked = ranked_weights(network)
+    for name, weight in prunable_weights(network).items():
+        weight = weight.detach()
+        slow = weight / (sum(float(w) ** 2 for w in weight.flatten()) / weight.numel()) ** 0.5
+        torch.testing.assert_close(ranked[name], slow)
+    fair = kept_fractions(magnitude_masks(ranked, PruneRule(prune_ratio=0.5)))
+    assert all(0.35 < kept < 0.65 for kept in fair.values())
+    plain = magnitude_masks(prunable_weights(network), PruneRule(prune_ratio=0.5))
+    assert kept_fractions(plain)["0.weight"] == 0  # by plain magnitude the stem is starved
+
+
+def test_a_layer_of_zeros_does_not_become_nan() -> None:
+    network = grouped()
+    nn.init.zeros_(network[2].weight)
+    assert not ranked_weights(network)["2.weight"].any()
+
+
+def test_the_share_that_is_switched_off_counts_all_parameters() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 2, bias=False), nn.BatchNorm2d(1))
+    assert switched_off(network, {"0.weight": 0.25}) == pytest.approx(3 / 6)
+    assert switched_off(network, {"0.weight": 1.0}) == 0
+
+
+def test_the_pruned_branch_has_its_own_layer_norms_and_masked_attention() -> None:
+    vit = small_vit()
+    for name in random_layers(vit):
+        owner, _, rate = name.rpartition(".")
+        setattr(vit.get_submodule(owner), rate, 0.0)
+    twin = Twin(Network(vit, projection_head(16, 8, depth=2))).train()
+    x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(*twin(x, x))
+    assert sum("ln" in name for name in twin.pruned_norms) == 2 * 2 + 1
+    twin.refresh_masks(PruneRule(prune_ratio=0.5))
+    plain = masked_copy(twin)
+    torch.testing.assert_close(twin.pruned(x), plain(x))
+    assert not torch.allclose(twin.pruned(x), twin.network(x))
+    with torch.no_grad():
+        twin.pruned_norms["backbone/encoder/ln"].weight.mul_(2)
+    assert not torch.allclose(twin.pruned(x), plain(x))
+
+
+def masked_copy(twin: Twin) -> nn.Module:
+    network, masks = copy.deepcopy(twin.network), twin.mask_by_weight()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name in masks:
+                parameter.mul_(masks[name])
+    return network
+
+
+def test_random_layers_are_named_refused_and_left_out_of_built_backbones() -> None:
+    vit = small_vit()
+    named = random_layers(vit)
+    layer = "encoder.layers.encoder_layer_0"
+    assert {"encoder.dropout.p", f"{layer}.self_attention.dropout", f"{layer}.mlp.2.p"} <= set(
+        named
+    )
+    with pytest.raises(ValueError, match=r"encoder\.dropout\.p"):
+        Trainer(Network(vit, projection_head(16, 8, depth=2)), RECIPE, steps_per_epoch=1)
+    assert random_layers(torchvision.models.efficientnet_b0()) != []
+    built, _ = build_backbone("efficientnet_b0", stem="imagenet", seed=0)
+    assert random_layers(built) == []
+
+
+def draws(network: nn.Module, px: int) -> bool:
+    """Whether a forward pass in training takes numbers from the generator of the process."""
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        network.train()(torch.rand(2, 3, px, px, generator=torch.Generator().manual_seed(0)))
+    return not torch.equal(before, torch.get_rng_state())
+
+
+def test_what_random_layers_finds_is_what_draws() -> None:
+    vit = small_vit()
+    assert draws(vit, 16)
+    for name in random_layers(vit):
+        owner, _, rate = name.rpartition(".")
+        setattr(vit.get_submodule(owner), rate, 0.0)
+    assert not draws(vit, 16)
+
+
+def test_transformers_are_built_for_the_side_of_the_images() -> None:
+    network, width = build_backbone("vit_b_16", stem="imagenet", seed=0, image_px=32)
+    assert width == 768 and network.get_parameter("encoder.pos_embedding").shape[1] == 1 + 4
+    with pytest.raises(BackboneError, match="48 px"):
+        feature_width(network, "vit_b_16", 48)
+    for name, px in (("vit_b_16", 33), ("inception_v3", 32), ("maxvit_t", 64)):
+        with pytest.raises(BackboneError):
+            build_backbone(name, stem="imagenet", seed=0, image_px=px)
+
+
+def test_a_library_adds_its_names() -> None:
+    class Flat(nn.Module):
+        def __init__(self, num: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, num, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(x)
+            return y.mean((2, 3)) if y.shape[1] == 8 else y
+
+    add_library("toy", lambda name, px: Flat(int(name)))
+    network, width = build_backbone("toy/8", stem="imagenet", seed=0)
+    assert width == 8 and isinstance(network, Flat)
+    with pytest.raises(BackboneError, match="no vector"):
+        build_backbone("toy/9", stem="imagenet", seed=0)
+
+
+def test_densenets_can_have_the_small_stem() -> None:
+    network, _ = build_backbone("densenet121", stem="cifar", seed=0)
+    with torch.no_grad():
+        stem = nn.Sequential(*list(network.get_submodule("features"))[:4])
+        assert stem(torch.rand(1, 3, 32, 32)).shape[2:] == (32, 32)
