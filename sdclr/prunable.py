@@ -20,6 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sdclr.prune import PruneRule
+
 CONV_SHARE = 0.9
 """Share of the backbone's weights from which convolutions alone are pruned."""
 
@@ -70,16 +72,11 @@ def conv_share(backbone: nn.Module) -> float:
     return sum(conv.weight.numel() for conv in _convolutions(backbone)) / max(num, 1)
 
 
-def switched_off(backbone: nn.Module, kept_frac: dict[str, float]) -> float:
-    """Return the share of all parameters of a backbone that a mask switches off, 0..1.
-
-    Args:
-        backbone: whose weights the mask covers.
-        kept_frac: of `sdclr.prune.kept_fractions`, by the names of `prunable_weights`.
-    """
+def switched_off(backbone: nn.Module, rule: PruneRule) -> float:
+    """Return the share of all parameters of a backbone that a rule's mask switches off, 0..1."""
     num = sum(parameter.numel() for parameter in backbone.parameters())
-    weights = prunable_weights(backbone)
-    return sum((1 - kept) * weights[name].numel() for name, kept in kept_frac.items()) / num
+    sizes = [weight.numel() for weight in prunable_weights(backbone).values()]
+    return rule.prune_ratio * sum(sizes[1:] if rule.exclude_stem else sizes) / max(num, 1)
 
 
 def _convolutions(backbone: nn.Module) -> list[nn.Conv2d]:

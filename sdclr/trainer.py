@@ -155,7 +155,7 @@ class Trainer:
 
         Raises:
             NonFiniteError: before the update that would have spoilt the weights, on every rank.
-            StarvedLayerError: the mask would leave a convolution without weights.
+            StarvedLayerError: the mask would leave a layer without weights.
             ValueError: the feed has another number of steps per epoch.
         """
         if feed.plan.num_steps != self.steps_per_epoch:

@@ -87,6 +87,26 @@ def test_each_large_family_as_well(name: str, px: int) -> None:
     step_and_resume(name, px)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_name_is_a_twin_at_its_default_ratio_and_draws_nothing(name: str) -> None:
+    """All of torchvision: `pytest -n 0 tests/test_backbones.py -m slow`; the largest need 12 GB."""
+    px = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 56}.get(name, 64)
+    network = build_network(name, stem="imagenet", head_depth=2, seed=0, image_px=px)
+    twin = Twin(network).train()
+    kept = twin.refresh_masks(DEFAULT)
+    assert min(kept.values()) > 0 and random_layers(network) == []
+    before = torch.get_rng_state()
+    x = torch.rand(2, 2, 3, px, px, generator=torch.Generator().manual_seed(0))
+    f1, f2 = twin(x[0], x[1])
+    assert torch.equal(before, torch.get_rng_state())
+    assert (
+        f1.shape == f2.shape == (2, 128) and torch.isfinite(f1).all() and torch.isfinite(f2).all()
+    )
+    (f1 * f2).sum().backward()
+    assert [n for n, p in twin.named_parameters() if p.grad is None] == []
+
+
 def test_every_classification_network_of_torchvision_is_a_name() -> None:
     every = torchvision.models.list_models(module=torchvision.models)
     assert set(every) == set(BACKBONES) - {"resnet8"} and len(every) >= 80
@@ -187,8 +207,21 @@ def test_a_layer_of_zeros_does_not_become_nan() -> None:
 
 def test_the_share_that_is_switched_off_counts_all_parameters() -> None:
     network = nn.Sequential(nn.Conv2d(1, 1, 2, bias=False), nn.BatchNorm2d(1))
-    assert switched_off(network, {"0.weight": 0.25}) == pytest.approx(3 / 6)
-    assert switched_off(network, {"0.weight": 1.0}) == 0
+    assert switched_off(network, PruneRule(prune_ratio=0.75)) == pytest.approx(3 / 6)
+    assert switched_off(network, PruneRule(prune_ratio=0.75, exclude_stem=True)) == 0
+    for backbone in (
+        small_vit(),
+        small_convnext(),
+        build_backbone("resnet8", stem="cifar", seed=0)[0],
+    ):
+        masks = magnitude_masks(ranked_weights(backbone), DEFAULT)
+        num_off = sum(int((~mask).sum()) for mask in masks.values())
+        num = sum(parameter.numel() for parameter in backbone.parameters())
+        assert switched_off(backbone, DEFAULT) == pytest.approx(num_off / num, abs=1e-3)
+    by_convolutions = sum(
+        m.weight.numel() for m in small_vit().modules() if isinstance(m, nn.Conv2d)
+    )
+    assert 0.9 * by_convolutions / 4000 < 0.2 < switched_off(small_vit(), DEFAULT)
 
 
 def test_the_pruned_branch_has_its_own_layer_norms_and_masked_attention() -> None:

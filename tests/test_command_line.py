@@ -133,7 +133,7 @@ def test_help_names_every_stage_and_flag_and_works_from_any_folder() -> None:
 
 def test_help_keys_lists_the_schema() -> None:
     text = run_help("--help-keys")
-    assert "sdclr.prune_ratio" in text and "0.9" in text and "fraction of convolution" in text
+    assert "sdclr.prune_ratio" in text and "0.9" in text and "fraction of prunable" in text
 
 
 def test_help_starts_without_torch_or_ray() -> None:

@@ -198,6 +198,17 @@ def test_a_layer_without_weights_is_refused_as_by_the_run(tmp_path: Path) -> Non
         preview(parse([*DEMO, "sdclr.prune_ratio=0.9999", f"data.root={tmp_path}"]), Console())
 
 
+def test_what_pruning_takes_from_the_backbone_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "prune_ratio 0.9 switches off 89.2 %" in seen(capsys, tmp_path, *DEMO)
+
+
+def test_a_backbone_that_there_is_not_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with raises("E-CONFIG-761", "resnet18"):
+        preview(parse([*DEMO, "model.backbone=resnet17", f"data.root={tmp_path}"]), Console())
+
+
 def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with raises("E-STORAGE-376"):

@@ -13,6 +13,7 @@ from torch import nn
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.model import build
+from pipeline.model.backbone import check_view, pruning_texts
 from sdclr.backbone import random_layers
 from sdclr.batchnorm import refuse_unsynchronisable
 from sdclr.prunable import conv_share, prunable_weights
@@ -54,8 +55,17 @@ def test_a_stem_that_a_backbone_cannot_have_is_refused() -> None:
 def test_a_view_of_another_side_than_the_backbone_takes_is_refused_before_training() -> None:
     config = load_config(None, ["model.backbone=vit_b_32", "model.stem=imagenet"])
     with raises("E-CONFIG-762", "16 px"):
-        build.check_view(config, manifest(16, 16))
-    build.check_view(load_config(None, ["model.backbone=resnet8"]), manifest(16, 16))
+        check_view(config, manifest(16, 16))
+    check_view(load_config(None, ["model.backbone=resnet8"]), manifest(16, 16))
+
+
+def test_what_the_mask_switches_off_is_said() -> None:
+    config = load_config(None, ["model.backbone=resnet8", "sdclr.prune_ratio=0.5"])
+    (text,) = pruning_texts(config)
+    assert "prune_ratio 0.5" in text and "49.6 %" in text and "0.08 M" in text
+    assert pruning_texts(load_config(None, ["train.methods=[simclr]"])) == []
+    other = load_config(None, ["model.backbone=mobilenet_v3_small", "model.stem=imagenet"])
+    assert "linear layers" in pruning_texts(other)[0] and "linear" not in text
 
 
 def test_without_timm_its_backbones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,9 +121,9 @@ def test_norms_with_an_activation_are_not_taken_for_plain_ones() -> None:
         refuse_unsynchronisable(found)
     config = load_config(None, ["model.backbone=timm/efficientnet_lite0", "model.stem=imagenet"])
     with raises("E-CONFIG-763", "train.sync_batchnorm"):
-        build.check_view(config, manifest(32, 32))
+        check_view(config, manifest(32, 32))
     alone = replace_train(config, sync_batchnorm=False)
-    build.check_view(alone, manifest(32, 32))
+    check_view(alone, manifest(32, 32))
 
 
 def replace_train(config: Config, **changes: Any) -> Config:

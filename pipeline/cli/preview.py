@@ -160,6 +160,7 @@ def _show_training(
     from pipeline import feed
     from pipeline.cli.timing import evaluation_images, kept_checkpoints, measure, mining_images
     from pipeline.model import build
+    from pipeline.model.backbone import pruning_texts
     from pipeline.train.checks import check_data
 
     check_data(config, plan.manifest, object_store_bytes=_UNKNOWN_BYTES)
@@ -186,6 +187,8 @@ def _show_training(
                 f"{written} checkpoints of {si(state_bytes, 'B')}, {kept} kept: "
                 f"{si(kept * state_bytes + weight_bytes, 'B')} of disk"
             )
+        for text in pruning_texts(config):
+            console.stage("train", text)
         console.stage("train", feed.described(config, plan.manifest))
     if not labelled:
         console.stage("evaluate", "nothing, without labels")

@@ -28,8 +28,7 @@ from sdclr import (
     Twin,
     build_network,
 )
-from sdclr.backbone import BackboneError, feature_width
-from sdclr.batchnorm import refuse_unsynchronisable
+from sdclr.backbone import BackboneError
 from sdclr.encoder import RESIZE_PER_CROP
 from sdclr.loss_memory import PUBLISHED_MOMENTUM
 from sdclr.methods import METHODS, method_class
@@ -77,30 +76,6 @@ def resize_px(config: Config, manifest: Manifest) -> int | None:
     if side_px is None or side_px != manifest.image.width_px:
         return round(crop * RESIZE_PER_CROP)
     return None if side_px == crop else crop  # the whole of a small square image
-
-
-def check_view(config: Config, manifest: Manifest) -> None:
-    """Refuse a backbone that cannot take views of this set's images, or not on so many workers.
-
-    Raises:
-        ConfigError: it cannot, or the size of a view is not known.
-    """
-    name, side_px = config.model.backbone, crop_px(config, manifest)
-    backbone = new_network(config, config.train.methods[0]).backbone
-    try:
-        feature_width(backbone, name, side_px)
-    except BackboneError as error:
-        raise unusable(name, error) from error
-    if config.train.sync_batchnorm and config.train.num_workers > 1:
-        try:
-            refuse_unsynchronisable(backbone)
-        except ValueError as error:
-            raise ConfigError(
-                "E-CONFIG-763",
-                str(error),
-                where=f"model.backbone={name}",
-                todo="set train.sync_batchnorm=false, train.workers=1, or another backbone",
-            ) from error
 
 
 def peak_lr(config: Config) -> float:

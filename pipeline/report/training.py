@@ -188,11 +188,11 @@ def pruning_section(masks: Sequence[MaskRow]) -> PruningSection | None:
         bars,
         label=f"Weights kept in each of {len(layers)} layers in epoch {last.epoch + 1}; fewest in "
         f"{fewest}",
-        x_label="convolutions, input side first",
+        x_label="pruned layers, input side first",
         y_label="weights kept, %",
     )
     caption = (
-        f"Input side first; {100 * last.prune_ratio:g} % of all weights are pruned. Fewest in "
+        f"Input side first; {100 * last.prune_ratio:g} % of their weights are pruned. Fewest in "
         f"{fewest}."
     )
     now = Figure(f"Weights kept per layer, epoch {last.epoch + 1}", Markup(drawing), caption)

@@ -9,6 +9,7 @@ from pipeline.config import Config
 from pipeline.dataset.checks import check_scored_sets
 from pipeline.dataset.manifest import Manifest
 from pipeline.model import build
+from pipeline.model.backbone import check_view
 
 
 def check(config: Config, manifest: Manifest, cluster: Cluster) -> None:
@@ -30,7 +31,7 @@ def check_data(config: Config, manifest: Manifest, *, object_store_bytes: int) -
     """
     feed.epoch_plan(config, manifest)
     build.resize_px(config, manifest)
-    build.check_view(config, manifest)
+    check_view(config, manifest)
     if manifest.class_names is not None:
         check_scored_sets(config, manifest)
     feed.check_fits(config, manifest, object_store_bytes=object_store_bytes)

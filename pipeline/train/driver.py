@@ -17,6 +17,7 @@ from pipeline.console import Console
 from pipeline.dataset.manifest import verify_shards
 from pipeline.errors import ErrorReport, PipelineError, TrainingError, root_cause
 from pipeline.model import build
+from pipeline.model.backbone import pruning_texts
 from pipeline.record.context import RunContext
 from pipeline.record.gauges import Monitor, run_name
 from pipeline.record.metrics import read_rows
@@ -59,6 +60,8 @@ def train(run: RunContext, *, cluster: Cluster, console: Console) -> Trained:
     """
     config, manifest = run.config, run.manifest
     check(config, manifest, cluster)
+    for text in pruning_texts(config):
+        console.stage("train", text)
     verify_shards(run.data_uri, manifest)
     use_gpu = uses_gpu(config, cluster)
     local_threads = max(1, (cluster.num_cpus - 1) // config.train.num_workers)
