@@ -1,4 +1,4 @@
-"""What the mask of the default ratio switches off in each backbone: a table in Markdown.
+"""Share of each backbone that the mask of the default ratio switches off, as Markdown.
 
     python -m benchmarks.backbones [NAME ...]
 

@@ -44,7 +44,11 @@ _SIDES: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 _AUXILIARY = ("googlenet", "inception")
 _USUAL_PX = 224
-_DROPPING = (nn.modules.dropout._DropoutNd, StochasticDepth)
+_DROPPING = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+    StochasticDepth,
+)  # fmt: skip
+_MNASNET_VERSION = 2  # of torchvision's tensors
 _RATES = ("p", "drop_prob", "drop_rate", "dropout", "attention_dropout")
 
 
@@ -54,7 +58,7 @@ class _MNASNet(MNASNet):  # type: ignore[misc]  # torchvision is untyped
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any
     ) -> None:
-        current = {**local_metadata, "version": self._version}
+        current = {**local_metadata, "version": _MNASNET_VERSION}
         super()._load_from_state_dict(state_dict, prefix, current, *rest)
 
 

@@ -1,4 +1,4 @@
-"""What a backbone can take, and what a mask switches off in it."""
+"""Images that a backbone can take, and the share of it that a mask switches off."""
 
 from __future__ import annotations
 
