@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +14,21 @@ import pytest
 import torch
 
 from pipeline.cluster.connect import Cluster
+from pipeline.cluster.jobs import RayTasks, Tasks, ThreadTasks
 from pipeline.config.file import load_config
-from pipeline.curate import selection
+from pipeline.curate import levels, selection
+from pipeline.curate.levels import Levels, Tree
 from pipeline.curate.selection import Cells, Near
 from pipeline.curate.stage import check_words, curate
 from pipeline.embed.shards import Vectors, write_vectors
 from pipeline.embed.wanted import wanted
 from pipeline.model import build
 from pipeline.model.source import ModelSource
-from pipeline.record.curation import Curation
+from pipeline.record.curation import PICTURES, Curation, CurationPictures
 from pipeline.record.embedding import GIVEN_FILE, GivenWeights
 from tests.refusals import raises
-from tests.test_embed import run_on
+from tests.running import ROOT, started, wait_for
+from tests.test_embed import content, run_on
 
 CLUSTER = Cluster("", True, 4, 0, "", largest_node_cpus=4)
 
@@ -34,12 +41,16 @@ def clouds(sizes: tuple[int, ...], *, spread: float = 0.05, seed: int = 0) -> to
     return torch.nn.functional.normalize(points, dim=1)
 
 
+def tree_of(unit: torch.Tensor, folder: Path) -> Tree:
+    return Levels(str(folder), ThreadTasks()).tree(unit, lambda *_: None)
+
+
 def test_near_duplicates_equal_the_slow_rule_and_copies_are_found(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     unit = clouds((20, 9, 4))
     unit[5], unit[30] = unit[3], unit[31]  # copies
-    cells = selection.cells_of(unit)
+    cells = tree_of(unit, tmp_path).cells
     slow = []
     for cell in range(len(cells.centres_KF)):
         rows = [r for r in range(len(unit)) if cells.labels_N[r] == cell]
@@ -56,11 +67,11 @@ def test_near_duplicates_equal_the_slow_rule_and_copies_are_found(
     assert selection.near_duplicates(clouds((20, 9, 4)), cells, 0.9999) == []
 
 
-def test_leaks_are_held_out_images_that_are_nearly_one_of_the_set() -> None:
+def test_leaks_are_held_out_images_that_are_nearly_one_of_the_set(tmp_path: Path) -> None:
     unit = clouds((20, 9, 4))
     held = clouds((3,), seed=7)
     held[1] = unit[17]
-    found = selection.leaks(held, unit, selection.cells_of(unit), 0.999)
+    found = selection.leaks(held, unit, tree_of(unit, tmp_path).cells, 0.999)
     assert found == [Near(1, 17, 1.0)]
 
 
@@ -73,12 +84,12 @@ def test_shares_are_even_and_within_sizes(num: int, sizes: list[int], shares: li
     assert selection.even_shares(num, sizes) == shares
 
 
-def test_the_choice_is_more_even_than_chance_and_of_the_right_number() -> None:
+def test_the_choice_is_more_even_than_chance_and_of_the_right_number(tmp_path: Path) -> None:
     sizes = (400, 120, 40, 12)
     unit = clouds(sizes)
     labels = np.repeat(np.arange(4), sizes)
-    cells = selection.cells_of(unit)
-    levels = selection.tree_of(cells)
+    tree = tree_of(unit, tmp_path)
+    cells, levels = tree.cells, tree.levels
     assert len(cells.centres_KF) == 24 and len(levels) == 1
     kept = selection.balanced(cells.labels_N, levels, 100)
     assert len(set(kept.tolist())) == 100 and list(kept) == sorted(kept)
@@ -112,7 +123,12 @@ def test_numbers_that_no_selection_can_have_are_refused(
         check_words(10, keep, similarity)
 
 
-def curated(folder: Path, **how: int) -> Curation:
+def curated(
+    folder: Path,
+    tasks: Tasks | None = None,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+    **how: int,
+) -> Curation:
     """Curate vectors that are there, of 12 images with two copies, and 3 test images, one a leak.
 
     No Ray: vectors that fit are read.
@@ -133,7 +149,7 @@ def curated(folder: Path, **how: int) -> Curation:
         )
         shard = write_vectors(one.folder, vectors, "float32")
         one.embedding.model_copy(update={"shards": (shard,)}).write(f"{one.folder}/embedding.json")
-    return curate(run, cluster=CLUSTER, progress=lambda *_: None, **how)
+    return curate(run, cluster=CLUSTER, progress=progress, tasks=tasks or ThreadTasks(), **how)
 
 
 def lines_of(file: Path) -> list[list[str]]:
@@ -147,15 +163,102 @@ def test_the_whole_stage_writes_what_it_found_and_again_the_same(tmp_path: Path)
     assert (found.images, found.duplicates, found.kept) == (12, 1, 5)
     assert [(leak.set, leak.images, leak.of) for leak in found.leaks] == [("test", 1, 3)]
     assert sum(found.leaf_images) == 12 and sum(found.leaf_kept) == 5
+    pictures = CurationPictures.read(str(tmp_path / "run" / PICTURES))
+    assert set(pictures.thumbs) == {"pretrain", "test"} and len(pictures.thumbs["test"]) == 1
+    assert sum(map(len, pictures.leaves)) == 5 and len(pictures.thumbs["pretrain"]) >= 6
     folder = tmp_path / "run" / "curation"
     (_, pair), (_, leak) = lines_of(folder / "duplicates.csv"), lines_of(folder / "leaks.csv")
     assert {pair[0], pair[1]} == {"pretrain/1\n=1,2", "pretrain/4\n=1,2"}
     assert leak[:3] == ["test", "test/0\n=1,2", "pretrain/7\n=1,2"]
     heading, *selected = lines_of(folder / "selected.csv")
     assert heading == ["path", "label"] and len(selected) == 5 and pair[0] not in selected
-    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    files = content(folder)
     (tmp_path / "run" / "curation.json").unlink()  # killed before its end
     (folder / "leaks.csv").unlink()
     assert curated(tmp_path, keep=5) == found
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == files
+    assert content(folder) == files
     assert curated(tmp_path, keep=6) != found
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from pipeline.cluster.jobs import RayTasks, ThreadTasks
+from pipeline.curate import levels
+from tests.test_curate import curated
+levels.IMAGES_PER_FILE = 4
+tasks = ThreadTasks(1)
+if sys.argv[2]:
+    import ray
+    workers = {"env_vars": {"PYTHONPATH": sys.argv[3]}}
+    ray.init(address=sys.argv[2], log_to_driver=False, logging_level="ERROR", runtime_env=workers)
+    tasks = RayTasks("levels")
+def progress(what, done, total):
+    while what == "clusters" and done:
+        time.sleep(1)  # until it is killed: the levels above are never made
+curated(Path(sys.argv[1]), tasks, progress, keep=5)
+"""
+
+
+def killed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(levels, "IMAGES_PER_FILE", 4)
+    tasks = RayTasks("levels") if address else ThreadTasks()
+    unbroken = curated(tmp_path / "unbroken", tasks, keep=5)
+    broken = tmp_path / "broken"
+    command = [sys.executable, "-c", CHILD, str(broken), address, str(ROOT)]
+    place = broken / "run" / "curation"
+    with started(
+        command, folder=tmp_path, environment={**os.environ, "PYTHONPATH": str(ROOT)}, log="log"
+    ) as child:
+        wait_for(lambda: any(place.rglob("cells-*")), child, log=tmp_path / "log")
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert not (broken / "run" / "curation.json").exists()
+    assert not (place / "selected.csv").exists()
+    kept = {file: file.stat().st_mtime_ns for file in place.rglob("*.safetensors")}
+    torn = max(place.rglob("cells-*"))
+    torn.write_bytes(torn.read_bytes()[:-3])  # what no write of ours leaves is made again
+    resumed = curated(broken, tasks, keep=5)
+    # A write that the signal cut off leaves its own file, which nothing reads.
+    left = {name: data for name, data in content(place).items() if ".sdclr-tmp-" not in name}
+    assert left == content(tmp_path / "unbroken" / "run" / "curation")
+    assert resumed.model_copy(update={"data": unbroken.data, "weights": unbroken.weights}) == (
+        unbroken
+    )
+    assert kept.keys() > {torn}
+    assert all(file.stat().st_mtime_ns == kept[file] for file in kept if file != torn)
+    assert torn.stat().st_mtime_ns != kept[torn]
+
+
+def test_killed_and_resumed_equals_unbroken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_and_resumed(tmp_path, monkeypatch, "")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_killed_and_resumed_equals_unbroken_with_tasks_of_ray(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    killed_and_resumed(tmp_path, monkeypatch, ray.get_runtime_context().gcs_address)
+
+
+def test_the_levels_follow_the_vectors_and_equal_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = clouds((200, 60, 20))
+    whole = tree_of(unit, tmp_path / "a")
+    monkeypatch.setattr(levels, "IMAGES_PER_FILE", 33)
+    parts = tree_of(unit, tmp_path / "b")
+    assert parts.cells.labels_N.tolist() == whole.cells.labels_N.tolist()
+    assert [one.tolist() for one in parts.levels] == [one.tolist() for one in whole.levels]
+    assert len(list((tmp_path / "b").glob("cells-*"))) == 9 and len(whole.levels) == 1
+    other = tree_of(clouds((200, 60, 20), seed=1), tmp_path / "c")
+    assert other.cells.labels_N.tolist() != whole.cells.labels_N.tolist()
+    run = run_on(tmp_path / "d", pretrain=[1, 2])
+    one = wanted(run, ModelSource("untrained"), "pretrain", "float32").embedding
+    again = one.model_copy(update={"dtype": "float16"})
+    assert levels.folder_of("r", one) == levels.folder_of("r", one) != levels.folder_of("r", again)

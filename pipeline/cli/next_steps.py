@@ -9,7 +9,7 @@ from pipeline import storage
 from pipeline.console import Console, duration, program
 from pipeline.record.folder import RunFolder
 
-_FILES = ("evaluation.json", "aggregate.json", "report.html", "mining.html")
+_FILES = ("evaluation.json", "aggregate.json", "report.html", "mining.html", "curation.html")
 
 
 def show_results(

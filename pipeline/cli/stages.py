@@ -95,8 +95,8 @@ class Stages:
                 "mine": self.mine, "report": self.report,
             }  # fmt: skip
             work[stage]()
-            if stage in ("evaluate", "mine"):
-                self.report()  # it shows the scores, and links to the ranking
+            if stage in ("evaluate", "mine", "curate"):
+                self.report()  # it shows the scores, and links to the other pages
         session.finish()
 
     def ingest(self) -> float:

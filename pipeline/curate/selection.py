@@ -26,7 +26,10 @@ SAMPLE_IMAGES = 20_000
 """At most so many images make the cells; the others go to the nearest one."""
 _SMALLEST_LEVEL, _MAX_LEVELS = 10, 4
 _CHUNK_ROWS = 1024
+_CELL_ITERATIONS = 20
 _SEED = 0
+RULE = (SAMPLE_IMAGES, _SMALLEST_LEVEL, _MAX_LEVELS, _CHUNK_ROWS, _CELL_ITERATIONS, _SEED)
+"""The numbers that the tree depends on beside the vectors."""
 
 Ints = NDArray[np.int64]
 
@@ -56,13 +59,20 @@ def unit_vectors(features_NF: NDArray[np.float32], mean_F: NDArray[np.float32]) 
     return F.normalize(torch.from_numpy(features_NF - mean_F), dim=1)
 
 
-def cells_of(unit_NF: Tensor) -> Cells:
-    """Return about sqrt(N) cells of unit vectors."""
-    num = len(unit_NF)
-    chosen = np.sort(numpy_generator(_SEED, "cells").permutation(num)[:SAMPLE_IMAGES])
-    num_cells = max(1, round(math.sqrt(num)))
-    found = kmeans(unit_NF[chosen], min(num_cells, len(chosen)), seed=_SEED, max_iterations=20)
-    return Cells(nearest(unit_NF, found.centres_KD.float()), found.centres_KD.float())
+def num_cells(num_images: int) -> int:
+    """Return how many cells a set has: about the square root of its images."""
+    return max(1, min(round(math.sqrt(num_images)), SAMPLE_IMAGES))
+
+
+def sample_rows(num_images: int) -> Ints:
+    """Return the sorted rows of the images that make the cells."""
+    found: Ints = np.sort(numpy_generator(_SEED, "cells").permutation(num_images)[:SAMPLE_IMAGES])
+    return found
+
+
+def cell_centres(sample_MF: Tensor, num: int) -> Tensor:
+    """Return the centres of `num` cells of unit vectors, float32 (num, F)."""
+    return kmeans(sample_MF, num, seed=_SEED, max_iterations=_CELL_ITERATIONS).centres_KD.float()
 
 
 def nearest(unit_NF: Tensor, centres_KF: Tensor) -> Ints:
@@ -119,15 +129,15 @@ def leaks(held_AF: Tensor, unit_NF: Tensor, cells: Cells, similarity: float) -> 
     return sorted(found, key=lambda near: near.row)
 
 
-def tree_of(cells: Cells) -> list[Ints]:
-    """Return the levels above the cells: for each cluster of one level its cluster in the next."""
-    levels: list[Ints] = []
-    points_KF = cells.centres_KF
-    while len(points_KF) > _SMALLEST_LEVEL and len(levels) < _MAX_LEVELS - 1:
-        found = kmeans(points_KF, max(2, round(math.sqrt(len(points_KF)))), seed=_SEED)
-        levels.append(found.labels_N.numpy())
-        points_KF = found.centres_KD.float()
-    return levels
+def has_level_above(points_KF: Tensor, num_levels: int) -> bool:
+    """Return whether clusters are clustered again, with `num_levels` above the cells so far."""
+    return len(points_KF) > _SMALLEST_LEVEL and num_levels < _MAX_LEVELS - 1
+
+
+def level_above(points_KF: Tensor) -> tuple[Ints, Tensor]:
+    """Return the cluster of each centre of a level, and the centres of these clusters."""
+    found = kmeans(points_KF, max(2, round(math.sqrt(len(points_KF)))), seed=_SEED)
+    return found.labels_N.numpy(), found.centres_KD.float()
 
 
 def balanced(leaf_N: Ints, levels: Sequence[Ints], num: int) -> Ints:
@@ -135,7 +145,7 @@ def balanced(leaf_N: Ints, levels: Sequence[Ints], num: int) -> Ints:
 
     Args:
         leaf_N: the leaf of each image that may be chosen.
-        levels: of `tree_of`.
+        levels: for each cluster of one level its cluster in the next, from the leaves up.
         num: how many, in 1..N.
     """
     order = numpy_generator(_SEED, "balanced").permutation(len(leaf_N))

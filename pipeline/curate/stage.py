@@ -3,10 +3,11 @@
     RUN/curation/duplicates.csv   dropped image, the one it is nearly, their similarity
     RUN/curation/leaks.csv        held-out set and image, the image it is nearly, their similarity
     RUN/curation/selected.csv     path and label: a list that ingest takes
+    RUN/curation/pictures.json    pictures of the examples
     RUN/curation.json             counts and examples, last of all
 
-The vectors are read by the driver: N x F x 4 bytes. They are what takes time, and the embed stage
-resumes them; all that follows is a function of them, so a stage that was killed ends the same.
+The vectors are read by the driver: N x F x 4 bytes. The embed stage resumes them, `levels` the
+clusters; all that follows is a function of both, so a stage that was killed ends the same.
 
 Shapes: N images of the set, F numbers a vector.
 """
@@ -21,21 +22,25 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.cluster.connect import Cluster
+from pipeline.cluster.jobs import RayTasks, Tasks
 from pipeline.curate import selection
+from pipeline.curate.levels import Levels, folder_of
 from pipeline.curate.selection import Near
 from pipeline.dataset.manifest import SetName
+from pipeline.dataset.pictures import originals
 from pipeline.embed.features import SetFeatures
 from pipeline.embed.stage import embed
 from pipeline.embed.wanted import check_set, read_set, run_model
 from pipeline.errors import ConfigError
 from pipeline.record.context import RunContext
-from pipeline.record.curation import Curation, NearLeak, NearPair
+from pipeline.record.curation import PICTURES, Curation, CurationPictures, NearLeak, NearPair
 
 FILE = "curation.json"
 SIMILARITY = 0.99
 """Cosine from which on two images are near-duplicates, unless another one is asked for."""
 _HELD_OUT: tuple[SetName, ...] = ("test", "val")
 _NUM_EXAMPLES = 20
+_NUM_LEAVES, _NUM_OF_LEAF = 12, 8
 
 Progress = Callable[[str, int, int], None]
 
@@ -70,6 +75,7 @@ def curate(
     set_name: SetName = "pretrain",
     keep: int | None = None,
     similarity: float = SIMILARITY,
+    tasks: Tasks | None = None,
 ) -> Curation:
     """Find near-duplicates and leaks, select, and write; returns the record at RUN/curation.json.
 
@@ -80,6 +86,7 @@ def curate(
         set_name: the set to select from; test and val are compared with it.
         keep: images to select; None = half of those that are no near-duplicates.
         similarity: cosine from which on two images are near-duplicates.
+        tasks: what makes the clusters; None = tasks of the cluster.
 
     Raises:
         ConfigError: the data set lacks the set, or a number is out of range.
@@ -101,14 +108,20 @@ def curate(
             cluster=cluster,
             progress=lambda done, total, name=name: progress(f"vectors, {name}", done, total),  # type: ignore[misc]
         )
-        folder, embedding = made[source.name]
-        features[name] = read_set(folder, embedding, source.name)
+        place, embedding = made[source.name]
+        features[name] = read_set(place, embedding, source.name)
         if name == set_name:
             record = embedding
     own = features[set_name]
     mean_F = own.by_model[source.name].mean(axis=0)
     unit_NF = selection.unit_vectors(own.by_model[source.name], mean_F)
-    cells = selection.cells_of(unit_NF)
+    folder = folder_of(run.run_uri, record)
+    tasks = tasks or RayTasks(folder, run.config.placement.train_resource)
+    tree = Levels(folder, tasks).tree(
+        unit_NF,
+        lambda done, total: progress("clusters", done, total),
+    )
+    cells, levels = tree.cells, tree.levels
     duplicates = selection.near_duplicates(unit_NF, cells, similarity)
     leaks = {
         name: selection.leaks(
@@ -120,7 +133,6 @@ def curate(
         for name in held_out
     }
     free = np.setdiff1d(np.arange(num_images), [near.row for near in duplicates])
-    levels = selection.tree_of(cells)
     wanted = min(keep, len(free)) if keep is not None else max(1, len(free) // 2)
     kept = free[selection.balanced(cells.labels_N[free], levels, wanted)]
     num_cells = len(cells.centres_KF)
@@ -170,6 +182,24 @@ def curate(
         _write(folder, "selected.csv", ("path", "label"), lines)
     else:
         _write(folder, "selected.csv", ("path",), ((own.ids[row],) for row in kept))
+    shown = [kept[cells.labels_N[kept] == leaf][:_NUM_OF_LEAF] for leaf in by_size[:_NUM_LEAVES]]
+    rows = {set_name: [int(row) for leaf in shown for row in leaf]}
+    rows[set_name] += [row for near in duplicates[:_NUM_EXAMPLES] for row in (near.row, near.other)]
+    for name, near in leaks.items():
+        rows[name] = [one.row for one in near[:_NUM_EXAMPLES]]
+        rows[set_name] += [one.other for one in near[:_NUM_EXAMPLES]]
+    CurationPictures(
+        thumbs={
+            name: {
+                features[name].ids[row]: thumb
+                for row, (thumb, _) in originals(
+                    run.data_uri, manifest, name, rows[name], large=set()
+                ).items()
+            }
+            for name in rows
+        },
+        leaves=tuple(tuple(own.ids[row] for row in leaf) for leaf in shown),
+    ).write(storage.join(run.run_uri, PICTURES))
     found.write(storage.join(run.run_uri, FILE))
     return found
 

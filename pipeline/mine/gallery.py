@@ -5,20 +5,15 @@ Shapes: N images of the set, M reference images, S images shown, F features, K c
 
 from __future__ import annotations
 
-import base64
 import math
-from collections.abc import Iterable
-from io import BytesIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.nn import functional as F
 
-from pipeline.dataset.image import ImageLimits, decode_canvas
 from pipeline.dataset.manifest import Manifest, SetName
-from pipeline.dataset.pictures import stored_images
+from pipeline.dataset.pictures import originals
 from pipeline.mine.extractor import TRAINED, reference_sample
 from pipeline.mine.scoring import ScoredSet
 from pipeline.record.gallery import MAX_LARGE_BYTES, Gallery, Shown
@@ -26,12 +21,8 @@ from sdclr.kmeans import kmeans
 
 NUM_RAREST, NUM_COMMONEST, NUM_ANNOTATE = 60, 24, 60
 NUM_NEAR = 5
-THUMB_PX, LARGE_PX = 144, 640
-_THUMB_QUALITY, _LARGE_QUALITY = 80, 85
 _NUM_REFERENCE = 5000
 _MAX_CLUSTERS = 12
-
-Pictures = dict[int, tuple[str, str | None]]
 
 
 def gallery(
@@ -131,44 +122,3 @@ def _structure(
 def _unit(features: NDArray[np.float32]) -> torch.Tensor:
     unit = F.normalize(torch.from_numpy(features).float(), dim=1)
     return unit if bool(unit.isfinite().all()) else unit.nan_to_num()
-
-
-def originals(
-    data_uri: str,
-    manifest: Manifest,
-    set_name: SetName,
-    rows: Iterable[int],
-    *,
-    large: set[int],
-) -> Pictures:
-    """Return row -> (small, larger picture) in base64, from the stored images.
-
-    The larger one is None for rows outside `large`, and where the small one is the whole original.
-    """
-    files = stored_images(data_uri, manifest, set_name, rows)
-    if manifest.image.encoding == "raw":
-        return {row: (_encoded(data), None) for row, data in files.items()}
-    return {row: _pair(data, with_large=row in large) for row, data in files.items()}
-
-
-def _pair(data: bytes, *, with_large: bool) -> tuple[str, str | None]:
-    canvas, (height_px, width_px) = decode_canvas(data, ImageLimits(), LARGE_PX)
-    image = Image.fromarray(
-        np.ascontiguousarray(canvas[:, :height_px, :width_px].transpose(1, 2, 0))
-    )
-    small = image.copy()
-    small.thumbnail((THUMB_PX, THUMB_PX), Image.Resampling.BICUBIC)
-    thumb = _jpeg(small, _THUMB_QUALITY)
-    if not with_large or small.size == image.size:
-        return thumb, None
-    return thumb, _jpeg(image, _LARGE_QUALITY)
-
-
-def _jpeg(image: Image.Image, quality: int) -> str:
-    sink = BytesIO()
-    image.save(sink, format="JPEG", quality=quality)
-    return _encoded(sink.getvalue())
-
-
-def _encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode()

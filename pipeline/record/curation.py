@@ -8,6 +8,8 @@ from pipeline.record.embedding import EmbeddedBy
 from pipeline.record.run import DataRef
 from pipeline.record.schema import Part, Record
 
+PICTURES = "curation/pictures.json"
+
 
 class NearPair(Part):
     """Two images that are nearly the same, and their cosine similarity."""
@@ -24,6 +26,20 @@ class NearLeak(Part):
     images: int
     of: int
     examples: tuple[NearPair, ...]
+
+
+class CurationPictures(Record):
+    """RUN/curation/pictures.json: what curation.html shows of images.
+
+    Args:
+        thumbs: set -> id -> small picture in base64, of the examples and of `leaves`.
+        leaves: ids of some selected images of each of the largest leaves, in the order of
+            `Curation.leaf_images`.
+    """
+
+    schema_version: Literal[1] = 1
+    thumbs: dict[str, dict[str, str]]
+    leaves: tuple[tuple[str, ...], ...]
 
 
 class Curation(Record):

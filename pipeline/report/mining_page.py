@@ -91,12 +91,17 @@ def write_mining_page(run_uri: str) -> tuple[str, Mining]:
         table = mining.findings_csv(found.findings)
         storage.write_bytes(storage.join(run_uri, "mining", "findings.csv"), table)
     uri = storage.join(run_uri, "mining.html")
-    storage.write_bytes(uri, render(load(run_uri), found, gallery).encode())
+    curated = storage.exists(storage.join(run_uri, "curation.json"))
+    text = render(load(run_uri), found, gallery, is_curated=curated)
+    storage.write_bytes(uri, text.encode())
     return uri, found
 
 
-def render(inputs: Inputs, found: Mining, gallery: Gallery) -> str:
+def render(inputs: Inputs, found: Mining, gallery: Gallery, *, is_curated: bool = False) -> str:
     """Return the page as HTML."""
+    links: tuple[Link, ...] = (Link("Run report", "report.html"),)
+    if is_curated:
+        links += (Link("Near-duplicates", "curation.html"),)
     cards = [_card(gallery, i, found.class_names) for i in range(len(gallery.images))]
     seen: set[int] = set()
 
@@ -132,7 +137,7 @@ def render(inputs: Inputs, found: Mining, gallery: Gallery) -> str:
     script = source("mining.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = Page(
-        head=head(inputs, "Rare images", (Link("Run report", "report.html"),)),
+        head=head(inputs, "Rare images", links),
         data=f"{found.scored} images of the {found.set} set",
         evidence=mining.evidence(found),
         how=mining.how_scored(found),

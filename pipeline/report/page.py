@@ -85,17 +85,24 @@ def write_report(run_uri: str) -> str:
     if found is not None:
         text = sweep.render(inputs, found, head(inputs, "Sweep report", ()))
     else:
-        text = render(inputs, find(Mining, storage.join(run_uri, "mining.json")))
+        curated = storage.exists(storage.join(run_uri, "curation.json"))
+        text = render(
+            inputs, find(Mining, storage.join(run_uri, "mining.json")), is_curated=curated
+        )
     storage.write_bytes(uri, text.encode())
     for name, content in csv_files(inputs.evaluation, inputs.health).items():
         storage.write_bytes(storage.join(run_uri, "tables", name), content)
     return uri
 
 
-def render(inputs: Inputs, mined: Mining | None) -> str:
+def render(inputs: Inputs, mined: Mining | None, *, is_curated: bool = False) -> str:
     """Return the page as HTML."""
     evaluation, manifest = inputs.evaluation, inputs.manifest
-    links = (Link("Rare images", "mining.html"),) if mined is not None else ()
+    links: tuple[Link, ...] = ()
+    if mined is not None:
+        links += (Link("Rare images", "mining.html"),)
+    if is_curated:
+        links += (Link("Near-duplicates", "curation.html"),)
     page = Page(
         head=head(inputs, "Run report", links),
         verdict=verdict(inputs),

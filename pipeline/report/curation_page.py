@@ -1,0 +1,149 @@
+"""RUN/curation.html: near-duplicates, leaks, clusters with their sizes, and what was selected.
+
+Made from curation.json, curation/pictures.json and run.json. No script; all text is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from pipeline import storage
+from pipeline.record.curation import PICTURES, Curation, CurationPictures, NearPair
+from pipeline.report.charts.plots import Bar, bars
+from pipeline.report.head import Head, head
+from pipeline.report.inputs import Inputs, load, require
+from pipeline.report.parts import Figure, Link, Thumb, image_source
+from pipeline.report.template import to_html
+
+PAGE = "curation.html"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures under a heading, with what to know about them."""
+
+    id: str
+    name: str
+    text: str
+    lists: tuple[tuple[str, tuple[Thumb, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """All of curation.html."""
+
+    head: Head
+    word: str
+    tone: str
+    texts: tuple[str, ...]
+    sheets: tuple[Sheet, ...]
+    figures: tuple[Figure, ...]
+
+
+def write_curation_page(run_uri: str) -> str:
+    """Make the page, and return its URI.
+
+    Raises:
+        DataError: a record is missing or broken; the file is named.
+    """
+    found = require(Curation, storage.join(run_uri, "curation.json"))
+    pictures = CurationPictures.read(storage.join(run_uri, PICTURES))
+    uri = storage.join(run_uri, PAGE)
+    storage.write_bytes(uri, render(load(run_uri), found, pictures).encode())
+    return uri
+
+
+def render(inputs: Inputs, found: Curation, pictures: CurationPictures) -> str:
+    """Return the page as HTML."""
+    leaking = any(leak.images for leak in found.leaks)
+    page = Page(
+        head=head(inputs, "Near-duplicates and selection", (Link("Run report", "report.html"),)),
+        word="Images leak across sets" if leaking else f"{found.kept} images selected",
+        tone="bad" if leaking else "good",
+        texts=texts(found),
+        sheets=tuple(sheet for sheet in _sheets(found, pictures) if sheet.lists),
+        figures=_figures(found),
+    )
+    return to_html("curation.html.j2", page)
+
+
+def texts(found: Curation) -> tuple[str, ...]:
+    """Return what was found, one sentence a fact."""
+    levels = " > ".join(str(num) for num in reversed(found.levels))
+    leaks = (
+        f"{leak.images} of {leak.of} images of {leak.set} are nearly one of {found.set}."
+        for leak in found.leaks
+    )
+    return (
+        f"{found.duplicates} of {found.images} images are near-duplicates of another, from a "
+        f"cosine of {found.similarity:g} on, by {found.weights.name}.",
+        *leaks,
+        f"{found.kept} of the other {found.images - found.duplicates} images are selected, evenly "
+        f"over {levels} clusters.",
+    )
+
+
+def _sheets(found: Curation, pictures: CurationPictures) -> tuple[Sheet, ...]:
+    own = pictures.thumbs.get(found.set, {})
+    leaks = tuple(
+        (f"{leak.set} and {found.set}", _pairs(leak.examples, pictures.thumbs.get(leak.set, {}),
+                                               own, (f"of {leak.set}", f"of {found.set}")))
+        for leak in found.leaks
+        if leak.examples
+    )  # fmt: skip
+    duplicates = _pairs(found.examples, own, own, ("left out", "stays"))
+    return (
+        Sheet("leaks", "Leaks", "Images of test and val, each before the one that it is nearly. A "
+              "score on them is too high. All are in curation/leaks.csv.", leaks),
+        Sheet("duplicates", "Near-duplicates", "Each image that is left out stands before the one "
+              "that it is nearly. All are in curation/duplicates.csv.",
+              (("The first by place", duplicates),) if duplicates else ()),
+        Sheet("clusters", "The largest clusters", "Some of their selected images. All selected "
+              "images are in curation/selected.csv.",
+              tuple(
+                  (f"Cluster {number}: {images} images, {kept} selected",
+                   tuple(_thumb(name, own, "", "") for name in names))
+                  for number, (names, images, kept) in enumerate(
+                      zip(pictures.leaves, found.leaf_images, found.leaf_kept, strict=False), 1)
+                  if names
+              )),
+    )  # fmt: skip
+
+
+def _pairs(
+    pairs: Sequence[NearPair],
+    first: Mapping[str, str],
+    second: Mapping[str, str],
+    names: tuple[str, str],
+) -> tuple[Thumb, ...]:
+    return tuple(
+        shown
+        for pair in pairs
+        for shown in (
+            _thumb(pair.id, first, names[0], f"{pair.similarity:.4f}"),
+            _thumb(pair.other, second, names[1], f"{pair.similarity:.4f}"),
+        )
+    )
+
+
+def _thumb(id: str, thumbs: Mapping[str, str], name: str, score: str) -> Thumb:
+    return Thumb(id, name, score, image_source(thumbs.get(id)))
+
+
+def _figures(found: Curation) -> tuple[Figure, ...]:
+    """Return the sizes of the clusters, and how many of each are selected."""
+    drawn = (
+        ("Images of each cluster", found.leaf_images, "c3"),
+        ("Selected images of each cluster", found.leaf_kept, "c1"),
+    )
+    figures = []
+    for name, values, style in drawn:
+        data = [Bar(str(i), float(n), style, str(n)) for i, n in enumerate(values, 1)]
+        svg = bars(data, label=f"{name}, {len(data)} clusters", x_label="clusters by size",
+                   y_label="images")  # fmt: skip
+        caption = f"{len(data)} clusters, the largest first; {sum(values)} images."
+        figures.append(Figure(name, Markup(svg), caption))
+    return tuple(figures)

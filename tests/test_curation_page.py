@@ -1,0 +1,84 @@
+"""curation.html: inert, and showing what curation.json says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.record.curation import PICTURES, Curation, CurationPictures, NearLeak, NearPair
+from pipeline.record.embedding import EmbeddedBy
+from pipeline.record.gallery import Gallery, gallery_uri
+from pipeline.record.run import DataRef
+from pipeline.report.curation_page import write_curation_page
+from pipeline.report.mining_page import write_mining_page
+from pipeline.report.page import write_report
+from tests import records
+from tests.refusals import raises
+from tests.test_report import HOSTILE, Page, assert_inert, charts
+
+
+def curated(run_uri: str, leaks: int = 2, num_leaves: int = 30) -> Curation:
+    thumb = Gallery.read(gallery_uri(run_uri)).images[0].thumb
+    pair = NearPair(id=HOSTILE[0], other="b.png", similarity=0.9971)
+    leak = NearPair(id="t.png", other="b.png", similarity=1.0)
+    found = Curation(
+        data=DataRef(uri="data", manifest_hash="ab12" * 16, name="digits-lt"),
+        set="pretrain",
+        weights=EmbeddedBy(name="sdclr", uri=None, sha256="0" * 64),
+        similarity=0.99,
+        images=500,
+        duplicates=7,
+        examples=(pair,),
+        leaks=(NearLeak(set="test", images=leaks, of=40, examples=(leak,) * (leaks > 0)),),
+        levels=(num_leaves, 5),
+        kept=123,
+        leaf_images=tuple(range(num_leaves, 0, -1)),
+        leaf_kept=(4,) * num_leaves,
+    )
+    found.write(f"{run_uri}/curation.json")
+    CurationPictures(
+        thumbs={"pretrain": {HOSTILE[0]: thumb, "b.png": '"><script>'}, "test": {"t.png": thumb}},
+        leaves=((HOSTILE[0], "b.png"), ()),
+    ).write(f"{run_uri}/{PICTURES}")
+    return found
+
+
+@pytest.mark.parametrize("num_leaves", [5, 30])
+def test_the_page_shows_counts_pairs_and_clusters(tmp_path: Path, num_leaves: int) -> None:
+    run_uri = records.write_run(tmp_path)
+    curated(run_uri, num_leaves=num_leaves)
+    page = Page(Path(write_curation_page(run_uri)).read_text())
+    assert_inert(page)
+    for claim in ("7 of 500 images", "2 of 40 images of test", "123 of the other 493",
+                  f"5 > {num_leaves} clusters", "Images leak across sets"):  # fmt: skip
+        assert claim in page.text
+    assert len([label for label in charts(page) if f"{num_leaves} clusters" in label]) == 2
+    assert f"Cluster 1: {num_leaves} images, 4 selected" in page.text
+    assert page.text.count("0.9971") == 2 and "Cluster 2:" not in page.text
+    # Three pictures of b.png are not one: as an example, in a leak and in a cluster.
+    assert page.text.count("no image") == 3
+    assert len([a for a in page.all("img") if a.get("src")]) == 3
+    assert any(HOSTILE[0] in str(a.get("title")) for a in page.all("li"))
+
+
+def test_without_leaks_nothing_is_said_to_leak(tmp_path: Path) -> None:
+    run_uri = records.write_run(tmp_path)
+    curated(run_uri, leaks=0)
+    page = Page(Path(write_curation_page(run_uri)).read_text())
+    assert "leak across" not in page.text and "Leaks" not in page.text
+
+
+def test_the_other_pages_link_to_it_once_it_is_there(tmp_path: Path) -> None:
+    run_uri = records.write_run(tmp_path)
+
+    def links() -> list[bool]:
+        pages = (write_report(run_uri), write_mining_page(run_uri)[0])
+        found = [Page(Path(uri).read_text()).all("a") for uri in pages]
+        return ["curation.html" in [a["href"] for a in page] for page in found]
+
+    assert links() == [False, False]
+    with raises("E-DATA-085"):
+        write_curation_page(run_uri)
+    curated(run_uri)
+    assert links() == [True, True]
