@@ -18,8 +18,9 @@ class Recipe:
     Args:
         method: a name in `sdclr.methods`.
         epochs: passes over the set.
-        lr: peak learning rate of SGD; not scaled by anything.
-        momentum, weight_decay: of SGD, on all parameters.
+        lr: peak learning rate; not scaled by anything.
+        momentum: of SGD, without Nesterov, and of LARS; AdamW's first beta.
+        weight_decay: L2 for SGD and LARS, decoupled for AdamW.
         warmup_epochs: linear warm-up, clamped to a tenth of the run.
         final_lr: where the cosine ends.
         temperature: of NT-Xent.
@@ -36,6 +37,8 @@ class Recipe:
         micro_batch: most images of each view that a rank holds activations of; None for all of its
             share. The gradient is the whole batch's, see `sdclr.gradcache`.
         compile: the forward pass through torch.compile.
+        optimizer: see `sdclr.optimizers`.
+        decay_all: whether norms and biases decay as well, as published.
     """
 
     method: str
@@ -57,6 +60,8 @@ class Recipe:
     sync_batchnorm: bool = True
     micro_batch: int | None = None
     compile: bool = False
+    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
+    decay_all: bool = True
 
 
 def cifar_recipe(method: str, *, epochs: int = 2000, seed: int = 0) -> Recipe:

@@ -1,6 +1,6 @@
 """All that a resume needs, as tensors and plain numbers: no pickled objects, no generator states.
 
-Weights, both BatchNorm sets, masks, SGD momentum, what the method keeps, the memory of losses where
+Weights, both BatchNorm sets, masks, momentum, what the method keeps, the memory of losses where
 there is one, and the step. Order, views, learning rate and random masks are functions of
 (seed, step) and need no place here.
 """
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdclr.optimizers import give_back, kept_of_each_weight
 from sdclr.trainer import Trainer
 
 FORMAT_VERSION = 1
 LOSS_MEMORY = "loss_memory"
-_MODEL, _MOMENTUM, _METHOD = "model.", "momentum.", "method."
+_MODEL, _METHOD = "model.", "method."
 
 
 class StateError(ValueError):
@@ -28,8 +29,8 @@ class TrainState:
     """A trainer between two steps.
 
     Args:
-        tensors: on the CPU: `model.<name>`, `momentum.<parameter>`, `method.<name>`, and
-            `loss_memory` where the trainer has one.
+        tensors: on the CPU: `model.<name>`, what the optimizer keeps of each parameter
+            (`sdclr.optimizers`), `method.<name>`, and `loss_memory` where the trainer has one.
         numbers: format_version, method, seed, step, num_steps.
     """
 
@@ -40,10 +41,11 @@ class TrainState:
 def capture(trainer: Trainer) -> TrainState:
     """Copy the trainer's state; later steps do not change the copy."""
     tensors = {_MODEL + name: value for name, value in trainer.model.state_dict().items()}
-    for name, parameter in trainer.model.named_parameters():
-        momentum = trainer.optimizer.state[parameter].get("momentum_buffer")
-        if momentum is not None:
-            tensors[_MOMENTUM + name] = momentum
+    for key, prefix in kept_of_each_weight(trainer.recipe).items():
+        for name, parameter in trainer.model.named_parameters():
+            value = trainer.optimizer.state[parameter].get(key)
+            if value is not None:
+                tensors[prefix + name] = value
     tensors |= {_METHOD + name: value for name, value in trainer.method.state().items()}
     if trainer.memory is not None:
         tensors[LOSS_MEMORY] = trainer.memory.sums_2N
@@ -66,22 +68,22 @@ def restore(trainer: Trainer, state: TrainState) -> None:
     if not isinstance(step, int) or not 0 <= step <= trainer.num_steps:
         raise StateError(f"step: {step!r} is not in 0..{trainer.num_steps}")
     expected_tensors = {_MODEL + n: t for n, t in trainer.model.state_dict().items()}
-    if trainer.recipe.momentum and step > 0:
-        expected_tensors |= {_MOMENTUM + n: p.data for n, p in trainer.model.named_parameters()}
+    kept_keys = kept_of_each_weight(trainer.recipe)
+    for prefix in kept_keys.values() if step > 0 else ():
+        expected_tensors |= {prefix + n: p.data for n, p in trainer.model.named_parameters()}
     expected_tensors |= {_METHOD + n: t for n, t in trainer.method.state().items()}
     if trainer.memory is not None:
         expected_tensors[LOSS_MEMORY] = trainer.memory.sums_2N
     _check_tensors(state.tensors, expected_tensors)
 
-    prefix = len(_MODEL)
-    model = {n[prefix:]: t for n, t in state.tensors.items() if n.startswith(_MODEL)}
+    start = len(_MODEL)
+    model = {n[start:]: t for n, t in state.tensors.items() if n.startswith(_MODEL)}
     trainer.model.load_state_dict(model, strict=True)
-    trainer.optimizer.state.clear()
-    for name, parameter in trainer.model.named_parameters():
-        momentum = state.tensors.get(_MOMENTUM + name)
-        if momentum is not None:
-            buffer = torch.empty_like(parameter).copy_(momentum)  # in the parameter's own layout
-            trainer.optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+    kept = {
+        name: {key: state.tensors[prefix + name] for key, prefix in kept_keys.items() if step > 0}
+        for name, _ in trainer.model.named_parameters()
+    }
+    give_back(trainer.optimizer, trainer.model, kept, step)
     for name, tensor in trainer.method.state().items():
         tensor.copy_(state.tensors[_METHOD + name])
     if trainer.memory is not None:

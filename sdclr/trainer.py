@@ -29,6 +29,7 @@ from sdclr.imageset import Batch, Feed
 from sdclr.loss import image_losses
 from sdclr.loss_memory import LossMemory
 from sdclr.methods import method_class
+from sdclr.optimizers import make_optimizer
 from sdclr.recipe import Recipe
 from sdclr.schedule import learning_rate, warmup_steps
 from sdclr.seeds import torch_generator
@@ -126,12 +127,7 @@ class Trainer:
                 gradient_as_bucket_view=True,
                 **_without_buffer_sync(),
             )
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
+        self.optimizer = make_optimizer(recipe, self.model)
         self.step = 0
 
     @property
@@ -193,7 +189,7 @@ class Trainer:
     def update(
         self, batch: Batch, *, wait_s: float = 0.0, kept_frac: dict[str, float] | None = None
     ) -> StepReport:
-        """Run one forward, one backward and one SGD step."""
+        """Run one forward, one backward and one step of the optimizer."""
         view1_BCHW, view2_BCHW = self.views(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(view1_BCHW, view2_BCHW)

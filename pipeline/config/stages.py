@@ -18,6 +18,8 @@ Protocol = Literal[
     "cached-linear", "cached-fewshot", "knn",
     "paper-linear", "paper-fewshot", "paper-fewshot-last",
 ]  # fmt: skip
+MAX_ADAMW_RATE = 0.02
+"""AdamW moves every weight by about its learning rate: the rates of SGD are far too high for it."""
 NEEDS_VAL = ("paper-linear", "paper-fewshot")
 """Protocols that choose their epoch on the val set."""
 
@@ -56,14 +58,23 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda when the cluster has a GPU per worker"
     )
+    optimizer: Literal["sgd", "adamw", "lars"] = Field(
+        default="sgd", description="sgd as published, without Nesterov; docs/methods.md"
+    )
     lr_per_256: float = Field(
         default=1.0,
         gt=0,
-        description="peak learning rate of SGD at 256 images a step; used times "
-        "train.global_batch / 256",
+        description="peak learning rate at 256 images a step; used times train.global_batch / 256",
     )
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="of SGD, without Nesterov")
-    weight_decay: float = Field(default=1e-4, ge=0, description="L2, on all parameters")
+    momentum: float = Field(
+        default=0.9, ge=0, lt=1, description="of sgd and lars; the first beta of adamw"
+    )
+    weight_decay: float = Field(
+        default=1e-4, ge=0, description="L2 with sgd and lars, decoupled with adamw"
+    )
+    decay_all: bool = Field(
+        default=True, description="weight decay on norms and biases too, as published"
+    )
     warmup_epochs: float = Field(
         default=10.0,
         ge=0,
@@ -123,6 +134,16 @@ class Train(Section):
         ge=1,
         description="steps between lines of metrics; null = 1 in a run of up to 200 steps, else 10",
     )
+
+    @field_validator("lr_per_256")
+    @classmethod
+    def _rate_fits_optimizer(cls, rate: float, info: ValidationInfo) -> float:
+        if info.data.get("optimizer") == "adamw" and rate > MAX_ADAMW_RATE:
+            raise ValueError(
+                f"expected at most {MAX_ADAMW_RATE} with train.optimizer = adamw, such as 0.0005, "
+                f"got {rate:g}"
+            )
+        return rate
 
     @property
     def num_workers(self) -> int:

@@ -145,6 +145,8 @@ def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
         sync_batchnorm=t.sync_batchnorm,
         micro_batch=t.micro_batch,
         compile=t.compile,
+        optimizer=t.optimizer,
+        decay_all=t.decay_all,
     )
 
 
@@ -196,9 +198,10 @@ def state_bytes(config: Config, method: str) -> tuple[int, int]:
     """Return the bytes of the exchanged weights and of a checkpoint."""
     model = new_model(config, method, new_network(config, method))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    # A checkpoint holds the momentum of every weight beside the state of the model.
+    # A checkpoint holds what the optimizer keeps of every weight beside the state of the model.
     state = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    return weights, weights + state
+    kept = {"sgd": 1, "lars": 1, "adamw": 2}[config.train.optimizer]
+    return weights, kept * weights + state
 
 
 def trained_model(config: Config, method: str, state: TrainState) -> Twin | SimCLR:

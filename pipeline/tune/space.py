@@ -24,6 +24,7 @@ _PRUNE_RATIO = {"cifar": (0.3, 0.98), "imagenet": (0.1, 0.7)}
 _KEYS = {"temperature": "{keys}.temperature", "lr": "train.lr_per_256",
          "weight_decay": "train.weight_decay"}  # fmt: skip
 _BY_LOGARITHM = {"temperature": (0.05, 1.0), "lr": (0.05, 2.0), "weight_decay": (1e-5, 1e-3)}
+_OF_ADAMW = {"lr": (5e-5, 5e-3), "weight_decay": (1e-3, 0.3)}
 # The published settings (Jiang et al. 2021) by stem: prune ratio and temperature.
 _PUBLISHED = {"cifar": (0.9, 0.2), "imagenet": (0.3, 0.3)}
 _PUBLISHED_SIMCLR_TEMPERATURE = 0.2
@@ -72,7 +73,8 @@ def parameters(config: Config, method: str) -> tuple[Parameter, ...]:
                 low, high = given or _PRUNE_RATIO[config.model.stem]
                 found.append(Parameter("sdclr.prune_ratio", low, high))
         elif name != "temperature" or "ts" not in entry.own:
-            low, high = given or _BY_LOGARITHM[name]
+            usual = _BY_LOGARITHM | (_OF_ADAMW if config.train.optimizer == "adamw" else {})
+            low, high = given or usual[name]
             found.append(Parameter(_KEYS[name].format(keys=entry.keys), low, high, log=True))
     return tuple(found)
 
