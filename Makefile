@@ -16,7 +16,7 @@ help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-14s%s\n", $$1, $$2 }'
 
 test: $(VENV)/.dev ## all tests but the slow ones
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not s3server" --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not s3server" --durations=15
 
 test-slow: $(VENV)/.dev ## tests that take longer than a minute each
 	$(BIN)/python -m pytest -m "slow and not s3server"
