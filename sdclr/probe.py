@@ -104,10 +104,7 @@ def linear_probe(
     with suitable_threads(train_ND, num_classes):
         train_NR, test_MR = on_axes(train_ND, test_MD)
         check_training_rows(train_NR, train_labels_N, num_classes)
-        folds = [
-            validation.predict(train_NR, train_labels_N, fold)
-            for fold in range(validation.num_folds)
-        ]
+        folds = validation.predict_all(train_NR, train_labels_N)
         return final_probe(train_NR, train_labels_N, test_MR, validation, folds)
 
 

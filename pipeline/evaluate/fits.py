@@ -1,8 +1,8 @@
 """Classifiers on cached features: here one after the other, or as Ray tasks where that pays.
 
-A fit is cut at its cross-validation folds. Every part takes one thread of a CPU, or a GPU where
-there is one and the problem is large: threads of small fits wait for each other by spinning, and on
-a busy machine that takes 20 times as long as one thread.
+A fit is cut at its cross-validation folds, unless it is small. Every part takes one thread of a
+CPU, or a GPU where there is one and the problem is large: threads of small fits wait for each other
+by spinning, and on a busy machine that takes 20 times as long as one thread.
 
 Shapes: N training images, M test images, D features, R principal axes, C classes, L penalties.
 """
@@ -65,8 +65,10 @@ class Fit:
 
     @property
     def folds(self) -> range:
-        """The folds that are fitted apart."""
-        return range(0 if self.k is not None else self.validation.num_folds)
+        """The folds that are fitted apart; none where all are fitted together, at the end."""
+        if self.k is not None or self.validation.is_small:
+            return range(0)
+        return range(self.validation.num_folds)
 
     @property
     def work(self) -> int:
@@ -207,8 +209,9 @@ def _final(
 ) -> Ints:
     train, labels, test = (_tensor(array, device) for array in (train_NR, labels_N, test_MR))
     with one_thread():
+        apart = [_tensor(part, "cpu") for part in folds]
         result = final_probe(
-            train, labels, test, validation, [_tensor(part, "cpu") for part in folds]
+            train, labels, test, validation, apart or validation.predict_all(train, labels)
         )
     found: Ints = result.predictions_M.cpu().numpy()
     return found
