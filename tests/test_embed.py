@@ -216,8 +216,9 @@ def test_killed_and_resumed_equals_unbroken_and_equals_a_plain_extraction(
 
     unbroken = run_on(tmp_path / "unbroken")
     made = embed(unbroken, SOURCES, cluster=CLUSTER, progress=lambda *_: None)
+    elsewhere = replace(CLUSTER, is_local=False)  # in actors, not in this process
     extracted = extract(
-        unbroken, sources=SOURCES, set_names=("probe",), cluster=CLUSTER, progress=lambda *_: None
+        unbroken, sources=SOURCES, set_names=("probe",), cluster=elsewhere, progress=lambda *_: None
     )["probe"]
     probe = embed(
         unbroken, SOURCES[:1], set_name="probe", cluster=CLUSTER, progress=lambda *_: None

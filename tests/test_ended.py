@@ -18,6 +18,7 @@ from pipeline.evaluate.fits import Fit, fit_anywhere, fit_here
 from pipeline.model.source import UNTRAINED, ModelSource
 from pipeline.record.context import RunContext
 from pipeline.record.evaluation import EndedProtocol, Evaluation
+from sdclr import crossval
 from tests.test_evaluate import EVEN, NUM_CLASSES, features, sets_of
 
 CPU = Placement("cpu", 1, 1, 0, 1)
@@ -135,7 +136,12 @@ def test_fewer_models_take_the_scores_of_more(run: RunContext) -> None:
 
 
 @pytest.mark.ray
-def test_fits_in_tasks_equal_those_here(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_fits_in_tasks_equal_those_here(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    if apart:
+        monkeypatch.setattr(crossval, "_TOGETHER", 0)
     train, test = features(120, 1, noise=3.0), features(60, 2, noise=3.0)
     given = [
         Fit(train.by_model[model], train.labels_N, test.by_model[model], NUM_CLASSES, k=k)
@@ -146,7 +152,8 @@ def test_fits_in_tasks_equal_those_here(ray_cluster: None, monkeypatch: pytest.M
     monkeypatch.setattr(fits, "_WORTH_TASKS", 0)
     monkeypatch.setattr(fits, "fit_here", None)
     found = fit_anywhere(given, CPU, resource=None, progress=lambda *n: seen.append(n))
-    assert seen[0] == (0, 14) and seen[-1] == (14, 14)
+    total = 14 if apart else 4  # five folds of two linear probes
+    assert seen[0] == (0, total) and seen[-1] == (total, total)
     digests = [hashlib.sha256(predictions.tobytes()).hexdigest() for predictions in found]
     assert len(set(digests)) == 4
     for one, other in zip(found, fit_here(given), strict=True):

@@ -17,6 +17,7 @@ from pipeline.evaluate.cached import CachedProbes
 from pipeline.evaluate.fits import Fit, fit_here
 from pipeline.evaluate.labelled import check_labels, check_sets, fewshot_rows, labelled_images
 from pipeline.record.evaluation import Score
+from sdclr import crossval
 from sdclr.longtail import Groups
 from tests.refusals import raises
 
@@ -168,12 +169,16 @@ def test_fewshot_images_may_be_outside_the_labelled_set() -> None:
     assert labelled_images({"probe": probe, "test": test}) == (probe, 60)
 
 
-def test_progress_counts_folds_and_ends_at_all_of_them() -> None:
+@pytest.mark.parametrize(("together", "parts"), [(crossval._TOGETHER, 1), (0, 6)])
+def test_progress_counts_folds_and_ends_at_all_of_them(
+    together: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crossval, "_TOGETHER", together)
     seen: list[tuple[int, int]] = []
     train = features(60, 1, noise=0.1)
     fit = Fit(train.by_model["sdclr"], train.labels_N, train.by_model["sdclr"], NUM_CLASSES)
     fit_here([fit, fit], lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 12) for done in range(1, 13)]
+    assert seen == [(done, 2 * parts) for done in range(1, 2 * parts + 1)]
 
 
 def sets_of(**counts: tuple[int, ...]) -> Manifest:

@@ -1,7 +1,7 @@
 """Frozen features of many images under several networks, in one pass through Ray Data.
 
-Images are read, checked and decoded once; each extractor actor holds all networks. The features of
-a set come back as arrays in the set's own order, whatever order the actors finished in.
+Images are read, checked and decoded once; each worker holds all networks. The features of a set
+come back as arrays in the set's own order, whatever order the workers finished in.
 
 Shapes: n rows of one shard, N rows of a set, F feature size of the backbone.
 """
@@ -9,7 +9,7 @@ Shapes: n rows of one shard, N rows of a set, F feature size of the backbone.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,7 @@ class SetFeatures:
 
 
 class Extractor:
-    """Actor that turns decoded rows into features.
+    """Worker that turns decoded rows into features.
 
     Args:
         config_json: the run's configuration.
@@ -158,7 +158,7 @@ def extract(
     total = sum(num_rows[name] for name in set_names)
     done = 0
     progress(done, total)
-    for batch in extracted.iter_batches(batch_size=None, batch_format="numpy"):
+    for batch in extracted:
         parts[str(batch["set"][0])].append(batch)
         done += len(batch["row"])
         progress(done, total)
@@ -182,27 +182,57 @@ def extractor_arguments(
 
 @dataclass(frozen=True)
 class Placement:
-    """Distribution of work on frozen networks over the cluster: resources of one worker."""
+    """Distribution of work on frozen networks over the cluster: resources of one worker.
+
+    Args:
+        device: `cpu` or `cuda`.
+        num_workers: actors.
+        num_cpus, num_gpus: of each.
+        num_threads: of each on a CPU.
+        is_here: the one worker is this process: an actor on the same CPUs would only start later.
+    """
 
     device: str
     num_workers: int
     num_cpus: int
     num_gpus: int
     num_threads: int
+    is_here: bool = False
 
 
 def over_blocks(
-    rows: Any, actor: type, arguments: tuple[Any, ...], place: Placement, *, resource: str | None
-) -> Any:
-    """Return a Ray dataset of what actors make of decoded rows, each block whole.
+    rows: Any,
+    worker: Callable[..., Callable[[Columns], Columns]],
+    arguments: tuple[Any, ...],
+    place: Placement,
+    *,
+    resource: str | None,
+) -> Iterator[Columns]:
+    """Yield what workers make of decoded rows, each block whole, in arbitrary order.
 
     Args:
         rows: of `feed.decoded_rows`.
-        actor: made of `arguments`, called with one block.
+        worker: class, made of `arguments`, called with one block.
         arguments: plain values.
-        place: resources of each actor.
+        place: resources of each worker.
         resource: custom resource of the nodes for them; None = any node.
     """
+    if place.is_here:
+        before = torch.get_num_threads()
+        try:
+            work = worker(*arguments)
+            for block in rows.iter_batches(batch_size=None, batch_format="numpy"):
+                yield work(block)
+        finally:
+            torch.set_num_threads(before)
+        return
+    made = _in_actors(rows, worker, arguments, place, resource)
+    yield from made.iter_batches(batch_size=None, batch_format="numpy")
+
+
+def _in_actors(
+    rows: Any, worker: Any, arguments: tuple[Any, ...], place: Placement, resource: str | None
+) -> Any:
     from ray.data import ActorPoolStrategy
 
     with warnings.catch_warnings():
@@ -211,7 +241,7 @@ def over_blocks(
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         # Not `map_batches`: with GPUs it takes batches of a size only, which mix blocks.
         return rows.map_batches_internal(
-            actor,
+            worker,
             fn_constructor_args=arguments,
             batch_size=None,
             compute=ActorPoolStrategy(size=place.num_workers),
@@ -223,14 +253,18 @@ def over_blocks(
 
 
 def placement(config: Config, cluster: Cluster) -> Placement:
-    """Return a worker for each GPU, or for four CPUs; one CPU is left to read and decode."""
+    """Return a worker for each GPU, or for four CPUs; one CPU is left to read and decode.
+
+    On a small machine without a GPU the one worker is this process.
+    """
     free_cpus = max(1, cluster.num_cpus - 1)
     if config.train.device != "cpu" and cluster.num_gpus > 0:
         num_threads = max(1, min(4, free_cpus // cluster.num_gpus))
         return Placement("cuda", cluster.num_gpus, 1, 1, num_threads)
     num_workers = max(1, free_cpus // 4)
     num_threads = max(1, min(4, free_cpus // num_workers, cluster.largest_node_cpus))
-    return Placement("cpu", num_workers, num_threads, 0, num_threads)
+    is_here = cluster.is_local and num_workers == 1
+    return Placement("cpu", num_workers, num_threads, 0, num_threads, is_here)
 
 
 def _assemble(set_name: str, parts: list[Columns], num_rows: int) -> SetFeatures:

@@ -87,7 +87,7 @@ def embed(
 
 
 class Embedder(Extractor):
-    """Actor that writes the features of a shard of images: one file for each network.
+    """Worker that writes the features of a shard of images: one file for each network.
 
     Args:
         folders: by the name of the network.
@@ -157,7 +157,7 @@ def _make(
             rows, Embedder, (folders, dtype, arguments), place,
             resource=config.placement.train_resource,
         )  # fmt: skip
-        for batch in written.iter_batches(batch_size=None, batch_format="numpy"):
+        for batch in written:
             for name, text in zip(batch["model"].tolist(), batch["shard"].tolist(), strict=True):
                 shard = VectorShard.model_validate_json(text)
                 found[name][shard.first_row] = shard

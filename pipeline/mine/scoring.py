@@ -168,7 +168,7 @@ def disagreements(
     ledger = RowLedger("mine --set", num_images)
     found: dict[str, Floats] = {}
     progress("disagreement", 0, num_images)
-    for batch in measured.iter_batches(batch_size=None, batch_format="numpy"):
+    for batch in measured:
         rows_n = batch.pop("row")
         ledger.add(rows_n)
         for model, values in batch.items():
