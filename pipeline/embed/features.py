@@ -226,13 +226,6 @@ def over_blocks(
         finally:
             torch.set_num_threads(before)
         return
-    made = _in_actors(rows, worker, arguments, place, resource)
-    yield from made.iter_batches(batch_size=None, batch_format="numpy")
-
-
-def _in_actors(
-    rows: Any, worker: Any, arguments: tuple[Any, ...], place: Placement, resource: str | None
-) -> Any:
     from ray.data import ActorPoolStrategy
 
     with warnings.catch_warnings():
@@ -240,7 +233,7 @@ def _in_actors(
         # it replaces a lost actor by itself, and a restart in place could not find its arguments.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         # Not `map_batches`: with GPUs it takes batches of a size only, which mix blocks.
-        return rows.map_batches_internal(
+        made = rows.map_batches_internal(
             worker,
             fn_constructor_args=arguments,
             batch_size=None,
@@ -250,6 +243,7 @@ def _in_actors(
             resources=on_nodes_with(resource) or None,
             max_restarts=0,
         )
+    yield from made.iter_batches(batch_size=None, batch_format="numpy")
 
 
 def placement(config: Config, cluster: Cluster) -> Placement:
