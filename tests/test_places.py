@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.config.file import load_config
+from pipeline.config.public_weights import check_weights
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import place
 from tests.loopback_s3 import LoopbackS3
@@ -85,7 +86,7 @@ def _takes_a_place(field: FieldInfo) -> bool:
 
 def _names_a_place(parts: Sequence[Any]) -> bool:
     return any(
-        getattr(part, "func", None) is place.check
+        getattr(part, "func", None) in (place.check, check_weights)
         or _names_a_place([*get_args(part), *getattr(part, "__metadata__", ())])
         for part in parts
     )

@@ -14,6 +14,7 @@ from pipeline.cli.command_line import Command
 from pipeline.cluster.auto import settled_like
 from pipeline.config import Config
 from pipeline.config.file import changed_keys, config_hash, load_config, parse_config
+from pipeline.config.public_weights import absolute
 from pipeline.console import program
 from pipeline.errors import ConfigError
 from pipeline.record.folder import RunFolder, data_of, existing_run, numbered
@@ -47,6 +48,10 @@ def _check_weights(config: Config, command: Command) -> None:
         start = config.train.init_from
         for method in config.train.methods if start else config.train.methods[:1]:
             build.new_network(config, method, init_from=build.init_uri(config))
+        if command.stage == "all" and config.evaluate.public:
+            from pipeline.model.source import public_sources
+
+            public_sources(config)
 
 
 def _found(command: Command) -> RunFolder:
@@ -187,7 +192,10 @@ def _for_vectors(command: Command, checkpoint: str) -> RunFolder:
         config = _existing(command).config
     else:
         config = load_config(command.config_file, command.overrides)
-    parts = [config_hash(config), storage.absolute(checkpoint)]
+    parts = [
+        config_hash(config),
+        absolute(checkpoint),
+    ]
     key = hashlib.sha256(storage.to_json(parts)).hexdigest()[:8]
     name = f"{config.run.name}-embed-{key}"
     uri = storage.join(storage.absolute(config.run.root), name)

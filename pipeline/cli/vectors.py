@@ -8,6 +8,7 @@ from pipeline import storage
 from pipeline.cli.session import Session
 from pipeline.cluster.connect import refreshed
 from pipeline.cluster.retry import retry_lost_work
+from pipeline.config.public_weights import absolute
 from pipeline.console import duration
 from pipeline.record.context import RunContext
 
@@ -18,7 +19,7 @@ def embed_given(session: Session, checkpoint: str) -> None:
 
     session.open_record()
     session.record_data()
-    given = GivenWeights(uri=storage.absolute(checkpoint))
+    given = GivenWeights(uri=absolute(checkpoint))
     given.write(storage.join(session.folder.uri, GIVEN_FILE))
     embed(session)
 

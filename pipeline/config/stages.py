@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from pipeline.config.types import Choices, Place, Section, clean_text, without_repeats
+from pipeline.config.public_weights import check_public, check_weights
+from pipeline.config.types import Choices, Place, Section, Text, clean_text, without_repeats
 from sdclr.methods import METHODS
 
 if TYPE_CHECKING:
@@ -117,10 +118,10 @@ class Train(Section):
     collective_timeout_s: int = Field(
         default=600, ge=1, description="a worker that waits longer for the others gives up"
     )
-    init_from: Place | None = Field(
+    init_from: Annotated[Text, AfterValidator(check_weights)] | None = Field(
         default=None,
-        description="URI of a backbone.safetensors that a new run starts from; {method} in it "
-        "stands for the method",
+        description="weights that a new run starts from: URI of a file, {method} in it stands for "
+        "the method; or public ones, torchvision:NAME:WEIGHTS or timm:NAME",
     )
     loss_memory: float | None = Field(
         default=None,
@@ -174,6 +175,14 @@ class Evaluate(Section):
     )
     split: Literal["test", "val"] = Field(
         default="test", description="labelled set to score on; tune on val, test once"
+    )
+    public: Annotated[
+        tuple[Annotated[Text, AfterValidator(check_public)], ...],
+        Field(strict=False),
+        AfterValidator(without_repeats),
+    ] = Field(
+        default=(),
+        description="public models scored beside the run's: torchvision:NAME:WEIGHTS, timm:NAME",
     )
     checkpoints: Literal["newest", "all"] = Field(
         default="newest", description="of a run: all = every kept one, as a curve"

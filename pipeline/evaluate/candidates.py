@@ -9,7 +9,13 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import CheckpointError
 from pipeline.model import checkpoint
-from pipeline.model.source import UNTRAINED, ModelSource, given_source, trained_epochs
+from pipeline.model.source import (
+    UNTRAINED,
+    ModelSource,
+    given_source,
+    public_sources,
+    trained_epochs,
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,9 @@ def find_candidates(
     else:
         for method in config.train.methods:
             _add_method(found, config, run_uri, config_hash, method)
+    for source in public_sources(config):
+        found.models.append(Candidate(source, None, None))
+        found.notes.append(f"{source.uri}: public weights, a network of their own, the run's views")
     found.models.append(Candidate(ModelSource(UNTRAINED)))
     return found
 

@@ -33,6 +33,8 @@ from pipeline.evaluate.labelled import (
 from pipeline.evaluate.probe_task import ProbeEnd
 from pipeline.evaluate.score import score_of
 from pipeline.evaluate.trained import TrainedProbes
+from pipeline.model.backbone import check_view
+from pipeline.model.public import own_config
 from pipeline.model.source import ModelSource
 from pipeline.record.context import RunContext
 from pipeline.record.evaluation import (
@@ -70,6 +72,8 @@ def evaluate(
     """
     config, manifest = run.config, run.manifest
     candidates = find_candidates(config, run.run_uri, run.config_hash, given_uri=given_uri)
+    for uri in config.evaluate.public:
+        check_view(own_config(config, uri), manifest)
     groups = class_groups(config, manifest)
     found_leaks: list[Leak] = []
     clock = Clock()

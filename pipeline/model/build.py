@@ -13,10 +13,12 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.config.method import SDCLR as SDCLRKeys
 from pipeline.config.method import SimCLR as SimCLRKeys
+from pipeline.config.public_weights import absolute, is_public
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model import weights
 from pipeline.model.libraries import unusable
+from pipeline.model.public import refuse_other_input
 from sdclr import (
     AugmentRecipe,
     LossMemory,
@@ -183,7 +185,8 @@ def new_network(config: Config, method: str, *, init_from: str | None = None) ->
         raise unusable(config.model.backbone, error) from error
     if init_from is not None:
         uri = init_from.replace("{method}", method)
-        load_backbone(uri, config.model.backbone, network.backbone)
+        name, side_px = config.model.backbone, config.augment.crop_px
+        load_backbone(uri, name, network.backbone, image_px=side_px)
     return network
 
 
@@ -241,13 +244,16 @@ def export_backbone(uri: str, backbone: nn.Module, facts: Mapping[str, object]) 
 def init_uri(config: Config) -> str | None:
     """Return the absolute URI of the weights to start from; call it on the driver."""
     uri = config.train.init_from
-    return None if uri is None else storage.absolute(uri)
+    return None if uri is None else absolute(uri)
 
 
-def load_backbone(uri: str, name: str, backbone: nn.Module) -> None:
-    """Load weights of a file that `pipeline.model.weights` reads.
+def load_backbone(uri: str, name: str, backbone: nn.Module, *, image_px: int | None = None) -> None:
+    """Load weights to start from: a file that `pipeline.model.weights` reads, or public ones.
 
     Raises:
-        CheckpointError: not such a file, or of another architecture.
+        CheckpointError: not such weights, of another architecture, or for other inputs.
     """
-    weights.load_into(backbone, name, weights.read_weights(uri), uri=uri)
+    if is_public(uri):
+        refuse_other_input(uri)
+    tensors = weights.read_weights(uri, image_px=image_px)
+    weights.load_into(backbone, name, tensors, uri=uri)

@@ -7,6 +7,7 @@ that the file has, see `pipeline.model.foreign_names`; a classifier is left out.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import pickle
@@ -20,8 +21,10 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from pipeline import storage
+from pipeline.config.public_weights import is_public
 from pipeline.errors import CheckpointError
 from pipeline.model.foreign_names import best_fit, common_prefix
+from pipeline.model.public import public_hash, read_public
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _MAX_DEPTH = 4
@@ -30,8 +33,15 @@ _SHARE_OF_NAMES = 0.5
 
 
 def is_weights_file(uri: str) -> bool:
-    """Return whether this module reads files of this name."""
-    return uri.lower().endswith(SUFFIXES)
+    """Return whether this module reads files of this name; public weights count as one."""
+    return is_public(uri) or uri.lower().endswith(SUFFIXES)
+
+
+def file_hash(uri: str) -> str:
+    """Return the SHA-256 of a file of weights, or of the tensors of public ones."""
+    if is_public(uri):
+        return public_hash(uri)
+    return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
 
 
 def check_given(uri: str) -> None:
@@ -40,6 +50,8 @@ def check_given(uri: str) -> None:
     Raises:
         CheckpointError: it is not there, or is something else.
     """
+    if is_public(uri):
+        return
     if not storage.exists(uri if is_weights_file(uri) else storage.join(uri, "commit.json")):
         raise CheckpointError(
             "E-CHECKPOINT-009",
@@ -50,13 +62,19 @@ def check_given(uri: str) -> None:
         )
 
 
-def read_weights(uri: str) -> dict[str, Tensor]:
-    """Read the tensors of a file under the names it gives them.
+def read_weights(uri: str, *, image_px: int | None = None) -> dict[str, Tensor]:
+    """Read the tensors of a file, or of public weights, under the names it gives them.
+
+    Args:
+        uri: a file, or the name of public weights.
+        image_px: side of the images, for public weights of transformers.
 
     Raises:
         CheckpointError: not such a file, or one that holds more than tensors.
         StorageError: missing or unreachable.
     """
+    if is_public(uri):
+        return read_public(uri, image_px=image_px)
     content = storage.read_bytes(uri)
     if uri.lower().endswith(".safetensors"):
         try:
