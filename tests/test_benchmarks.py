@@ -8,7 +8,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as driver
-from benchmarks import gpu
+from benchmarks import gpu, vectors
 from benchmarks.table import Row, from_json, heading, render, to_json
 from benchmarks.timing import in_turns, ratios
 
@@ -64,3 +64,16 @@ def test_the_gpu_script_runs_through_on_a_cpu() -> None:
     assert len(agreement) == 3 and all(row.met for row in agreement)
     shown = {row.name.partition(": ")[2] for row in rows if row.unit == "x"}
     assert {"float32", "bfloat16", "bfloat16, micro batch of an eighth"} <= shown
+
+
+def test_vectors_on_paper_are_the_multiply_adds_of_docs_scale() -> None:
+    adds = {
+        "k-means of the sample": 9.0e12, "cell of each image": 2.0e15,
+        "near-duplicates within cells": 2.0e15, "distance to the nearest": 4.1e15,
+        "exact search": 2.0e11, "approximate search, faiss": 3.5e8,
+    }  # fmt: skip
+    found = {row.name: row.value for row in vectors.on_paper({name: [1e9] for name in adds})}
+    for name, number in adds.items():
+        per = 1e9 if "search" in name else 3600e9
+        assert found[f"1e8 images: {name}"] == pytest.approx(number / per, rel=0.03)
+    assert found["1e8 images: driver of curate"] == pytest.approx(1640, rel=0.01)

@@ -24,10 +24,12 @@ from pipeline.embed.shards import Vectors, write_vectors
 from pipeline.embed.wanted import wanted
 from pipeline.model import build
 from pipeline.model.source import ModelSource
+from pipeline.record.context import RunContext
 from pipeline.record.curation import PICTURES, Curation, CurationPictures
 from pipeline.record.embedding import GIVEN_FILE, GivenWeights
 from tests.refusals import raises
 from tests.running import ROOT, started, wait_for
+from tests.sources import image_bytes, ingested, rows_of, stored, write_files
 from tests.test_embed import content, run_on
 
 CLUSTER = Cluster("", True, 4, 0, "", largest_node_cpus=4)
@@ -123,32 +125,37 @@ def test_numbers_that_no_selection_can_have_are_refused(
         check_words(10, keep, similarity)
 
 
+def with_vectors(run: RunContext, uri: str, vectors: dict[str, np.ndarray]) -> None:
+    """Write vectors of the sets of a run, by weights of a file. No Ray: vectors that fit are read.
+
+    Ids and labels are those of the shards.
+    """
+    if not Path(uri).exists():
+        build.export_backbone(uri, build.new_network(load_config(None), "sdclr").backbone, {})
+    GivenWeights(uri=uri).write(f"{run.run_uri}/{GIVEN_FILE}")
+    for name, vectors_NF in vectors.items():
+        one = wanted(run, ModelSource("checkpoint", uri), name, "float32")
+        rows = rows_of(run.data_uri, run.manifest, name)
+        ids = [id for part in rows for id in part.ids]
+        labels = np.concatenate([part.labels for part in rows])
+        num = len(vectors_NF)
+        part = Vectors(np.arange(num), ids, vectors_NF, ["0" * 64] * num, labels)
+        shard = write_vectors(one.folder, part, "float32")
+        one.embedding.model_copy(update={"shards": (shard,)}).write(f"{one.folder}/embedding.json")
+
+
 def curated(
     folder: Path,
     tasks: Tasks | None = None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
     **how: int,
 ) -> Curation:
-    """Curate vectors that are there, of 12 images with two copies, and 3 test images, one a leak.
-
-    No Ray: vectors that fit are read.
-    """
+    """Curate 12 images with two copies, and 3 test images, one a leak."""
     run = run_on(folder, pretrain=list(range(12)), test=[90, 91, 92])
-    uri = str(folder / "w.safetensors")
-    build.export_backbone(uri, build.new_network(load_config(None), "sdclr").backbone, {})
-    GivenWeights(uri=uri).write(str(folder / "run" / GIVEN_FILE))
     values = clouds((6, 4, 2), spread=0.5).numpy()
     values[4] = values[1]
     held = np.concatenate([values[7:8], -values[:2]])
-    for name, vectors_NF in (("pretrain", values), ("test", held)):
-        one = wanted(run, ModelSource("checkpoint", uri), name, "float32")
-        num = len(vectors_NF)
-        ids = [f"{name}/{row}\n=1,2" for row in range(num)]
-        vectors = Vectors(
-            np.arange(num), ids, vectors_NF, ["0" * 64] * num, np.zeros(num, np.int64)
-        )
-        shard = write_vectors(one.folder, vectors, "float32")
-        one.embedding.model_copy(update={"shards": (shard,)}).write(f"{one.folder}/embedding.json")
+    with_vectors(run, str(folder / "w.safetensors"), {"pretrain": values, "test": held})
     return curate(run, cluster=CLUSTER, progress=progress, tasks=tasks or ThreadTasks(), **how)
 
 
@@ -168,8 +175,8 @@ def test_the_whole_stage_writes_what_it_found_and_again_the_same(tmp_path: Path)
     assert sum(map(len, pictures.leaves)) == 5 and len(pictures.thumbs["pretrain"]) >= 6
     folder = tmp_path / "run" / "curation"
     (_, pair), (_, leak) = lines_of(folder / "duplicates.csv"), lines_of(folder / "leaks.csv")
-    assert {pair[0], pair[1]} == {"pretrain/1\n=1,2", "pretrain/4\n=1,2"}
-    assert leak[:3] == ["test", "test/0\n=1,2", "pretrain/7\n=1,2"]
+    assert {pair[0], pair[1]} == {"pretrain/1", "pretrain/4"}
+    assert leak[:3] == ["test", "test/90", "pretrain/7"]
     heading, *selected = lines_of(folder / "selected.csv")
     assert heading == ["path", "label"] and len(selected) == 5 and pair[0] not in selected
     files = content(folder)
@@ -262,3 +269,35 @@ def test_the_levels_follow_the_vectors_and_equal_one_pass(
     one = wanted(run, ModelSource("untrained"), "pretrain", "float32").embedding
     again = one.model_copy(update={"dtype": "float16"})
     assert levels.folder_of("r", one) == levels.folder_of("r", one) != levels.folder_of("r", again)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_ingest_takes_the_selection_with_its_names_labels_and_bytes(
+    tmp_path: Path, labelled: bool
+) -> None:
+    names = ["a,b.png", '"q".png', "=1+1.png", "é ü.png", "path.png", "-.png", "a;b|c.png", "#.png"]
+    files = {f"{folder}/{name}": image_bytes(len(name) + 9 * i)
+             for folder in ("one", "two, three") for i, name in enumerate(names)}  # fmt: skip
+    place = tmp_path / "in"
+    write_files(place, files)
+    uri, manifest, _ = ingested("folder", place, tmp_path / "a", labelled=labelled)
+    config = load_config(None, ["augment.crop_px=8"])
+    run = RunContext(config, str(tmp_path / "run"), uri, manifest)
+    with_vectors(
+        run, str(tmp_path / "w.safetensors"), {"pretrain": clouds((10, 6), spread=0.5).numpy()}
+    )
+    found = curate(run, cluster=CLUSTER, progress=lambda *_: None, tasks=ThreadTasks(), keep=11)
+    heading, *lines = lines_of(tmp_path / "run" / "curation" / "selected.csv")
+    assert found.kept == len(lines) == 11 and heading == ["path", "label"][: 1 + labelled]
+    selected = tmp_path / "run" / "curation" / "selected.csv"
+    again, listed, _ = ingested("list", selected, tmp_path / "b", image_root=str(place))
+    assert listed.rejects.total == 0 and listed.class_names == manifest.class_names
+    assert stored(again, listed) == {line[0]: files[line[0]] for line in lines}
+    if labelled:
+        assert listed.class_names is not None
+        classes = {
+            id: listed.class_names[label]
+            for part in rows_of(again, listed)
+            for id, label in zip(part.ids, part.labels, strict=True)
+        }
+        assert classes == {path: path.partition("/")[0] for path, _ in lines} == dict(lines)

@@ -31,13 +31,14 @@ MODEL = "models/sdclr/backbone.safetensors"
     ("files", "words", "labelled", "names"),
     [
         ([MODEL], PHOTOS, False,
-         ["page", "rare images", "vectors", "weights", "more epochs", "compare"]),
+         ["page", "rare images", "duplicates", "vectors", "weights", "more epochs", "compare"]),
         ([MODEL, "report.html"], PHOTOS, True,
-         ["scores", "rare images", "vectors", "weights", "more epochs", "compare"]),
+         ["scores", "rare images", "duplicates", "vectors", "weights", "more epochs", "compare"]),
         ([MODEL, "report.html", "evaluation.json", "mining.json", "export/x"], PHOTOS, True,
-         ["vectors", "more epochs", "compare"]),
+         ["duplicates", "vectors", "more epochs", "compare"]),
         ([MODEL, "report.html", "evaluation.json"], (), True,
-         ["rare images", "vectors", "weights", "more epochs", "compare", "your images"]),
+         ["rare images", "duplicates", "vectors", "weights", "more epochs", "compare",
+          "your images"]),
         (["aggregate.json"], PHOTOS, True, []),
     ],
 )  # fmt: skip

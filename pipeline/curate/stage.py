@@ -163,7 +163,7 @@ def curate(
     )
     folder = storage.join(run.run_uri, "curation")
     pairs = _pairs(duplicates, own.ids, own.ids)
-    _write(folder, "duplicates.csv", ("id", "kept", "similarity"),
+    _write(folder, "duplicates.csv", ("id", "near", "similarity"),
            ((p.id, p.other, p.similarity) for p in pairs))  # fmt: skip
     _write(
         folder,

@@ -94,7 +94,7 @@ def _sheets(found: Curation, pictures: CurationPictures) -> tuple[Sheet, ...]:
         for leak in found.leaks
         if leak.examples
     )  # fmt: skip
-    duplicates = _pairs(found.examples, own, own, ("left out", "stays"))
+    duplicates = _pairs(found.examples, own, own, ("left out", "near it"))
     return (
         Sheet("leaks", "Leaks", "Images of test and val, each before the one that it is nearly. A "
               "score on them is too high. All are in curation/leaks.csv.", leaks),
