@@ -108,3 +108,16 @@ def test_photos_have_the_published_recipe_and_all_images() -> None:
         "train.precision", "feed.max_memory_bytes",
     }  # fmt: skip
     assert photos.data.drawn_imbalance is None and Config().data.drawn_imbalance == 50
+
+
+@pytest.mark.parametrize(
+    ("preset", "backbone", "optimizer"),
+    [("resnet", "resnet50", "sgd"), ("convnext", "convnext_tiny", "adamw"),
+     ("vit", "vit_b_16", "adamw")],
+)  # fmt: skip
+def test_each_family_of_backbones_has_a_recipe(preset: str, backbone: str, optimizer: str) -> None:
+    config = recipe("photos", f"preset={preset}")
+    assert (config.model.backbone, config.train.optimizer) == (backbone, optimizer)
+    assert config.train.decay_all == (optimizer == "sgd")
+    assert config.augment == recipe("photos").augment
+    assert (preset == "resnet") == (config == recipe("photos"))

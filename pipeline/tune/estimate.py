@@ -15,7 +15,7 @@ import torch
 from pipeline.cluster.connect import connected
 from pipeline.config import Config
 from pipeline.ingest.plan import DryRun
-from pipeline.model.build import crop_px, new_network, training_recipe
+from pipeline.model.build import crop_px, loss_memory, new_network, training_recipe
 from pipeline.tune.objective import PROBE_IMAGES
 from pipeline.tune.placement import CPUS_PER_WORKER, Placement, place_here, place_on
 from pipeline.tune.space import configured_point, measure_every, published_point, trial_config
@@ -104,7 +104,11 @@ def probe_s(
         )
         recipe = replace(_recipe(sized, method), epochs=1)
         trainer = Trainer(
-            new_network(sized, method), recipe, steps_per_epoch=plan.num_steps, device=device
+            new_network(sized, method),
+            recipe,
+            steps_per_epoch=plan.num_steps,
+            device=device,
+            memory=loss_memory(sized, method, plan.num_images),
         )
         before_s, taken = time.perf_counter(), []
         for _ in trainer.run(images.feed(plan, seed=0)):
