@@ -72,22 +72,45 @@ def _rows(rows: list[list[str]]) -> list[str]:
 
 def _worth(record: StudyRecord) -> Iterator[str]:
     """Yield how far each method is above the network that was not trained."""
-    for d in record.differences:
-        if d.b == _UNTRAINED and "," not in d.a:
+    for (a, b), found in _pairs(record).items():
+        if b == _UNTRAINED and "," not in a:
             yield (
-                f"{d.protocol}: {d.a} is {_against(d, 'all')} above the untrained network over "
-                f"all classes, {_against(d, 'few')} on the rare ones."
+                f"Is training worth it? Points of {a} above the untrained network over all "
+                f"classes: {_by_protocol(found, 'all')}."
             )
 
 
 def _compared(record: StudyRecord) -> Iterator[str]:
-    """Yield what separates every two trained models on the rare classes."""
-    for d in record.differences:
-        if _UNTRAINED in (d.a, d.b):
+    """Yield what separates two methods of the first arm, and each method from its other arms."""
+    for (a, b), found in _pairs(record).items():
+        in_first_arm = "," not in a and "," not in b
+        if _UNTRAINED in (a, b) or not (in_first_arm or _method(a) == _method(b)):
             continue
-        sign = d.sign("few")
-        verdict = "no difference that this many seeds can show" if sign == 0 else "a difference"
-        yield f"{d.protocol}: {d.a} minus {d.b} on rare classes {_against(d, 'few')}: {verdict}."
+        told_apart = [d.protocol for d in found if d.sign("few")]
+        verdict = (
+            f"a difference by {' and '.join(told_apart)}"
+            if told_apart
+            else (f"no difference that n = {found[0].n} can show")
+        )
+        yield f"{a} minus {b} on rare classes: {_by_protocol(found, 'few')}: {verdict}."
+
+
+def _pairs(record: StudyRecord) -> dict[tuple[str, str], list[MeanDifference]]:
+    found: dict[tuple[str, str], list[MeanDifference]] = {}
+    for d in record.differences:
+        found.setdefault((d.a, d.b), []).append(d)
+    return found
+
+
+def _method(model: str) -> str:
+    return model.partition(",")[0]
+
+
+def _by_protocol(differences: list[MeanDifference], metric: str) -> str:
+    """Return the points of one pair of models by each protocol."""
+    return ", ".join(
+        f"{difference_text(d.metric(metric), d.half(metric))} ({d.protocol})" for d in differences
+    )
 
 
 def _found(record: StudyRecord) -> Iterator[str]:
@@ -100,10 +123,6 @@ def _found(record: StudyRecord) -> Iterator[str]:
             f"{_share(found.base_rate, None)} by chance{against}; "
             f"AUROC {_fraction(found.auroc, found.auroc_half)}."
         )
-
-
-def _against(d: MeanDifference, metric: str) -> str:
-    return f"{difference_text(d.metric(metric), d.half(metric))} points"
 
 
 def _points(d: MeanDifference, metrics: tuple[str, ...]) -> list[str]:
