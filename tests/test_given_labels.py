@@ -80,9 +80,12 @@ def test_rare_labels_are_counted_where_nobody_names_them(tmp_path: Path) -> None
     given = read_labels(file_of(tmp_path, lines))
     assert given.rare == ("eel",) and given.counted
     assert "fewest" in labelled_text(labelled_batch(given, IDS, [0, 11], None))
+    named = read_labels(file_of(tmp_path, lines), ["eel", "ele"])
+    found = labelled_batch(named, IDS, [0, 11], None)
+    assert (found.hits, found.absent) == (1, ("ele",)) and "label ele" in labelled_text(found)
+    none = labelled_batch(read_labels(file_of(tmp_path, lines), ["ele"]), IDS, [0, 11], None)
+    assert (none.hits, none.precision, none.low) == (0, 0, 0) and none.high > 0.5
     with raises("E-CONFIG-791"):
-        read_labels(file_of(tmp_path, lines), ["eel", "ele"])
-    with raises("E-CONFIG-792"):
         read_labels(file_of(tmp_path, "id,label\nimage-01,cat\nimage-02,dog\n"))
 
 

@@ -14,6 +14,9 @@ from pipeline.dataset.manifest import Manifest, Place
 from pipeline.dataset.pictures import stored_images
 from pipeline.mine import handover
 from pipeline.mine.handover import Ranked
+from pipeline.record.curation import Curation
+from pipeline.record.embedding import EmbeddedBy
+from pipeline.record.run import DataRef
 from tests.test_mine import data_set
 
 NAMES = ('cat "&" <dog>', "eel\n=1", "ant,é")
@@ -110,6 +113,34 @@ def test_fiftyone_has_every_image_with_its_scores(
     content = json.loads((written(tmp_path / "b", given) / "fiftyone" / "labels.json").read_text())
     ranks = {entry["attributes"]["rank"] for entry in content["labels"].values()}
     assert ranks == {1, 2, *(given.order_N.tolist().index(row) + 1 for row in given.batch)}
+
+
+def test_what_was_selected_from_the_same_set_goes_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "curation"
+    folder.mkdir(parents=True)
+    (folder / "selected.csv").write_text(
+        f'path,label\nimage-01,a\n"{ODD.replace(chr(34), chr(34) * 2)}",b\n'
+    )
+    (folder / "duplicates.csv").write_text("id,near,similarity\nimage-02,image-01,0.99\n")
+
+    def attributes(given_set: str, manifest_hash: str) -> dict[str, dict[str, object]]:
+        ref = DataRef(uri="d", manifest_hash=manifest_hash, name="d")
+        Curation(
+            data=ref, set=given_set, weights=EmbeddedBy(name="w", uri=None, sha256="0"),
+            similarity=0.9, images=12, duplicates=1, examples=(), leaks=(), levels=(1,), kept=2,
+            leaf_images=(12,), leaf_kept=(2,),
+        ).write(str(tmp_path / "run" / "curation.json"))  # fmt: skip
+        file = written(tmp_path, ranked()) / "fiftyone" / "labels.json"
+        found = [entry["attributes"] for entry in json.loads(file.read_text())["labels"].values()]
+        return {entry["path"]: entry for entry in found}
+
+    own_hash = data_set(tmp_path).hash
+    found = attributes("pretrain", own_hash)
+    assert {path for path, entry in found.items() if entry["selected"]} == {"image-01", ODD}
+    assert found["image-02"]["near_duplicate_of"] == "image-01"
+    assert found["image-01"]["near_duplicate_of"] is None
+    for other in (("test", own_hash), ("pretrain", "0" * 64)):
+        assert not any("selected" in entry for entry in attributes(*other).values())
 
 
 def test_fiftyones_own_importer_reads_it(tmp_path: Path) -> None:

@@ -33,9 +33,15 @@ from pipeline.embed.stage import embed
 from pipeline.embed.wanted import check_set, read_set, run_model
 from pipeline.errors import ConfigError
 from pipeline.record.context import RunContext
-from pipeline.record.curation import PICTURES, Curation, CurationPictures, NearLeak, NearPair
+from pipeline.record.curation import (
+    FILE,
+    PICTURES,
+    Curation,
+    CurationPictures,
+    NearLeak,
+    NearPair,
+)
 
-FILE = "curation.json"
 SIMILARITY = 0.99
 """Cosine from which on two images are near-duplicates, unless another one is asked for."""
 _HELD_OUT: tuple[SetName, ...] = ("test", "val")

@@ -49,7 +49,7 @@ def read_labels(uri: str, rare: Sequence[str] = ()) -> GivenLabels:
 
     Raises:
         DataError: it is torn, lacks a column or a label, or names an image twice.
-        ConfigError: a rare label does not occur, or none can be counted.
+        ConfigError: no label is named, and there are too few to count.
         StorageError: it is missing or the storage does not answer.
     """
     rows = _rows(uri)
@@ -68,22 +68,13 @@ def read_labels(uri: str, rare: Sequence[str] = ()) -> GivenLabels:
             raise _repeated(uri, [name for _, name, _ in rows])
         labels[name] = label
     counts = Counter(labels.values())
-    unknown = [label for label in rare if label not in counts]
-    if unknown:
-        known = ", ".join(list(counts)[:20])
-        raise ConfigError(
-            "E-CONFIG-791",
-            f"no image of the CSV has the label {unknown[0]!r}; its labels are {known}",
-            where="mine --rare",
-            todo="name labels of the CSV, with a comma between them",
-        )
     if rare:
         return GivenLabels(uri, labels, tuple(rare), counted=False)
     names = sorted(counts)
     few = groups_by_tercile([counts[name] for name in names]).few
     if not few:
         raise ConfigError(
-            "E-CONFIG-792",
+            "E-CONFIG-791",
             f"{len(names)} labels are too few to tell by their counts which are rare",
             where="mine --labels",
             todo="name the rare ones: --rare LABEL,LABEL",
@@ -184,6 +175,7 @@ def labelled_batch(
     return LabelledBatch(
         csv=given.uri,
         rare=given.rare,
+        absent=tuple(sorted(set(given.rare) - set(labels.values()))),
         rare_by_count=given.counted,
         suggested=len(batch),
         labelled=len(found),

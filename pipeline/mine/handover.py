@@ -24,6 +24,7 @@ from pipeline.dataset.formats import HEAD_BYTES, format_of
 from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.dataset.pictures import stored_images
 from pipeline.ingest.sources import names
+from pipeline.record.curation import Selection, find_selection
 from sdclr.rarity import rank_share
 
 MAX_FIFTYONE_IMAGES = 100_000
@@ -71,7 +72,7 @@ def write(
     """Write all of the files above.
 
     Raises:
-        DataError: a shard of images is broken.
+        DataError: a shard of images or the record of a curation is broken.
     """
     folder, rank_N = storage.join(run_uri, "mining"), ranked.rank_N
     lines = (
@@ -91,7 +92,8 @@ def write(
         places = _copies(folder, ranked.batch, data_uri, manifest, set_name)
     share_N = rank_share(ranked.rarity_N)
     _write_label_studio(folder, ranked, places, rank_N, share_N)
-    _write_fiftyone(folder, ranked, places, rank_N, share_N)
+    selection = find_selection(run_uri, manifest.hash, set_name)
+    _write_fiftyone(folder, ranked, places, rank_N, share_N, selection)
 
 
 def root_of(manifest: Manifest) -> str | None:
@@ -155,18 +157,22 @@ def _write_fiftyone(
     places: dict[int, str],
     rank_N: NDArray[np.int64],
     share_N: NDArray[np.float64],
+    selection: Selection | None,
 ) -> None:
     order = {row: place for place, row in enumerate(ranked.batch, 1)}
     data, labels = {}, {}
     for row, place in places.items():
         uuid = f"{rank_N[row]:09d}"  # it is sorted by this
         data[uuid] = place
-        attributes = {
+        attributes: dict[str, object] = {
             "path": ranked.ids[row],
             "rank": int(rank_N[row]),
             "rarity": float(share_N[row]),
             "suggested": order.get(row),
         }
+        if selection is not None:
+            attributes["selected"] = ranked.ids[row] in selection.selected
+            attributes["near_duplicate_of"] = selection.near.get(ranked.ids[row])
         labels[uuid] = {"label": ranked.label(row), "attributes": attributes}
     uri = storage.join(folder, "fiftyone")
     storage.write_bytes(storage.join(uri, "data.json"), storage.to_json(data))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from dataclasses import dataclass
 from typing import Literal
 
+from pipeline import storage
 from pipeline.record.embedding import EmbeddedBy
 from pipeline.record.run import DataRef
 from pipeline.record.schema import Part, Record
 
-PICTURES = "curation/pictures.json"
+FILE, PICTURES = "curation.json", "curation/pictures.json"
+SELECTED, DUPLICATES = "curation/selected.csv", "curation/duplicates.csv"
 
 
 class NearPair(Part):
@@ -71,3 +76,29 @@ class Curation(Record):
     kept: int
     leaf_images: tuple[int, ...]
     leaf_kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The ids that a curation selected, and for each near-duplicate the image that it is nearly."""
+
+    selected: frozenset[str]
+    near: dict[str, str]
+
+
+def find_selection(run_uri: str, manifest_hash: str, set_name: str) -> Selection | None:
+    """Return what was selected from a set; None while nothing was, or only from another set.
+
+    Raises:
+        DataError: curation.json is malformed.
+        StorageError: a file of the curation is missing.
+    """
+    found = Curation.find(storage.join(run_uri, FILE))
+    if found is None or (found.data.manifest_hash, found.set) != (manifest_hash, set_name):
+        return None
+    selected, pairs = (_rows(storage.join(run_uri, name)) for name in (SELECTED, DUPLICATES))
+    return Selection(frozenset(row[0] for row in selected), {row[0]: row[1] for row in pairs})
+
+
+def _rows(uri: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(storage.read_bytes(uri).decode(), newline="")))[1:]

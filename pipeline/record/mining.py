@@ -60,6 +60,7 @@ class LabelledBatch(Part):
     Args:
         csv: where the labels were.
         rare: the labels of rare classes.
+        absent: those of them that no image of the CSV has.
         rare_by_count: true where nobody named them: they have the fewest images in the CSV.
         suggested, labelled: images of the batch, and those of them that have a label.
         others: labelled images outside the batch.
@@ -71,6 +72,7 @@ class LabelledBatch(Part):
 
     csv: str
     rare: tuple[str, ...]
+    absent: tuple[str, ...]
     rare_by_count: bool
     suggested: int
     labelled: int

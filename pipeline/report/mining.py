@@ -151,6 +151,8 @@ def labelled_text(found: LabelledBatch) -> str:
     counted = ", the labels with the fewest images in the CSV" if found.rare_by_count else ""
     shares = [f"{100 * share:.0f} % of the first {k}" for k, share in found.first.items()]
     others = f" {found.others} labelled images are not among them." if found.others else ""
+    if found.absent:
+        others += f" In the CSV no image has the label {', '.join(found.absent)}."
     return (
         f"By the given labels {found.hits} of {found.labelled} suggested images are rare, "
         f"{100 * found.precision:.0f} % (95 % interval {100 * found.low:.0f} to "

@@ -196,4 +196,6 @@ def show_mining(console: Console, run_uri: str) -> None:
     folder = storage.join(run_uri, "mining")
     console.stage("mine", f"scores of all images: {folder}")
     console.stage("mine", f"to annotate first: {storage.join(folder, 'annotate.csv')}")
+    others = [storage.join(folder, name) for name in ("label_studio", "fiftyone")]
+    console.stage("mine", f"for other tools: {', '.join(others)}")
     console.stage("mine", f"pictures: {page}")
