@@ -37,7 +37,8 @@ from sdclr import (
 )
 from sdclr.accuracy import per_class_accuracy
 from sdclr.checkup import Checkup
-from sdclr.longtail import fewshot_draws, group_scores, groups_by_tercile
+from sdclr.fewshot import fewshot_draws
+from sdclr.groups import group_scores, groups_by_tercile
 from sdclr.probe import knn_predict, linear_probe
 from sdclr.seeds import numpy_generator
 

@@ -51,8 +51,8 @@ from sdclr import (
     sample_view,
 )
 from sdclr.checkup import probe_views
+from sdclr.groups import groups_by_tercile
 from sdclr.health import disagreement
-from sdclr.longtail import groups_by_tercile
 from sdclr.rarity import knn_distance, rank_share, stratified_batch
 from sdclr.seeds import torch_generator
 

@@ -50,7 +50,7 @@ from sdclr import (
 )
 from sdclr.accuracy import per_class_accuracy
 from sdclr.augment import AugmentRecipe
-from sdclr.longtail import fewshot_draws
+from sdclr.fewshot import fewshot_draws
 from sdclr.probe import linear_probe
 from sdclr.seeds import numpy_generator
 

@@ -39,7 +39,16 @@ MAX_ROOMS = 24
 MOST_DICTS_OF_ANY, MOST_ANY, MOST_KEYS = 32, 33, 113
 MOST_LINES = 330
 # Modules of sdclr that people use on their own: `import sdclr` does not need them.
-ON_THEIR_OWN = {"export", "longtail", "probe", "rarity", "replay", "trained_probe"}
+ON_THEIR_OWN = {
+    "export",
+    "fewshot",
+    "groups",
+    "longtail",
+    "probe",
+    "rarity",
+    "replay",
+    "trained_probe",
+}
 # Private interfaces of other projects, each in one module that adapts it.
 PRIVATE = {
     "sdclr/batchnorm": {"_BatchNorm"},  # torch

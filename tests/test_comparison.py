@@ -11,7 +11,7 @@ from scipy import stats
 
 from pipeline.evaluate.comparison import method_differences, paired_difference, student_t975
 from pipeline.record.aggregate import MeanDifference
-from sdclr.longtail import Groups, GroupScores, group_scores, mean_scores
+from sdclr.groups import Groups, GroupScores, group_scores, mean_scores
 
 GROUPS = Groups(many=(0,), medium=(1,), few=(2,))
 

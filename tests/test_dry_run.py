@@ -14,7 +14,7 @@ from pipeline.cluster import auto
 from pipeline.console import Console
 from pipeline.dataset.manifest import described
 from pipeline.errors import PipelineError
-from pipeline.ingest.losses import surely_too_many
+from pipeline.ingest.lost_images import surely_too_many
 from pipeline.ingest.plan import dry_run
 from pipeline.ingest.sample import SIDES_PX
 from tests.conftest import REPO

@@ -13,7 +13,7 @@ from pipeline.config.file import load_config
 from pipeline.embed.features import Placement, SetFeatures
 from pipeline.evaluate import fits, stage
 from pipeline.evaluate.candidates import Candidate, Candidates
-from pipeline.evaluate.ended import EndedProtocols
+from pipeline.evaluate.finished import EndedProtocols
 from pipeline.evaluate.fits import Fit, fit_anywhere, fit_here
 from pipeline.model.source import UNTRAINED, ModelSource
 from pipeline.record.context import RunContext

@@ -18,7 +18,7 @@ from pipeline.evaluate.fits import Fit, fit_here
 from pipeline.evaluate.labelled import check_labels, check_sets, fewshot_rows, labelled_images
 from pipeline.record.evaluation import Score
 from sdclr import crossval
-from sdclr.longtail import Groups
+from sdclr.groups import Groups
 from tests.refusals import raises
 
 NUM_CLASSES = 6

@@ -5,19 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from sdclr.longtail import (
+from sdclr.fewshot import fewshot_draws
+from sdclr.groups import (
     Groups,
     GroupScores,
-    class_order,
-    exponential_counts,
-    fewshot_draws,
     group_scores,
     groups_by_tercile,
     groups_by_threshold,
-    long_tail_split,
     mean_scores,
-    pareto_counts,
 )
+from sdclr.longtail import class_order, exponential_counts, long_tail_split, pareto_counts
 
 CIFAR10_LT = [4500, 2697, 1617, 969, 581, 348, 208, 125, 75, 45]
 SPLIT1_BY_LABEL = [348, 969, 125, 208, 1617, 75, 4500, 581, 2697, 45]

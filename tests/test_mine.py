@@ -26,7 +26,7 @@ from pipeline.record.embedding import GIVEN_FILE, GivenWeights
 from pipeline.record.gallery import Gallery, gallery_uri
 from pipeline.record.mining import Mining
 from sdclr import LossMemory, Trainer, capture
-from sdclr.longtail import Groups
+from sdclr.groups import Groups
 from tests.refusals import raises
 
 GROUPS = Groups(many=(0,), medium=(1,), few=(2,))

@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.ingest.sources.splits import hold_out, read_index, row_order, shard_order
 from pipeline.ingest.streams import Stream, generator
-from sdclr import longtail
+from sdclr import fewshot, longtail
 from tests.refusals import raises
 
 
@@ -46,7 +46,7 @@ def test_named_streams_give_the_published_orders() -> None:
 
 def test_every_stream_has_a_number_of_its_own() -> None:
     ours = {int(stream) for stream in Stream}
-    theirs = {longtail._ORDER_STREAM, longtail._IMAGE_STREAM, longtail._FEWSHOT_STREAM}
+    theirs = {longtail._ORDER_STREAM, longtail._IMAGE_STREAM, fewshot._FEWSHOT_STREAM}
     assert len(ours) == len(Stream.__members__) and not ours & theirs
     draws = {int(generator(0, stream, 5).integers(2**62)) for stream in Stream}
     assert len(draws) == len(ours)

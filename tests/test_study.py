@@ -19,7 +19,7 @@ from pipeline.evaluate.study import rare_found, study_scores
 from pipeline.record.aggregate import MeanDifference, MeanScore
 from pipeline.record.study import RareFound, StudyRecord, StudyRun
 from pipeline.record.study_text import markdown, sentences
-from sdclr.longtail import Groups, group_scores
+from sdclr.groups import Groups, group_scores
 from tests import records
 from tests.conftest import REPO
 from tests.refusals import raises

@@ -133,7 +133,7 @@ def read_table(data_uri: str, info: ShardInfo) -> pa.Table:
 def read_hashes(data_uri: str, info: ShardInfo) -> tuple[list[str], list[str]]:
     """Read the ids and recorded SHA-256 of a shard's images, without the images.
 
-    `read_shard`, which everything else goes through, checks that they are the images' own.
+    `read_table`, by which all images are read, checks that the hashes are the images' own.
 
     Raises:
         DataError: not a shard as written here, or of another number of rows.

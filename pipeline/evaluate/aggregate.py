@@ -23,7 +23,7 @@ from pipeline.model.source import UNTRAINED
 from pipeline.record.aggregate import Aggregate, MeanScore
 from pipeline.record.evaluation import Evaluation
 from pipeline.record.keeper import read_run
-from sdclr.longtail import GroupScores, mean_scores
+from sdclr.groups import GroupScores, mean_scores
 
 FILE = "aggregate.json"
 _WHERE = "evaluate RUN RUN"

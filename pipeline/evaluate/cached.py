@@ -17,7 +17,7 @@ from pipeline.evaluate.fits import Fit, Ints, fit_here
 from pipeline.evaluate.score import score_of
 from pipeline.record.evaluation import Score
 from sdclr.accuracy import group_confusion, per_class_accuracy
-from sdclr.longtail import Groups
+from sdclr.groups import Groups
 
 PROTOCOLS = ("cached-linear", "cached-fewshot", "knn")
 _MOST_NEIGHBOURS = 20

@@ -5,7 +5,7 @@ or hard. Their difference on it does not contain it, so differences are taken pa
 averaged afterwards: d = mean_i (a_i - b_i), with the interval of Student's paired t,
 d +- t(0.975, n - 1) * s_d / sqrt(n). STD is computed per split before it is averaged or subtracted.
 
-Scores are `sdclr.longtail.GroupScores`, so fractions in [0, 1] unless the caller uses percent.
+Scores are `sdclr.groups.GroupScores`, so fractions in [0, 1] unless the caller uses percent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.errors import DataError
 from pipeline.evaluate.score import fields_of, values_of
 from pipeline.record.aggregate import MeanDifference
 from pipeline.record.evaluation import METRICS, Evaluation, GroupValues
-from sdclr.longtail import GroupScores, mean_scores
+from sdclr.groups import GroupScores, mean_scores
 
 # The 0.975 quantile of Student's t for 1 to 30 degrees of freedom, three decimals.
 _T975 = (

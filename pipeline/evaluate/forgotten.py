@@ -20,7 +20,7 @@ from pipeline.embed.features import SetFeatures
 from pipeline.feed import decoder
 from pipeline.record.context import RunContext
 from pipeline.record.evaluation import Forgotten, GroupMeans, Picture
-from sdclr.longtail import Groups
+from sdclr.groups import Groups
 
 _NUM_SHOWN = 24
 

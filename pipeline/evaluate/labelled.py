@@ -15,7 +15,8 @@ from pipeline.dataset.checks import check_scored_sets
 from pipeline.dataset.manifest import Manifest
 from pipeline.embed.features import SetFeatures
 from pipeline.errors import ConfigError, DataError
-from sdclr.longtail import Groups, fewshot_draws, groups_by_tercile, groups_by_threshold
+from sdclr.fewshot import fewshot_draws
+from sdclr.groups import Groups, groups_by_tercile, groups_by_threshold
 
 _SHOWN = 5
 

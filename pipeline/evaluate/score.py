@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.record.evaluation import METRICS, GroupValues, Score
-from sdclr.longtail import Groups, GroupScores, group_scores, mean_scores
+from sdclr.groups import Groups, GroupScores, group_scores, mean_scores
 
 
 def score_of(

@@ -20,7 +20,7 @@ from pipeline.embed.wanted import read_models
 from pipeline.evaluate import cached, leaks, trained
 from pipeline.evaluate.cached import CachedProbes
 from pipeline.evaluate.candidates import Candidate, Candidates, find_candidates
-from pipeline.evaluate.ended import EndedProtocols
+from pipeline.evaluate.finished import EndedProtocols
 from pipeline.evaluate.fits import fit_anywhere
 from pipeline.evaluate.forgotten import forgotten_images
 from pipeline.evaluate.labelled import (
@@ -45,7 +45,7 @@ from pipeline.record.evaluation import (
     ModelScores,
     Score,
 )
-from sdclr.longtail import Groups
+from sdclr.groups import Groups
 from sdclr.methods import METHODS
 
 FILE = "evaluation.json"

@@ -26,7 +26,7 @@ from pipeline.record.aggregate import MeanDifference, MeanScore
 from pipeline.record.evaluation import Evaluation, Score
 from pipeline.record.mining import Mining, ScoreFound
 from pipeline.record.study import RareFound, StudyRun
-from sdclr.longtail import Groups, GroupScores, group_scores
+from sdclr.groups import Groups, GroupScores, group_scores
 
 NUM_RAREST = 12
 """Images at the head of a ranking that a person looks at first."""

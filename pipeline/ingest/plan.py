@@ -25,7 +25,7 @@ from pipeline.dataset.manifest import (
     ShardInfo,
     read_manifest,
 )
-from pipeline.ingest.losses import listed, refuse_losses, refuse_rejects, surely_too_many
+from pipeline.ingest.lost_images import listed, refuse_losses, refuse_rejects, surely_too_many
 from pipeline.ingest.origin import check_origin
 from pipeline.ingest.sample import Sample, mean_reduced_bytes, rarest_losses, sample_images
 from pipeline.ingest.sources import splits

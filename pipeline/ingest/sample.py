@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.dataset.formats import RejectedImage
 from pipeline.dataset.image import Remark, decode, decode_rgb, resized_jpeg
 from pipeline.dataset.manifest import RejectExample
-from pipeline.ingest.losses import ClassLoss, class_losses
+from pipeline.ingest.lost_images import ClassLoss, class_losses
 from pipeline.ingest.sources.reading import read_images
 from pipeline.ingest.streams import Stream, generator
 from pipeline.ingest.task import Work

@@ -38,7 +38,13 @@ from pipeline.dataset.sets import write_order
 from pipeline.errors import DataError, StorageError
 from pipeline.ingest.claim import Claim
 from pipeline.ingest.duplicates import find_duplicates, losers_by_shard
-from pipeline.ingest.losses import ClassLoss, class_losses, listed, refuse_losses, refuse_rejects
+from pipeline.ingest.lost_images import (
+    ClassLoss,
+    class_losses,
+    listed,
+    refuse_losses,
+    refuse_rejects,
+)
 from pipeline.ingest.origin import check_origin, origin_of
 from pipeline.ingest.plan import (
     chunks_of,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluate.ranking import auroc, bootstrap, precision_at
 from pipeline.record.mining import Batch, ClassPlace, Findings, ScoreFound
-from sdclr.longtail import Groups
+from sdclr.groups import Groups
 from sdclr.rarity import rank_share
 
 Scores = NDArray[np.float32] | NDArray[np.float64]

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.ingest.sources.list_file import decoded
 from pipeline.record.intervals import wilson
 from pipeline.record.mining import LabelledBatch
-from sdclr.longtail import groups_by_tercile
+from sdclr.groups import groups_by_tercile
 
 _KS = (10, 25, 50, 100)
 _NUM_NAMED = 3

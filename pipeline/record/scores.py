@@ -1,4 +1,4 @@
-"""The scores of an evaluation as one table, for the console, the report and a spreadsheet.
+"""The scores of an evaluation as one table, for the console and a spreadsheet.
 
 Many, Medium and Few are mean accuracies over the classes of each frequency group, All is the mean
 over all classes, STD is the population standard deviation of [Many, Medium, Few] (balancedness;

@@ -29,7 +29,7 @@ from pipeline.record.folder import existing_run
 from pipeline.report.compared import Compared, compared
 from pipeline.report.comparison_page import render
 from pipeline.report.inputs import load
-from sdclr.longtail import GroupScores
+from sdclr.groups import GroupScores
 
 
 def compare(names: Sequence[str], root: str, console: Console) -> None:
