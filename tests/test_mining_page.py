@@ -142,7 +142,8 @@ def test_labels_that_came_back_stand_beside_the_evidence(run_uri: str) -> None:
     labelled = {
         "csv": "l.csv", "rare": ["<b>eel"], "absent": [], "rare_by_count": True,
         "suggested": 100, "labelled": 40, "others": 2, "hits": 10,
-        "precision": 0.25, "low": 0.14, "high": 0.4, "first": {"10": 0.5, "25": 0.32}, "classes": {"cat": 30, "<b>eel": 10},
+        "precision": 0.25, "low": 0.14, "high": 0.4,
+        "first": {"10": 0.5, "25": 0.32}, "classes": {"cat": 30, "<b>eel": 10},
     }  # fmt: skip
     edit(run_uri, "mining.json", lambda m: m.update(labelled=labelled))
     page = mining_page(run_uri)
