@@ -55,7 +55,7 @@ def test_what_is_wrong_is_counted_and_the_first_is_named(tmp_path: Path) -> None
     assert "2 of 3" in caught.value.what and "line 2" in caught.value.what
     given = read_labels(file_of(tmp_path, "id,label\nimage-01,cat\nx,cat\ny,dog\n"), ["dog"])
     with raises("E-DATA-794") as caught:
-        labelled_batch(given, IDS, [1], None)
+        labelled_batch(given, IDS, [1])
     assert "2 of 3" in caught.value.what and "x, y" in caught.value.what
 
 
@@ -64,13 +64,13 @@ def test_precision_equals_the_count_by_hand(tmp_path: Path) -> None:
     rare = {4, 7, 9, 1, 10}
     lines = [f"{IDS[row]},{'eel' if row in rare else 'cat'},x" for row in [*range(11), 11]]
     uri = file_of(tmp_path, "id,label,note\n" + "\n".join(lines) + "\n\n")
-    found = labelled_batch(read_labels(uri, ["eel"]), IDS, batch, None)
+    found = labelled_batch(read_labels(uri, ["eel"]), IDS, batch)
     assert (found.suggested, found.labelled, found.others, found.hits) == (11, 11, 1, 5)
     assert found.precision == 5 / 11 and found.first == {"10": 0.4}
     assert (found.low, found.high) == (wilson(5 / 11, 11).low, wilson(5 / 11, 11).high)
     assert found.classes == {"cat": 6, "eel": 5} and not found.rare_by_count
     assert "5 of 11" in labelled_text(found)
-    none = labelled_batch(read_labels(uri, ["cat"]), IDS, batch, None)
+    none = labelled_batch(read_labels(uri, ["cat"]), IDS, batch)
     assert none.hits == 6
 
 
@@ -79,11 +79,11 @@ def test_rare_labels_are_counted_where_nobody_names_them(tmp_path: Path) -> None
     lines = "id,label\n" + "\n".join(f"{i},{c}" for i, c in zip(IDS, labels, strict=True))
     given = read_labels(file_of(tmp_path, lines))
     assert given.rare == ("eel",) and given.counted
-    assert "fewest" in labelled_text(labelled_batch(given, IDS, [0, 11], None))
+    assert "fewest" in labelled_text(labelled_batch(given, IDS, [0, 11]))
     named = read_labels(file_of(tmp_path, lines), ["eel", "ele"])
-    found = labelled_batch(named, IDS, [0, 11], None)
+    found = labelled_batch(named, IDS, [0, 11])
     assert (found.hits, found.absent) == (1, ("ele",)) and "label ele" in labelled_text(found)
-    none = labelled_batch(read_labels(file_of(tmp_path, lines), ["ele"]), IDS, [0, 11], None)
+    none = labelled_batch(read_labels(file_of(tmp_path, lines), ["ele"]), IDS, [0, 11])
     assert (none.hits, none.precision, none.low) == (0, 0, 0) and none.high > 0.5
     with raises("E-CONFIG-791"):
         read_labels(file_of(tmp_path, "id,label\nimage-01,cat\nimage-02,dog\n"))
@@ -92,15 +92,15 @@ def test_rare_labels_are_counted_where_nobody_names_them(tmp_path: Path) -> None
 def test_paths_are_names_below_the_root_and_come_before_ids(tmp_path: Path) -> None:
     lines = "id,path,label\n3,/photos/image-01,cat\n4,image-02,eel\n"
     given = read_labels(file_of(tmp_path, lines), ["eel"])
-    found = labelled_batch(given, IDS, [2, 1], ROOT)
+    found = labelled_batch(given.below(ROOT), IDS, [2, 1])
     assert found.classes == {"cat": 1, "eel": 1} and found.hits == 1
     with raises("E-DATA-794"):
-        labelled_batch(given, IDS, [2, 1], None)
+        labelled_batch(given, IDS, [2, 1])
     twice = "path,label\nimage-01,cat\n/photos/image-01,eel\n"
     with raises("E-DATA-793"):
-        labelled_batch(read_labels(file_of(tmp_path, twice), ["eel"]), IDS, [1], ROOT)
+        read_labels(file_of(tmp_path, twice), ["eel"]).below(ROOT)
     with raises("E-DATA-795"):
-        labelled_batch(given, IDS, [5], ROOT)
+        labelled_batch(given.below(ROOT), IDS, [5])
 
 
 def test_words_of_the_command_line() -> None:

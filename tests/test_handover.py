@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,6 +18,8 @@ from pipeline.mine.handover import Ranked
 from pipeline.record.curation import Curation
 from pipeline.record.embedding import EmbeddedBy
 from pipeline.record.run import DataRef
+from pipeline.storage import to_csv
+from tests.refusals import raises
 from tests.test_mine import data_set
 
 NAMES = ('cat "&" <dog>', "eel\n=1", "ant,é")
@@ -59,6 +62,32 @@ def test_the_csv_names_the_batch_in_its_order(tmp_path: Path) -> None:
     assert [int(row["rank"]) for row in rows] == places
     with (written(tmp_path / "b", ranked(False)) / "annotate.csv").open(newline="") as file:
         assert [row["label"] for row in csv.DictReader(file)] == ["", "", ""]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_labels_of_people_are_not_overwritten(tmp_path: Path, labelled: bool) -> None:
+    given, run_uri = ranked(labelled), str(tmp_path / "run")
+    handover.refuse_loss(run_uri, given)
+    file = written(tmp_path, given) / "annotate.csv"
+    handover.refuse_loss(run_uri, given)
+    handover.refuse_loss(run_uri, replace(given, batch=[1, 2]))  # no label of a person is lost
+    with file.open(newline="") as opened:
+        rows = list(csv.reader(opened))
+    rows[1][3] = "a person's"
+    file.write_bytes(to_csv(rows[0], rows[1:]))
+    with raises("E-CONFIG-792") as caught:
+        handover.refuse_loss(run_uri, given)
+    assert "1 labels" in caught.value.what and "image-04" in caught.value.what
+    known = replace(given, given={"image-04": "a person's"})
+    handover.refuse_loss(run_uri, known)
+    with raises("E-CONFIG-792"):
+        handover.refuse_loss(run_uri, replace(known, batch=[1, 2]))
+    assert written(tmp_path, known) == file.parent
+    with file.open(newline="") as opened:
+        assert next(csv.DictReader(opened))["label"] == "a person's"
+    file.write_text("torn\n")
+    with raises("E-DATA-791"):
+        handover.refuse_loss(run_uri, known)
 
 
 @pytest.mark.parametrize("labelled", [True, False])

@@ -9,8 +9,8 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError
@@ -18,6 +18,8 @@ from pipeline.ingest.sources.list_file import decoded
 from pipeline.record.intervals import wilson
 from pipeline.record.mining import LabelledBatch
 from sdclr.groups import groups_by_tercile
+
+Own = Callable[[str], str | None]
 
 _KS = (10, 25, 50, 100)
 _NUM_NAMED = 3
@@ -38,6 +40,20 @@ class GivenLabels:
     labels: dict[str, str]
     rare: tuple[str, ...]
     counted: bool
+
+    def below(self, root: str | None) -> GivenLabels:
+        """Return them by names below `root`, where the original files are; paths become names.
+
+        Raises:
+            DataError: two names are of one image.
+        """
+        if root is None:
+            return self
+        prefix = root.rstrip("/") + "/"
+        names = [name.removeprefix(prefix) for name in self.labels]
+        if len(set(names)) < len(names):
+            raise _repeated(self.uri, names)
+        return replace(self, labels=dict(zip(names, self.labels.values(), strict=True)))
 
 
 def read_labels(uri: str, rare: Sequence[str] = ()) -> GivenLabels:
@@ -120,6 +136,36 @@ def _rows(uri: str) -> list[tuple[int, str, str]]:
     return rows
 
 
+def refuse_loss(uri: str, lines: Sequence[tuple[str, str | None]], own: Own) -> None:
+    """Refuse to write a CSV anew that holds labels of people which are not in its new lines.
+
+    Args:
+        uri: of annotate.csv.
+        lines: image and label, as they will be written.
+        own: returns the label that the data set itself has of an image, None without one.
+
+    Raises:
+        ConfigError: labels would be lost.
+        DataError: the CSV that is there cannot be read, so what is lost is not known.
+    """
+    if not storage.exists(uri):
+        return
+    new = dict(lines)
+    lost = [
+        name
+        for _, name, label in _rows(uri)
+        if label and label != new.get(name) and label != own(name)
+    ]
+    if lost:
+        raise ConfigError(
+            "E-CONFIG-792",
+            f"the CSV holds {len(lost)} labels that would be overwritten, first that of "
+            f"{lost[0]:.200}",
+            where=uri,
+            todo="copy the file elsewhere and delete it here; --labels COPY counts its labels",
+        )
+
+
 def _repeated(uri: str, names: Sequence[str]) -> DataError:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     return DataError(
@@ -130,29 +176,18 @@ def _repeated(uri: str, names: Sequence[str]) -> DataError:
     )
 
 
-def labelled_batch(
-    given: GivenLabels, ids: Sequence[str], batch: Sequence[int], root: str | None
-) -> LabelledBatch:
+def labelled_batch(given: GivenLabels, ids: Sequence[str], batch: Sequence[int]) -> LabelledBatch:
     """Return how many of the suggested images are rare by the labels.
 
     Args:
         given: what people said.
         ids: names of the samples of the set.
         batch: rows that were suggested, in their order.
-        root: where the original files are; a path below it names the same image.
 
     Raises:
-        DataError: a name is of no image of the set, two are of one, or no image was suggested.
+        DataError: a name is of no image of the set, or no image was suggested.
     """
-    known, prefix = set(ids), None if root is None else root.rstrip("/") + "/"
-    labels: dict[str, str] = {}
-    for name, label in given.labels.items():
-        own = name
-        if name not in known and prefix is not None and name.startswith(prefix):
-            own = name.removeprefix(prefix)
-        if own in labels:
-            raise _repeated(given.uri, [own, own])
-        labels[own] = label
+    known, labels = set(ids), given.labels
     unknown = [name for name in labels if name not in known]
     if unknown:
         raise DataError(

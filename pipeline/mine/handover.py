@@ -12,7 +12,8 @@ Shapes: N images of the set.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
@@ -24,6 +25,7 @@ from pipeline.dataset.formats import HEAD_BYTES, format_of
 from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.dataset.pictures import stored_images
 from pipeline.ingest.sources import names
+from pipeline.mine import given_labels
 from pipeline.record.curation import Selection, find_selection
 from sdclr.rarity import rank_share
 
@@ -43,6 +45,7 @@ class Ranked:
         order_N: rows, rarest first.
         batch: rows suggested for annotation, in the order of choice.
         by: method and score, for people.
+        given: labels of people, by id.
     """
 
     ids: list[str]
@@ -52,6 +55,7 @@ class Ranked:
     order_N: NDArray[np.int64]
     batch: list[int]
     by: str
+    given: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rank_N(self) -> NDArray[np.int64]:
@@ -65,6 +69,32 @@ class Ranked:
         number = int(self.labels_N[row])
         return None if number < 0 or self.class_names is None else self.class_names[number]
 
+    def lines(self) -> list[tuple[str, str | None]]:
+        """Return the id and label of each suggested image; a label of people comes first."""
+        return [
+            (self.ids[row], self.given.get(self.ids[row]) or self.label(row)) for row in self.batch
+        ]
+
+
+def annotate_uri(run_uri: str) -> str:
+    """Return where the suggested images are listed."""
+    return storage.join(run_uri, "mining", "annotate.csv")
+
+
+def refuse_loss(run_uri: str, ranked: Ranked) -> None:
+    """Refuse to rank again over labels that people wrote into annotate.csv.
+
+    Raises:
+        ConfigError: they would be lost.
+        DataError: the file cannot be read.
+    """
+    place = {name: row for row, name in enumerate(ranked.ids)}
+
+    def own(name: str) -> str | None:
+        return ranked.label(place[name]) if name in place else None
+
+    given_labels.refuse_loss(annotate_uri(run_uri), ranked.lines(), own)
+
 
 def write(
     run_uri: str, ranked: Ranked, *, data_uri: str, manifest: Manifest, set_name: SetName
@@ -76,11 +106,13 @@ def write(
     """
     folder, rank_N = storage.join(run_uri, "mining"), ranked.rank_N
     lines = (
-        (place, ranked.ids[row], rank_N[row], ranked.label(row))
-        for place, row in enumerate(ranked.batch, 1)
+        (place, name, rank_N[row], label)
+        for place, (row, (name, label)) in enumerate(
+            zip(ranked.batch, ranked.lines(), strict=True), 1
+        )
     )
     storage.write_bytes(
-        storage.join(folder, "annotate.csv"),
+        annotate_uri(run_uri),
         storage.to_csv(("order", "id", "rank", "label"), lines),
     )
     root = root_of(manifest)

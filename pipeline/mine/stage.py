@@ -127,11 +127,10 @@ def mine(
     rarity_N = scores[TRAINED, config.mine.score]
     order_N = np.argsort(-rarity_N, kind="stable")
     batch = annotation_batch(config, scored, order_N)
-    labelled_batch = None
+    labelled_batch, root = None, handover.root_of(manifest)
     if given is not None:
-        root = handover.root_of(manifest)
-        labelled_batch = given_labels.labelled_batch(given, scored.ids, batch, root)
-    _write_scores(run_uri, config, scored, order_N)
+        given = given.below(root)
+        labelled_batch = given_labels.labelled_batch(given, scored.ids, batch)
     ranked = handover.Ranked(
         ids=scored.ids,
         labels_N=scored.labels_N,
@@ -140,7 +139,10 @@ def mine(
         order_N=order_N,
         batch=batch,
         by=f"{model.source.name} {config.mine.score}",
+        given=given.labels if given is not None else {},
     )
+    handover.refuse_loss(run_uri, ranked)
+    _write_scores(run_uri, config, scored, order_N)
     handover.write(run_uri, ranked, data_uri=data_uri, manifest=manifest, set_name=set_name)
     groups = class_groups(config, manifest)
     mining = Mining(
