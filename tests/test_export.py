@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import io
 import json
 import subprocess
@@ -13,19 +14,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from pipeline.config import Config
 from pipeline.config.file import config_hash, load_config
 from pipeline.errors import CheckpointError
 from pipeline.export import stage as stage
-from pipeline.export.card import loading_code, model_card
+from pipeline.export.card import model_card
 from pipeline.export.facts import Facts
+from pipeline.export.loading import classifier_of, loading_code
 from pipeline.export.stage import export_network
 from pipeline.model import checkpoint
 from pipeline.model.build import new_network
 from pipeline.record.context import RunContext
 from pipeline.record.evaluation import Score
 from sdclr import Network, TrainState
+from sdclr.backbone import build_backbone
 from sdclr.export import FeatureModel, check_images, exported_program, largest_difference
 from tests import records
 from tests.conftest import REPO
@@ -33,6 +37,9 @@ from tests.refusals import raises
 from tests.test_docs import blocks
 from tests.test_models import manifest
 
+timm_only = pytest.mark.skipif(
+    importlib.util.find_spec("timm") is None, reason="timm is not installed"
+)
 SCORE = {
     "protocol": "knn-k20", "n": 1, "many": 0.9, "medium": 0.8, "few": 0.7, "std": 0.08, "all": 0.8,
     "spread": None, "note": "20 labels, cosine",
@@ -51,21 +58,20 @@ def facts_of(architecture: str, stem: str) -> Facts:
 
 def trained_network(*overrides: str) -> Network:
     """A network whose normalisation layers have statistics of their own, as after training."""
-    network = new_network(load_config(None, overrides), "simclr")
-    generator = torch.Generator().manual_seed(0)
+    network = new_network(load_config(None, overrides), "simclr").train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        for name, buffer in network.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_(0, 0.1, generator=generator)
-            if name.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5, generator=generator)
+        network(images)
     return network.eval()
 
 
 def expected_of(network: Network, images: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         features = network.features(images)
-    assert features.std() > 0.1  # dead features would agree whatever the weights
+    assert features.std() > 0.05  # dead features would agree whatever the weights
     return features
 
 
@@ -122,19 +128,28 @@ def test_onnx_gives_the_same_features_for_any_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "stem"),
-    [("resnet18", "cifar"), ("resnet18", "imagenet"), ("convnext_tiny", "imagenet")],
-)
+    [("resnet18", "cifar"), ("resnet18", "imagenet"), ("convnext_tiny", "imagenet"),
+     ("mnasnet0_5", "imagenet"),
+     pytest.param("densenet121", "cifar", marks=pytest.mark.slow),
+     pytest.param("mobilenet_v3_small", "imagenet", marks=pytest.mark.slow),
+     pytest.param("vit_b_32", "imagenet", marks=pytest.mark.slow),
+     pytest.param("googlenet", "imagenet", marks=pytest.mark.slow),
+     pytest.param("swin_t", "imagenet", marks=pytest.mark.slow),
+     pytest.param("timm/vit_tiny_patch16_224", "imagenet", marks=timm_only)],
+)  # fmt: skip
 def test_the_cards_lines_load_the_weights_into_plain_torchvision(
     backbone: str, stem: str, tmp_path: Path
 ) -> None:
-    network = trained_network(f"model.backbone={backbone}", f"model.stem={stem}")
+    network = trained_network(
+        f"model.backbone={backbone}", f"model.stem={stem}", "augment.crop_px=32"
+    )
     facts = facts_of(backbone, stem)
     names = export_network(network, facts, str(tmp_path), formats=("safetensors",))
     assert ("backbone.timm.safetensors" in names) == (backbone == "convnext_tiny")
     card = (tmp_path / "README.md").read_text()
-    assert loading_code(backbone, stem) in card
+    assert loading_code(facts) in card
     torch.save(check_images(32), tmp_path / "images.pt")
-    code = loading_code(backbone, stem) + (
+    code = loading_code(facts) + (
         "mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in "
         "((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))\n"
         "images = torch.load('images.pt', weights_only=True)\n"
@@ -143,6 +158,33 @@ def test_the_cards_lines_load_the_weights_into_plain_torchvision(
     subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True)
     found = torch.load(tmp_path / "features.pt", weights_only=True)
     assert largest_difference(found, expected_of(network, check_images(32))) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "name", ["alexnet", "squeezenet1_1", "efficientnet_b0", "shufflenet_v2_x0_5", "regnet_y_400mf"]
+)
+def test_the_classifier_has_its_name(name: str) -> None:
+    backbone, _ = build_backbone(name, stem="imagenet", seed=0)
+    path = classifier_of(name).replace("[", ".").replace("]", "")
+    assert isinstance(backbone.get_submodule(path), nn.Identity)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small"])
+def test_programs_of_other_families_give_the_networks_features(name: str, tmp_path: Path) -> None:
+    network = trained_network(f"model.backbone={name}", "model.stem=imagenet", "augment.crop_px=32")
+    export_network(network, facts_of(name, "imagenet"), str(tmp_path), formats=("torch-export",))
+    images = check_images(32, 5)
+    program = torch.export.load(tmp_path / "features.pt2").module()
+    assert largest_difference(program(images), expected_of(network, images)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["convnext_tiny", "vit_b_32", "swin_t", "efficientnet_b0", "densenet121", "shufflenet_v2_x0_5"],
+)
+def test_programs_of_large_families_as_well(name: str, tmp_path: Path) -> None:
+    test_programs_of_other_families_give_the_networks_features(name, tmp_path)
 
 
 def test_timms_own_network_loads_the_renamed_file(tmp_path: Path) -> None:
@@ -218,7 +260,7 @@ def test_the_documents_lines_are_those_that_are_tested() -> None:
     )
     card = model_card(FACTS, ("features.pt2",))
     assert len(program) == 3 and all(line in card for line in program)
-    code = loading_code("resnet50", "imagenet")
+    code = loading_code(facts_of("resnet50", "imagenet"))
     assert code.startswith("\n".join(module))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.export.facts import Facts
+from pipeline.export.loading import library_of, loading_code
 from pipeline.record.evaluation import METRICS
 from pipeline.record.scores import percent
 from sdclr.methods import METHODS
@@ -16,7 +17,7 @@ session = onnxruntime.InferenceSession("features.onnx")
 (features,) = session.run(["features"], {{"images": images}})  # float32, as above
 """
 _FILES = {
-    "backbone.safetensors": "weights under torchvision's key names; the metadata entry `sdclr` "
+    "backbone.safetensors": "weights under {library}'s key names; the metadata entry `sdclr` "
     "holds the facts below as JSON",
     "backbone.timm.safetensors": "the same under timm's key names",
     "features.pt2": "program of torch.export, normalisation inside, any batch size",
@@ -34,27 +35,6 @@ def model_card(facts: Facts, files: tuple[str, ...]) -> str:
     title = f"# {facts.architecture}, {facts.method.upper()}"
     parts = [title, _what(facts), _table(facts), _loading(facts, files), _details(facts)]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
-
-
-def loading_code(name: str, stem: str) -> str:
-    """Write Python code that loads backbone.safetensors into plain torchvision.
-
-    Args:
-        name: of the architecture.
-        stem: of the architecture.
-    """
-    if name == "resnet8":
-        return ""  # torchvision has none
-    lines = ["import torch, torchvision", "from safetensors.torch import load_file"]
-    lines.append(f"model = torchvision.models.{name}()")
-    head = "classifier[2]" if name.startswith("convnext") else "fc"
-    lines.append(f"model.{head} = torch.nn.Identity()")
-    if stem == "cifar":
-        lines.append("model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)")
-        lines.append("model.maxpool = torch.nn.Identity()")
-    lines.append('model.load_state_dict(load_file("backbone.safetensors"))')
-    lines.append("model.eval()  # input: (images - input_mean) / input_std")
-    return "\n".join(lines) + "\n"
 
 
 def _what(facts: Facts) -> str:
@@ -92,11 +72,16 @@ def _loading(facts: Facts, files: tuple[str, ...]) -> str:
     side = facts.crop_px
     codes = {
         "features.pt2": _PROGRAM.format(side=side),
-        "backbone.safetensors": loading_code(facts.architecture, facts.stem),
+        "backbone.safetensors": loading_code(facts),
         "features.onnx": _ONNX.format(),
     }
     blocks = [f"```python\n{code}```" for name, code in codes.items() if code and name in files]
-    listed = [f"- `{name}`: {text}" for name, text in _FILES.items() if name in files]
+    library = library_of(facts.architecture)
+    listed = [
+        f"- `{name}`: {text.format(library=library)}"
+        for name, text in _FILES.items()
+        if name in files
+    ]
     return "\n".join(["## Files", "", *listed, "", "\n\n".join(blocks)])
 
 
@@ -106,7 +91,8 @@ def _details(facts: Facts) -> str:
     lines = [
         f"- Input: RGB in [0, 1], {view}centre crop of {facts.crop_px} px; "
         f"mean {list(facts.input_mean)}, std {list(facts.input_std)}",
-        f"- Architecture: torchvision's {facts.architecture}, stem `{facts.stem}`",
+        f"- Architecture: {library_of(facts.architecture)}'s "
+        f"{facts.architecture.rpartition('/')[2]}, stem `{facts.stem}`",
         f"- Configuration: `{facts.config_hash}`",
         f"- Data set: `{facts.data_hash}`",
         "- Limits: the scores above are all that is known about it; what it was not trained on, "

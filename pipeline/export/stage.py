@@ -1,6 +1,6 @@
 """The export stage: each trained backbone in forms that need none of this project's code.
 
-    RUN/export/METHOD/backbone.safetensors       torchvision's key names, facts in the metadata
+    RUN/export/METHOD/backbone.safetensors       the library's key names, facts in the metadata
                       backbone.timm.safetensors  the same under timm's names, where they differ
                       features.pt2               torch.export program, normalisation inside
                       features.onnx              the same as ONNX, on request
@@ -21,6 +21,7 @@ from pipeline import storage
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.export.card import model_card
 from pipeline.export.facts import Facts
+from pipeline.export.loading import library_of
 from pipeline.model import build, checkpoint, timm_names
 from pipeline.model.source import trained_epochs
 from pipeline.record import provenance
@@ -112,7 +113,7 @@ def export_network(
 def _state_dicts(network: Network, facts: Facts) -> dict[str, bytes]:
     name = facts.architecture
     tensors = {n: t.detach().cpu().contiguous() for n, t in network.backbone.state_dict().items()}
-    files = {"backbone.safetensors": _safetensors(tensors, facts.metadata("torchvision"))}
+    files = {"backbone.safetensors": _safetensors(tensors, facts.metadata(library_of(name)))}
     if timm_names.differs(name):
         renamed = {n: t.contiguous() for n, t in timm_names.to_timm(name, tensors).items()}
         files["backbone.timm.safetensors"] = _safetensors(renamed, facts.metadata("timm"))

@@ -35,12 +35,20 @@ def timm_network(name: str, image_px: int | None) -> nn.Module:
         ) from error
     if not timm.is_model(name):
         raise UnknownBackboneError(f"timm has no network {name!r}")
-    plain = name.partition(".")[0]
-    found = timm.models.get_pretrained_cfg(plain)
-    fixed = found is not None and found.fixed_input_size
-    more = {"img_size": image_px} if fixed and image_px else {}
-    network: nn.Module = timm.create_model(plain, pretrained=False, num_classes=0, **more)
+    more = timm_arguments(name, image_px)
+    network: nn.Module = timm.create_model(
+        name.partition(".")[0], pretrained=False, num_classes=0, **more
+    )
     return network
+
+
+def timm_arguments(name: str, image_px: int | None) -> dict[str, int]:
+    """Return the argument for the side of the images: of networks built for one side."""
+    import timm
+
+    found = timm.models.get_pretrained_cfg(name.partition(".")[0])
+    fixed = found is not None and found.fixed_input_size
+    return {"img_size": image_px} if fixed and image_px else {}
 
 
 def unusable(name: str, error: BackboneError) -> ConfigError:

@@ -19,6 +19,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from pipeline.config import Config
 from pipeline.config.public_weights import PublicName, parse_public
 from pipeline.errors import CheckpointError
+from pipeline.model.libraries import timm_arguments
 from sdclr.backbone import BACKBONES
 from sdclr.twin import IMAGENET_MEAN, IMAGENET_STD
 
@@ -162,8 +163,7 @@ def _timm(name: PublicName, uri: str) -> Any:
 
 def _of_timm(name: PublicName, uri: str, image_px: int | None) -> dict[str, Tensor]:
     timm = _timm(name, uri)
-    fixed = timm.models.get_pretrained_cfg(name.network).fixed_input_size
-    more = {"img_size": image_px} if fixed and image_px else {}
+    more = timm_arguments(name.network, image_px)
     try:
         network = timm.create_model(name.network, pretrained=True, num_classes=0, **more)
     except Exception as error:  # of whichever client timm downloads with
