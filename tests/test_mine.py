@@ -207,6 +207,12 @@ def test_the_whole_stage_ranks_every_image_once(ray_cluster: None, tmp_path: Pat
     assert {("trained", "both"), ("untrained", "knn_distance"), ("pixels", "knn_distance")} <= names
     assert len(content.map.maps[0].x) == 60
     assert "training_loss" not in table
+    annotate = tmp_path / "run" / "mining" / "annotate.csv"
+    annotate.write_text(annotate.read_text().replace(",a\n", ",c\n"))
+    before = annotate.read_bytes()
+    with raises("E-CONFIG-792"):
+        mined(tmp_path, load_config(None, [*WORDS, BOTH]), given=given)
+    assert annotate.read_bytes() == before
     mined(tmp_path / "other", load_config(None, [*WORDS, BOTH]))
     assert Gallery.read(gallery_uri(str(tmp_path / "other" / "run"))) == shown
 

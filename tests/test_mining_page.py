@@ -149,6 +149,9 @@ def test_labels_that_came_back_stand_beside_the_evidence(run_uri: str) -> None:
     page = mining_page(run_uri)
     assert "10 of 40" in page.text and "50 % of the first 10" in page.text
     assert "<b>eel" in page.text and not page.all("b")
+    edit(run_uri, "mining.json", lambda m: m.update(findings=None, groups=None))
+    text = mining_page(run_uri).text
+    assert "10 of 40" in text and "Not checked" not in text
 
 
 def test_the_row_of_chance_is_the_share_of_the_rare_classes(run_uri: str) -> None:

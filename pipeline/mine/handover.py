@@ -29,6 +29,7 @@ from pipeline.mine import given_labels
 from pipeline.record.curation import Selection, find_selection
 from sdclr.rarity import rank_share
 
+ANNOTATE = "annotate.csv"
 MAX_FIFTYONE_IMAGES = 100_000
 """The rarest ones of a larger set; its import reads one JSON text whole."""
 
@@ -78,7 +79,7 @@ class Ranked:
 
 def annotate_uri(run_uri: str) -> str:
     """Return where the suggested images are listed."""
-    return storage.join(run_uri, "mining", "annotate.csv")
+    return storage.join(run_uri, "mining", ANNOTATE)
 
 
 def refuse_loss(run_uri: str, ranked: Ranked) -> None:

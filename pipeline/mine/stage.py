@@ -240,7 +240,9 @@ def _write_scores(
     for name, values_N in signals(scored, TRAINED).items():
         columns[name] = values_N[order_N].astype(np.float32)
     folder = storage.join(run_uri, "mining")
-    storage.delete_tree(folder)
+    for name in storage.list_names(folder):
+        if name != handover.ANNOTATE:  # replaced as a whole: it may hold labels of people
+            storage.delete_tree(storage.join(folder, name))
     for number, start in enumerate(range(0, len(order_N), _ROWS_PER_FILE)):
         part = {name: values[start : start + _ROWS_PER_FILE] for name, values in columns.items()}
         arrays = {name: pa.array(values) for name, values in part.items()}

@@ -38,6 +38,14 @@ class Evidence:
 def evidence(mining: Mining) -> Evidence:
     """Return whether labels confirm the ranking; without labels, that nothing does."""
     found = mining.findings
+    if found is None and mining.labelled is not None:
+        return Evidence(
+            "Checked on the suggested images",
+            "open",
+            "The data set has no labels of rare classes, so the ranking of all images is not "
+            "checked. The labels that were given count the suggested images.",
+            None,
+        )
     if found is None:
         return Evidence(
             "Not checked",
