@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.config.file import load_config
+from pipeline.embed.wanted import preferred_method
 from pipeline.model import build
 from sdclr import (
     LossMemory,
@@ -155,6 +156,14 @@ def test_what_a_boosted_method_needs_is_refused_when_it_lacks() -> None:
     with pytest.raises(ValueError, match="needs a rule"):
         memory = LossMemory(44, momentum=0.5)
         Trainer(plain.network, replace(recipe, boost=None), steps_per_epoch=5, memory=memory)
+
+
+def test_images_are_ranked_by_the_method_that_keeps_losses() -> None:
+    words = ["train.methods=[simclr, bcl-d, sdclr]", "mine.score=training_loss"]
+    assert preferred_method(load_config(None, words)) == "bcl-d"
+    assert preferred_method(load_config(None, [*words, "train.loss_memory=0.9"])) == "sdclr"
+    assert preferred_method(load_config(None, words[:1])) == "sdclr"
+    assert preferred_method(load_config(None, ["train.methods=[simclr-ts, simclr]"])) == "simclr-ts"
 
 
 def test_the_configuration_gives_it_a_memory() -> None:

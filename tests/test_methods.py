@@ -135,20 +135,32 @@ def test_two_ranks_train_every_method_as_one_does() -> None:
         torch.testing.assert_close(first[name], one[name], rtol=1e-5, atol=1e-5)
 
 
+SIDE_PX = {"resnet18": 16, "convnext_tiny": 32, "vit_b_16": 32}
+ADAMW = ("model.stem=imagenet", "train.optimizer=adamw", "train.lr_per_256=0.0005",
+         "train.decay_all=false")  # fmt: skip
+
+
 def trainer_of(config: Config, name: str) -> Trainer:
+    side_px = SIDE_PX[config.model.backbone]
     return Trainer(
         build.new_network(config, name),
-        build.training_recipe(config, manifest(16, 16), name),
+        build.training_recipe(config, manifest(side_px, side_px), name),
         steps_per_epoch=1,
         memory=build.loss_memory(config, name, 8),
     )
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_resumes_and_exports_a_resnet18(name: str, tmp_path: Path) -> None:
-    words = ["model.backbone=resnet18", "train.epochs=2", "export.formats=[safetensors]"]
+@pytest.mark.parametrize(
+    "backbone",
+    ["resnet18", *(pytest.param(b, marks=pytest.mark.slow) for b in ("convnext_tiny", "vit_b_16"))],
+)
+def test_every_method_trains_resumes_and_exports(name: str, backbone: str, tmp_path: Path) -> None:
+    side_px = SIDE_PX[backbone]
+    words = [f"model.backbone={backbone}", f"augment.crop_px={side_px}", "train.epochs=2"]
+    words += ["export.formats=[safetensors]", *(() if backbone == "resnet18" else ADAMW)]
     config = load_config(None, [f"train.methods=[{name}]", *words])
-    images = some_images(8).feed(some_plan(8), seed=0)
+    images = some_images(8, side_px).feed(some_plan(8), seed=0)
     whole, resumed = trainer_of(config, name), trainer_of(config, name)
     first, second = ((r.loss, capture(whole)) for r in whole.run(images))
     restore(resumed, first[1])
@@ -157,9 +169,10 @@ def test_every_method_trains_resumes_and_exports_a_resnet18(name: str, tmp_path:
     assert all(torch.equal(t, found.tensors[n]) for n, t in second[1].tensors.items())
     folder = checkpoint.checkpoints_uri(str(tmp_path), name)
     checkpoint.save(folder, found, config_hash=config_hash(config))
-    stage.export(RunContext(config, str(tmp_path), "", manifest(16, 16)))
+    stage.export(RunContext(config, str(tmp_path), "", manifest(side_px, side_px)))
     encoder = load_backbone(tmp_path / "export" / name / "backbone.safetensors")
     exported = encoder.network.backbone.state_dict()
     trained = whole.network.backbone.state_dict()
     assert all(torch.equal(exported[n], t) for n, t in trained.items())
     assert METHODS[name].source in (tmp_path / "export" / name / "README.md").read_text()
+    shutil.rmtree(tmp_path)  # a state of a transformer takes a gigabyte

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline import storage
+from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.embed.features import SetFeatures
 from pipeline.embed.shards import read_vectors
@@ -31,6 +32,7 @@ from pipeline.record.embedding import (
 )
 from pipeline.record.run import DataRef
 from sdclr import TrainState
+from sdclr.methods import method_class
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,17 @@ class RunModel:
     state: TrainState | None = None
 
 
+def preferred_method(config: Config) -> str:
+    """Return the method with the network that images are ranked by.
+
+    SDCLR where it was trained, else the first. To rank by losses in training: one that keeps them.
+    """
+    methods = config.train.methods
+    if config.mine.score == "training_loss" and config.train.loss_memory is None:
+        methods = tuple(m for m in methods if method_class(m).needs_losses) or methods
+    return "sdclr" if "sdclr" in methods else methods[0]
+
+
 def run_model(run: RunContext) -> RunModel:
     """Return the newest model of a run, or the weights that it was given.
 
@@ -85,8 +98,7 @@ def run_model(run: RunContext) -> RunModel:
     given = GivenWeights.find(storage.join(run.run_uri, GIVEN_FILE))
     if given is not None:
         return RunModel(given_source(run.config, given.uri)[0])
-    methods = run.config.train.methods
-    method = "sdclr" if "sdclr" in methods else methods[0]
+    method = preferred_method(run.config)
     state, found = checkpoint.newest(run.run_uri, method, config_hash=run.config_hash)
     return RunModel(ModelSource(method, found.uri, method, run.config_hash), method, state)
 
