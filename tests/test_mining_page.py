@@ -15,7 +15,7 @@ from pipeline.console import Console
 from pipeline.errors import ConfigError, DataError
 from pipeline.record.gallery import Gallery, gallery_uri
 from pipeline.report.charts.scatter import Cloud, scatter
-from pipeline.report.compared import Compared, compared, relative
+from pipeline.report.compared import Compared, compared
 from pipeline.report.comparison import (
     compare,
     method_differences,
@@ -23,6 +23,7 @@ from pipeline.report.comparison import (
     write_comparison,
 )
 from pipeline.report.inputs import load
+from pipeline.report.links import relative
 from pipeline.report.mining import evidence, findings_rows
 from pipeline.report.mining_page import write_mining_page
 from tests import records

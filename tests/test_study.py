@@ -23,6 +23,7 @@ from sdclr.groups import Groups, group_scores
 from tests import records
 from tests.conftest import REPO
 from tests.refusals import raises
+from tests.sources import image_bytes
 
 SEEDS = (3, 4)
 ARMS = {"long": ["sdclr", "simclr", "untrained"], "even": ["simclr", "untrained"]}
@@ -125,6 +126,23 @@ def test_an_unknown_study_and_a_wrong_key_are_refused(tmp_path: Path) -> None:
 def test_words_that_a_study_cannot_take(words: list[str], id: str) -> None:
     with raises(id):
         reproduce(parse(words), Console())
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_study_of_images_without_labels_is_refused_before_it_trains(
+    tmp_path: Path, more: list[str]
+) -> None:
+    for i in range(20):
+        (tmp_path / f"{i}.png").write_bytes(image_bytes(i, (32, 32)))
+    file = study_file(
+        tmp_path,
+        f"config: {REPO}/tune_configs/photos_small.yaml\nseeds: [1]\n"
+        f"arms: {{a: [data.path={tmp_path}, data.labelled=false]}}\n",
+    )
+    words = [f"run.root={tmp_path}/runs", f"data.root={tmp_path}/data", "train.global_batch=8"]
+    with raises("E-CONFIG-724"):
+        reproduce(parse(["reproduce", file, *words, *more]), Console())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_all_arms_are_scored_by_the_groups_of_the_first(runs: list[StudyRun]) -> None:

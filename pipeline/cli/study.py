@@ -40,6 +40,7 @@ def reproduce(command: Command, console: Console) -> None:
     if command.dry_run:
         _preview(command, study, trainings, console)
         return
+    _refuse_unlabelled(trainings)
     began_s, runs = time.monotonic(), []
     console.stage("study", f"{study.title}: {len(trainings)} runs, {_seeds(study)}")
     with ExitStack() as stack:
@@ -70,6 +71,21 @@ def _study(command: Command) -> Study:
     return study
 
 
+def _refuse_unlabelled(trainings: tuple[Training, ...]) -> None:
+    """Refuse, before anything is trained, images whose runs would have no score to compare."""
+    from pipeline.ingest.plan import dry_run
+
+    first = trainings[0].config
+    if dry_run(first).class_names is None:
+        raise ConfigError(
+            "E-CONFIG-724",
+            "the images have no labels, so the runs of a study have no scores to compare",
+            where=f"data.path={first.data.path}",
+            todo="name labelled images, or train runs one by one and compare how well they learned:"
+            f" {program()} report RUN RUN",
+        )
+
+
 def _seeds(study: Study) -> str:
     return f"seeds {', '.join(map(str, study.seeds))}; the same command resumes it"
 
@@ -78,6 +94,7 @@ def _preview(
     command: Command, study: Study, trainings: tuple[Training, ...], console: Console
 ) -> None:
     console.stage("study", f"{study.title}: {len(trainings)} runs, {_seeds(study)}")
+    _refuse_unlabelled(trainings)
     for training in trainings:
         uri = _folder(training)
         state = "is complete and will be kept" if _status(uri) in _ENDED else "will be trained"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from urllib.parse import quote
 
 from pipeline.record.evaluation import Evaluation, Score
 from pipeline.record.rows import AlarmPart, HealthRow
 from pipeline.report.inputs import Inputs
+from pipeline.report.links import relative
 from pipeline.report.names import data_title
 
 # Where a run is stored says nothing about what it did.
@@ -100,11 +99,3 @@ def _compared(inputs: Inputs, folder: str) -> Compared:
         alarms=inputs.alarms(),
         is_labelled=inputs.manifest is None or inputs.manifest.is_labelled,
     )
-
-
-def relative(uri: str, folder: str) -> str:
-    """Return the way from a folder to a file on the same storage as a link; empty on another."""
-    (scheme, _, path), (other, _, start) = (u.rpartition("://") for u in (uri, folder))
-    if scheme != other or (scheme and path.split("/")[0] != start.split("/")[0]):
-        return ""
-    return quote(posixpath.relpath(path, start))

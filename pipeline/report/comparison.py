@@ -24,11 +24,13 @@ from pipeline.evaluate.comparison import (
     not_evaluated,
 )
 from pipeline.record.aggregate import Differences, MeanDifference, RunDifference
+from pipeline.record.comparisons import note_comparison
 from pipeline.record.evaluation import METRICS
 from pipeline.record.folder import existing_run
 from pipeline.report.compared import Compared, compared
 from pipeline.report.comparison_page import render
 from pipeline.report.inputs import load
+from pipeline.report.page import write_report
 from sdclr.groups import GroupScores
 
 
@@ -44,7 +46,7 @@ def compare(names: Sequence[str], root: str, console: Console) -> None:
 
 
 def write_comparison(run_uris: Sequence[str], root: str) -> str:
-    """Compare runs; return the URI of the page.
+    """Compare runs; return the URI of the page, to which the reports of the runs link.
 
     Raises:
         DataError: a labelled run has no evaluation, or the runs are not about the same classes.
@@ -59,6 +61,10 @@ def write_comparison(run_uris: Sequence[str], root: str) -> str:
     storage.write_bytes(storage.join(folder, "scores.csv"), scores_csv(scored))
     page = storage.join(folder, "comparison.html")
     storage.write_bytes(page, render(runs, methods, changes).encode())
+    for run in runs:
+        note_comparison(run.uri, page)
+        if storage.exists(storage.join(run.uri, "report.html")):
+            write_report(run.uri)
     return page
 
 

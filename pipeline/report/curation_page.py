@@ -15,6 +15,7 @@ from pipeline.record.curation import PICTURES, Curation, CurationPictures, NearP
 from pipeline.report.charts.plots import Bar, bars
 from pipeline.report.head import Head, head
 from pipeline.report.inputs import Inputs, load, require
+from pipeline.report.links import links
 from pipeline.report.parts import Figure, Link, Thumb, image_source
 from pipeline.report.template import to_html
 
@@ -52,15 +53,17 @@ def write_curation_page(run_uri: str) -> str:
     found = require(Curation, storage.join(run_uri, "curation.json"))
     pictures = CurationPictures.read(storage.join(run_uri, PICTURES))
     uri = storage.join(run_uri, PAGE)
-    storage.write_bytes(uri, render(load(run_uri), found, pictures).encode())
+    storage.write_bytes(uri, render(load(run_uri), found, pictures, links(run_uri, PAGE)).encode())
     return uri
 
 
-def render(inputs: Inputs, found: Curation, pictures: CurationPictures) -> str:
+def render(
+    inputs: Inputs, found: Curation, pictures: CurationPictures, ways: tuple[Link, ...] = ()
+) -> str:
     """Return the page as HTML."""
     leaking = any(leak.images for leak in found.leaks)
     page = Page(
-        head=head(inputs, "Near-duplicates and selection", (Link("Run report", "report.html"),)),
+        head=head(inputs, "Near-duplicates and selection", ways),
         word="Images leak across sets" if leaking else f"{found.kept} images selected",
         tone="bad" if leaking else "good",
         texts=texts(found),

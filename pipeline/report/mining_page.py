@@ -21,6 +21,7 @@ from pipeline.redact import redact
 from pipeline.report import mining
 from pipeline.report.head import Head, head
 from pipeline.report.inputs import Inputs, load, require
+from pipeline.report.links import links
 from pipeline.report.parts import Figure, Link, Table, class_name, image_source
 from pipeline.report.template import source, to_html
 
@@ -91,17 +92,13 @@ def write_mining_page(run_uri: str) -> tuple[str, Mining]:
         table = mining.findings_csv(found.findings)
         storage.write_bytes(storage.join(run_uri, "mining", "findings.csv"), table)
     uri = storage.join(run_uri, "mining.html")
-    curated = storage.exists(storage.join(run_uri, "curation.json"))
-    text = render(load(run_uri), found, gallery, is_curated=curated)
+    text = render(load(run_uri), found, gallery, links(run_uri, "mining.html"))
     storage.write_bytes(uri, text.encode())
     return uri, found
 
 
-def render(inputs: Inputs, found: Mining, gallery: Gallery, *, is_curated: bool = False) -> str:
+def render(inputs: Inputs, found: Mining, gallery: Gallery, ways: tuple[Link, ...] = ()) -> str:
     """Return the page as HTML."""
-    links: tuple[Link, ...] = (Link("Run report", "report.html"),)
-    if is_curated:
-        links += (Link("Near-duplicates", "curation.html"),)
     cards = [_card(gallery, i, found.class_names) for i in range(len(gallery.images))]
     seen: set[int] = set()
 
@@ -137,7 +134,7 @@ def render(inputs: Inputs, found: Mining, gallery: Gallery, *, is_curated: bool 
     script = source("mining.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = Page(
-        head=head(inputs, "Rare images", links),
+        head=head(inputs, "Rare images", ways),
         data=f"{found.scored} images of the {found.set} set",
         evidence=mining.evidence(found),
         how=mining.how_scored(found),

@@ -23,6 +23,7 @@ from pipeline.report.data import DataSection, ForgottenSection, data_section, fo
 from pipeline.report.facts import facts_section
 from pipeline.report.head import Head, head
 from pipeline.report.inputs import Inputs, find, load
+from pipeline.report.links import links
 from pipeline.report.names import frequency_order, group_of
 from pipeline.report.parts import Figure, Link, Pairs
 from pipeline.report.scores import (
@@ -85,26 +86,19 @@ def write_report(run_uri: str) -> str:
     if found is not None:
         text = sweep.render(inputs, found, head(inputs, "Sweep report", ()))
     else:
-        curated = storage.exists(storage.join(run_uri, "curation.json"))
-        text = render(
-            inputs, find(Mining, storage.join(run_uri, "mining.json")), is_curated=curated
-        )
+        mined = find(Mining, storage.join(run_uri, "mining.json"))
+        text = render(inputs, mined, links(run_uri, "report.html"))
     storage.write_bytes(uri, text.encode())
     for name, content in csv_files(inputs.evaluation, inputs.health).items():
         storage.write_bytes(storage.join(run_uri, "tables", name), content)
     return uri
 
 
-def render(inputs: Inputs, mined: Mining | None, *, is_curated: bool = False) -> str:
+def render(inputs: Inputs, mined: Mining | None, ways: tuple[Link, ...] = ()) -> str:
     """Return the page as HTML."""
     evaluation, manifest = inputs.evaluation, inputs.manifest
-    links: tuple[Link, ...] = ()
-    if mined is not None:
-        links += (Link("Rare images", "mining.html"),)
-    if is_curated:
-        links += (Link("Near-duplicates", "curation.html"),)
     page = Page(
-        head=head(inputs, "Run report", links),
+        head=head(inputs, "Run report", ways),
         verdict=verdict(inputs),
         todo=tuple(not_done(inputs, mined is not None)),
         scores=scores_section(evaluation) if evaluation else None,
