@@ -16,7 +16,7 @@ import torch
 from pipeline.cluster.connect import Cluster
 from pipeline.cluster.jobs import RayTasks, Tasks, ThreadTasks
 from pipeline.config.file import load_config
-from pipeline.curate import levels, selection
+from pipeline.curate import levels, selection, stage
 from pipeline.curate.levels import Levels, Tree
 from pipeline.curate.selection import Cells, Near
 from pipeline.curate.stage import check_words, curate
@@ -301,3 +301,10 @@ def test_ingest_takes_the_selection_with_its_names_labels_and_bytes(
             for id, label in zip(part.ids, part.labels, strict=True)
         }
         assert classes == {path: path.partition("/")[0] for path, _ in lines} == dict(lines)
+
+
+def test_examples_are_the_least_and_the_most_alike() -> None:
+    few = [Near(row, 99, 0.99 + row % 7 / 1000) for row in range(20)]
+    assert [near.similarity for near in stage._examples(few)] == sorted(n.similarity for n in few)
+    many = [Near(row, 99, 0.99 + row % 30 / 10_000) for row in range(30)]
+    assert [near.row for near in stage._examples(many)] == [*range(10), *range(20, 30)]

@@ -40,6 +40,8 @@ MODEL = "models/sdclr/backbone.safetensors"
          ["rare images", "duplicates", "vectors", "weights", "more epochs", "compare",
           "your images"]),
         (["aggregate.json"], PHOTOS, True, []),
+        (["embeddings/x"], PHOTOS, False, ["rare images", "duplicates"]),
+        (["embeddings/x", "curation.json", "mining.json"], PHOTOS, False, []),
     ],
 )  # fmt: skip
 def test_steps_fit_the_run(

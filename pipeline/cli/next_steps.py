@@ -68,10 +68,12 @@ def next_steps(folder: RunFolder, *, is_labelled: bool) -> list[tuple[str, str]]
             steps.append(("scores", f"evaluate --resume {quoted}"))
         if not there("report.html"):
             steps.append(("page", f"report --resume {quoted}"))
+    if there("models") or there("embeddings"):
         if not there("mining.json"):
             steps.append(("rare images", f"mine --resume {quoted}"))
         if not there("curation.json"):
             steps.append(("duplicates", f"curate --resume {quoted}"))
+    if there("models"):
         if not there("embeddings"):
             steps.append(("vectors", f"embed --resume {quoted}"))
         if not there("export"):

@@ -80,6 +80,8 @@ def curate(session: Session) -> None:
     )
     for pair in found.examples[:5]:
         console.line(f"  {pair.id} is nearly {pair.other}, cosine {pair.similarity:.4f}")
+    if found.examples:
+        console.line("  these are the least alike; where they differ, raise --similarity")
     for leak in found.leaks:
         console.stage(
             "curate",

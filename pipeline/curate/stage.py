@@ -129,6 +129,7 @@ def curate(
     )
     cells, levels = tree.cells, tree.levels
     duplicates = selection.near_duplicates(unit_NF, cells, similarity)
+    examples = _examples(duplicates)
     leaks = {
         name: selection.leaks(
             selection.unit_vectors(features[name].by_model[source.name], mean_F),
@@ -152,7 +153,7 @@ def curate(
         similarity=similarity,
         images=num_images,
         duplicates=len(duplicates),
-        examples=_pairs(duplicates[:_NUM_EXAMPLES], own.ids, own.ids),
+        examples=_pairs(examples, own.ids, own.ids),
         leaks=tuple(
             NearLeak(
                 set=name,
@@ -190,7 +191,7 @@ def curate(
         _write(folder, "selected.csv", ("path",), ((own.ids[row],) for row in kept))
     shown = [kept[cells.labels_N[kept] == leaf][:_NUM_OF_LEAF] for leaf in by_size[:_NUM_LEAVES]]
     rows = {set_name: [int(row) for leaf in shown for row in leaf]}
-    rows[set_name] += [row for near in duplicates[:_NUM_EXAMPLES] for row in (near.row, near.other)]
+    rows[set_name] += [row for near in examples for row in (near.row, near.other)]
     for name, near in leaks.items():
         rows[name] = [one.row for one in near[:_NUM_EXAMPLES]]
         rows[set_name] += [one.other for one in near[:_NUM_EXAMPLES]]
@@ -208,6 +209,15 @@ def curate(
     ).write(storage.join(run.run_uri, PICTURES))
     found.write(storage.join(run.run_uri, FILE))
     return found
+
+
+def _examples(near: list[Near]) -> list[Near]:
+    """Return the least alike, which show whether the limit is right, and the most alike pairs."""
+    by_similarity = sorted(near, key=lambda one: (one.similarity, one.row))
+    half = _NUM_EXAMPLES // 2
+    if len(near) <= _NUM_EXAMPLES:
+        return by_similarity
+    return by_similarity[:half] + by_similarity[-half:]
 
 
 def _pairs(near: Sequence[Near], ids: Sequence[str], others: Sequence[str]) -> tuple[NearPair, ...]:

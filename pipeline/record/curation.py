@@ -56,7 +56,8 @@ class Curation(Record):
         weights: of the network whose vectors were compared.
         similarity: cosine from which on two images are near-duplicates.
         images: of the set.
-        duplicates: images that were dropped, with the first pairs as examples.
+        duplicates: images that were dropped.
+        examples: their least and their most alike pairs, by similarity.
         leaks: of each held-out set.
         levels: clusters of each level of the tree, leaves first.
         kept: images that were selected.

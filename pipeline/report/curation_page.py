@@ -102,8 +102,9 @@ def _sheets(found: Curation, pictures: CurationPictures) -> tuple[Sheet, ...]:
         Sheet("leaks", "Leaks", "Images of test and val, each before the one that it is nearly. A "
               "score on them is too high. All are in curation/leaks.csv.", leaks),
         Sheet("duplicates", "Near-duplicates", "Each image that is left out stands before the one "
-              "that it is nearly. All are in curation/duplicates.csv.",
-              (("The first by place", duplicates),) if duplicates else ()),
+              "that it is nearly. Where the first pairs differ, raise --similarity. All are in "
+              "curation/duplicates.csv.",
+              (("From the least to the most alike", duplicates),) if duplicates else ()),
         Sheet("clusters", "The largest clusters", "Some of their selected images. All selected "
               "images are in curation/selected.csv.",
               tuple(
