@@ -61,6 +61,22 @@ def test_prefixes_and_wrappings_are_seen_through(
     assert equal(target.state_dict(), source)
 
 
+@pytest.mark.parametrize("prefix", ["", "encoder_q.", "module.backbone."])
+@pytest.mark.parametrize("naming", ["torchvision", "numbers"])
+def test_a_deeper_network_is_another_network(prefix: str, naming: str) -> None:
+    """Every tensor of a ResNet-18 has a place in a ResNet-34, which has blocks of its own beside."""
+    deep, _ = build_backbone("resnet34", stem="imagenet", seed=1)
+    if naming == "numbers":
+        deep = torch.nn.Sequential(*deep.children())
+    tensors = {f"{prefix}{n}": t for n, t in deep.state_dict().items()}
+    target, _ = build_backbone("resnet18", stem="imagenet", seed=0)
+    with raises("E-CHECKPOINT-011", "have no place"):
+        weights.load_into(target, "resnet18", tensors, uri="w.pt")
+    own, _ = build_backbone("resnet34", stem="imagenet", seed=0)
+    weights.load_into(own, "resnet34", tensors, uri="w.pt")
+    assert equal(own.state_dict(), dict(zip(own.state_dict(), tensors.values(), strict=True)))
+
+
 OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
 
 

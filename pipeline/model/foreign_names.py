@@ -20,6 +20,9 @@ from pipeline.model.timm_names import from_timm, to_timm
 # Of two copies that fit equally well, the one that was trained by gradients is taken.
 _AVERAGED = re.compile(r"(^|[._])(ema|momentum|teacher|target|averaged?|encoder_k|k|key)([._]|$)")
 
+# Parts in which torchvision and timm have the last norm of some networks beside the classifier.
+_CLASSIFIERS = {"classifier", "head", "heads"}
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -29,11 +32,14 @@ class Fit:
         prefix: in the file, `encoder.` for example; may be empty.
         tensors: all below it, those that the backbone lacks included.
         num_found: tensors of the backbone that the file has.
+        unknown: names, as in the file below the prefix, of tensors that the backbone lacks in parts
+            that it has: `layer1.2.conv1.weight` of a deeper network.
     """
 
     prefix: str
     tensors: dict[str, Tensor]
     num_found: int
+    unknown: tuple[str, ...] = ()
 
 
 def best_fit(backbone: nn.Module, name: str, tensors: dict[str, Tensor]) -> Fit:
@@ -66,11 +72,14 @@ def best_fit(backbone: nn.Module, name: str, tensors: dict[str, Tensor]) -> Fit:
         ),
     )  # fmt: skip
     below = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    naming = namings[number]
+    parts = {_part(n) for n in naming} - _CLASSIFIERS
+    unknown = tuple(n for n in below if n not in naming and _part(n) in parts)
     if number == 1:
         below = from_timm(name, below)
     elif number == 2:
         below = {namings[2].get(n, n): t for n, t in below.items()}
-    return Fit(prefix, below, num_found)
+    return Fit(prefix, below, num_found, unknown)
 
 
 def common_prefix(names: list[str]) -> str:
@@ -81,6 +90,11 @@ def common_prefix(names: list[str]) -> str:
         if a != b:
             break
     return first[: first.rfind(".", 0, shared) + 1]
+
+
+def _part(name: str) -> str:
+    """Return the part of a network that a tensor is of: `layer1` of `layer1.0.conv1.weight`."""
+    return name.partition(".")[0]
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:

@@ -136,8 +136,7 @@ def load_into(backbone: nn.Module, name: str, tensors: dict[str, Tensor], *, uri
     # Old files lack this counter, which evaluation does not use.
     missing = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
     misshapen = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
-    blocks = {_block(n) for n in wanted}
-    unknown = [n for n in found if n not in wanted and _block(n) in blocks and "." in _block(n)]
+    unknown = list(fit.unknown)
     if fit.num_found < _SHARE_OF_NAMES * min(len(wanted), len(found)):
         raise _unnamed(name, uri, tensors, wanted, missing)
     if missing or misshapen or unknown:
@@ -192,11 +191,6 @@ def _foreign(
         where=uri,
         todo=f"set {stem}model.backbone and model.stem to those of the weights{stated}",
     )
-
-
-def _block(name: str) -> str:
-    """Return the block `layer1.0` of `layer1.0.conv1.weight`; extra blocks are another network."""
-    return ".".join(name.split(".")[:2])
 
 
 def _tensors_in(found: object, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
