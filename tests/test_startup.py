@@ -61,6 +61,8 @@ VALUES = {
     ("RAY_TMPDIR", "/" + "long/" * 20): "E-CLUSTER-370",
     ("TMPDIR", "/scratch/of_a_batch_system/slurm/1355700/tmp.t0016"): "E-CLUSTER-370",
     ("TMPDIR", "/proc/version/x"): "E-CLUSTER-374",
+    ("TMPDIR", "/proc"): "E-CLUSTER-374",
+    ("RAY_TMPDIR", "/proc"): "E-CLUSTER-374",
 }
 
 

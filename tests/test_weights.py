@@ -64,7 +64,7 @@ def test_prefixes_and_wrappings_are_seen_through(
 @pytest.mark.parametrize("prefix", ["", "encoder_q.", "module.backbone."])
 @pytest.mark.parametrize("naming", ["torchvision", "numbers"])
 def test_a_deeper_network_is_another_network(prefix: str, naming: str) -> None:
-    """Every tensor of a ResNet-18 has a place in a ResNet-34, which has blocks of its own beside."""
+    """A ResNet-34 has every tensor that a ResNet-18 has, and blocks of its own beside them."""
     deep, _ = build_backbone("resnet34", stem="imagenet", seed=1)
     if naming == "numbers":
         deep = torch.nn.Sequential(*deep.children())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -180,7 +181,8 @@ def gc(root: str, token: str | None, console: Console) -> None:
     rows = [[o.kind, o.uri, f"{o.num_bytes / 1e6:.1f}", o.why] for o in found.orphans]
     console.table(["kind", "folder", "MB", "why"], rows)
     if token is None:
-        console.line(f"to remove them: {program()} gc --root {root} --remove {found.token}")
+        words = shlex.join(["gc", "--root", root, "--remove", found.token])
+        console.line(f"to remove them: {program()} {words}")
         return
     if token != found.token:
         raise ConfigError(

@@ -17,7 +17,7 @@ def show_results(
     folder: RunFolder,
     timings_s: Mapping[str, float],
     *,
-    again: str,
+    again: str | None,
     is_labelled: bool,
 ) -> None:
     """Report the end of a run.
@@ -26,7 +26,7 @@ def show_results(
         console: where to.
         folder: of the run.
         timings_s: seconds of each stage.
-        again: the words that make the same run with another seed.
+        again: the words that make the same run with another seed; None where none was trained.
         is_labelled: whether scores can be measured.
     """
     uri = folder.uri
@@ -47,7 +47,8 @@ def show_results(
     sheet = storage.join(uri, "mining", "annotate.csv")
     if storage.exists(sheet):
         console.line(f"  annotate       label the images of {sheet}")
-    console.line(f"  another seed   {program()} {again}")
+    if again is not None:
+        console.line(f"  another seed   {program()} {again}")
 
 
 def next_steps(folder: RunFolder, *, is_labelled: bool) -> list[tuple[str, str]]:

@@ -227,7 +227,7 @@ class Session:
             self.console,
             self.folder,
             run.timings_s,
-            again=self._again(),
+            again=None if self.command.checkpoint is not None else self._again(),
             is_labelled=labelled,
         )
         self.show_alarms()

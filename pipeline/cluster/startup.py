@@ -136,6 +136,10 @@ def _check_folder() -> None:
             "E-STORAGE-374": "E-CLUSTER-371",
         }
         raise _of_cause(ids.get(error.id, "E-CLUSTER-374"), str(folder)) from error
+    try:  # Ray makes it in a moment; some file systems only refuse it when it is made
+        os.makedirs(folder / "ray", exist_ok=True)
+    except OSError as error:
+        raise _of_cause("E-CLUSTER-374", str(folder), str(error.strerror)) from error
 
 
 def _of_cause(id: str, where: str, message: str = "") -> ClusterError:
