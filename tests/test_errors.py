@@ -44,7 +44,6 @@ def test_an_exception_that_is_none_of_ours_is_called_a_bug(
         raise ZeroDivisionError("somewhere")
 
     monkeypatch.setattr(run, "_run", broken)
-    monkeypatch.setattr(run.signal, "signal", lambda *_: None)  # the tests keep their own handlers
     assert run.main(["train"]) == 1
     said = capsys.readouterr().err
     assert "error: this is a bug" in said and "ZeroDivisionError: somewhere" in said

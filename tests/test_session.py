@@ -203,8 +203,9 @@ def test_a_data_set_that_was_moved_is_found_by_its_hash(
     (tmp_path / "data").rename(elsewhere / "data")
     lost = session("evaluate", run, stack)
     lost.open_record()
-    with pytest.raises(DataError):
+    with raises("E-DATA-830") as caught:
         assert lost.dataset
+    assert "data.root" in caught.value.todo
     found = session("evaluate", run, stack, f"data.root={elsewhere}")
     found.open_record()
     assert found.dataset.uri == str(elsewhere / "data")

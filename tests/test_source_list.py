@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.data import Sets
+from pipeline.ingest.sources.list_file import Wanted, table_columns
 from tests.loopback_s3 import LoopbackS3
 from tests.refusals import raises
 from tests.sources import image_bytes, index_of, ingested, names_of, stored, write_files
@@ -116,3 +117,39 @@ def test_other_endings_and_missing_labels_are_told(tmp_path: Path) -> None:
         index_of("list", tmp_path / "l.txt", labelled=True)
     with raises("E-CONFIG-220"):
         index_of("folder", tmp_path, sets=Sets(val="x.txt"))
+
+
+PATHS = [f"a/{number}.png" for number in range(6)]
+ROWS = "".join(f"{path},c{number % 3}\n" for number, path in enumerate(PATHS))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label\n" + ROWS,
+        ROWS,
+        "sep=;\npath;label\n" + ROWS.replace(",", ";"),
+        "sep=;\n" + ROWS.replace(",", ";"),
+        "SEP=\t\npath\tlabel\n" + ROWS.replace(",", "\t"),
+        ",path,label\n" + "".join(f"{n},{row}\n" for n, row in enumerate(ROWS.splitlines())),
+    ],
+)
+def test_what_stands_above_the_images_is_no_image(text: str) -> None:
+    found = table_columns(text, ",", Wanted(None, None, needs_label=True), PATHS.__contains__)
+    assert found.paths.to_pylist() == PATHS
+    assert found.labels is not None and found.labels.to_pylist() == [f"c{n % 3}" for n in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("export,\npath,label\n" + ROWS, "line 2"),
+        ("my export\npath,label\n" + ROWS, "line 2"),
+        ("# made in June\npath,label\n" + ROWS, "line 2"),
+        ("one\ntwo\npath,label\n" + ROWS, "line 3"),
+        ("path,\n" + ROWS, "column 2"),
+    ],
+)
+def test_a_heading_that_would_hide_the_labels_is_refused(text: str, fact: str) -> None:
+    with pytest.raises(ValueError, match=fact):
+        table_columns(text, ",", Wanted(None, None, needs_label=True), PATHS.__contains__)

@@ -5,6 +5,7 @@ No Ray is started; that of a sweep joins the cluster at RAY_ADDRESS to time a fe
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 from pipeline import storage
@@ -13,6 +14,7 @@ from pipeline.cli.command_line import Command
 from pipeline.cli.gc import gc
 from pipeline.cli.resolve import resolve
 from pipeline.cli.scale import si
+from pipeline.cli.session import dataset_of
 from pipeline.cluster import auto
 from pipeline.cluster.auto import settled_here
 from pipeline.cluster.connect import usable_cpus
@@ -21,7 +23,7 @@ from pipeline.config.file import changed_keys
 from pipeline.console import Console, duration
 from pipeline.dataset.image import remarked
 from pipeline.dataset.manifest import left_out_text, read_manifest
-from pipeline.ingest.plan import DryRun, dry_run
+from pipeline.ingest.plan import DryRun, dry_run, made_before
 from pipeline.ingest.sample import SIDES_PX, Sample
 from pipeline.record.folder import RunFolder
 
@@ -46,12 +48,27 @@ def preview(command: Command, console: Console) -> None:
     console.stage("run", f"{'new run' if folder.is_new else 'resume'} {folder.uri}")
     for change in changed_keys(Config(), folder.config):
         console.line(f"  {change}")
+    found = None
+    if folder.data_uri and command.data is None and command.stage not in ("report", "tune"):
+        found = dataset_of(folder, config, folder.data_uri)
+        folder = replace(folder, data_uri=found.uri)
     if command.stage in ("embed", "curate", "mine") and not folder.is_new:
         _show_vectors(command, folder, config, console)
         return
     if command.stage in ("export", "report"):
         return
-    plan = dry_run(config)
+    plan = dry_run(config) if found is None else made_before(found.uri, found.manifest)
+    _show_data(plan, console)
+    if command.stage == "tune":
+        _show_sweep(config, plan, console)
+    elif command.stage == "embed":
+        _show_new_vectors(command, config, plan, console, where=folder.uri)
+    elif command.stage != "ingest":
+        _show_training(config, plan, console, where=folder.uri, stage=command.stage)
+
+
+def _show_data(plan: DryRun, console: Console) -> None:
+    """Show the images that will be used, and what will be left out."""
     if not plan.exists:  # a complete data set is only read
         storage.check_writable(plan.data_uri)
     state = "is complete and will be reused" if plan.exists else "will be made"
@@ -70,12 +87,6 @@ def preview(command: Command, console: Console) -> None:
     _show_classes(plan, console)
     if plan.sample is not None:
         _show_sample(plan.sample, plan.num_images, console)
-    if command.stage == "tune":
-        _show_sweep(config, plan, console)
-    elif command.stage == "embed":
-        _show_new_vectors(command, config, plan, console, where=folder.uri)
-    elif command.stage != "ingest":
-        _show_training(config, plan, console, where=folder.uri, stage=command.stage)
 
 
 def _show_reading(command: Command, console: Console) -> None:

@@ -171,30 +171,12 @@ class Session:
         Raises:
             DataError: the run was begun with other images, which may now be in other sets.
         """
-        known = self.folder.manifest_hash
-        if known is not None and known != manifest.hash:
-            raise DataError(
-                "E-DATA-001",
-                "the data set is not the one that the run was begun with",
-                where=uri,
-                todo="set data.root to the folder that holds it, or start a new run",
-            )
+        _refuse_another(self.folder, uri, manifest)
         self._dataset = Dataset(uri, manifest)
 
     def find_dataset(self, recorded_uri: str) -> None:
-        """Take the data set of an existing run: below `data.root`, or where the record has it.
-
-        Raises:
-            DataError: it is in neither place, or what is there is another one.
-        """
-        name = recorded_uri.rstrip("/").rpartition("/")[2]
-        moved_uri = storage.join(storage.absolute(self.config.data.root), name)
-        is_there = storage.exists(storage.join(moved_uri, MANIFEST_NAME))
-        uri = moved_uri if is_there else recorded_uri
-        manifest = read_manifest(uri)
-        if manifest.hash != self.folder.manifest_hash and uri != recorded_uri:
-            uri, manifest = recorded_uri, read_manifest(recorded_uri)
-        self.use_dataset(uri, manifest)
+        """Take the data set of an existing run, see `dataset_of`."""
+        self._dataset = dataset_of(self.folder, self.config, recorded_uri)
 
     @property
     def dataset(self) -> Dataset:
@@ -262,6 +244,45 @@ class Session:
         """What every stage works on."""
         data = self.dataset
         return RunContext(self.config, self.folder.uri, data.uri, data.manifest)
+
+
+def dataset_of(folder: RunFolder, config: Config, recorded_uri: str) -> Dataset:
+    """Return the data set of an existing run: below `data.root`, or where the record has it.
+
+    Raises:
+        DataError: it is in neither place, or what is there is another one.
+    """
+    name = recorded_uri.rstrip("/").rpartition("/")[2]
+    moved_uri = storage.join(storage.absolute(config.data.root), name)
+    places = [
+        uri
+        for uri in dict.fromkeys((moved_uri, recorded_uri))
+        if storage.exists(storage.join(uri, MANIFEST_NAME))
+    ]
+    if not places:
+        raise DataError(
+            "E-DATA-830",
+            f"the run's data set {name} is not there",
+            where=" or ".join(dict.fromkeys((moved_uri, recorded_uri))),
+            todo=f"set data.root to the folder that holds {name}, or make it again: "
+            f"{program()} ingest --config {shlex.quote(storage.join(folder.uri, 'config.yaml'))}",
+        )
+    found = [Dataset(uri, read_manifest(uri)) for uri in places]
+    known = folder.manifest_hash
+    dataset = next((one for one in found if one.manifest.hash == known), found[-1])
+    _refuse_another(folder, dataset.uri, dataset.manifest)
+    return dataset
+
+
+def _refuse_another(folder: RunFolder, uri: str, manifest: Manifest) -> None:
+    known = folder.manifest_hash
+    if known is not None and known != manifest.hash:
+        raise DataError(
+            "E-DATA-001",
+            "the data set is not the one that the run was begun with",
+            where=uri,
+            todo="set data.root to the folder that holds it, or start a new run",
+        )
 
 
 @contextmanager

@@ -231,6 +231,11 @@ def _existing(config: Config, uri: str, tasks: Tasks) -> DryRun:
     """Return the data set that is there, once its source is seen to be unchanged."""
     manifest = read_manifest(uri)
     notes = check_origin(manifest.origin, config.data, tasks, data_uri=uri)
+    return made_before(uri, manifest, tuple(notes))
+
+
+def made_before(uri: str, manifest: Manifest, notes: tuple[str, ...] = ()) -> DryRun:
+    """Return a data set that is there as a plan shows it."""
     planned = {
         str(name): PlannedSet(
             rows=info.rows,
@@ -248,7 +253,7 @@ def _existing(config: Config, uri: str, tasks: Tasks) -> DryRun:
         num_images=sum(shard.rows for shard in manifest.shards()),
         sample=None,
         manifest=manifest,
-        notes=tuple(notes),
+        notes=notes,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -28,6 +29,9 @@ _LABEL_NAMES = (
     "class_id", "category_id", "species", "y",
 )  # fmt: skip
 _NUM_LOOKED_AT = 20
+# Lines above a heading that are looked for, and how Excel states its delimiter.
+_NUM_TITLES = 4
+_STATED_DELIMITER = re.compile(r"sep=([,;|\t])\n", re.IGNORECASE)
 
 
 class Columns(NamedTuple):
@@ -76,8 +80,18 @@ def table_columns(
         ValueError: the columns are ambiguous, a named one is missing, or the table is torn.
     """
     text = text.lstrip("\n")
-    delimiter = _delimiter(text, delimiter)
-    cells = [cell.strip() for cell in next(csv.reader(io.StringIO(text), delimiter=delimiter))]
+    stated = _STATED_DELIMITER.match(text)
+    if stated is not None:
+        delimiter, text = stated[1], text[stated.end() :]
+    else:
+        delimiter = _delimiter(text, delimiter)
+    cells, *others = (
+        [cell.strip() for cell in row]
+        for row in itertools.islice(
+            csv.reader(io.StringIO(text), delimiter=delimiter), _NUM_TITLES + 1
+        )
+    )
+    _refuse_title(cells, others, wanted, exists)
     heading = cells if _is_heading(cells, wanted, exists) else None
     columns = [
         _without_blanks(column)
@@ -94,6 +108,11 @@ def table_columns(
                 f"it has {len(columns)} columns and no heading; write one, such as path,label"
             )
         return Columns(columns[0], columns[1] if len(columns) == 2 else None)
+    unnamed = [n for n, cell in enumerate(heading) if n and not cell and _has_text(columns[n])]
+    if unnamed:
+        raise ValueError(
+            f"its heading does not name column {unnamed[0] + 1}; name it, such as label"
+        )
     image, label = _chosen(heading, wanted)
     return Columns(columns[image], None if label is None else columns[label])
 
@@ -114,6 +133,29 @@ def text_columns(text: str, exists: Callable[[str], bool]) -> Columns:
     paths = pc.if_else(whole, lines, pc.struct_field(found, "path"))
     labels = pc.if_else(whole, "", pc.struct_field(found, "label"))
     return Columns(paths.cast(pa.large_string()), labels.cast(pa.large_string()))
+
+
+def _refuse_title(
+    cells: list[str], others: list[list[str]], wanted: Wanted, exists: Callable[[str], bool]
+) -> None:
+    """Refuse a first line above the heading: read as a heading it would hide the labels."""
+    if _names_columns(cells, wanted) or exists(cells[0]):
+        return
+    for number, row in enumerate(others, 2):
+        if len(row) > 1 and _names_columns(row, wanted) and not exists(row[0]):
+            raise ValueError(
+                f"its heading, {','.join(row)[:80]}, is line {number}; remove what is above it"
+            )
+
+
+def _names_columns(cells: list[str], wanted: Wanted) -> bool:
+    """Return whether a line has the name of a column of images."""
+    lower = {cell.lower() for cell in cells}
+    return bool(lower & {*_IMAGE_NAMES, (wanted.image or "").lower() or "path"})
+
+
+def _has_text(column: pa.LargeStringArray) -> bool:
+    return bool(pc.any(pc.greater(pc.binary_length(column), 0)).as_py())
 
 
 def _without_blanks(column: pa.LargeStringArray) -> pa.LargeStringArray:
