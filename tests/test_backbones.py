@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from sdclr import collective
 from sdclr.backbone import (
     BACKBONES,
     BackboneError,
@@ -19,6 +20,8 @@ from sdclr.backbone import (
     random_layers,
 )
 from sdclr.imageset import ImageSet
+from sdclr.loss_memory import LossMemory
+from sdclr.methods import METHODS, method_class
 from sdclr.order import EpochPlan
 from sdclr.prunable import (
     conv_share,
@@ -31,6 +34,7 @@ from sdclr.prune import PruneRule, kept_fractions, magnitude_masks
 from sdclr.state import capture, restore
 from sdclr.trainer import Trainer
 from sdclr.twin import Network, Twin, build_network, projection_head
+from tests.ranks import run_on_ranks
 from tests.recipes import RECIPE
 
 DEFAULT = PruneRule(prune_ratio=0.9)
@@ -46,21 +50,22 @@ LARGE = {
 }  # fmt: skip
 
 
-def step_and_resume(name: str, px: int) -> Network:
+def step_and_resume(name: str, px: int, method: str = "sdclr") -> None:
     """Train two steps, and the second one again from the state after the first; compare all."""
     g = torch.Generator().manual_seed(0)
     images = ImageSet(torch.randint(0, 256, (4, 3, px, px), generator=g, dtype=torch.uint8))
     plan = EpochPlan(num_images=4, global_batch=4, drop_last=True)
     network = build_network(name, stem="imagenet", head_depth=2, seed=0, image_px=px)
-    recipe = replace(
-        RECIPE, epochs=2, lr=0.01, prune=DEFAULT, augment=replace(RECIPE.augment, crop_px=px)
-    )
-    trainer = Trainer(network, recipe, steps_per_epoch=1)
+    augment = replace(RECIPE.augment, crop_px=px)
+    recipe = replace(RECIPE, method=method, epochs=2, lr=0.01, prune=DEFAULT, augment=augment)
+    memory = LossMemory(4, momentum=0.9) if method_class(method).needs_losses else None
+    trainer = Trainer(network, recipe, steps_per_epoch=1, memory=memory)
     feed = images.feed(plan, seed=0)
     losses, after_one = [], None
     torch.manual_seed(0)
     for report in trainer.run(feed):
-        assert report.kept_frac is not None and min(report.kept_frac.values()) > 0
+        assert (report.kept_frac is not None) == METHODS[method].has_twin
+        assert min((report.kept_frac or {"": 1.0}).values()) > 0
         losses.append(report.loss)
         after_one = after_one or capture(trainer)
     unused = [n for n, p in trainer.model.named_parameters() if p.grad is None]
@@ -73,7 +78,6 @@ def step_and_resume(name: str, px: int) -> Network:
     assert again.loss == losses[1] != losses[0]
     for key, tensor in capture(trainer).tensors.items():
         assert torch.equal(tensor, ended.tensors[key]), key
-    return network
 
 
 @pytest.mark.parametrize(("name", "px"), FAMILIES.items())
@@ -85,6 +89,39 @@ def test_each_family_trains_at_its_default_ratio_and_resumes_exactly(name: str, 
 @pytest.mark.parametrize(("name", "px"), LARGE.items())
 def test_each_large_family_as_well(name: str, px: int) -> None:
     step_and_resume(name, px)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "sdclr"])
+@pytest.mark.parametrize(("name", "px"), [("small/vit", 16), ("small/convnext", 32)])
+def test_every_method_trains_transformers_and_convnexts(name: str, px: int, method: str) -> None:
+    step_and_resume(name, px, method)
+
+
+def of_small_networks() -> dict[str, dict[str, Tensor]]:
+    """Losses and weights of two epochs, on as many ranks as there are."""
+    found = {}
+    for name in ("vit", "convnext"):
+        px, g = 32 if name == "convnext" else 16, torch.Generator().manual_seed(0)
+        images = ImageSet(torch.randint(0, 256, (8, 3, px, px), generator=g, dtype=torch.uint8))
+        plan = EpochPlan(
+            num_images=8, global_batch=8, drop_last=True, num_ranks=collective.world_size()
+        )
+        network = build_network(f"small/{name}", stem="imagenet", head_depth=2, seed=0, image_px=px)
+        recipe = replace(RECIPE, epochs=2, augment=replace(RECIPE.augment, crop_px=px))
+        trainer = Trainer(network.double(), recipe, steps_per_epoch=1)
+        losses = [r.loss for r in trainer.run(images.feed(plan, seed=0, rank=collective.rank()))]
+        weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+        found[name] = {"losses": torch.tensor(losses, dtype=torch.float64), "weights": weights}
+    return found
+
+
+def test_two_ranks_train_transformers_and_convnexts_as_one_does() -> None:
+    first, second = run_on_ranks(of_small_networks)
+    one = of_small_networks()
+    for name in one:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+        torch.testing.assert_close(first[name], one[name], rtol=1e-5, atol=1e-5)
+    assert one["vit"]["losses"][0] != one["vit"]["losses"][1]
 
 
 @pytest.mark.slow
