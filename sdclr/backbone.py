@@ -30,6 +30,8 @@ from sdclr.resnet8 import ResNet8
 
 BACKBONES = ("resnet8", *zoo.list_models(module=zoo))
 STEMS = ("cifar", "imagenet")
+USUAL_PX = 224
+"""Side of the images where none is given."""
 
 Builder = Callable[[str, int | None], nn.Module]
 """From a network's name and the side of its images in px to the network, with or without head."""
@@ -43,7 +45,6 @@ _SIDES: dict[str, Callable[[int], dict[str, Any]]] = {
     "maxvit": lambda px: {"input_size": (px, px)},
 }
 _AUXILIARY = ("googlenet", "inception")
-_USUAL_PX = 224
 _DROPPING = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
     StochasticDepth,
@@ -111,7 +112,7 @@ def build_backbone(
         setattr(module, rate, 0.0)
     if type(network) is ResNet8:  # as it is in this package
         return network, 64
-    return network, feature_width(network, name, image_px or _USUAL_PX)
+    return network, feature_width(network, name, image_px or USUAL_PX)
 
 
 def feature_width(network: nn.Module, name: str, image_px: int) -> int:
@@ -166,7 +167,7 @@ def _new(name: str, image_px: int | None) -> nn.Module:
         network = _MNASNet(float(name.removeprefix("mnasnet").replace("_", ".")))
     else:
         sides = _SIDES.get(name.partition("_")[0])
-        more = sides(image_px or _USUAL_PX) if sides else {}
+        more = sides(image_px or USUAL_PX) if sides else {}
         if name.startswith(_AUXILIARY):
             # Published weights of these expect the input to be converted inside.
             more = {"aux_logits": False, "init_weights": True, "transform_input": True}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.cli.timing import vector_bytes
 from pipeline.config import Config
 from pipeline.config.file import load_config
 from pipeline.model import build
@@ -66,6 +67,13 @@ def test_what_the_mask_switches_off_is_said() -> None:
     assert pruning_texts(load_config(None, ["train.methods=[simclr]"])) == []
     other = load_config(None, ["model.backbone=mobilenet_v3_small", "model.stem=imagenet"])
     assert "linear layers" in pruning_texts(other)[0] and "linear" not in text
+
+
+def test_a_vector_has_the_width_of_the_features() -> None:
+    words = ["model.backbone=mobilenet_v3_small", "model.stem=imagenet"]
+    assert vector_bytes(load_config(None, words), "float32") == 4 * 1024
+    words = ["model.backbone=vit_b_32", "model.stem=imagenet", "augment.crop_px=64"]
+    assert vector_bytes(load_config(None, words), "float16") == 2 * 768
 
 
 def test_without_timm_its_backbones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from pipeline.model import build
 from pipeline.record.embedding import DType
 from pipeline.tune.estimate import probe_s
 from sdclr import StarvedLayerError
+from sdclr.backbone import USUAL_PX, feature_width
 from sdclr.methods import METHODS
 
 _CPU_PIXELS = 2 * 224**2
@@ -109,7 +110,7 @@ def evaluation_images(config: Config, plan: DryRun) -> int:
     images = sum(planned.rows for name, planned in plan.sets.items() if name in names)
     has_twin = any(METHODS[method].has_twin for method in config.train.methods)
     own = plan.sets["pretrain"].rows * 2 if has_twin else 0
-    return images * (len(config.train.methods) + 1) + own
+    return images * (len(config.train.methods) + len(config.evaluate.public) + 1) + own
 
 
 def mining_images(config: Config, num_images: int, *, labelled: bool) -> int:
@@ -122,10 +123,10 @@ def mining_images(config: Config, num_images: int, *, labelled: bool) -> int:
 
 def vector_bytes(config: Config, dtype: DType) -> int:
     """Return the bytes of one vector of the configured backbone."""
-    network = build.new_network(config, config.train.methods[0]).eval()
-    with torch.inference_mode():
-        dim = network.features(torch.rand(1, 3, 32, 32)).shape[1]
-    return int(dim) * (2 if dtype == "float16" else 4)
+    network = build.new_network(config, config.train.methods[0])
+    side_px = config.augment.crop_px or USUAL_PX
+    dim = feature_width(network.backbone, config.model.backbone, side_px)
+    return dim * (2 if dtype == "float16" else 4)
 
 
 def kept_checkpoints(config: Config) -> tuple[int, int]:
