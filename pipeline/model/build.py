@@ -98,11 +98,18 @@ def keys_of(config: Config, method: str) -> SDCLRKeys | SimCLRKeys:
     return config.sdclr if METHODS[method].has_twin else config.simclr
 
 
+_ANY_PX = 32
+
+
 def training_recipe(config: Config, manifest: Manifest, method: str) -> Recipe:
     """Return the recipe that the trainer of one method gets."""
+    return _recipe(config, method, crop_px(config, manifest))
+
+
+def _recipe(config: Config, method: str, side_px: int) -> Recipe:
     a, t, s = config.augment, config.train, config.sdclr
     augment = AugmentRecipe(
-        crop_px=crop_px(config, manifest),
+        crop_px=side_px,
         crop_scale_min=a.crop_scale[0],
         crop_scale_max=a.crop_scale[1],
         crop_ratio_min=a.crop_ratio[0],
@@ -191,10 +198,10 @@ def new_network(config: Config, method: str, *, init_from: str | None = None) ->
 
 
 def new_model(config: Config, method: str, network: Network) -> Twin | SimCLR:
-    """Return a method's module around its network: with a pruned branch, or without one."""
-    if METHODS[method].has_twin:
-        return Twin(network, dual_norm=config.sdclr.dual_norm)
-    return SimCLR(network)
+    """Return a method's module around its network, the one that its trainer makes."""
+    # No module depends on the side of the views, which only a data set may know.
+    recipe = _recipe(config, method, config.augment.crop_px or _ANY_PX)
+    return method_class(method).model(network, recipe)
 
 
 def state_bytes(config: Config, method: str) -> tuple[int, int]:
