@@ -24,6 +24,7 @@ from torch.multiprocessing.spawn import spawn
 
 from sdclr import collective
 from sdclr.augment import AugmentRecipe
+from sdclr.backbone import BackboneError
 from sdclr.imageset import Batch
 from sdclr.loss_memory import LossMemory
 from sdclr.operations import OperationRule
@@ -214,7 +215,11 @@ def main(argv: Sequence[str]) -> int:
         f"taken on {content['device']}\n"
         f"captured: loss {content['loss']}, gradient norm {content['grad_norm']}\n"
     )
-    found = replay(content)
+    try:
+        found = replay(content)
+    except BackboneError as error:  # of a library that only the pipeline adds
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     sys.stdout.write(f"replayed: loss {found.loss}, gradient norm {found.grad_norm}\n")
     sys.stdout.write(f"first that is not finite: {found.first_bad or 'nothing'}\n")
     same = _same(found.loss, content["loss"]) and _same(found.grad_norm, content["grad_norm"])

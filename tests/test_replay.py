@@ -145,6 +145,15 @@ def test_a_hostile_capture_is_refused_and_runs_nothing(
     assert main([str(tmp_path / "none")]) == 2 and main([]) == 2
 
 
+def test_a_capture_of_a_library_that_is_not_here_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(_file(healthy()), weights_only=True)
+    content["network"] = {**NETWORK, "backbone": "elsewhere/net"}
+    (tmp_path / "x.pt").write_bytes(_bytes(content))
+    assert main([str(tmp_path / "x.pt")]) == 2 and "elsewhere" in capsys.readouterr().err
+
+
 @pytest.mark.promise("S1", control=True)
 def test_the_payload_of_the_hostile_files_would_run(tmp_path: Path) -> None:
     class Payload:
