@@ -1,17 +1,18 @@
 """WebDataset shards: tar files; entries that differ only in the ending make a sample.
 
-The image is the entry with the ending of an image; `.cls` is its label, a number or a name. A
-sample is named up to the first dot of its entries. When it has no image of just that name, each
-image with a longer name, dots included, is taken: `cam1_2024.05.10.jpg` with the label of
-`cam1_2024.05.10.cls`, else that of `cam1_2024.cls`. Other fields, such as `seg.png` beside an
-image, are counted and left alone. An archive is refused whole, before anything is written, when an
-entry leads outside (`..`, absolute), is a link or a device, or is a pickle: whoever packed it is
-not to be trusted with the rest either.
+The image is the entry with the ending of an image; `.cls` is its label, a number or a name. Stems
+may have dots. `a.b.mask.png` is another field of the image `a.b.jpg`, whose name it continues
+behind a dot; it is counted and left alone, unless it has a `.cls` of its own. An image without
+one has the label of the longest name that it continues so: `s.left.png` and `s.right.png` that of
+`s.cls`. They are two images of one sample, and a line says so. An archive is refused whole, before
+anything is written, when an entry leads outside (`..`, absolute), is a link or a device, or is a
+pickle: whoever packed it is not to be trusted with the rest either.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ from pipeline.ingest.sources.parquet import files_of
 _PICKLES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".joblib")
 _BLOCK_BYTES = 4 * 2**20
 _MAX_LABEL_BYTES = 256
+_SHARED = "images share a sample with others and have no .cls of their own"
 
 
 def webdataset_index(data: Data, tasks: Tasks) -> ImageIndex:
@@ -47,9 +49,10 @@ def webdataset_index(data: Data, tasks: Tasks) -> ImageIndex:
     excluded = Excluded() if found_files is None else found_files.excluded
     found = dict(tasks.map(look_at_tar, [{"name": name} for name in names], {"root": root}))
     tables = [found[number].table for number in range(len(names))]
-    rejects = []
+    rejects, shared = [], Excluded()
     for number, name in enumerate(names):
         excluded.merge(found[number].values["excluded"])
+        shared.merge(found[number].values["shared"])
         for entry, problem in found[number].values["rejects"]:
             rejects.append(RejectExample(f"{name}/{entry}", "unusable_name", problem))
     files = [np.full(len(t), number, np.int32) for number, t in enumerate(tables) if t is not None]
@@ -59,14 +62,16 @@ def webdataset_index(data: Data, tasks: Tasks) -> ImageIndex:
         raise DataError(
             "E-DATA-073",
             f"the archives hold no images; they hold {kinds or 'nothing'}",
-            where=root,
+            where=data.path,
             todo="set data.path to archives with entries such as 0001.jpg and 0001.cls",
         )
     prefixes = pa.array(names, pa.large_string()).take(pa.array(np.concatenate(files)))
     ids = listing.joined(prefixes, table["name"].combine_chunks())
-    class_names, labels_N = splits.classes_of(_labels(table, data.labelled, root), len(ids))
     num_bytes_N, place_N = table["size"].to_numpy(), table["start"].to_numpy()
     file_N = np.concatenate(files)
+    uris = [plain.address(root, name) for name in names]
+    labels = _labels(table, data.labelled, file_N, uris)
+    class_names, labels_N = splits.classes_of(labels, len(ids))
     block_N = _blocks(file_N, place_N)
     sets = splits.sets_of(labels_N, class_names, data)
     return ImageIndex(
@@ -86,6 +91,7 @@ def webdataset_index(data: Data, tasks: Tasks) -> ImageIndex:
         left_out=excluded.left_out(),
         listing=found_files,
         rejects=tuple(rejects),
+        notes=_notes(shared),
     )
 
 
@@ -139,9 +145,12 @@ def look_at_tar(item: dict[str, Any], shared: Any) -> Result:
                 where=uri,
                 todo="restore or remove it; compressed archives (.tar.gz) are not read",
             ) from error
-    rows = [entry for entries in images.values() for entry in _taken(entries, uri, excluded)]
-    rows.sort(key=lambda entry: entry.start)
-    found = [labels.get(entry.stem, labels.get(entry.sample, "")) for entry in rows]
+    shared = Excluded()
+    rows = _rows(images.values(), labels, uri, excluded, shared)
+    used = [_nearest(entry, labels) for entry in rows]
+    for stem in sorted(set(labels).difference(used)):
+        excluded.add("labels without an image", f"{stem}.cls")
+    found = ["" if stem is None else labels[stem] for stem in used]
     table = pa.table(
         {
             "name": pa.array([entry.name for entry in rows], pa.large_string()),
@@ -150,26 +159,65 @@ def look_at_tar(item: dict[str, Any], shared: Any) -> Result:
             "label": pa.array(found, pa.large_string()),
         }
     )
-    return Result({"excluded": excluded.values(), "rejects": rejects}, table)
+    values = {"excluded": excluded.values(), "rejects": rejects, "shared": shared.values()}
+    return Result(values, table)
 
 
-def _taken(entries: list[_Entry], uri: str, excluded: Excluded) -> list[_Entry]:
-    """Return the images of one sample: the one of just its name, else all with longer names."""
-    whole = [entry for entry in entries if entry.stem == entry.sample]
-    if len(whole) > 1 or (not whole and len({entry.stem for entry in entries}) < len(entries)):
-        sample = entries[0].sample
-        raise DataError(
-            "E-DATA-074",
-            f"the sample {sample[:200]} has two images",
-            where=uri,
-            todo="pack one image for each sample",
-        )
-    if not whole:
-        return entries
+def _rows(
+    samples: Iterable[list[_Entry]],
+    labels: Mapping[str, str],
+    uri: str,
+    excluded: Excluded,
+    shared: Excluded,
+) -> list[_Entry]:
+    """Return the images in the order of the archive; count those that share a sample."""
+    rows = []
+    for entries in samples:
+        taken = _taken(entries, labels, uri, excluded)
+        rows += taken
+        for entry in taken if len(taken) > 1 else ():
+            if entry.stem not in labels:
+                shared.add(_SHARED, entry.name)
+    return sorted(rows, key=lambda entry: entry.start)
+
+
+def _taken(
+    entries: list[_Entry], labels: Mapping[str, str], uri: str, excluded: Excluded
+) -> list[_Entry]:
+    """Return the images of one sample that are not another field of one of them."""
+    stems = {entry.stem for entry in entries}
+    taken: dict[str, _Entry] = {}
     for entry in entries:
-        if entry is not whole[0]:
+        if entry.stem not in labels and not stems.isdisjoint(_shorter(entry)):
             excluded.add("other fields of samples", entry.name)
-    return whole
+        elif entry.stem in taken:
+            raise DataError(
+                "E-DATA-074",
+                f"the sample {entry.stem[:200]} has two images",
+                where=uri,
+                todo="pack one image for each sample",
+            )
+        else:
+            taken[entry.stem] = entry
+    return list(taken.values())
+
+
+def _shorter(entry: _Entry) -> list[str]:
+    """Return the names that the stem continues behind a dot, the longest first."""
+    dots = range(len(entry.stem) - 1, len(entry.sample) - 1, -1)
+    return [entry.stem[:dot] for dot in dots if entry.stem[dot] == "."]
+
+
+def _nearest(entry: _Entry, labels: Mapping[str, str]) -> str | None:
+    """Return the name of the label of an image: its own, else the longest that it continues."""
+    return next((stem for stem in (entry.stem, *_shorter(entry)) if stem in labels), None)
+
+
+def _notes(shared: Excluded) -> tuple[str, ...]:
+    if not shared.counts:
+        return ()
+    what = f"{shared.counts[_SHARED]} {_SHARED}, each of them taken as an image: "
+    return (f"{what}{', '.join(shared.values()[_SHARED][1])}",)
 
 
 def _check_member(member: tar.Member, uri: str) -> None:
@@ -180,7 +228,7 @@ def _check_member(member: tar.Member, uri: str) -> None:
         problem = "is a link or a device"
     elif name.lower().endswith(_PICKLES):
         problem = "is a pickle, which can run code when it is loaded"
-    elif name.startswith(("/", "~")) or ".." in re.split(r"[/\\]", name):
+    elif name.startswith("/") or ".." in re.split(r"[/\\]", name):
         problem = "leads outside the archive or is not in plain form"
     if problem is not None:
         raise DataError(
@@ -191,20 +239,21 @@ def _check_member(member: tar.Member, uri: str) -> None:
         )
 
 
-def _labels(table: pa.Table, wanted: bool | None, root: str) -> pa.LargeStringArray | None:
-    if wanted is False:
-        return None
+def _labels(
+    table: pa.Table, wanted: bool | None, file_N: np.ndarray[Any, Any], uris: list[str]
+) -> pa.LargeStringArray | None:
+    """Return the labels, None when there are none; refuse those on some images only."""
     labels = table["label"].combine_chunks()
-    num_without = int(pc.sum(pc.equal(pc.binary_length(labels), 0)).as_py() or 0)
-    if num_without == len(labels) and not wanted:
+    without = np.flatnonzero(pc.equal(labels, "").to_numpy(zero_copy_only=False))
+    if wanted is False or (len(without) == len(labels) and not wanted):
         return None
-    if num_without:
-        without = table["name"].filter(pc.equal(pc.binary_length(table["label"]), 0))
+    if len(without):
+        first = int(without[0])
         raise DataError(
             "E-DATA-077",
-            f"{num_without} of {len(labels)} samples have no .cls entry with a number or a name, "
-            f"first: {without[0].as_py()[:200]}",
-            where=root,
+            f"{len(without)} of {len(labels)} images have no .cls entry with a number or a name, "
+            f"first: {table['name'][first].as_py()[:200]}",
+            where=uris[int(file_N[first])],
             todo="label every sample or none, or set data.labelled=false",
         )
     return labels
