@@ -174,3 +174,30 @@ def test_the_hash_leaves_out_the_origin_and_nothing_else(tmp_path: Path) -> None
     assert canonical_hash(content) == canonical_hash({"a": 1})
     assert canonical_hash(content) != canonical_hash({"a": 2})
     assert manifest.origin["path"].files == 3
+
+
+@pytest.mark.parametrize("kind", ["list", "table", "archive"])
+def test_one_file_of_equal_size_and_other_content_is_named_so(kind: str, tmp_path: Path) -> None:
+    write_files(tmp_path, {f"{n}.png": IMAGES[n] for n in range(3)})
+    path = tmp_path / {"list": "l.txt", "table": "t.parquet", "archive": "a.tar"}[kind]
+    source = {"list": "list", "table": "parquet", "archive": "webdataset"}[kind]
+
+    def write(first: int, second: int) -> int:
+        assert len(IMAGES[first]) == len(IMAGES[second])
+        if kind == "list":
+            path.write_text(f"{first}.png\n{second}.png\n")
+        elif kind == "table":
+            write_table(path, [IMAGES[first], IMAGES[second]], use_dictionary=False)
+        else:
+            write_tar(path, {"a.png": IMAGES[first], "b.png": IMAGES[second]})
+        return path.stat().st_size
+
+    size = write(0, 1)
+    data = settings(source, path, tmp_path / "out").data
+    then = {"path": origin.origin_of(data, ThreadTasks())["path"]}
+    assert origin.check_origin(then, data, ThreadTasks(), data_uri="d") == []
+    assert write(1, 2) == size
+    with pytest.raises(DataError) as caught:
+        origin.check_origin(then, data, ThreadTasks(), data_uri="d")
+    had, _, has = caught.value.what.partition(", it has ")
+    assert caught.value.id == "E-DATA-304" and not had.endswith(has)

@@ -149,3 +149,52 @@ def test_one_dot_in_front_hides_a_file_two_do_not(
     assert ("sidecars" in index.left_out) is is_sidecar
     path = write_tar(tmp_path / "a.tar", {name: image_bytes(0), "b.png": image_bytes(1)})
     assert len(index_of("webdataset", path).ids) == 1 + (not is_sidecar)
+
+
+FIRST = "~-+#@%$&=;!'^,(_ "
+
+
+@pytest.mark.promise("R29")
+@pytest.mark.parametrize("place", ["local", "s3"])
+@pytest.mark.parametrize("source", ["folder", "list", "txt", "parquet", "webdataset"])
+def test_a_name_may_begin_with_any_character(
+    source: str, place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    root = str(tmp_path / "in")
+    if place == "s3":
+        request.getfixturevalue("s3")
+        root = "s3://bucket/in"
+    names = [f"{first}x{n}.png" for n, first in enumerate(FIRST)]
+    images = {f"{folder}{name}": image_bytes(n) for n, name in enumerate(names)
+              for folder in ("", "~d/")}  # fmt: skip
+    path, kind = root, source
+    if source == "webdataset":
+        content = write_tar(tmp_path / "one", dict(images)).read_bytes()
+        storage.write_bytes(f"{root}/~a.tar", content)
+    elif source == "parquet":
+        for name, image in images.items():
+            content = write_table(tmp_path / "one", [image]).read_bytes()
+            stem = name.removesuffix(".png").replace("_", "~_")  # Spark's sidecars begin with _
+            storage.write_bytes(f"{root}/{stem}.parquet", content)
+    else:
+        for name, image in images.items():
+            storage.write_bytes(f"{root}/{name}", image)
+        if source != "folder":
+            path, kind = f"{root}/l.{'txt' if source == 'txt' else 'csv'}", "list"
+            quoted = [f'"{name}"' if source == "list" else name for name in images]
+            storage.write_bytes(path, "\n".join(quoted).encode())
+    uri, manifest, _ = ingested(kind, path, tmp_path / "out", labelled=False)
+    found = stored(uri, manifest)
+    assert sorted(found.values()) == sorted(images.values()) and not manifest.rejects.total
+    if source != "parquet":
+        assert {name.removeprefix("~a.tar/") for name in found} == set(images)
+
+
+def test_blanks_that_begin_every_line_are_no_part_of_the_names(tmp_path: Path) -> None:
+    write_files(tmp_path, {"x.png": image_bytes(0), "y.png": image_bytes(1)})
+    for name in ("l.txt", "l.csv"):
+        (tmp_path / name).write_text(" x.png\n y.png\n")
+        assert index_of("list", tmp_path / name).ids.to_pylist() == ["x.png", "y.png"]
+    write_files(tmp_path, {" x.png": image_bytes(2), " y.png": image_bytes(3)})
+    for name in ("l.txt", "l.csv"):  # control: there are images with such names
+        assert index_of("list", tmp_path / name).ids.to_pylist() == [" x.png", " y.png"]

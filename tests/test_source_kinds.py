@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -132,6 +133,7 @@ NAMES = {
     "backslash": "a\\b.png",
     "tilde": "~a.png",
     "dots": "v1..2...png",
+    "quotes": "it's.png",
 }
 
 
@@ -375,6 +377,11 @@ def typed_columns() -> dict[str, tuple[pa.Array, pa.Array]]:
         "view": (pa.array(content, pa.binary_view()), numbers),
         "dictionary": (plain.dictionary_encode(), numbers),
         "list": (pa.array([list(data) for data in content], pa.list_(pa.uint8())), numbers),
+        "list of numbers": (pa.array([list(data) for data in content]), numbers),
+        "list of Java's bytes": (
+            pa.array([np.frombuffer(data, np.int8) for data in content], pa.list_(pa.int8())),
+            numbers,
+        ),
         "words": (plain, pa.array(words, pa.string_view())),
         "categories": (plain, pa.array(words).dictionary_encode()),
         "doubles": (plain, pa.array([float(n % 2) for n in range(6)])),
@@ -394,11 +401,59 @@ def test_columns_of_every_type_of_bytes_and_labels(kind: str, name: str, tmp_pat
     assert manifest.sets["probe"].class_counts == (3, 3)
 
 
+@pytest.mark.parametrize("numbers", [[0, 256], [-129], [1, None]])
+def test_lists_of_numbers_that_are_no_bytes_are_refused(
+    numbers: list[int | None], tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"image": pa.array([numbers])}), tmp_path / "t.parquet")
+    with raises("E-DATA-810"):
+        ingested("parquet", tmp_path / "t.parquet", tmp_path / "out")
+
+
 def test_labels_with_a_fraction_are_refused(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", [image_bytes(0), image_bytes(1)], labels=[0.5, 1.0])
     with pytest.raises(DataError) as caught:
         index_of("parquet", tmp_path / "t.parquet", label_column="label")
     assert caught.value.id == "E-DATA-302"
+
+
+@pytest.mark.parametrize(
+    ("entries", "taken", "left_out", "noted"),
+    [
+        ("p.v0.jpg p.v0.mask.png p.v0.cls=a p.v1.jpg p.v1.mask.png p.v1.cls=b",
+         {"p.v0.jpg": "a", "p.v1.jpg": "b"}, {"other fields of samples": 2}, False),
+        ("p.v0.jpg p.v0.mask.png p.v1.jpg p.v1.depth.16.png",
+         {"p.v0.jpg": "", "p.v1.jpg": ""}, {"other fields of samples": 2}, True),
+        ("d/q.2024.05.1.png d/q.2024.05.1.seg.left.png d/q.2024.05.1.cls=a r.png r.cls=b",
+         {"d/q.2024.05.1.png": "a", "r.png": "b"}, {"other fields of samples": 1}, False),
+        ("p.v0.rgb.png p.v0.nir.png p.v0.cls=a p.v1.rgb.png p.v1.cls=b",
+         {"p.v0.rgb.png": "a", "p.v0.nir.png": "a", "p.v1.rgb.png": "b"}, {}, True),
+        ("v1.png v1.cls=a v1.2.png v1.2.cls=b",
+         {"v1.png": "a", "v1.2.png": "b"}, {}, False),
+        ("a.png a.cls=a b.png b.cls=b c.cls=a",
+         {"a.png": "a", "b.png": "b"}, {"labels without an image": 1}, False),
+    ],
+)  # fmt: skip
+def test_samples_of_archives_with_several_fields(
+    entries: str, taken: dict[str, str], left_out: dict[str, int], noted: bool, tmp_path: Path
+) -> None:
+    pairs = [entry.partition("=") for entry in entries.split()]
+    files = {name: text.encode() if text else image_bytes(0) for name, _, text in pairs}
+    path = write_tar(tmp_path / "a.tar", dict(files))
+    index = index_of("webdataset", path)
+    labels = [index.class_names[n] if index.class_names else "" for n in index.labels_N.tolist()]
+    names = [name.partition("/")[2] for name in index.ids.to_pylist()]
+    assert dict(zip(names, labels, strict=True)) == taken
+    assert {kind: info.files for kind, info in index.left_out.items()} == left_out
+    assert bool(index.notes) is noted
+
+
+def test_the_archive_of_a_sample_without_a_label_is_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "a.tar", {"a.png": image_bytes(0), "a.cls": b"x"})
+    write_tar(tmp_path / "in" / "b.tar", {"b.png": image_bytes(0)})
+    with raises("E-DATA-077", "b.png") as caught:
+        index_of("webdataset", tmp_path / "in")
+    assert caught.value.where == str(tmp_path / "in" / "b.tar")
 
 
 def test_dotted_stems_and_fields_of_archives(tmp_path: Path) -> None:

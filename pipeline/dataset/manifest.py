@@ -106,7 +106,7 @@ class Place:
         host: of a local place; empty for an object store.
         files, bytes: how many files of the kind, and their size.
         newest: latest change in UTC; empty where it is not known.
-        sha256: of the content of a list, of names and sizes of a folder; empty where neither is.
+        sha256: of a list's content, a folder's names and sizes, parts of one table or archive.
     """
 
     uri: str

@@ -18,6 +18,7 @@ from pipeline.ingest.sources import listing, path_list
 from pipeline.ingest.sources.listing import Listing
 
 _NUM_SAMPLED = 64
+_NUM_STRETCHES, _STRETCH_BYTES = 8, 64 * 1024
 _ENDINGS = {
     "folder": listing.IMAGE_ENDINGS, "parquet": (".parquet",), "webdataset": (".tar",)
 }  # fmt: skip
@@ -65,7 +66,7 @@ def origin_of(data: Data, tasks: Tasks, found: Listing | None = None) -> dict[st
             sizes = storage.list_tree(uri)
             origin[key] = Place(uri, host, len(sizes), sum(sizes.values()), "", _hash(str(sizes)))
         elif key == "path" and data.source in _ENDINGS:
-            origin[key] = Place(uri, host, 1, storage.size_bytes(uri), "", "")
+            origin[key] = _one_file(uri, host)
         else:
             content = storage.read_bytes(uri)
             digest = hashlib.sha256(content).hexdigest()
@@ -105,7 +106,7 @@ def check_origin(
         raise DataError(
             "E-DATA-304",
             f"the data set was made of other images: data.{key} had {_words(then)}{hosts}, it has "
-            f"{_words(place)}",
+            f"{_difference(then, place)}",
             where=place.uri,
             todo=f"delete {data_uri} to ingest anew, set data.root to another folder, or restore "
             "the images",
@@ -126,6 +127,16 @@ def _listed(uri: str, host: str, found: Listing) -> Place:
     )  # fmt: skip
 
 
+def _one_file(uri: str, host: str) -> Place:
+    """Return size and hash of some stretches of a table or an archive, which may be large."""
+    num_bytes = storage.size_bytes(uri)
+    starts = np.linspace(0, max(0, num_bytes - _STRETCH_BYTES), _NUM_STRETCHES).astype(np.int64)
+    digest = hashlib.sha256()
+    for start in np.unique(starts).tolist() if num_bytes else ():
+        digest.update(storage.read_range(uri, start, start + _STRETCH_BYTES))
+    return Place(uri, host, 1, num_bytes, "", digest.hexdigest())
+
+
 def _sampled(uri: str, host: str, data: Data) -> Place:
     """Return sizes of some of the files that a list names; missing ones count as empty."""
     assert data.path is not None
@@ -138,6 +149,14 @@ def _sampled(uri: str, host: str, data: Data) -> Place:
 
 def _same(then: Place, now: Place) -> bool:
     return (then.files, then.bytes, then.sha256) == (now.files, now.bytes, now.sha256)
+
+
+def _difference(then: Place, now: Place) -> str:
+    """Return what is there now, and what else differs when number, size and date do not."""
+    if _words(then) != _words(now):
+        return _words(now)
+    kind = "content" if now.files == 1 else "names or sizes"
+    return f"as many and as large ones now, but other {kind}"
 
 
 def _words(place: Place) -> str:

@@ -94,7 +94,7 @@ def table_columns(
     _refuse_title(cells, others, wanted, exists)
     heading = cells if _is_heading(cells, wanted, exists) else None
     columns = [
-        _without_blanks(column)
+        _without_blanks(column, exists)
         for column in _rows(text, delimiter, int(heading is not None), len(cells))
     ]
     if not len(columns[0]):
@@ -120,8 +120,9 @@ def table_columns(
 def text_columns(text: str, exists: Callable[[str], bool]) -> Columns:
     """Return the columns of a .txt list: path, or path and a whole number behind a blank."""
     whole_text = pa.array([text], pa.large_string())
-    lines = pc.utf8_trim(pc.list_flatten(pc.split_pattern(whole_text, "\n")), " \t\r")
-    lines = lines.filter(pc.greater(pc.binary_length(lines), 0))
+    lines = pc.utf8_ltrim(pc.list_flatten(pc.split_pattern(whole_text, "\n")), "\t\r")
+    lines = pc.utf8_rtrim(lines, " \t\r")
+    lines = _without_blanks(lines.filter(pc.greater(pc.binary_length(lines), 0)), exists)
     pattern = r"^(?P<path>.*[^ \t])[ \t]+(?P<label>-?\d+)$"
     found = pc.extract_regex(lines, pattern)
     if len(lines) > 1 and found[0].as_py() is None and found[1].as_py() is not None:
@@ -158,8 +159,16 @@ def _has_text(column: pa.LargeStringArray) -> bool:
     return bool(pc.any(pc.greater(pc.binary_length(column), 0)).as_py())
 
 
-def _without_blanks(column: pa.LargeStringArray) -> pa.LargeStringArray:
-    """Return the cells without the blanks that the writer put beside every delimiter."""
+def _without_blanks(
+    column: pa.LargeStringArray, exists: Callable[[str], bool]
+) -> pa.LargeStringArray:
+    """Return the cells without the blanks that the writer put beside every one of them.
+
+    Blanks that the first image has in its name are part of all names.
+    """
+    first = column[0].as_py() if len(column) else ""
+    if first == first.strip() or exists(first):
+        return column
     if pc.all(pc.starts_with(column, " ")).as_py():
         column = pc.ascii_ltrim(column, " ")
     if pc.all(pc.ends_with(column, " ")).as_py():

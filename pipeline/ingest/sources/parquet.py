@@ -66,7 +66,9 @@ def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
             labels.append(table["label"].combine_chunks())
     all_ids = pa.concat_arrays(ids)
     if not len(all_ids):
-        raise DataError("E-DATA-052", "the tables have no rows", where=root, todo="check data.path")
+        raise DataError(
+            "E-DATA-052", "the tables have no rows", where=data.path, todo="check data.path"
+        )
     class_names, labels_N = splits.classes_of(
         pa.concat_arrays(labels) if labels else None, len(all_ids)
     )
@@ -211,9 +213,33 @@ def read_rows(
                 )
                 for row, batch in enumerate(batches, first):
                     if row in positions:
-                        value = _flat(pa.Table.from_batches([batch]), image_column)[0].as_py()
-                        yield positions[row], bytes(value or b"")
+                        value = _flat(pa.Table.from_batches([batch]), image_column)[0]
+                        yield positions[row], _bytes(value, row, uri)
             first += num_rows
+
+
+def _bytes(value: pa.Scalar, row: int, uri: str) -> bytes:
+    """Return an image as bytes, of which some writers make a list of numbers of -128..255."""
+    if pa.types.is_dictionary(value.type):
+        value = value.value
+        assert value is not None
+    if not value.is_valid:
+        return b""
+    if not isinstance(value, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
+        return bytes(value.as_py())
+    numbers = value.values
+    small = pc.min_max(numbers)
+    low, high = small["min"].as_py(), small["max"].as_py()
+    if numbers.null_count or (low is not None and not -128 <= low <= high <= 255):
+        raise DataError(
+            "E-DATA-810",
+            f"the list of numbers in row {row} of the image column is not one of bytes: {low} to "
+            f"{high}, {numbers.null_count} empty",
+            where=uri,
+            todo="write the bytes of the image files, or set data.image_column to another column",
+        )
+    content: bytes = numbers.to_numpy(zero_copy_only=False).astype(np.uint8).tobytes()
+    return content
 
 
 def _flat(table: pa.Table, name: str) -> Any:
@@ -261,8 +287,9 @@ def _leaves(file: pq.ParquetFile, name: str) -> list[int]:
 def _is_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return bool(pa.types.is_uint8(kind.value_type))
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if any(test(kind) for test in lists):
+        return bool(pa.types.is_integer(kind.value_type))
     tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
     return any(test(kind) for test in tests) or bool(pa.types.is_fixed_size_binary(kind))
 
