@@ -476,7 +476,7 @@ def test_dotted_stems_and_fields_of_archives(tmp_path: Path) -> None:
     assert counts == {"other fields of samples": 1, ".json": 1}
 
 
-# --- losses and our own outputs ---
+# --- losses ---
 
 
 def tail(root: Path, broken: int) -> Path:
@@ -509,19 +509,3 @@ def test_the_dry_run_reads_the_smallest_classes_whole(tmp_path: Path) -> None:
     assert any("'rare' (3 of 3)" in note for note in dry_run(allowed).notes)
     tail(tmp_path / "in", 1)  # control: most of it is left
     assert not dry_run(settings("folder", tmp_path / "in", tmp_path / "out", ingest=limits)).notes
-
-
-@pytest.mark.promise("R29")
-def test_our_own_outputs_below_the_source_are_left_out(tmp_path: Path) -> None:
-    write_table(tmp_path / "data" / "photos.parquet", [image_bytes(n) for n in range(12)])
-    write_files(tmp_path / "data" / "runs" / "r1", {"run.json": b"{}", "config.yaml": b""})
-    write_table(tmp_path / "data" / "runs" / "r1" / "mining" / "scores.parquet", [image_bytes(99)])
-    for seed in (0, 1, 2):
-        _, manifest, _ = ingested("parquet", tmp_path / "data", tmp_path / "data", split_seed=seed)
-        assert manifest.sets["pretrain"].rows == 12
-    assert manifest.left_out["own outputs"].files > 2
-    (home, *_) = (tmp_path / "data").glob("parquet-*")
-    for place in (home, home / "shards"):
-        with pytest.raises(DataError) as caught:
-            index_of("parquet", place)
-        assert caught.value.id == "E-DATA-300"

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _MAGIC = b"PAR1"
+_MAX_PLAIN_FOOTER_BYTES = 64 * 1024
 
 
 def plain_bytes(table: pa.Table) -> bytes:
@@ -31,6 +32,21 @@ def plain_bytes(table: pa.Table) -> bytes:
     )
     content: bytes = sink.getvalue().to_pybytes()
     return content
+
+
+def plain_columns(source: BinaryIO) -> tuple[str, ...] | None:
+    """Return the names of the columns of a file of `plain_bytes`; None for any other file.
+
+    Only its footer is read. Other programs leave metadata of their own in it.
+    """
+    try:
+        if b"ARROW:" in footer(source, max_bytes=_MAX_PLAIN_FOOTER_BYTES):
+            return None
+        metadata = pq.read_metadata(source)
+    except (pa.ArrowException, OSError, ValueError):
+        return None
+    schema = metadata.schema
+    return None if metadata.metadata else tuple(schema.column(n).path for n in range(len(schema)))
 
 
 def footer(source: BinaryIO, *, max_bytes: int | None = None) -> bytes:

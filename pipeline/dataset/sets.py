@@ -23,6 +23,7 @@ from pipeline.errors import DataError
 _SCHEMA = pa.schema(
     [pa.field("shard", pa.int32(), nullable=False), pa.field("row", pa.int32(), nullable=False)]
 )
+COLUMNS = tuple(_SCHEMA.names)
 
 
 class Part(NamedTuple):

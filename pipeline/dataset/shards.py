@@ -33,6 +33,7 @@ _SCHEMA = pa.schema(
         pa.field("sha256", pa.string(), nullable=False),
     ]
 )
+COLUMNS = tuple(_SCHEMA.names)
 _AGAIN = "restore the file, or delete the data set's folder and run the ingest stage again"
 
 

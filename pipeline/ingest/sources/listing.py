@@ -23,6 +23,7 @@ from pipeline.dataset.formats import format_of
 from pipeline.dataset.manifest import LeftOut, RejectExample
 from pipeline.errors import DataError, StorageError
 from pipeline.ingest.sources import names as plain
+from pipeline.ingest.sources.own_outputs import own_outputs
 from pipeline.storage.scan import ScanPage, ScanPart
 
 # What is looked at as an image. The first bytes decide what a file is; the ending only says that
@@ -188,14 +189,11 @@ def _column(table: pa.Table) -> pa.LargeStringArray:
 
 
 def _without_own(table: pa.Table, root: str, excluded: Excluded) -> pa.Table:
-    names = _column(table)
-    for home in plain.own_outputs(names, root):
-        own = pc.starts_with(table["name"], home)
-        found = table.filter(own)["name"]
-        if len(found):
-            excluded.add(plain.OWN_OUTPUTS, f"{home or '.'}", len(found))
-        table = table.filter(pc.invert(own))
-    return table
+    kept = np.ones(len(table), bool)
+    for home, rows in own_outputs(_column(table), root).items():
+        excluded.add(plain.OWN_OUTPUTS, home or ".", len(rows))
+        kept[rows] = False
+    return table.filter(pa.array(kept))
 
 
 def _taken(
@@ -244,7 +242,8 @@ def _nothing(root: str, endings: tuple[str, ...], excluded: Excluded) -> DataErr
             "E-DATA-300",
             "the folder holds only what this program wrote itself",
             where=root,
-            todo="set data.path to the folder of the source images",
+            todo="set data.path to the folder of the source images; a run uses a data set of "
+            "this program by data.root",
         )
     what = f"the folder holds no files that end in {_words(endings)}{holds}"
     what = f"the folder holds no images{holds}" if endings == IMAGE_ENDINGS else what

@@ -1,4 +1,4 @@
-"""Plain names, sidecar files and this program's own outputs: what a name alone says of a file.
+"""Plain names and sidecar files: what a name alone says of a file.
 
 One idea of a plain name serves folders, lists, archives and tables: any UTF-8 text without
 control characters that stays below its root. What is not plain is a reject that is counted.
@@ -15,9 +15,6 @@ import posixpath
 import re
 import unicodedata
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from pipeline import storage
 from pipeline.storage import place
 
@@ -33,14 +30,9 @@ _SIDECARS = {
     "_success", "_temporary", "desktop.ini", "ehthumbs.db", "ehthumbs_vista.db", "lost+found",
     "system volume information", "thumbs.db", "icon\r",
 }  # fmt: skip
-_SHARD = (
-    r"^(?P<home>(?:.*/)?)shards/(?:pretrain|probe|val|test|fewshot)-"
-    r"(?:\d{5}(?:-unique)?|order)\.parquet$"
-)
 # What Kubernetes keeps beside mounted files; any other name with two dots in front is a name.
 _MOUNTED = re.compile(r"\.\.(data(_tmp)?|\d{4}(_\d\d){5}\.\d+)")
 _EMPTY_FIRST = ".//"
-_RUN = r"^(?P<home>(?:.*/)?)(?P<file>run\.json|config\.yaml)$"
 
 
 def problem_of(name: str) -> str | None:
@@ -118,32 +110,3 @@ def ending_of(name: str) -> str:
     base = name.rpartition("/")[2]
     stem, dot, ending = base.rpartition(".")
     return f".{ending.lower()}" if dot and stem and 0 < len(ending) <= 16 else NO_ENDING
-
-
-def own_outputs(names: pa.LargeStringArray, root: str) -> list[str]:
-    """Return the prefixes below which this program wrote shards or the record of a run.
-
-    Args:
-        names: relative to `root`.
-        root: URI of the source; one that is called `shards` may be such a place itself.
-    """
-    if root.rstrip("/").rpartition("/")[2] == "shards":
-        inside = pc.binary_join_element_wise(
-            pa.scalar("shards", names.type), names, pa.scalar("/", names.type)
-        )
-        if "" in _homes(inside, _SHARD):
-            return [""]
-    homes = set(_homes(names, _SHARD))
-    runs: dict[str, set[str]] = {}
-    ends = pc.or_(pc.ends_with(names, "run.json"), pc.ends_with(names, "config.yaml"))
-    for name in names.filter(ends).to_pylist():
-        if found := re.match(_RUN, name):
-            runs.setdefault(found["home"], set()).add(found["file"])
-    homes |= {home for home, files in runs.items() if len(files) == 2}
-    return sorted(h for h in homes if not any(h != o and h.startswith(o) for o in homes))
-
-
-def _homes(names: pa.LargeStringArray, pattern: str) -> list[str]:
-    likely = names.filter(pc.match_substring(names, "shards/"))
-    found = (re.match(pattern, name) for name in likely.to_pylist())
-    return sorted({match["home"] for match in found if match})
