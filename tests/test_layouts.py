@@ -9,7 +9,15 @@ import pytest
 from pipeline.ingest.sources.index import ImageIndex
 from tests.loopback_s3 import LoopbackS3
 from tests.refusals import raises
-from tests.sources import image_bytes, index_of, ingested, names_of, write_files
+from tests.sources import (
+    image_bytes,
+    index_of,
+    ingested,
+    names_of,
+    write_files,
+    write_table,
+    write_tar,
+)
 
 IMAGE = image_bytes(0)
 
@@ -133,14 +141,43 @@ def test_sets_without_class_folders_have_no_labels(text: str, tmp_path: Path) ->
         ("bus trainee", ("bus", "trainee"), False),
         ("extra valley", ("extra", "valley"), False),
         ("red_train red_bus", ("red_bus", "red_train"), False),
+        ("JPEGImages SegmentationClass", ("JPEGImages", "SegmentationClass"), True),
+        ("images masks", ("images", "masks"), True),
+        ("photos bus", ("bus", "photos"), False),
+        ("fold1/* fold2/*", ("fold1", "fold2"), True),
+        ("photo/* sketch/* sketch/bird", ("photo", "sketch"), True),
+        ("photo/* sketch/cat", ("photo", "sketch"), False),
     ],
 )
-def test_classes_with_names_of_sets_are_said(
+def test_classes_that_may_be_none_are_said(
     text: str, classes: tuple[str, ...], noted: bool, tmp_path: Path
 ) -> None:
     index = layout(tmp_path, text)
     assert index.class_names == classes
     assert any("taken as classes" in note for note in index.notes) is noted
+
+
+@pytest.mark.parametrize(
+    ("names", "noted"),
+    [
+        (["train-00000-of-00001", "test-00000-of-00001"], True),
+        (["data/train-0", "data/val-0"], True),
+        (["train/0", "eval/0"], True),
+        (["train_0", "train_1"], False),
+        (["trainee-0", "testament-0", "train-0"], False),
+    ],
+)
+@pytest.mark.parametrize("source", ["parquet", "webdataset"])
+def test_tables_and_archives_of_several_sets_are_said(
+    source: str, names: list[str], noted: bool, tmp_path: Path
+) -> None:
+    for name in names:
+        if source == "parquet":
+            write_table(tmp_path / f"{name}.parquet", [IMAGE])
+        else:
+            write_tar(tmp_path / f"{name}.tar", {"a.png": IMAGE})
+    index = index_of(source, tmp_path)
+    assert len(index.ids) == len(names) and bool(index.notes) is noted
 
 
 def test_images_that_are_left_out_are_in_no_shard(tmp_path: Path) -> None:

@@ -31,6 +31,12 @@ from pipeline.ingest.sources import listing, splits
 from pipeline.ingest.sources.set_names import resembles_set, roles_of
 
 _DATES = re.compile(r"(19|20)\d\d([-_. ]?[01]?\d([-_. ]?[0-3]?\d)?)?")
+# What a folder holds: images of one collection beside their masks.
+_CONTENTS = re.compile(
+    r"(?:jpeg|jpg|png)?(?:images?|imgs?|photos?|pictures?)|(?:.*[ _.-])?(?:masks?|labels?|gt|depth)"
+    r"|annotations?|segmentation.*|ground[ _.-]?truth",
+    re.IGNORECASE,
+)
 _UNLABELLED = "set data.labelled=false if the folders are no classes"
 _NUM_SHOWN = 5
 
@@ -95,13 +101,7 @@ def layout_of(names: pa.LargeStringArray, data: Data) -> Layout:
         raise _no_train(folders, root)
     if not _is_labelled(first, data.labelled, root):
         return unlabelled
-    notes = []
-    if roles:
-        notes.append(f"{_shown(sorted(roles))} beside other folders are taken as classes")
-    if data.labelled is None and all(_DATES.fullmatch(name) for name in folders):
-        notes.append(f"folders such as {_shown(sorted(folders)[:3])} are taken as classes; "
-                     f"{_UNLABELLED}")  # fmt: skip
-    return Layout(all_N, first, {}, tuple(notes))
+    return Layout(all_N, first, {}, _notes_labelled(folders, roles, data))
 
 
 def _folders(first: pa.LargeStringArray, second: pa.LargeStringArray) -> dict[str, _Folder]:
@@ -229,6 +229,25 @@ def _given(
     if unused:
         words.append(f"{' and '.join(unused)} has no use")
     return given, ", ".join(words)
+
+
+def _notes_labelled(
+    folders: Mapping[str, _Folder], roles: Mapping[str, str], data: Data
+) -> tuple[str, ...]:
+    """Return why the folders, which are taken as classes, may be none."""
+    notes, some = [], _shown(sorted(folders)[:3])
+    if roles:
+        notes.append(f"{_shown(sorted(roles))} beside other folders are taken as classes")
+    is_none = (all(pattern.fullmatch(name) for name in folders) for pattern in (_DATES, _CONTENTS))
+    if data.labelled is None and any(is_none):
+        notes.append(f"folders such as {some} are taken as classes; {_UNLABELLED}")
+    inner = [set() if folder.num_flat else folder.inner.keys() for folder in folders.values()]
+    if len(shared := set.intersection(*map(set, inner))) > 1:
+        notes.append(
+            f"{some} are taken as classes, although each of them holds the same folders: "
+            f"{_shown(sorted(shared))}"
+        )
+    return tuple(notes)
 
 
 def _notes_unlabelled(

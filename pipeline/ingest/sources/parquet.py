@@ -28,6 +28,7 @@ from pipeline.ingest.sources import listing, splits
 from pipeline.ingest.sources import names as plain
 from pipeline.ingest.sources.index import Containers, ImageIndex
 from pipeline.ingest.sources.listing import Excluded, Listing
+from pipeline.ingest.sources.set_names import note_of_sets
 
 # A row group is decoded as one stretch of memory; a small file may claim any size.
 _MAX_GROUP_BYTES = 2 * 2**30
@@ -97,6 +98,7 @@ def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
         ),
         left_out=excluded.left_out(),
         listing=found_files,
+        notes=note_of_sets(names),
     )
 
 

@@ -36,6 +36,27 @@ def roles_of(folders: Iterable[str]) -> dict[str, str]:
     return {name: role for name, role in found.items() if role is not None}
 
 
+def note_of_sets(names: Iterable[str]) -> tuple[str, ...]:
+    """Return a line when tables or archives of several sets are read as one; see `roles_of`.
+
+    Args:
+        names: of the files, such as `train/00.tar` or `data/test-00000-of-00001.parquet`.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        *folders, base = name.split("/")
+        for word in (*folders, re.split(r"[-_. ]", base)[0]):
+            if match := _ROLE.fullmatch(word):
+                found.setdefault(match.lastgroup or "", name)
+                break
+    if len(found) < 2:
+        return ()
+    listed = ", ".join(sorted(found.values()))
+    return (
+        f"files named like several sets are read as one: {listed}; data.path takes one of them",
+    )
+
+
 def resembles_set(folder: str) -> bool:
     """Return whether a name begins like that of a set, or is one of images without labels."""
     return _LIKE_A_SET.fullmatch(folder) is not None

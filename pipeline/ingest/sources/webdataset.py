@@ -29,6 +29,7 @@ from pipeline.ingest.sources import names as plain
 from pipeline.ingest.sources.index import Containers, ImageIndex
 from pipeline.ingest.sources.listing import Excluded
 from pipeline.ingest.sources.parquet import files_of
+from pipeline.ingest.sources.set_names import note_of_sets
 
 _PICKLES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".joblib")
 _BLOCK_BYTES = 4 * 2**20
@@ -91,7 +92,7 @@ def webdataset_index(data: Data, tasks: Tasks) -> ImageIndex:
         left_out=excluded.left_out(),
         listing=found_files,
         rejects=tuple(rejects),
-        notes=_notes(shared),
+        notes=(*_notes(shared), *note_of_sets(names)),
     )
 
 
