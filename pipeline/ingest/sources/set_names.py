@@ -1,7 +1,7 @@
 """Names of folders and files that stand for a set: which of train, val and test each means.
 
-`train`, `training`; `val`, `valid`, `validation`, `dev`, `eval`, `evaluation`; `test`, `testing`;
-perhaps followed by `set`, `images`, `data` or a year, or behind one prefix that all have.
+`train`, `training`, `trainval`; `val`, `valid`, `validation`, `dev`, `eval`, `evaluation`; `test`,
+`testing`; perhaps followed by `set`, `images`, `data` or a year, or behind one prefix of all.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterable
 
 _ROLE = re.compile(
-    r"(?:(?P<train>train|training)|(?P<val>val|valid|validation|dev|eval|evaluation)"
-    r"|(?P<test>test|testing))(?:[ _.-]?(?:set|images?|imgs?|data))?(?:[ _.-]?\d{4})?",
+    r"(?:(?P<train>train|training|train[ _.-]?val)"
+    r"|(?P<val>val|valid|validation|dev|eval|evaluation)|(?P<test>test|testing))"
+    r"(?:[ _.-]?(?:set|images?|imgs?|data))?(?:[ _.-]?\d{4})?",
     re.IGNORECASE,
 )
 _LIKE_A_SET = re.compile(
