@@ -8,17 +8,13 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 # `python pipeline/run.py` puts pipeline/ on the path, not its parent; in any folder, also in a job.
 sys.path[:] = [str(Path(__file__).resolve().parent.parent), *sys.path]
 
 from pipeline.cli.command_line import Command, parse
-from pipeline.cli.interruption import (
-    EXIT_INTERRUPTED,
-    EXIT_TERMINATED,
-    Terminated,
-    signals_raised,
-)
+from pipeline.cli.interruption import Terminated, how_ended, leave, signals_raised
 from pipeline.console import Console
 from pipeline.errors import ConfigError, PipelineError
 
@@ -46,10 +42,9 @@ def main(argv: list[str] | None = None) -> int:
         console.error(missing)
         return missing.exit_code
     except (KeyboardInterrupt, Terminated) as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        what = "interrupted" if interrupted else "terminated"
+        what, code = how_ended(error)
         console.line(f"{what}; resume with --resume and the run that is named above")
-        return EXIT_INTERRUPTED if interrupted else EXIT_TERMINATED
+        return code
     except Exception:
         traceback.print_exc()
         todo = "please report it with the text above and the run's run.json"
@@ -70,5 +65,10 @@ def _run(command: Command, console: Console) -> int:
     return 0
 
 
+def program() -> NoReturn:
+    """Run the command line of this process, and end it."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

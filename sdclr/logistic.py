@@ -44,15 +44,21 @@ def suitable_threads(features_ND: Tensor, num_classes: int) -> Iterator[None]:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Compute with one thread; the setting is restored afterwards."""
-    before = torch.get_num_threads()
-    if before == 1:
+    with kept_threads():
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
         yield
-        return
-    torch.set_num_threads(1)
+
+
+@contextmanager
+def kept_threads() -> Iterator[None]:
+    """Restore the number of threads afterwards."""
+    before = torch.get_num_threads()
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def is_large(num_values: int, num_classes: int) -> bool:

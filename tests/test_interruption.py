@@ -105,3 +105,20 @@ def test_handlers_are_put_back(capfd: pytest.CaptureFixture[str]) -> None:
     with signals_raised():
         assert (signal.getsignal(signal.SIGTERM), sys.unraisablehook) != before
     assert (signal.getsignal(signal.SIGTERM), sys.unraisablehook) == before
+
+
+@pytest.mark.parametrize(
+    ("code", "lines"), [(143, ["before"]), (130, ["before"]), (3, ["before", "at exit"])]
+)
+def test_an_interrupted_process_ends_at_once(code: int, lines: list[str]) -> None:
+    """Nothing that other packages do at the end of the interpreter may change the code."""
+    program = f"""
+import atexit
+from pipeline.cli.interruption import leave
+atexit.register(print, "at exit")
+print("before")
+leave({code})
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=90)
+    assert (done.returncode, done.stdout.splitlines()) == (code, lines)

@@ -290,10 +290,16 @@ def test_resume_with_another_configuration_is_refused_by_key(killed: tuple[Path,
 
 @pytest.mark.slow
 @pytest.mark.promise("R19")
-def test_sigterm_ends_with_143_and_the_record_says_so(ray_cluster: None, tmp_path: Path) -> None:
-    command = [sys.executable, str(REPO / "pipeline" / "run.py"), *TINY]
+@pytest.mark.parametrize("is_here", [False, True])
+def test_sigterm_ends_with_143_and_the_record_says_so(
+    ray_cluster: None, tmp_path: Path, is_here: bool
+) -> None:
+    """Also where the one worker is a thread of the driver, which would abort the end of Python."""
+    words = [*TINY, "train.epochs=4000", *(["train.workers=1"] if is_here else [])]
+    command = [sys.executable, str(REPO / "pipeline" / "run.py"), *words]
     log = tmp_path / "log.txt"
-    with started(command, folder=tmp_path, environment=environment(), log=log.name) as process:
+    seen = {k: v for k, v in environment().items() if k != "RAY_ADDRESS" or not is_here}
+    with started(command, folder=tmp_path, environment=seen, log=log.name) as process:
         wait_for(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")), process, log=log)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143, tail(log)
@@ -302,3 +308,4 @@ def test_sigterm_ends_with_143_and_the_record_says_so(ray_cluster: None, tmp_pat
         "interrupted",
         143,
     )
+    assert "is saved at step" in log.read_text()

@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from pipeline.record import metrics
 from pipeline.train import driver, progress, stopping
 from pipeline.train.method_run import MethodRun, is_due
 from pipeline.train.progress import ProgressView
-from pipeline.train.torch_trainer import Workers, torch_trainer
+from pipeline.train.torch_trainer import Workers, returned, torch_trainer
 from tests.refusals import raises
 
 
@@ -45,6 +46,9 @@ def write_step(run: Path, step: int) -> None:
         log.append(some_step(step))
 
 
+ONE = Workers(1, cpus=1, gpus=0)
+
+
 def fit(outcomes: list[Any], *overrides: str) -> tuple[Any, str]:
     """`_fit_again` over trainers that do these things, one after the other."""
 
@@ -63,7 +67,7 @@ def fit(outcomes: list[Any], *overrides: str) -> tuple[Any, str]:
     view = ProgressView(config, job.run_uri, shown)
     with mock.patch.object(driver, "torch_trainer", trainer), mock.patch.dict(os.environ):
         try:
-            return driver._fit_again(config, job, {}, view, shown), stream.getvalue()
+            return driver._fit_again(config, job, ONE, {}, view, shown), stream.getvalue()
         except TrainingError as error:
             return error, stream.getvalue()
 
@@ -72,6 +76,19 @@ def controller_error() -> BaseException:
     from ray.train import ControllerError
 
     return ControllerError(OSError("three answers of 503 in a row"))
+
+
+def its_process(_: dict[str, Any]) -> dict[str, Any]:
+    return {"error": None, "process": os.getpid()}
+
+
+def test_one_worker_of_this_machine_may_be_this_process(tmp_path: Path) -> None:
+    here = replace(ONE, is_here=True)
+    with mock.patch.dict(os.environ):
+        trainer = torch_trainer(
+            load_config(None), its_process, {}, run_uri=str(tmp_path), workers=here
+        )
+        assert returned(trainer.fit()) == {"error": None, "process": os.getpid()}
 
 
 @pytest.mark.promise("R18")

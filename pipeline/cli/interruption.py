@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 AGAIN_AFTER_S = 0.05
@@ -51,6 +52,26 @@ def signals_raised() -> Iterator[None]:
     finally:
         sys.unraisablehook = shown
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def how_ended(error: BaseException) -> tuple[str, int]:
+    """Return what an interruption is called, and its exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", EXIT_INTERRUPTED
+    return "terminated", EXIT_TERMINATED
+
+
+def leave(code: int) -> NoReturn:
+    """End the process; after an interruption at once.
+
+    All is in order then. What the interpreter does at its end is not: a thread that still computes
+    aborts it, and Ray may end the process with a code of its own.
+    """
+    if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -29,6 +29,7 @@ from pipeline.model.source import PIXELS, ModelSource, load_model
 from pipeline.record.context import RunContext
 from sdclr import SimCLR, Twin, centre_view
 from sdclr.health import disagreement
+from sdclr.logistic import kept_threads
 
 BATCH_IMAGES = 256
 """Images of one forward pass."""
@@ -218,13 +219,10 @@ def over_blocks(
         resource: custom resource of the nodes for them; None = any node.
     """
     if place.is_here:
-        before = torch.get_num_threads()
-        try:
+        with kept_threads():
             work = worker(*arguments)
             for block in rows.iter_batches(batch_size=None, batch_format="numpy"):
                 yield work(block)
-        finally:
-            torch.set_num_threads(before)
         return
     from ray.data import ActorPoolStrategy
 

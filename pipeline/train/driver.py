@@ -29,6 +29,7 @@ from pipeline.train.method_run import Job
 from pipeline.train.progress import ProgressView
 from pipeline.train.torch_trainer import Workers, controller_failures, returned, torch_trainer
 from pipeline.train.worker import train_worker
+from sdclr.logistic import kept_threads
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -64,6 +65,8 @@ def train(run: RunContext, *, cluster: Cluster, console: Console) -> Trained:
         console.stage("train", text)
     verify_shards(run.data_uri, manifest)
     use_gpu = uses_gpu(config, cluster)
+    # On the CPUs of one machine one worker may be this process: 10 s less until the first step.
+    is_here = cluster.is_local and not use_gpu and config.train.num_workers == 1
     local_threads = max(1, (cluster.num_cpus - 1) // config.train.num_workers)
     job = Job(
         config=run.config_json,
@@ -74,6 +77,7 @@ def train(run: RunContext, *, cluster: Cluster, console: Console) -> Trained:
         device="cuda" if use_gpu else "cpu",
         num_threads=local_threads if cluster.is_local else 1,
         claim=claim.begin(run.run_uri),
+        is_here=is_here,
     )
     # Decoded once into the object store, where every worker and every restart finds it.
     datasets: dict[str, Dataset] = {}
@@ -86,7 +90,9 @@ def train(run: RunContext, *, cluster: Cluster, console: Console) -> Trained:
     if price is not None:
         num_gpus = config.train.num_workers if use_gpu else 0
         Monitor(run=run_name(run.run_uri)).set("sdclr_usd_per_hour", price * num_gpus)
-    result = _fit_again(config, job, datasets, view, console)
+    workers = Workers(config.train.num_workers, cpus=1, gpus=int(use_gpu), is_here=is_here)
+    with kept_threads():
+        result = _fit_again(config, job, workers, datasets, view, console)
     view.show_restores()
     health = read_rows(run.run_uri, HealthRow)
     health_log.show_measures(console, health)
@@ -94,12 +100,16 @@ def train(run: RunContext, *, cluster: Cluster, console: Console) -> Trained:
 
 
 def _fit_again(
-    config: Config, job: Job, datasets: dict[str, Dataset], view: ProgressView, console: Console
+    config: Config,
+    job: Job,
+    workers: Workers,
+    datasets: dict[str, Dataset],
+    view: ProgressView,
+    console: Console,
 ) -> Result:
     """Train, and again when Ray Train's own controller failed: it does not restart itself."""
     from ray.train import ControllerError
 
-    workers = Workers(config.train.num_workers, cpus=1, gpus=int(job.device == "cuda"))
     for failures in range(controller_failures(config) + 1):
         trainer = torch_trainer(
             config, train_worker, asdict(job), run_uri=job.run_uri, workers=workers,
@@ -108,7 +118,7 @@ def _fit_again(
         outcome = _Outcome()
         thread = threading.Thread(target=outcome.run, args=(trainer.fit,), daemon=True)
         thread.start()
-        _watch(thread, view, config, job.run_uri, console)
+        _watch(thread, view, config, job.run_uri, console, is_here=job.is_here)
         again = failures < controller_failures(config)
         if not isinstance(outcome.error, ControllerError) or not again:
             break
@@ -117,7 +127,13 @@ def _fit_again(
 
 
 def _watch(
-    thread: threading.Thread, view: ProgressView, config: Config, run_uri: str, console: Console
+    thread: threading.Thread,
+    view: ProgressView,
+    config: Config,
+    run_uri: str,
+    console: Console,
+    *,
+    is_here: bool = False,
 ) -> None:
     """Show progress until the thread ends; on SIGTERM or Ctrl-C, have the workers save first.
 
@@ -139,8 +155,10 @@ def _watch(
                     f"--resume {shlex.quote(run_uri)}",
                 )
     except (SystemExit, KeyboardInterrupt):
-        if view.has_moved:
+        if view.has_moved or is_here:
             _save_before_the_end(config, run_uri, console)
+        if is_here:  # it uses memory of Ray, which ends with this process
+            thread.join(config.train.stop_grace_s)
         raise
 
 

@@ -27,7 +27,7 @@ from pipeline.train import claim
 from pipeline.train.checkpoint_writer import CheckpointWriter
 from pipeline.train.health_log import NUM_IMAGES, HealthLog
 from pipeline.train.step_log import MethodLog
-from pipeline.train.stopping import Notices, StopWatch
+from pipeline.train.stopping import DriverEndsError, Notices, StopWatch
 from sdclr import (
     NonFiniteError,
     StateError,
@@ -60,6 +60,7 @@ class Job:
         claim: token of `run_claim`; empty where nobody else can train in the folder.
         device: `cpu` or `cuda`.
         num_threads: threads of each worker on a CPU.
+        is_here: the worker is a thread of the driver, which cannot end before it.
     """
 
     config: str
@@ -70,6 +71,7 @@ class Job:
     device: str
     num_threads: int
     claim: str = ""
+    is_here: bool = False
 
 
 def is_due(step: int, *, steps_per_epoch: int, num_steps: int, train: Train) -> bool:
@@ -152,6 +154,8 @@ class MethodRun:
         if stop is not None and asked:
             writer.wait()
             stop.answer(method=self.method, step=report.step)
+            if self.job.is_here:
+                raise DriverEndsError
         if due:
             self._report(report)
 

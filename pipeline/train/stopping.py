@@ -59,6 +59,10 @@ def ask(run_uri: str, *, grace_s: float) -> Stopped | None:
     return None
 
 
+class DriverEndsError(Exception):
+    """End of a training in the driver's process on request, its checkpoint committed."""
+
+
 class StopWatch:
     """Thread that polls for the request; use as a context manager."""
 

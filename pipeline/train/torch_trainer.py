@@ -33,11 +33,14 @@ class Workers:
         number: how many.
         cpus: CPUs of each.
         gpus: GPUs of each, 0 on CPUs; a fraction shares one.
+        is_here: the one worker is this process, in Ray Train's local mode: no process has to start,
+            and none is restarted.
     """
 
     number: int
     cpus: float
     gpus: float
+    is_here: bool = False
 
 
 def controller_failures(config: Config) -> int:
@@ -84,7 +87,9 @@ def torch_trainer(
         worker,  # type: ignore[arg-type]
         train_loop_config=dict(passed),
         torch_config=TorchConfig(timeout_s=t.collective_timeout_s),
-        scaling_config=ScalingConfig(
+        scaling_config=ScalingConfig(num_workers=0)
+        if workers.is_here
+        else ScalingConfig(
             num_workers=workers.number,
             use_gpu=workers.gpus > 0,
             resources_per_worker={
