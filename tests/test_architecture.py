@@ -51,6 +51,7 @@ ON_THEIR_OWN = {
 }
 # Private interfaces of other projects, each in one module that adapts it.
 PRIVATE = {
+    "pipeline/cli/interruption": {"_exit"},  # Python: documented, despite its name
     "sdclr/batchnorm": {"_BatchNorm"},  # torch
     "pipeline/tune/upstream": {
         "_brackets",
