@@ -171,7 +171,8 @@ def test_shards_on_s3(s3: LoopbackS3) -> None:
 def test_the_processes_that_decode_do_not_import_torch(ray_cluster: None) -> None:
     import ray
 
-    @ray.remote
+    # A process of its own: one that another test has used may hold anything.
+    @ray.remote(runtime_env={"env_vars": {"SDCLR_TEST_PROCESS": "decode"}})
     def loaded() -> list[str]:
         import sys
 
