@@ -113,7 +113,8 @@ class Train(Section):
     max_failures: int = Field(
         default=2,
         ge=0,
-        description="restarts after errors of a worker; nodes that are reclaimed count apart",
+        description="restarts after errors of a worker; nodes that are reclaimed count apart. A "
+        "lone worker on the CPUs of one machine is the driver: it is resumed, not restarted",
     )
     collective_timeout_s: int = Field(
         default=600, ge=1, description="a worker that waits longer for the others gives up"
