@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.report.comparison import write_comparison
+from pipeline.report.curation_page import write_curation_page
 from pipeline.report.mining_page import write_mining_page
 from pipeline.report.page import write_report
 from tests import records
 from tests.browser import Browser, Look, find_chromium
+from tests.test_curation_page import curated
+from tests.test_sweep_trial import page_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -37,9 +40,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     first, second = (records.write_run(folder / name) for name in ("a", "b"))
     many = [f"a class with a rather long name, number {i}" for i in range(100)]
     large = records.write_run(folder / "c", names=many, layers=[f"conv{i}" for i in range(53)])
+    curated(first)
+    page_of(folder / "sweep", "tune.balance=true")
     return {
         "report": Path(write_report(first)),
         "mining": Path(write_mining_page(first)[0]),
+        "curation": Path(write_curation_page(first)),
+        "sweep": folder / "sweep" / "report.html",
         "comparison": Path(write_comparison([first, second], str(folder))),
         "report of 100 classes": Path(write_report(large)),
         "mining of 100 classes": Path(write_mining_page(large)[0]),
@@ -60,7 +67,8 @@ def assert_readable(look: Look) -> None:
     assert layout["texts"] > 20 and layout["smallest_px"] >= SMALLEST_PX
 
 
-PAGES = ["report", "mining", "comparison", "report of 100 classes", "mining of 100 classes"]
+PAGES = ["report", "mining", "curation", "comparison", "sweep",
+         "report of 100 classes", "mining of 100 classes"]  # fmt: skip
 
 
 @pytest.mark.parametrize("width_px", [PHONE_PX, DESKTOP_PX])

@@ -119,7 +119,8 @@ def remarks(inputs: Inputs, sweep: SweepResult, best: SearchedTrial) -> list[str
         if sweep.sign * (peak[1] - last[1]) > 0 and peak[0] < last[0]:
             found.append(
                 f"Training made the best trial worse: {_text(peak[1])} after {peak[0]:g} epochs, "
-                f"{_text(last[1])} after {last[0]:g}. Try fewer epochs or a lower train.lr."
+                f"{_text(last[1])} after {last[0]:g}. Try fewer epochs or a lower "
+                "train.lr_per_256."
             )
     return [*found, *_findings(sweep)]
 
