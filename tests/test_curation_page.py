@@ -55,7 +55,10 @@ def test_the_page_shows_counts_pairs_and_clusters(tmp_path: Path, num_leaves: in
         assert claim in page.text
     assert len([label for label in charts(page) if f"{num_leaves} clusters" in label]) == 2
     assert f"Cluster 1: {num_leaves} images, 4 selected" in page.text
-    assert page.text.count("0.9971") == 2 and "Cluster 2:" not in page.text
+    assert page.text.count("0.9971") == 1 and "Cluster 2:" not in page.text
+    links = [str(a["href"]) for a in page.all("a")]
+    assert {"#duplicates", "curation/duplicates.csv", "curation/selected.csv"} <= set(links)
+    assert page.text.count("All of them as CSV") == 3
     # Three pictures of b.png are not one: as an example, in a leak and in a cluster.
     assert page.text.count("no image") == 3
     assert len([a for a in page.all("img") if a.get("src")]) == 3

@@ -22,7 +22,8 @@ HOSTILE = [
     "<script>alert(1)</script>", '"><img src=http://evil.example/x onerror=alert(1)>',
     "{{ 7*7 }}", "javascript:alert(1)", "a\x00b\x1b[31m", "' style='background:url(//e)'",
 ]  # fmt: skip
-OUR_PAGES = ("report.html", "mining.html", "best.yaml")
+OUR_PAGES = ("report.html", "mining.html", "best.yaml", "curation/selected.csv",
+             "curation/duplicates.csv", "curation/leaks.csv")  # fmt: skip
 SECRET = "hunter2-Zq81"
 COLLAPSE = AlarmPart(name="collapse", level="alarm", text="collapsing", change="")
 MANIFEST = "../../data/digits-lt/manifest.json"

@@ -14,6 +14,7 @@ from pipeline.record.schema import Part, Record
 
 FILE, PICTURES = "curation.json", "curation/pictures.json"
 SELECTED, DUPLICATES = "curation/selected.csv", "curation/duplicates.csv"
+LEAKS = "curation/leaks.csv"
 
 
 class NearPair(Part):

@@ -5,13 +5,22 @@ Made from curation.json, curation/pictures.json and run.json. No script; all tex
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from pipeline import storage
-from pipeline.record.curation import PICTURES, Curation, CurationPictures, NearPair
+from pipeline.record.curation import (
+    DUPLICATES,
+    LEAKS,
+    PICTURES,
+    SELECTED,
+    Curation,
+    CurationPictures,
+    NearPair,
+)
 from pipeline.report.charts.plots import Bar, bars
 from pipeline.report.head import Head, head
 from pipeline.report.inputs import Inputs, load, require
@@ -23,13 +32,33 @@ PAGE = "curation.html"
 
 
 @dataclass(frozen=True)
+class Two:
+    """Two images side by side, each with its file's name, and their cosine."""
+
+    first: Thumb
+    second: Thumb
+    similarity: str
+
+
+@dataclass(frozen=True)
 class Sheet:
-    """Pictures under a heading, with what to know about them."""
+    """Pictures under a heading, with what to know about them and the file that has all.
+
+    Args:
+        id: where links lead.
+        name: the heading.
+        text: what to know.
+        file: below the run, beside this page.
+        twos: pairs under a heading of their own.
+        lists: single images under a heading of their own.
+    """
 
     id: str
     name: str
     text: str
-    lists: tuple[tuple[str, tuple[Thumb, ...]], ...]
+    file: str
+    twos: tuple[tuple[str, tuple[Two, ...]], ...] = ()
+    lists: tuple[tuple[str, tuple[Thumb, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,6 +71,7 @@ class Page:
     texts: tuple[str, ...]
     sheets: tuple[Sheet, ...]
     figures: tuple[Figure, ...]
+    contents: tuple[tuple[str, str, bool], ...]
 
 
 def write_curation_page(run_uri: str) -> str:
@@ -62,13 +92,15 @@ def render(
 ) -> str:
     """Return the page as HTML."""
     leaking = any(leak.images for leak in found.leaks)
+    sheets = tuple(s for s in _sheets(found, pictures) if s.twos or s.lists)
     page = Page(
         head=head(inputs, "Near-duplicates and selection", ways),
         word="Images leak across sets" if leaking else f"{found.kept} images selected",
         tone="bad" if leaking else "good",
         texts=texts(found),
-        sheets=tuple(sheet for sheet in _sheets(found, pictures) if sheet.lists),
+        sheets=sheets,
         figures=_figures(found),
+        contents=(("sizes", "Sizes", True), *((s.id, s.name, True) for s in sheets)),
     )
     return to_html("curation.html.j2", page)
 
@@ -92,49 +124,42 @@ def texts(found: Curation) -> tuple[str, ...]:
 def _sheets(found: Curation, pictures: CurationPictures) -> tuple[Sheet, ...]:
     own = pictures.thumbs.get(found.set, {})
     leaks = tuple(
-        (f"{leak.set} and {found.set}", _pairs(leak.examples, pictures.thumbs.get(leak.set, {}),
-                                               own, (f"of {leak.set}", f"of {found.set}")))
+        (f"{leak.set}, then {found.set}",
+         _twos(leak.examples, pictures.thumbs.get(leak.set, {}), own))
         for leak in found.leaks
         if leak.examples
     )  # fmt: skip
-    duplicates = _pairs(found.examples, own, own, ("left out", "near it"))
+    duplicates = _twos(found.examples, own, own)
+    clusters = tuple(
+        (f"Cluster {number}: {images} images, {kept} selected",
+         tuple(_thumb(name, own) for name in names))
+        for number, (names, images, kept) in enumerate(
+            zip(pictures.leaves, found.leaf_images, found.leaf_kept, strict=False), 1)
+        if names
+    )  # fmt: skip
     return (
-        Sheet("leaks", "Leaks", "Images of test and val, each before the one that it is nearly. A "
-              "score on them is too high. All are in curation/leaks.csv.", leaks),
-        Sheet("duplicates", "Near-duplicates", "Each image that is left out stands before the one "
-              "that it is nearly. Where the first pairs differ, raise --similarity. All are in "
-              "curation/duplicates.csv.",
+        Sheet("leaks", "Leaks", "Images of test and val, each with the one that it is nearly. A "
+              "score on them is too high.", LEAKS, leaks),
+        Sheet("duplicates", "Near-duplicates", "Each image that is left out, with the one that it "
+              "is nearly and its cosine. Where the first pairs differ, raise --similarity.",
+              DUPLICATES,
               (("From the least to the most alike", duplicates),) if duplicates else ()),
-        Sheet("clusters", "The largest clusters", "Some of their selected images. All selected "
-              "images are in curation/selected.csv.",
-              tuple(
-                  (f"Cluster {number}: {images} images, {kept} selected",
-                   tuple(_thumb(name, own, "", "") for name in names))
-                  for number, (names, images, kept) in enumerate(
-                      zip(pictures.leaves, found.leaf_images, found.leaf_kept, strict=False), 1)
-                  if names
-              )),
+        Sheet("clusters", "The largest clusters", "Some of their selected images.", SELECTED,
+              lists=clusters),
     )  # fmt: skip
 
 
-def _pairs(
-    pairs: Sequence[NearPair],
-    first: Mapping[str, str],
-    second: Mapping[str, str],
-    names: tuple[str, str],
-) -> tuple[Thumb, ...]:
+def _twos(
+    pairs: Sequence[NearPair], first: Mapping[str, str], second: Mapping[str, str]
+) -> tuple[Two, ...]:
     return tuple(
-        shown
+        Two(_thumb(pair.id, first), _thumb(pair.other, second), f"{pair.similarity:.4f}")
         for pair in pairs
-        for shown in (
-            _thumb(pair.id, first, names[0], f"{pair.similarity:.4f}"),
-            _thumb(pair.other, second, names[1], f"{pair.similarity:.4f}"),
-        )
     )
 
 
-def _thumb(id: str, thumbs: Mapping[str, str], name: str, score: str) -> Thumb:
-    return Thumb(id, name, score, image_source(thumbs.get(id)))
+def _thumb(id: str, thumbs: Mapping[str, str]) -> Thumb:
+    return Thumb(id, posixpath.basename(id), "", image_source(thumbs.get(id)))
 
 
 def _figures(found: Curation) -> tuple[Figure, ...]:
