@@ -13,6 +13,7 @@ from pipeline.record.run import DataRef
 from pipeline.report.curation_page import write_curation_page
 from pipeline.report.mining_page import write_mining_page
 from pipeline.report.page import write_report
+from pipeline.report.pages import write_pages
 from tests import records
 from tests.refusals import raises
 from tests.test_report import HOSTILE, Page, assert_inert, charts
@@ -85,3 +86,21 @@ def test_the_other_pages_link_to_it_once_it_is_there(tmp_path: Path) -> None:
         write_curation_page(run_uri)
     curated(run_uri)
     assert links() == [True, True]
+
+
+def test_a_report_brings_the_links_of_older_pages_up_to_date(tmp_path: Path) -> None:
+    run_uri = records.write_run(tmp_path)
+    mining = Path(write_mining_page(run_uri)[0])
+    report = Path(write_pages(run_uri))
+    assert not (Path(run_uri) / "curation.html").exists()  # a page that there is no record for
+    curated(run_uri)
+    curation = Path(write_curation_page(run_uri))
+    old = mining.read_text()
+    assert "curation.html" not in old
+    assert Path(write_pages(run_uri)) == report
+    for page, others in (
+        (report, {"mining.html", "curation.html"}),
+        (mining, {"report.html", "curation.html"}),
+        (curation, {"report.html", "mining.html"}),
+    ):
+        assert others <= {str(a["href"]) for a in Page(page.read_text()).all("a")}

@@ -265,11 +265,11 @@ class Stages:
         show_result(session.console, session.folder.uri, found)
 
     def report(self) -> None:
-        """Write the page from the record; the record is complete before it is shown."""
-        from pipeline.report.page import write_report
+        """Write the pages from the record; the record is complete before it is shown."""
+        from pipeline.report.pages import write_pages
 
         session = self.session
         session.complete()
         with session.stage("report"):
-            uri = write_report(session.folder.uri)
+            uri = write_pages(session.folder.uri)
         session.console.stage("report", f"report: {uri}")

@@ -30,7 +30,7 @@ from pipeline.record.folder import existing_run
 from pipeline.report.compared import Compared, compared
 from pipeline.report.comparison_page import render
 from pipeline.report.inputs import load
-from pipeline.report.page import write_report
+from pipeline.report.pages import write_pages
 from sdclr.groups import GroupScores
 
 
@@ -64,7 +64,7 @@ def write_comparison(run_uris: Sequence[str], root: str) -> str:
     for run in runs:
         note_comparison(run.uri, page)
         if storage.exists(storage.join(run.uri, "report.html")):
-            write_report(run.uri)
+            write_pages(run.uri)
     return page
 
 
