@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -276,7 +277,7 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     page = Page(place.read_text())
     assert_inert(page)
     assert "2 runs side by side" in page.text
-    assert "digits, seed 8 minus digits, seed 7" in page.texts and "+5.0 ± 0.0 *" in page.texts
+    assert "seed 8 minus seed 7" in page.texts and "+5.0 ± 0.0 *" in page.texts
     row = page.texts.index("sdclr.prune_ratio")
     assert page.texts[row + 1 : row + 3] == ["0.9", "0.5"]
     assert any(label.startswith("Differences on Few") for label in charts(page))
@@ -287,6 +288,41 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     assert len(rows) == 2 * 3 * 3 and {row["run"] for row in rows} == {"demo", "other"}
     assert len(json.loads((place.parent / "differences.json").read_text())["methods"]) == 9
     assert Path(write_comparison(uris, str(tmp_path))) == place
+
+
+def test_a_comparison_answers_first_and_says_what_is_no_difference(tmp_path: Path) -> None:
+    uris = two_runs(tmp_path)
+
+    def answers() -> list[str]:
+        texts = Page(Path(write_comparison(uris, str(tmp_path))).read_text()).texts
+        return texts[: texts.index("Runs")]
+
+    found = answers()
+    better = found.index("Is SDCLR better than SimCLR on Few?")
+    assert found[found.index("Did they learn?") + 1] == "Yes"
+
+    def lead(points: float) -> Callable[[dict], None]:  # type: ignore[type-arg]
+        def change(evaluation: dict) -> None:  # type: ignore[type-arg]
+            ours, theirs = (model["scores"] for model in evaluation["models"][:2])
+            for mine, other in zip(ours, theirs, strict=True):
+                mine["few"] = other["few"] + points
+
+        return change
+
+    for points, word in ((0.1, "Yes"), (-0.1, "No difference shown")):
+        edit(uris[0], "evaluation.json", lead(0.1))
+        edit(uris[1], "evaluation.json", lead(points))
+        assert answers()[better + 1] == word
+
+    def collapsed(row: dict) -> dict:  # type: ignore[type-arg]
+        if row["kind"] == "health":
+            row["measures"]["view_retrieval"] = 0.0
+        return row
+
+    metrics = Path(uris[1]) / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    metrics.write_text("".join(json.dumps(collapsed(row)) + "\n" for row in rows))
+    assert answers()[found.index("Did they learn?") + 1] == "Not all"
 
 
 def test_runs_of_one_seed_are_named_by_what_differs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,10 +19,13 @@ from pipeline.report.names import signed, style, title
 from pipeline.report.parts import Figure, Swatch, Table
 from pipeline.report.template import to_html
 from pipeline.report.training import health_figures
+from pipeline.report.verdict import Answer, Tone, by_protocols, learned
 
 _LABELS = {"few": "Few", "std": "STD", "all": "All", "many": "Many", "medium": "Medium"}
 _COLOURS = ("c1", "c2", "c5", "c4", "c3")
 _MAX_CURVES = 10
+# Runs whose learning is described one by one.
+_MAX_TEXTS = 3
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ class Page:
     title: str
     runs: tuple[RunRow, ...]
     alarms: tuple[str, ...]
+    answers: tuple[Answer, ...]
     config: Table
-    conclusion: str
+    note: str
     forest: tuple[Figure, ...]
     methods: Table | None
     score_figures: tuple[Figure, ...]
@@ -75,12 +80,13 @@ def render(
             for run in runs
             for method, alarm in run.alarms
         ),
+        answers=(*_learned(runs), *_better(methods)),
         config=Table(
             "Keys that differ",
-            ("Key", *(run.label for run in runs)),
+            ("Key", *_short(runs)),
             tuple((key, *(run.config.get(key, ABSENT) for run in runs)) for key in keys),
         ),
-        conclusion=conclusion(methods) + _repeated(runs),
+        note=_note(runs, methods),
         forest=tuple(_forests(methods)),
         methods=_methods(methods),
         score_figures=tuple(_score_figures(runs)),
@@ -91,35 +97,57 @@ def render(
     return to_html("comparison.html.j2", page)
 
 
-def conclusion(methods: Sequence[MeanDifference]) -> str:
-    """Return what the paired differences on Few show, and on how many runs that rests."""
-    if not methods:
-        return ""
-    n = methods[0].n
-    if n < 2:
-        return "One evaluated run says nothing about chance: compare runs of several seeds."
-    texts = []
+def _learned(runs: Sequence[Compared]) -> Iterator[Answer]:
+    """Yield whether the runs learned: each of a few, of many those that did not."""
+    found = [
+        (name, learned({row.method: row for row in run.health}, run.health))
+        for name, run in zip(_short(runs), runs, strict=True)
+        if run.health
+    ]
+    if not found:
+        return
+    words = Counter(answer.word for _, answer in found)
+    told = found if len(found) <= _MAX_TEXTS else [e for e in found if e[1].tone != "good"]
+    texts = [f"{name}. {text}" for name, answer in told for text in answer.texts]
+    if len(found) > _MAX_TEXTS:
+        counts = (f"{word}: {count}" for word, count in words.items())
+        texts = [f"{', '.join(counts)} of {len(found)} runs.", *texts[:_MAX_TEXTS]]
+    tones = {answer.tone for _, answer in found}
+    tone: Tone = "good" if tones == {"good"} else "bad" if "bad" in tones else "open"
+    word = next(iter(words)) if len(words) == 1 else "Not all"
+    yield Answer("Did they learn?", word, tone, tuple(texts))
+
+
+def _better(methods: Sequence[MeanDifference]) -> Iterator[Answer]:
+    """Yield what the paired differences on Few show for each two models."""
     for a, b in dict.fromkeys((entry.a, entry.b) for entry in methods):
         own = [e for e in methods if (e.a, e.b) == (a, b) and e.few is not None]
-        above = sum(e.sign("few") > 0 for e in own)
-        below = sum(e.sign("few") < 0 for e in own)
-        texts.append(
-            f"{title(a)} against {title(b)} on Few: better by {above}, worse by {below}, no "
-            f"difference by {len(own) - above - below} of {len(own)} protocols."
-        )
-    return (
-        f"{' '.join(texts)} Differences are taken within each run and averaged over n = {n} runs, "
-        "with the 95 % interval of Student's paired t."
+        other = "the untrained network" if b == "untrained" else title(b)
+        question = f"Is {title(a)} better than {other} on Few?"
+        if not own or own[0].n < 2:
+            text = "One evaluated run says nothing about chance: compare runs of several seeds."
+            yield Answer(question, "Not known", "open", (text,))
+            continue
+        half = own[0].half("few")
+        by = signed(100 * (own[0].few or 0.0), None if half is None else 100 * half)
+        text = f"{own[0].protocol}: {by} points over {own[0].n} runs, paired."
+        yield by_protocols(question, text, {e.protocol: e.sign("few") for e in own})
+
+
+def _note(runs: Sequence[Compared], methods: Sequence[MeanDifference]) -> str:
+    """Return what the differences between methods rest on."""
+    if not methods or methods[0].n < 2:
+        return ""
+    text = (
+        f"Differences are taken within each run and averaged over n = {methods[0].n} runs, with "
+        "the 95 % interval of Student's paired t."
     )
-
-
-def _repeated(runs: Sequence[Compared]) -> str:
     keys = [(run.data, run.seed, tuple(sorted(run.settings.items()))) for run in runs]
     if len(set(keys)) == len(keys):
-        return ""
+        return text
     return (
-        " Some of these runs have the same data, seed and settings: they are repetitions, and the "
-        "intervals are too narrow."
+        f"{text} Some of these runs have the same data, seed and settings: they are repetitions, "
+        "and the intervals are too narrow."
     )
 
 
@@ -185,8 +213,8 @@ def _health(
 ) -> Iterator[tuple[str, tuple[Swatch, ...], tuple[Figure, ...]]]:
     for method in dict.fromkeys(row.method for run in runs for row in run.health):
         series = [
-            (run.label, _COLOURS[i % len(_COLOURS)], rows)
-            for i, run in enumerate(runs[:_MAX_CURVES])
+            (name, _COLOURS[i % len(_COLOURS)], rows)
+            for i, (name, run) in enumerate(zip(_short(runs), runs[:_MAX_CURVES], strict=False))
             if (rows := [row for row in run.health if row.method == method])
         ]
         legend = tuple(Swatch(label, css) for label, css, _ in series)
@@ -205,10 +233,10 @@ def _protocols(runs: Sequence[Compared]) -> list[str]:
 
 def _scores(runs: Sequence[Compared]) -> Table | None:
     rows = tuple(
-        (protocol, title(name), run.label, *(percent(score.metric(m)) for m in _LABELS))
+        (protocol, title(name), label, *(percent(score.metric(m)) for m in _LABELS))
         for protocol in _protocols(runs)
         for name in _models(runs)
-        for run in runs
+        for label, run in zip(_short(runs), runs, strict=True)
         if (score := run.scores(protocol).get(name)) is not None
     )
     headers = ("Protocol", "Model", "Run", *_LABELS.values())
@@ -230,11 +258,12 @@ def _methods(methods: Sequence[MeanDifference]) -> Table | None:
 
 
 def _differences(runs: Sequence[Compared], changes: Sequence[RunDifference]) -> Table | None:
+    short = dict(zip((run.label for run in runs), _short(runs), strict=True))
     rows = tuple(
         (
             e.protocol,
             title(e.model),
-            f"{e.run} minus {runs[0].label}",
+            f"{short[e.run]} minus {short[runs[0].label]}",
             _cell(e.mean, e.half_width),
             str(e.rose),
             str(e.fell),

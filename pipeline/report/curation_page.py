@@ -107,7 +107,8 @@ def render(
 
 def texts(found: Curation) -> tuple[str, ...]:
     """Return what was found, one sentence a fact."""
-    levels = " > ".join(str(num) for num in reversed(found.levels))
+    leaves, *groups = found.levels
+    levels = " in ".join([f"{leaves} clusters", *(f"{num} groups" for num in groups)])
     leaks = (
         f"{leak.images} of {leak.of} images of {leak.set} are nearly one of {found.set}."
         for leak in found.leaks
@@ -117,7 +118,7 @@ def texts(found: Curation) -> tuple[str, ...]:
         f"cosine of {found.similarity:g} on, by {found.weights.name}.",
         *leaks,
         f"{found.kept} of the other {found.images - found.duplicates} images are selected, evenly "
-        f"over {levels} clusters.",
+        f"over {levels}.",
     )
 
 

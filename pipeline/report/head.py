@@ -21,6 +21,7 @@ class Head:
         tone: CSS class of the status.
         facts: methods, epochs, seed, start; the run's name last.
         alarms: (method, sentence, what to change).
+        has_pixels: whether images are so small that their pixels are to be seen.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Head:
     alarms: tuple[tuple[str, str, str], ...]
     error: ErrorReport | None
     links: tuple[Link, ...]
+    has_pixels: bool
 
 
 def head(inputs: Inputs, kicker: str, links: tuple[Link, ...]) -> Head:
@@ -60,4 +62,5 @@ def head(inputs: Inputs, kicker: str, links: tuple[Link, ...]) -> Head:
         alarms=alarms,
         error=run.error,
         links=links,
+        has_pixels=inputs.manifest is not None and inputs.manifest.image.encoding == "raw",
     )

@@ -72,7 +72,6 @@ class Page:
     clusters: tuple[tuple[str, str], ...]
     tables: tuple[Table, ...]
     maps: tuple[Figure, ...]
-    pixels: bool
     script: Markup
     csv_name: str
 
@@ -150,7 +149,6 @@ def render(inputs: Inputs, found: Mining, gallery: Gallery, ways: tuple[Link, ..
         ),
         tables=mining.findings_tables(found),
         maps=mining.map_figures(found),
-        pixels=inputs.manifest is not None and inputs.manifest.image.encoding == "raw",
         script=Markup(script),
         csv_name=f"{inputs.run.run}-ticked.csv",
     )

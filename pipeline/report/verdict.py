@@ -6,7 +6,7 @@ Every answer carries its numbers: how many images and classes it rests on, and a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -189,17 +189,32 @@ def better(found: Sequence[Difference], a: str, b: str) -> Answer:
         return Answer(
             question, "Not measured", "open", ("No protocol scored both on rare classes.",)
         )
-    signs = {gap.sign for gap in found}
-    word, tone = _word(signs, known=all(gap.half is not None for gap in found))
     best = found[0]
-    texts = [
+    text = (
         f"{best.protocol}: {percent(best.values[0])} against {percent(best.values[1])} %, "
         f"{_interval(best)}."
-    ]
-    open_ = [gap.protocol for gap in found if gap.sign == 0]
-    if len(found) > 1 and len(signs) == 1:
-        texts.append(f"The same answer by all {len(found)} protocols.")
-    elif open_:
+    )
+    known = all(gap.half is not None for gap in found)
+    return by_protocols(question, text, {gap.protocol: gap.sign for gap in found}, known=known)
+
+
+def by_protocols(
+    question: str, text: str, signs: Mapping[str, int], *, known: bool = True
+) -> Answer:
+    """Return the answer that protocols give together.
+
+    Args:
+        question: about a difference.
+        text: its number by the first protocol.
+        signs: protocol -> 1 or -1 where its interval excludes 0, else 0; at least one.
+        known: whether there are intervals.
+    """
+    word, tone = _word(set(signs.values()), known=known)
+    open_ = [protocol for protocol, sign in signs.items() if sign == 0]
+    texts = [text]
+    if len(signs) > 1 and len(set(signs.values())) == 1:
+        texts.append(f"The same answer by all {len(signs)} protocols.")
+    elif open_ and len(signs) > 1:
         texts.append(f"No difference by {listed(open_)}.")
     return Answer(question, word, tone, tuple(texts))
 
