@@ -24,7 +24,7 @@ from pipeline.report.verdict import Answer, Tone, by_protocols, learned
 _LABELS = {"few": "Few", "std": "STD", "all": "All", "many": "Many", "medium": "Medium"}
 _COLOURS = ("c1", "c2", "c5", "c4", "c3")
 _MAX_CURVES = 10
-# Runs whose learning is described one by one.
+# Sentences about runs that did not learn.
 _MAX_TEXTS = 3
 
 
@@ -98,7 +98,7 @@ def render(
 
 
 def _learned(runs: Sequence[Compared]) -> Iterator[Answer]:
-    """Yield whether the runs learned: each of a few, of many those that did not."""
+    """Yield how many of the runs learned, and what is known of some that did not."""
     found = [
         (name, learned({row.method: row for row in run.health}, run.health))
         for name, run in zip(_short(runs), runs, strict=True)
@@ -107,11 +107,9 @@ def _learned(runs: Sequence[Compared]) -> Iterator[Answer]:
     if not found:
         return
     words = Counter(answer.word for _, answer in found)
-    told = found if len(found) <= _MAX_TEXTS else [e for e in found if e[1].tone != "good"]
-    texts = [f"{name}. {text}" for name, answer in told for text in answer.texts]
-    if len(found) > _MAX_TEXTS:
-        counts = (f"{word}: {count}" for word, count in words.items())
-        texts = [f"{', '.join(counts)} of {len(found)} runs.", *texts[:_MAX_TEXTS]]
+    counts = ", ".join(f"{word}: {count}" for word, count in words.items())
+    texts = [f"{name}. {text}" for name, a in found if a.tone != "good" for text in a.texts]
+    texts = [f"{counts} of {len(found)} runs.", *texts[:_MAX_TEXTS]]
     tones = {answer.tone for _, answer in found}
     tone: Tone = "good" if tones == {"good"} else "bad" if "bad" in tones else "open"
     word = next(iter(words)) if len(words) == 1 else "Not all"
@@ -263,14 +261,14 @@ def _differences(runs: Sequence[Compared], changes: Sequence[RunDifference]) -> 
         (
             e.protocol,
             title(e.model),
-            f"{short[e.run]} minus {short[runs[0].label]}",
             _cell(e.mean, e.half_width),
             str(e.rose),
             str(e.fell),
+            f"{short[e.run]} minus {short[runs[0].label]}",
         )
         for e in changes
     )
-    headers = ("Protocol", "Model", "Difference", "All", "Classes up", "Classes down")
+    headers = ("Protocol", "Model", "All", "Classes up", "Classes down", "Difference")
     return Table("Differences between runs", headers, rows) if rows else None
 
 
