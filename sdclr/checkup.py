@@ -283,7 +283,7 @@ def _learning_alarm(before: float, now: float, num_steps: int | None) -> Alarm |
     level: Literal["warning", "alarm"] = "alarm"
     change = "lower the learning rate, or train for more epochs"
     if num_steps is not None and num_steps < MIN_STEPS_TO_LEARN:
-        level, change = "warning", f"train for more epochs: this were {num_steps} steps"
+        level, change = "warning", f"train for more epochs: {num_steps} steps are few"
     return Alarm(
         "not learned",
         level,

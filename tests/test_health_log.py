@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -161,6 +162,18 @@ def test_the_last_alarms_name_keys_that_can_be_pasted(name: str, words: str | No
     assert found.name == name and found.words == ((words,) if words else ())
     load_config(None, found.words)  # as the user would
     assert last_alarms(config, [sick(1), WELL]) == ()  # it passed
+
+
+@pytest.mark.parametrize(
+    ("level", "words"), [("alarm", "train.lr_per_256=0.125"), ("warning", "train.epochs=34")]
+)
+def test_a_run_of_a_few_steps_is_told_to_train_for_longer(level: Any, words: str) -> None:
+    """Six epochs of three steps: 100 steps, from which on a network must have learned, take 34."""
+    alarm = AlarmPart(name="not learned", level=level, text="not found", change="more epochs")
+    config = load_config(None, ["train.epochs=6", "train.lr_per_256=0.5"])
+    (found,) = last_alarms(config, [replace_alarms(WELL, 18, (alarm,))])
+    assert found.words == (words,)
+    assert MIN_STEPS_TO_LEARN == 100
 
 
 def test_a_resume_says_from_which_step_and_what_it_skipped(tmp_path: Path) -> None:

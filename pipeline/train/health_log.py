@@ -17,7 +17,7 @@ from pipeline.record.metrics import read_rows
 from pipeline.record.rows import AlarmPart, HealthRow
 from pipeline.record.run import RunAlarm
 from sdclr import Images, StepReport, Trainer
-from sdclr.checkup import Checkup, alarms, loss_alarm
+from sdclr.checkup import MIN_STEPS_TO_LEARN, Checkup, alarms, loss_alarm
 
 _NUM_LOSSES = 20
 
@@ -92,21 +92,24 @@ def last_alarms(config: Config, rows: Sequence[HealthRow]) -> tuple[RunAlarm, ..
     """Return the alarms of the last look at each method, with the keys to try next."""
     newest = {row.method: row for row in rows}
     return tuple(
-        RunAlarm(method=method, words=_words(config, alarm.name), **alarm.model_dump())
+        RunAlarm(method=method, words=_words(config, alarm, row.step), **alarm.model_dump())
         for method, row in newest.items()
         for alarm in row.alarms
     )
 
 
-def _words(config: Config, name: str) -> tuple[str, ...]:
-    """Return `section.key=value` that is likely to help against an alarm."""
-    ratio = config.sdclr.prune_ratio
+def _words(config: Config, alarm: AlarmPart, num_steps: int) -> tuple[str, ...]:
+    """Return `section.key=value` that is likely to help against an alarm after so many steps."""
+    ratio, name = config.sdclr.prune_ratio, alarm.name
     if name == "branches agree":
         return (f"sdclr.prune_ratio={(1 + ratio) / 2:.3g}",)
     if name == "branches unrelated":
         return (f"sdclr.prune_ratio={ratio / 2:.3g}",)
     if name == "falling rank":
         return ()  # it may pass
+    if name == "not learned" and alarm.level == "warning" and num_steps > 0:
+        epochs = math.ceil(config.train.epochs * MIN_STEPS_TO_LEARN / num_steps)
+        return (f"train.epochs={epochs}",)
     return (f"train.lr_per_256={config.train.lr_per_256 / 4:.3g}",)
 
 
