@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from pipeline.report.page import write_report
 from pipeline.report.pages import write_pages
 from tests import records
 from tests.refusals import raises
-from tests.test_report import HOSTILE, Page, assert_inert, charts
+from tests.test_report import COLLAPSE, HOSTILE, Page, assert_inert, charts
 
 
 def curated(run_uri: str, leaks: int = 2, num_leaves: int = 30) -> Curation:
@@ -71,6 +72,24 @@ def test_without_leaks_nothing_is_said_to_leak(tmp_path: Path) -> None:
     curated(run_uri, leaks=0)
     page = Page(Path(write_curation_page(run_uri)).read_text())
     assert "leak across" not in page.text and "Leaks" not in page.text
+
+
+def test_what_a_sick_network_found_is_no_good_news(tmp_path: Path) -> None:
+    run_uri = records.write_run(tmp_path)
+    curated(run_uri, leaks=0)
+
+    def tones() -> list[str]:
+        page = Page(Path(write_curation_page(run_uri)).read_text())
+        return [str(a["class"]) for a in page.all("div") if "answer" in str(a.get("class"))]
+
+    assert tones() == ["answer good"]
+    metrics = Path(run_uri) / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for row in rows:
+        if row["kind"] == "health" and row["method"] == "sdclr":
+            row["alarms"] = [COLLAPSE.model_dump()]
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert tones() == ["answer bad"]
 
 
 def test_the_other_pages_link_to_it_once_it_is_there(tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ from pipeline.report.parts import Figure, Link, Thumb, image_source
 from pipeline.report.template import to_html
 
 PAGE = "curation.html"
+_SICK = (
+    "The network has not learned, see the alarm: images that it takes for alike may differ. Look "
+    "at the pairs before you leave anything out."
+)
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,13 @@ def render(
 ) -> str:
     """Return the page as HTML."""
     leaking = any(leak.images for leak in found.leaks)
+    sick = found.weights.name in {method for method, a in inputs.alarms() if a.is_severe}
     sheets = tuple(s for s in _sheets(found, pictures) if s.twos or s.lists)
     page = Page(
         head=head(inputs, "Near-duplicates and selection", ways),
         word="Images leak across sets" if leaking else f"{found.kept} images selected",
-        tone="bad" if leaking else "good",
-        texts=texts(found),
+        tone="bad" if leaking or sick else "good",
+        texts=(*((_SICK,) if sick else ()), *texts(found)),
         sheets=sheets,
         figures=_figures(found),
         contents=(("sizes", "Sizes", True), *((s.id, s.name, True) for s in sheets)),
