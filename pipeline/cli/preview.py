@@ -115,6 +115,13 @@ def _show_sweep(config: Config, plan: DryRun, console: Console) -> None:
         f"{cost.num_trials} trials of {cost.epochs} epochs, then {cost.num_retrained} trainings "
         f"with fresh seeds; {placement.concurrent} at a time; {1e3 * cost.step_s:.0f} ms a step",
     )
+    val = plan.sets.get("val")
+    if config.tune.objective == "fewshot" and val is not None:
+        console.stage(
+            "tune",
+            f"scored on {val.rows} val images: one is {100 / val.rows:.1f} points in 100, and "
+            "smaller differences mean nothing",
+        )
     most, likely = duration(3600 * cost.most_h), duration(3600 * cost.likely_h)
     console.stage("tune", f"at most {most}, about {likely} with early stopping")
     if placement.gpus:
