@@ -23,7 +23,7 @@ from pipeline.feed.tasks import RankTasks, StreamedSet
 from sdclr import EpochPlan
 
 IMAGES_PER_RANK, PER_SHARD, NUM_SHARDS, SIDE_PX, PART_ROWS = 64, 609, 48, 4, 64
-RANKS, REPEATS = (1, 2, 4), 3
+RANKS, REPEATS = (1, 2, 4, 8), 3
 
 
 def rows() -> list[Row]:

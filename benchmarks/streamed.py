@@ -91,7 +91,7 @@ def one_cpu() -> Iterator[None]:
     root = Path(__file__).resolve().parents[1]
     ray.init(
         num_cpus=1,
-        object_store_memory=2**30,
+        object_store_memory=3 * 2**30,
         include_dashboard=False,
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": str(root)}},
@@ -103,9 +103,13 @@ def one_cpu() -> Iterator[None]:
 
 
 def config_of(*words: str) -> Config:
-    """Return the configuration of a streamed run on one worker."""
-    fixed = ("feed.cache=none", f"feed.canvas_px={CANVAS_PX}", "train.workers=1")
-    return load_config(None, [*fixed, f"train.global_batch={BATCH}", "train.epochs=1000", *words])
+    """Return the configuration of a streamed run, on one worker unless `words` say otherwise."""
+    fixed = (
+        "feed.cache=none", f"feed.canvas_px={CANVAS_PX}", "train.workers=1",
+        f"train.global_batch={BATCH}", "train.epochs=1000",
+    )  # fmt: skip
+    given = {word.partition("=")[0] for word in words}
+    return load_config(None, [*(w for w in fixed if w.partition("=")[0] not in given), *words])
 
 
 class CpuClock:

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +156,25 @@ def smallest_object_store_bytes() -> int:
         if node["Alive"] and node["Resources"].get("CPU")
     ]
     return min(sizes, default=0)
+
+
+def own_node(resources: Mapping[str, float], *, num_ranks: int) -> str | None:
+    """Return the id of this node if its ranks' tasks can run here, else None.
+
+    A task that is bound to a node waits there for ever, so a CPU must be left beside one for each
+    rank.
+
+    Args:
+        resources: custom ones that the tasks ask for.
+        num_ranks: training workers on this node.
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    found: dict[str, float] = next((n["Resources"] for n in nodes if n["NodeID"] == here), {})
+    is_marked = all(found.get(name, 0) >= share for name, share in resources.items())
+    return here if is_marked and found.get("CPU", 0) > num_ranks else None
 
 
 def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:

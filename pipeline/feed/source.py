@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import torch
 
-from pipeline.cluster.connect import on_nodes_with, smallest_object_store_bytes
+from pipeline.cluster.connect import on_nodes_with, own_node, smallest_object_store_bytes
 from pipeline.cluster.ranks import fail_together
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
@@ -33,7 +33,10 @@ def open_source(config: Config, manifest: Manifest, data_uri: str, device: torch
     import ray.train
 
     if not is_cached(config, manifest):
-        stream = fail_together(lambda: streamed_set(config, manifest, data_uri), device=device)
+        num_ranks = ray.train.get_context().get_local_world_size()
+        stream = fail_together(
+            lambda: streamed_set(config, manifest, data_uri, num_ranks=num_ranks), device=device
+        )
         return StreamSource(stream, device=device)
     shard = ray.train.get_dataset_shard("pretrain")
     images = SharedImages(shard.iter_batches(batch_size=None, batch_format="numpy"), manifest)
@@ -45,15 +48,26 @@ def at_hand(source: Source, num_images: int) -> Images:
     return source.sample(num_images) if isinstance(source, StreamSource) else source
 
 
-def streamed_set(config: Config, manifest: Manifest, data_uri: str) -> StreamedSet:
-    """Return what a run of this configuration streams."""
+def streamed_set(
+    config: Config, manifest: Manifest, data_uri: str, *, num_ranks: int = 1
+) -> StreamedSet:
+    """Return what a run of this configuration streams to a rank in this process.
+
+    Args:
+        config: of the run.
+        manifest: of the data set.
+        data_uri: where it is.
+        num_ranks: training workers on this node.
+    """
+    resources = on_nodes_with(config.placement.data_resource)
     return StreamedSet(
         decoder=decoder(config, data_uri, manifest),
         shards=manifest.sets["pretrain"].shards,
         budget=stream_budget(config, manifest, object_store_bytes=smallest_object_store_bytes()),
         seed=config.run.seed,
         epochs=config.train.epochs,
-        resources=on_nodes_with(config.placement.data_resource),
+        resources=resources,
+        node=own_node(resources, num_ranks=num_ranks),
         deadline_s=min(_DEADLINE_S, config.train.collective_timeout_s),
     )
 

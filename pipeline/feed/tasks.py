@@ -27,8 +27,6 @@ _POLL_S = 0.2
 _SAMPLE_SHARDS = 8
 # Reading waits for storage half of the time.
 _READ_CPUS = 0.5
-# Else tasks would land in the placement group of the training workers, which is full.
-_ANYWHERE: dict[str, str] = {"scheduling_strategy": "DEFAULT"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class StreamedSet:
         seed: of the run.
         epochs: of the run; nothing is read ahead beyond the last one.
         resources: custom resources that each task asks for.
+        node: id of the node that the tasks run on while it lives, that of the rank; None for any.
         deadline_s: how long images may take to arrive.
     """
 
@@ -51,6 +50,7 @@ class StreamedSet:
     seed: int
     epochs: int
     resources: dict[str, float]
+    node: str | None
     deadline_s: float
 
     @property
@@ -179,14 +179,16 @@ class RankTasks:
 def _tasks(stream: StreamedSet) -> tuple[Callable[[int], Any], Any]:
     """Return the remote function that reads a shard for so many parts, and that of one part."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    # Without a strategy tasks would land in the placement group of the training workers, which is
+    # full. "DEFAULT" sends every third one to another node, and its images through the network.
+    strategy = NodeAffinitySchedulingStrategy(stream.node, soft=True) if stream.node else "DEFAULT"
+    shared: dict[str, Any] = {"resources": stream.resources, "scheduling_strategy": strategy}
     read, decode = ray.remote(read_parts), ray.remote(decode_part)
-    resources = stream.resources
     return (
-        lambda num_parts: read.options(
-            num_cpus=_READ_CPUS, num_returns=num_parts, resources=resources, **_ANYWHERE
-        ),
-        decode.options(num_cpus=1, num_returns=2, resources=resources, **_ANYWHERE),
+        lambda num_parts: read.options(num_cpus=_READ_CPUS, num_returns=num_parts, **shared),
+        decode.options(num_cpus=1, num_returns=2, **shared),
     )
 
 
