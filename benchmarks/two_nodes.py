@@ -1,4 +1,4 @@
-"""Where the images of a rank are read and decoded: on its own node, or on another one.
+"""Share of a rank's decoded images that another node than its own has made.
 
     python -m benchmarks.two_nodes
 
@@ -29,7 +29,7 @@ REPEATS = 5
 def taken(
     config: Config, manifest: Manifest, data_uri: str, rank: int, *, anywhere: bool
 ) -> tuple[int, int]:
-    """Take all parts of an epoch; bytes in all, and of those that lay on another node."""
+    """Take all parts of an epoch; bytes in all, and of those that were on another node."""
     import ray
 
     stream, plan = feed.streamed_set(config, manifest, data_uri), feed.epoch_plan(config, manifest)
@@ -46,7 +46,7 @@ def taken(
         (places,) = ray.experimental.get_object_locations([decoded]).values()
         num_bytes = places["object_size"]
         total += num_bytes
-        # Small ones lie in no store: they come with the answer of their task.
+        # Small ones are in no store: they come with the answer of their task.
         elsewhere += num_bytes * (here not in (places["node_ids"] or [here]))
         tasks.release(tasks.take(need.stream))
     return total, elsewhere
@@ -79,7 +79,7 @@ def rows() -> list[Row]:
     from ray.cluster_utils import Cluster
 
     tmp = tempfile.TemporaryDirectory()
-    # The address of the newest cluster lies there, and every program without one would join it.
+    # Ray writes the address of the newest cluster there. Every program without one would join it.
     os.environ["RAY_TMPDIR"] = tmp.name
     cluster = Cluster()
     try:

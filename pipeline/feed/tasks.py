@@ -13,6 +13,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -184,11 +185,13 @@ def _tasks(stream: StreamedSet) -> tuple[Callable[[int], Any], Any]:
     # Without a strategy tasks would land in the placement group of the training workers, which is
     # full. "DEFAULT" sends every third one to another node, and its images through the network.
     strategy = NodeAffinitySchedulingStrategy(stream.node, soft=True) if stream.node else "DEFAULT"
-    shared: dict[str, Any] = {"resources": stream.resources, "scheduling_strategy": strategy}
-    read, decode = ray.remote(read_parts), ray.remote(decode_part)
+    read, decode = (
+        partial(ray.remote(work).options, resources=stream.resources, scheduling_strategy=strategy)
+        for work in (read_parts, decode_part)
+    )
     return (
-        lambda num_parts: read.options(num_cpus=_READ_CPUS, num_returns=num_parts, **shared),
-        decode.options(num_cpus=1, num_returns=2, **shared),
+        lambda num_parts: read(num_cpus=_READ_CPUS, num_returns=num_parts),
+        decode(num_cpus=1, num_returns=2),
     )
 
 
