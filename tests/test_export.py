@@ -118,8 +118,8 @@ def test_onnx_gives_the_same_features_for_any_batch(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(
         str(tmp_path / "features.onnx"), providers=["CPUExecutionProvider"]
     )
-    for num_images in (1, 5):
-        images = torch.rand(num_images, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    for num_images, width_px in ((1, 16), (5, 16), (2, 37)):
+        images = check_images(16, num_images, width_px=width_px)
         (found,) = session.run(["features"], {"images": images.numpy()})
         assert largest_difference(torch.from_numpy(found), expected_of(network, images)) < 1e-5
     (other,) = session.run(["features"], {"images": (1 - images).numpy()})
@@ -169,13 +169,26 @@ def test_the_classifier_has_its_name(name: str) -> None:
     assert isinstance(backbone.get_submodule(path), nn.Identity)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
 def test_programs_of_other_families_give_the_networks_features(name: str, tmp_path: Path) -> None:
     network = trained_network(f"model.backbone={name}", "model.stem=imagenet", "augment.crop_px=32")
     export_network(network, facts_of(name, "imagenet"), str(tmp_path), formats=("torch-export",))
     images = check_images(32, 5)
     program = torch.export.load(tmp_path / "features.pt2").module()
     assert largest_difference(program(images), expected_of(network, images)) < 1e-5
+    card = (tmp_path / "README.md").read_text()
+    if name in ONE_SIZE:
+        assert "(B, 3, 32, 32)" in card
+        with pytest.raises(AssertionError, match="Guard"):
+            program(check_images(32, 5, width_px=40))
+        return
+    assert "(B, 3, H, W), H and W from 32 px on" in card
+    for side_px, width_px in ((32, 40), (64, 33)):
+        images = check_images(side_px, 1, width_px=width_px)
+        assert largest_difference(program(images), expected_of(network, images)) < 1e-5
+
+
+ONE_SIZE = {"vit_b_32", "swin_t"}
 
 
 @pytest.mark.slow
@@ -213,6 +226,8 @@ def test_metadata_holds_the_facts_and_the_card_the_numbers(tmp_path: Path) -> No
     card = (tmp_path / "README.md").read_text()
     assert "| knn-k20 | 90.0 | 80.0 | 70.0 | 8.0 | 80.0 | 1 |" in card
     assert "- `knn-k20`: 20 labels, cosine" in card and "features.pt2" not in card
+    sick = model_card(FACTS.model_copy(update={"alarms": ("features have collapsed",)}), ())
+    assert "Alarm of the training:** features have collapsed" in sick and "Alarm" not in card
     assert "has not been evaluated" in model_card(FACTS.model_copy(update={"scores": ()}), ())
 
 

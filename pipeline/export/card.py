@@ -10,7 +10,7 @@ from sdclr.methods import METHODS
 
 _PROGRAM = """import torch
 program = torch.export.load("features.pt2").module()
-features = program(images)  # (B, 3, {side}, {side}) in [0, 1] to (B, F)
+features = program(images)  # (B, 3, {sides} in [0, 1] to (B, F)
 """
 _ONNX = """import onnxruntime
 session = onnxruntime.InferenceSession("features.onnx")
@@ -25,15 +25,18 @@ _FILES = {
 }
 
 
-def model_card(facts: Facts, files: tuple[str, ...]) -> str:
+def model_card(facts: Facts, files: tuple[str, ...], *, any_size: bool = False) -> str:
     """Write the model card in Markdown.
 
     Args:
         facts: of the export stage.
         files: names of the files beside the card.
+        any_size: whether the programs take images of other sizes than `facts.crop_px`.
     """
     title = f"# {facts.architecture}, {facts.method.upper()}"
-    parts = [title, _what(facts), _table(facts), _loading(facts, files), _details(facts)]
+    alarms = "\n".join(f"> **Alarm of the training:** {text}." for text in facts.alarms)
+    loading = _loading(facts, files, any_size=any_size)
+    parts = [title, alarms, _what(facts), _table(facts), loading, _details(facts)]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
@@ -68,10 +71,11 @@ def _table(facts: Facts) -> str:
     return "\n".join(["## Scores", "", intro, "", *rows, "", *notes])
 
 
-def _loading(facts: Facts, files: tuple[str, ...]) -> str:
+def _loading(facts: Facts, files: tuple[str, ...], *, any_size: bool) -> str:
     side = facts.crop_px
+    sides = f"H, W), H and W from {side} px on," if any_size else f"{side}, {side})"
     codes = {
-        "features.pt2": _PROGRAM.format(side=side),
+        "features.pt2": _PROGRAM.format(sides=sides),
         "backbone.safetensors": loading_code(facts),
         "features.onnx": _ONNX.format(),
     }

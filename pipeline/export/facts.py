@@ -26,6 +26,7 @@ class Facts(Part):
         versions: of the packages that made it; None where one is absent.
         scores: of this checkpoint; empty when it was not evaluated.
         scored_on: the held-out set of the scores; None without any.
+        alarms: of the training, in words; empty for a network that learned.
         input_mean, input_std: of the three channels, for an input in [0, 1].
     """
 
@@ -44,6 +45,7 @@ class Facts(Part):
     versions: dict[str, str | None]
     scores: tuple[Score, ...] = ()
     scored_on: str | None = None
+    alarms: tuple[str, ...] = ()
     input_mean: tuple[float, float, float] = IMAGENET_MEAN
     input_std: tuple[float, float, float] = IMAGENET_STD
 

@@ -12,6 +12,7 @@ Every form is read back and must give the network's own features before it is pu
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import torch
 from safetensors.torch import save as save_tensors
@@ -27,6 +28,7 @@ from pipeline.model.source import trained_epochs
 from pipeline.record import provenance
 from pipeline.record.context import RunContext
 from pipeline.record.evaluation import Evaluation
+from pipeline.record.run import Run, RunAlarm
 from sdclr import TrainState
 from sdclr.export import (
     FeatureModel,
@@ -34,6 +36,7 @@ from sdclr.export import (
     exported_program,
     largest_difference,
     onnx_program,
+    other_width_px,
 )
 from sdclr.twin import Network
 
@@ -78,15 +81,13 @@ def export_network(
         The names of the files.
     """
     model, side_px = FeatureModel(network), facts.crop_px
-    images = check_images(side_px)
-    with torch.inference_mode():
-        expected = network.features(images)
     contents: dict[str, bytes] = {}
+    any_size = False
     if "safetensors" in formats:
         contents |= _state_dicts(network, facts)
     if "torch-export" in formats:
         content = exported_program(model, side_px=side_px)
-        _check("features.pt2", _run_program(content, images), expected, folder_uri)
+        any_size = _check("features.pt2", content, _run_program, network, side_px, folder_uri)
         contents["features.pt2"] = content
     if "onnx" in formats:
         try:
@@ -94,7 +95,7 @@ def export_network(
             import onnxscript  # noqa: F401
 
             content = onnx_program(model, side_px=side_px)
-            found = _run_onnx(content, images)
+            any_size = _check("features.onnx", content, _run_onnx, network, side_px, folder_uri)
         except ImportError as error:
             raise ConfigError(
                 "E-CONFIG-016",
@@ -102,9 +103,8 @@ def export_network(
                 where="export.formats",
                 todo=f"{_ONNX_INSTALL}, or leave onnx out",
             ) from error
-        _check("features.onnx", found, expected, folder_uri)
         contents["features.onnx"] = content
-    contents["README.md"] = model_card(facts, tuple(contents)).encode()
+    contents["README.md"] = model_card(facts, tuple(contents), any_size=any_size).encode()
     for name, content in contents.items():
         storage.write_bytes(storage.join(folder_uri, name), content)
     return list(contents)
@@ -140,16 +140,34 @@ def _run_onnx(content: bytes, images: Tensor) -> Tensor:
     return torch.from_numpy(features)
 
 
-def _check(name: str, found: Tensor, expected: Tensor, folder_uri: str) -> None:
-    difference = largest_difference(found, expected)
-    if not difference <= MAX_DIFFERENCE:
-        raise PipelineError(
-            "E-BUG-560",
-            f"{name} would give other features than the network: they differ by {difference:.1e}, "
-            f"{MAX_DIFFERENCE:.0e} is allowed",
-            where=folder_uri,
-            todo="leave this format out of export.formats, and please report it with run.json",
-        )
+def _check(
+    name: str,
+    content: bytes,
+    run: Callable[[bytes, Tensor], Tensor],
+    network: Network,
+    side_px: int,
+    folder_uri: str,
+) -> bool:
+    """Refuse a form that gives other features; return whether it takes images of other sizes."""
+    for width_px in (side_px, other_width_px(side_px)):
+        images = check_images(side_px, width_px=width_px)
+        try:
+            found = run(content, images)
+        except Exception:  # of the form's own library
+            if width_px == side_px:
+                raise
+            return False
+        with torch.inference_mode():
+            difference = largest_difference(found, network.features(images))
+        if not difference <= MAX_DIFFERENCE:
+            raise PipelineError(
+                "E-BUG-560",
+                f"{name} would give other features than the network: they differ by "
+                f"{difference:.1e}, {MAX_DIFFERENCE:.0e} is allowed",
+                where=folder_uri,
+                todo="leave this format out of export.formats, and please report it with run.json",
+            )
+    return True
 
 
 def _facts(run: RunContext, method: str, state: TrainState) -> Facts:
@@ -173,4 +191,10 @@ def _facts(run: RunContext, method: str, state: TrainState) -> Facts:
         versions=provenance.versions(("torch", "torchvision")),
         scores=tuple(s for m in models if (m.name, m.step) == (method, step) for s in m.scores),
         scored_on=None if evaluation is None else evaluation.scored_on,
+        alarms=tuple(a.text for a in _alarms(run) if a.method == method and a.level == "alarm"),
     )
+
+
+def _alarms(run: RunContext) -> tuple[RunAlarm, ...]:
+    found = Run.find(storage.join(run.run_uri, "run.json"))
+    return () if found is None else found.alarms
