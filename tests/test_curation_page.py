@@ -76,12 +76,18 @@ def test_without_leaks_nothing_is_said_to_leak(tmp_path: Path) -> None:
 
 def test_what_a_sick_network_found_is_no_good_news(tmp_path: Path) -> None:
     run_uri = records.write_run(tmp_path)
-    curated(run_uri, leaks=0)
+    curated(run_uri)
+
+    def words() -> list[bool]:
+        page = Page(Path(write_curation_page(run_uri)).read_text())
+        return [word in page.text for word in ("Images leak across sets", "Not to be relied on")]
 
     def tones() -> list[str]:
         page = Page(Path(write_curation_page(run_uri)).read_text())
         return [str(a["class"]) for a in page.all("div") if "answer" in str(a.get("class"))]
 
+    assert words() == [True, False]
+    curated(run_uri, leaks=0)
     assert tones() == ["answer good"]
     metrics = Path(run_uri) / "metrics.jsonl"
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -89,7 +95,7 @@ def test_what_a_sick_network_found_is_no_good_news(tmp_path: Path) -> None:
         if row["kind"] == "health" and row["method"] == "sdclr":
             row["alarms"] = [COLLAPSE.model_dump()]
     metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert tones() == ["answer bad"]
+    assert tones() == ["answer bad"] and words() == [False, True]
 
 
 def test_the_other_pages_link_to_it_once_it_is_there(tmp_path: Path) -> None:

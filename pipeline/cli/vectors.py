@@ -87,13 +87,12 @@ def curate(session: Session) -> None:
             "curate",
             f"leak: {leak.images} of {leak.of} images of {leak.set} are nearly one of {found.set}",
         )
-    from pipeline.report.curation_page import write_curation_page
+    from pipeline.report.curation_page import clusters_text, write_curation_page
 
     page = write_curation_page(session.folder.uri)
-    levels = " > ".join(str(num) for num in reversed(found.levels))
     folder = storage.join(session.folder.uri, "curation")
     console.stage(
-        "curate", f"{found.kept} images selected, evenly over {levels} clusters: {folder}"
+        "curate", f"{found.kept} images selected, evenly over {clusters_text(found)}: {folder}"
     )
     console.stage("curate", f"pictures: {page}")
 

@@ -100,7 +100,7 @@ def render(
     sheets = tuple(s for s in _sheets(found, pictures) if s.twos or s.lists)
     page = Page(
         head=head(inputs, "Near-duplicates and selection", ways),
-        word="Images leak across sets" if leaking else f"{found.kept} images selected",
+        word=_word(found, sick=sick, leaking=leaking),
         tone="bad" if leaking or sick else "good",
         texts=(*((_SICK,) if sick else ()), *texts(found)),
         sheets=sheets,
@@ -110,10 +110,20 @@ def render(
     return to_html("curation.html.j2", page)
 
 
+def _word(found: Curation, *, sick: bool, leaking: bool) -> str:
+    if sick:
+        return "Not to be relied on"
+    return "Images leak across sets" if leaking else f"{found.kept} images selected"
+
+
+def clusters_text(found: Curation) -> str:
+    """Return the clusters of each level in words."""
+    leaves, *groups = found.levels
+    return " in ".join([f"{leaves} clusters", *(f"{num} groups" for num in groups)])
+
+
 def texts(found: Curation) -> tuple[str, ...]:
     """Return what was found, one sentence a fact."""
-    leaves, *groups = found.levels
-    levels = " in ".join([f"{leaves} clusters", *(f"{num} groups" for num in groups)])
     leaks = (
         f"{leak.images} of {leak.of} images of {leak.set} are nearly one of {found.set}."
         for leak in found.leaks
@@ -123,7 +133,7 @@ def texts(found: Curation) -> tuple[str, ...]:
         f"cosine of {found.similarity:g} on, by {found.weights.name}.",
         *leaks,
         f"{found.kept} of the other {found.images - found.duplicates} images are selected, evenly "
-        f"over {levels}.",
+        f"over {clusters_text(found)}.",
     )
 
 
