@@ -96,9 +96,11 @@ class View:
     def _left_s(self, done: Sequence[TrialRecord], planned: int) -> float | None:
         if not done or len(done) >= planned:
             return None
-        mean_s = sum(r.seconds for r in done) / len(done)
-        spent_s = sum(r.seconds for r in self._records() if r.status not in FINISHED)
-        return max(0.0, (planned - len(done)) * mean_s - spent_s) / self._concurrent
+        records, epochs = self._records(), self._config.train.epochs
+        epoch_s = sum(r.seconds for r in records) / max(1, sum(r.epochs for r in records))
+        running = sum(max(0, epochs - r.epochs) for r in records if r.status not in FINISHED)
+        to_come = (planned - len(records)) * sum(r.epochs for r in done) / len(done)
+        return epoch_s * (running + to_come) / self._concurrent
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return the running trials and the best of those that are done."""
