@@ -196,6 +196,32 @@ def test_the_page_of_a_sweep(tmp_path: Path) -> None:
     ).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("means", "std", "word"),
+    [
+        ((0.9, 0.5), 0.01, "Yes"),
+        ((0.9, 0.5), 0.9, "No difference shown"),
+        ((0.9, 0.5), None, "Not known"),  # one seed
+        ((0.9,), 0.01, "It is the same"),
+    ],
+)
+def test_a_sweep_answers_by_fresh_seeds(
+    tmp_path: Path, means: tuple[float, ...], std: float | None, word: str
+) -> None:
+    page_of(tmp_path)
+    file = tmp_path / "sweep.json"
+    content = json.loads(file.read_text())
+    entry = content["confirmed"][0]
+    spread = {"std": std, "n": 1 if std is None else 4, "by_seed": []}
+    content["confirmed"] = [
+        entry | {"values": {"fewshot": spread | {"mean": mean}}} for mean in means
+    ]
+    file.write_text(json.dumps(content))
+    texts = Page(Path(write_report(str(tmp_path))).read_text()).texts
+    asked = texts.index("Is the best setting better than the configured one?")
+    assert texts[asked + 1] == word and asked < texts.index("Result")
+
+
 def test_two_objectives_have_a_front(tmp_path: Path) -> None:
     page = page_of(tmp_path / "two", "tune.balance=true")
     content = json.loads((tmp_path / "two" / "sweep.json").read_text())

@@ -21,7 +21,9 @@ from pipeline.report.names import title
 from pipeline.report.parts import Figure, Pairs, Table
 from pipeline.report.sweep_figures import method_figures
 from pipeline.report.template import to_html
+from pipeline.report.verdict import Answer, Tone
 
+_NONE = "No difference shown"
 _WORDS = {
     "fewshot": "few-shot accuracy",
     "view_retrieval": "view retrieval",
@@ -44,8 +46,8 @@ class Page:
     """All of the page of a sweep."""
 
     head: Head
+    answer: Answer
     judged: str
-    remarks: tuple[str, ...]
     confirmed: Table | None
     best_name: str
     best: Pairs
@@ -66,9 +68,9 @@ def render(inputs: Inputs, sweep: SweepResult, head: Head) -> str:
     common = common_epoch(sweep.trials)
     page = Page(
         head=head,
+        answer=answer(inputs, sweep, best),
         judged=f"Trials are judged by {words(first)} on the {sweep.scored_on} set; {direction} is "
         "better. The test set was not read.",
-        remarks=tuple(remarks(inputs, sweep, best)),
         confirmed=_confirmed(sweep),
         best_name=best.name,
         best=(
@@ -103,6 +105,18 @@ def common_epoch(trials: Sequence[SearchedTrial]) -> int | None:
     return max(shared, default=None)
 
 
+def answer(inputs: Inputs, sweep: SweepResult, best: SearchedTrial) -> Answer:
+    """Return whether the best setting beats the others, and what to know before believing it."""
+    word, tone, texts = _findings(sweep)
+    setting = ", ".join(f"{key} {_text(value)}" for key, value in best.params.items())
+    return Answer(
+        "Is the best setting better than the configured one?",
+        word,
+        tone,
+        (f"Best trial: {best.name}, {setting}.", *texts, *remarks(inputs, sweep, best)),
+    )
+
+
 def remarks(inputs: Inputs, sweep: SweepResult, best: SearchedTrial) -> list[str]:
     """Return what has to be known before the numbers are believed."""
     found = []
@@ -122,30 +136,35 @@ def remarks(inputs: Inputs, sweep: SweepResult, best: SearchedTrial) -> list[str
                 f"{_text(last[1])} after {last[0]:g}. Try fewer epochs or a lower "
                 "train.lr_per_256."
             )
-    return [*found, *_findings(sweep)]
+    return found
 
 
-def _findings(sweep: SweepResult) -> list[str]:
+def _findings(sweep: SweepResult) -> tuple[str, Tone, list[str]]:
     """Return whether the best differs from each other setting by more than its seeds do."""
     if not sweep.confirmed or not sweep.confirmed[0].values[sweep.first].n:
-        return []
+        text = "No setting was trained with fresh seeds: raise tune.retrain_seeds."
+        return "Not known", "open", [text]
     first, *others = sweep.confirmed
     if not others:
-        return ["The configured setting is the best one that was found."]
-    mine, found = first.values[sweep.first], []
+        return "It is the same", "open", ["The configured setting is the best that was found."]
+    mine, found, signs = first.values[sweep.first], [], set()
     for entry in others:
         other = entry.values[sweep.first]
         if mine.std is None or other.std is None or mine.mean is None or other.mean is None:
-            return ["One seed says nothing about chance: raise tune.retrain_seeds."]
+            text = "One seed says nothing about chance: raise tune.retrain_seeds."
+            return "Not known", "open", [text]
         gain = sweep.sign * (mine.mean - other.mean)
         error = math.sqrt(mine.std**2 / mine.n + other.std**2 / other.n)
+        signs.add(gain > 2 * error)
         verdict = "more" if gain > 2 * error else "no more"
         found.append(
             f"{first.label} is {gain:+.4f} better than {entry.label} over {mine.n} fresh seeds; "
             f"twice the standard error of the difference is {2 * error:.4f}, so that is {verdict} "
             "than chance explains."
         )
-    return found
+    if signs == {True}:
+        return "Yes", "good", found
+    return ("Not than all", "open", found) if signs == {True, False} else (_NONE, "open", found)
 
 
 def _confirmed(sweep: SweepResult) -> Table | None:
