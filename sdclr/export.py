@@ -74,11 +74,14 @@ def _exported(model: FeatureModel, side_px: int) -> torch.export.ExportedProgram
     fixed = any("Attention" in type(module).__name__ for module in model.modules())
     with torch.no_grad():
         try:
-            shapes = {0: batch} if fixed else {0: batch, 2: free, 3: free}
-            example = square if fixed else wide
-            return torch.export.export(model, (example,), dynamic_shapes={"images": shapes})
-        except Exception:  # of the network or of torch.export: a backbone with a size of its own
-            return torch.export.export(model, (square,), dynamic_shapes={"images": {0: batch}})
+            if not fixed:
+                shapes = {"images": {0: batch, 2: free, 3: free}}
+                program = torch.export.export(model, (wide,), dynamic_shapes=shapes)
+                program.module()(square)  # a map of 1 x 1 at this size is a case of its own
+                return program
+        except Exception:  # of the network or of torch.export: then the size is fixed
+            pass
+        return torch.export.export(model, (square,), dynamic_shapes={"images": {0: batch}})
 
 
 def exported_program(model: FeatureModel, *, side_px: int) -> bytes:
