@@ -41,6 +41,15 @@ def test_without_a_worker_the_wait_ends_with_the_grace(tmp_path: Path) -> None:
     assert time.monotonic() - began_s < 10
 
 
+def test_nobody_waits_for_workers_that_have_ended(tmp_path: Path) -> None:
+    start_s, looks = time.monotonic(), iter([False, True])
+    assert stopping.ask(str(tmp_path), grace_s=60, is_over=lambda: next(looks)) is None
+    assert time.monotonic() - start_s < 30 and next(looks, None) is None
+    answer = stopping.Stopped(method="sdclr", step=3)  # the last thing that they did
+    answer.write(str(tmp_path / "stopped.json"))
+    assert stopping.ask(str(tmp_path), grace_s=60, is_over=lambda: True) == answer
+
+
 def test_an_old_request_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopping.ask(str(tmp_path), grace_s=0)
     stopping.clear(str(tmp_path))

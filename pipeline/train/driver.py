@@ -156,21 +156,25 @@ def _watch(
                 )
     except (SystemExit, KeyboardInterrupt):
         if view.has_moved or is_here:
-            _save_before_the_end(config, run_uri, console)
+            _save_before_the_end(config, run_uri, console, is_over=lambda: not thread.is_alive())
         if is_here:  # it uses memory of Ray, which ends with this process
             thread.join(config.train.stop_grace_s)
         raise
 
 
-def _save_before_the_end(config: Config, run_uri: str, console: Console) -> None:
+def _save_before_the_end(
+    config: Config, run_uri: str, console: Console, *, is_over: Callable[[], bool] = lambda: False
+) -> None:
     grace_s = config.train.stop_grace_s
     console.stage("train", f"stopping: asking for a checkpoint, {grace_s:g} s at most")
     try:
-        saved = stopping.ask(run_uri, grace_s=grace_s)
+        saved = stopping.ask(run_uri, grace_s=grace_s, is_over=is_over)
     except PipelineError as error:
         console.stage("train", f"no checkpoint could be asked for: {error.what}")
         return
-    if saved is None:
+    if saved is None and is_over():
+        console.stage("train", "the training has just ended; its last checkpoint counts")
+    elif saved is None:
         console.stage("train", "no checkpoint in time; the last one before counts")
     else:
         console.stage("train", f"{saved.method} is saved at step {saved.step}")

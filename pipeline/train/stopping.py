@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -39,11 +40,18 @@ def clear(run_uri: str) -> None:
         storage.delete_tree(storage.join(run_uri, name))
 
 
-def ask(run_uri: str, *, grace_s: float) -> Stopped | None:
+def ask(
+    run_uri: str, *, grace_s: float, is_over: Callable[[], bool] = lambda: False
+) -> Stopped | None:
     """Ask the workers for a checkpoint and wait for it.
 
+    Args:
+        run_uri: of the run.
+        grace_s: how long to wait.
+        is_over: whether the training has ended, so that nobody will answer.
+
     Returns:
-        The committed checkpoint; None when none came within `grace_s`.
+        The committed checkpoint; None when none came within `grace_s`, or before the end.
 
     Raises:
         StorageError: the request cannot be written.
@@ -55,6 +63,8 @@ def ask(run_uri: str, *, grace_s: float) -> Stopped | None:
         with suppress(PipelineError):
             if storage.exists(answer_uri):
                 return Stopped.read(answer_uri)
+        if is_over():
+            return None
         time.sleep(_poll_s(run_uri))
     return None
 
