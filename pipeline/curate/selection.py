@@ -44,6 +44,14 @@ class Near:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Images of a set by their rows: near-duplicates to leave out, and the balanced part."""
+
+    duplicates: list[Near]
+    kept_n: Ints
+
+
+@dataclass(frozen=True)
 class Cells:
     """Cells of a k-means: the cell of each image, and the centres."""
 
@@ -111,6 +119,25 @@ def near_duplicates(unit_NF: Tensor, cells: Cells, similarity: float) -> list[Ne
                 row, other = int(rows[start + i]), int(rows[int(which_B[i])])
                 found.append(Near(row, other, round(float(most_B[i]), 6)))
     return sorted(found, key=lambda near: near.row)
+
+
+def select(
+    unit_NF: Tensor, cells: Cells, levels: Sequence[Ints], *, keep: int | None, similarity: float
+) -> Selection:
+    """Return the near-duplicates, and `keep` of the other images; None = half of them.
+
+    Args:
+        unit_NF: all vectors, of length 1.
+        cells: of all images.
+        levels: as `balanced` takes them.
+        keep: at least 1; fewer are kept where fewer are no near-duplicates.
+        similarity: cosine from which on two images are near-duplicates.
+    """
+    duplicates = near_duplicates(unit_NF, cells, similarity)
+    free_n = np.setdiff1d(np.arange(len(unit_NF)), [near.row for near in duplicates])
+    wanted = min(keep, len(free_n)) if keep is not None else max(1, len(free_n) // 2)
+    kept_n: Ints = free_n[balanced(cells.labels_N[free_n], levels, wanted)]
+    return Selection(duplicates, kept_n)
 
 
 def leaks(held_AF: Tensor, unit_NF: Tensor, cells: Cells, similarity: float) -> list[Near]:

@@ -128,7 +128,8 @@ def curate(
         lambda done, total: progress("clusters", done, total),
     )
     cells, levels = tree.cells, tree.levels
-    duplicates = selection.near_duplicates(unit_NF, cells, similarity)
+    chosen = selection.select(unit_NF, cells, levels, keep=keep, similarity=similarity)
+    duplicates, kept = chosen.duplicates, chosen.kept_n
     examples = _examples(duplicates)
     leaks = {
         name: selection.leaks(
@@ -139,9 +140,6 @@ def curate(
         )
         for name in held_out
     }
-    free = np.setdiff1d(np.arange(num_images), [near.row for near in duplicates])
-    wanted = min(keep, len(free)) if keep is not None else max(1, len(free) // 2)
-    kept = free[selection.balanced(cells.labels_N[free], levels, wanted)]
     num_cells = len(cells.centres_KF)
     sizes, left = (np.bincount(cells.labels_N[rows], minlength=num_cells)
                    for rows in (np.arange(num_images), kept))  # fmt: skip
