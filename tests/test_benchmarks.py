@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import __main__ as driver
-from benchmarks import gpu, vectors
+from benchmarks import curated, gpu, vectors
 from benchmarks.table import Row, from_json, heading, render, to_json
 from benchmarks.timing import in_turns, ratios
 
@@ -77,3 +79,41 @@ def test_vectors_on_paper_are_the_multiply_adds_of_docs_scale() -> None:
         per = 1e9 if "search" in name else 3600e9
         assert found[f"1e8 images: {name}"] == pytest.approx(number / per, rel=0.03)
     assert found["1e8 images: driver of curate"] == pytest.approx(1640, rel=0.01)
+
+
+def arm(split: int, name: str, counts: tuple[int, ...], every: float) -> curated.Arm:
+    return curated.Arm(split, name, counts, 0, 609, every, every / 2, True, 1.0)
+
+
+def test_arms_are_compared_within_their_split() -> None:
+    arms = [
+        arm(split, name, counts, base + gain)
+        for split, base in ((1, 40.0), (2, 60.0))
+        for name, counts, gain in (
+            ("all", (100, 1), 5.0), ("balanced", (20, 2), split), ("random", (25, 1), 0.0)
+        )
+    ]  # fmt: skip
+    lines = {line.partition(" n=")[0].strip(): line for line in curated.table(arms)}
+    assert list(lines) == ["all", "balanced", "random", "balanced - random", "balanced - all"]
+    # Half the interval of 1 and 2: 12.706 (t, 1 degree) x 0.7071 / 1.4142.
+    assert "All 1.50 +-6.35 (1.00 2.00)" in lines["balanced - random"]
+    assert "Few 0.75 +-3.18 (0.50 1.00)" in lines["balanced - random"]
+    assert "ratio -15.00 +-0.00" in lines["balanced - random"]
+    assert "All 50.00 +-127.06 (40.00 60.00)" in lines["random"]
+    with pytest.raises(ValueError, match="missing"):
+        curated.table(arms[:-1])
+
+
+def test_parts_are_a_quarter_each_and_only_the_balanced_one_follows_the_vectors(
+    tmp_path: Path,
+) -> None:
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [180, 20])
+    vectors = (np.eye(2, 8)[labels] + 0.05 * generator.normal(size=(200, 8))).astype(np.float32)
+    chosen = {name: curated.part_of(name, vectors, tmp_path, 1)[0] for name in curated.ARMS}
+    assert [len(rows) for rows in chosen.values()] == [200, 50, 50]
+    rare = {name: int((labels[rows] == 1).sum()) for name, rows in chosen.items()}
+    assert rare["balanced"] > rare["random"]
+    again, _ = curated.part_of("random", vectors[::-1], tmp_path, 1)
+    other, _ = curated.part_of("random", vectors, tmp_path, 2)
+    assert again.tolist() == chosen["random"].tolist() != other.tolist()

@@ -40,6 +40,37 @@ class Tree:
 
 
 @dataclass(frozen=True)
+class _Form:
+    """Form of a file's tensors: `labels` in 0..num_clusters-1, `centres` of the clusters.
+
+    Args:
+        num_labels: labels; None = no labels.
+        num_clusters: that the labels are of.
+        dim: numbers of a centre; None = no centres.
+    """
+
+    num_labels: int | None
+    num_clusters: int
+    dim: int | None
+
+    def fits(self, tensors: dict[str, Tensor]) -> bool:
+        """Return whether a file has these tensors and no number that none of ours has."""
+        wanted = {"labels": (self.num_labels,), "centres": (self.num_clusters, self.dim)}
+        shapes = {name: shape for name, shape in wanted.items() if None not in shape}
+        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+            return False
+        labels, centres = tensors.get("labels"), tensors.get("centres")
+        if labels is not None and (
+            labels.dtype != torch.int64
+            or not bool(((labels >= 0) & (labels < self.num_clusters)).all())
+        ):
+            return False
+        return centres is None or (
+            centres.dtype == torch.float32 and bool(centres.isfinite().all())
+        )
+
+
+@dataclass(frozen=True)
 class Levels:
     """Files of one tree.
 
@@ -61,23 +92,24 @@ class Levels:
         num_images = len(unit_NF)
         num_cells = selection.num_cells(num_images)
         sample_MF = unit_NF[selection.sample_rows(num_images)]
-        centres = self._made(_CENTRES, _centres, {"num_cells": num_cells}, sample_MF)
+        cells = _Form(None, num_cells, unit_NF.shape[1])
+        centres = self._made(_CENTRES, cells, _centres, {"num_cells": num_cells}, sample_MF)
         centres_KF = centres["centres"]
         ranges = [
             (start, min(start + IMAGES_PER_FILE, num_images))
             for start in range(0, num_images, IMAGES_PER_FILE)
         ]
-        found = {start: self._find(_cells_name(start), stop - start) for start, stop in ranges}
+        forms = {start: _Form(stop - start, num_cells, None) for start, stop in ranges}
+        found = {start: self._find(_cells_name(start), form) for start, form in forms.items()}
         done = sum(stop - start for start, stop in ranges if found[start] is not None)
         progress(done, num_images)
         missing = [{"start": start, "stop": stop} for start, stop in ranges if found[start] is None]
         shared = (self.folder, unit_NF, centres_KF)
         for number, _ in self.tasks.map(_cells, missing, shared) if missing else ():
             item = missing[number]
-            found[item["start"]] = self._find(
-                _cells_name(item["start"]), item["stop"] - item["start"]
-            )
-            done += item["stop"] - item["start"]
+            start = item["start"]
+            found[start] = self._find(_cells_name(start), forms[start])
+            done += item["stop"] - start
             progress(done, num_images)
         parts = [part["labels"] for part in found.values() if part is not None]
         labels_N = torch.cat(parts).numpy()
@@ -85,23 +117,26 @@ class Levels:
         points_KF = centres_KF
         while selection.has_level_above(points_KF, len(levels)):
             name = f"level-{len(levels) + 1}.safetensors"
-            above = self._made(name, _level, {}, points_KF)
+            num_above = selection.num_above(len(points_KF))
+            form = _Form(len(points_KF), num_above, unit_NF.shape[1])
+            above = self._made(name, form, _level, {}, points_KF)
             levels.append(above["labels"].numpy())
             points_KF = above["centres"]
         return Tree(Cells(labels_N, centres_KF), levels)
 
-    def _made(self, name: str, job: Job, item: dict[str, int], points: Tensor) -> dict[str, Tensor]:
+    def _made(
+        self, name: str, form: _Form, job: Job, item: dict[str, int], points: Tensor
+    ) -> dict[str, Tensor]:
         """Return the tensors of a file, made by one task if it is not there."""
-        num_labels = None if name == _CENTRES else len(points)
-        found = self._find(name, num_labels)
+        found = self._find(name, form)
         if found is None:
             list(self.tasks.map(job, [item], (self.folder, name, points)))
-            found = self._find(name, num_labels)
+            found = self._find(name, form)
         assert found is not None
         return found
 
-    def _find(self, name: str, num_labels: int | None) -> dict[str, Tensor] | None:
-        """Return a file's tensors, None where it is missing, torn, or of another number."""
+    def _find(self, name: str, form: _Form) -> dict[str, Tensor] | None:
+        """Return a file's tensors, None where it is missing, torn, or of another form."""
         uri = storage.join(self.folder, name)
         if not storage.exists(uri):
             return None
@@ -109,8 +144,7 @@ class Levels:
             tensors = load(storage.read_bytes(uri))
         except SafetensorError:
             return None
-        wrong = num_labels is not None and len(tensors.get("labels", ())) != num_labels
-        return None if wrong else tensors
+        return tensors if form.fits(tensors) else None
 
 
 def folder_of(run_uri: str, embedding: Embedding) -> str:

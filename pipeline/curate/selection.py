@@ -62,9 +62,18 @@ class Cells:
 def unit_vectors(features_NF: NDArray[np.float32], mean_F: NDArray[np.float32]) -> Tensor:
     """Return vectors of length 1 from the mean, float32 (N, F).
 
-    Features after a rectifier all point one way: from the origin any two would be alike.
+    Features after a rectifier all point one way: from the origin any two would be alike. A vector
+    that equals the mean becomes 0, which is like no other.
+
+    Raises:
+        ValueError: the length of a vector overflows, or is lost in rounding.
     """
-    return F.normalize(torch.from_numpy(features_NF - mean_F), dim=1)
+    from_mean_NF = torch.from_numpy(features_NF - mean_F)
+    unit_NF = F.normalize(from_mean_NF, dim=1)
+    has_length_N = (torch.linalg.vector_norm(unit_NF, dim=1) - 1).abs() < 1e-3
+    if bool((from_mean_NF.any(dim=1) & ~has_length_N).any()):
+        raise ValueError("a number is too large or too small")
+    return unit_NF
 
 
 def num_cells(num_images: int) -> int:
@@ -161,9 +170,14 @@ def has_level_above(points_KF: Tensor, num_levels: int) -> bool:
     return len(points_KF) > _SMALLEST_LEVEL and num_levels < _MAX_LEVELS - 1
 
 
+def num_above(num_points: int) -> int:
+    """Return how many clusters the level above so many centres has."""
+    return max(2, round(math.sqrt(num_points)))
+
+
 def level_above(points_KF: Tensor) -> tuple[Ints, Tensor]:
     """Return the cluster of each centre of a level, and the centres of these clusters."""
-    found = kmeans(points_KF, max(2, round(math.sqrt(len(points_KF)))), seed=_SEED)
+    found = kmeans(points_KF, num_above(len(points_KF)), seed=_SEED)
     return found.labels_N.numpy(), found.centres_KD.float()
 
 

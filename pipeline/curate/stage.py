@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline import storage
 from pipeline.cluster.connect import Cluster
@@ -31,7 +33,7 @@ from pipeline.dataset.pictures import originals
 from pipeline.embed.features import SetFeatures
 from pipeline.embed.stage import embed
 from pipeline.embed.wanted import check_set, read_set, run_model
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.record.context import RunContext
 from pipeline.record.curation import (
     FILE,
@@ -48,6 +50,7 @@ _HELD_OUT: tuple[SetName, ...] = ("test", "val")
 _NUM_EXAMPLES = 20
 _NUM_LEAVES, _NUM_OF_LEAF = 12, 8
 
+Floats = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 
@@ -97,7 +100,7 @@ def curate(
     Raises:
         ConfigError: the data set lacks the set, or a number is out of range.
         CheckpointError: the run has no finished checkpoint.
-        DataError: a shard or a file of vectors is broken.
+        DataError: a shard or a file of vectors is broken, or the vectors are all the same.
     """
     manifest = run.manifest
     check_set(manifest, set_name, stage="curate")
@@ -119,8 +122,8 @@ def curate(
         if name == set_name:
             record = embedding
     own = features[set_name]
-    mean_F = own.by_model[source.name].mean(axis=0)
-    unit_NF = selection.unit_vectors(own.by_model[source.name], mean_F)
+    units = _unit_vectors({name: features[name].by_model[source.name] for name in features}, run)
+    unit_NF = units[set_name]
     folder = folder_of(run.run_uri, record)
     tasks = tasks or RayTasks(folder, run.config.placement.train_resource)
     tree = Levels(folder, tasks).tree(
@@ -131,15 +134,7 @@ def curate(
     chosen = selection.select(unit_NF, cells, levels, keep=keep, similarity=similarity)
     duplicates, kept = chosen.duplicates, chosen.kept_n
     examples = _examples(duplicates)
-    leaks = {
-        name: selection.leaks(
-            selection.unit_vectors(features[name].by_model[source.name], mean_F),
-            unit_NF,
-            cells,
-            similarity,
-        )
-        for name in held_out
-    }
+    leaks = {name: selection.leaks(units[name], unit_NF, cells, similarity) for name in held_out}
     num_cells = len(cells.centres_KF)
     sizes, left = (np.bincount(cells.labels_N[rows], minlength=num_cells)
                    for rows in (np.arange(num_images), kept))  # fmt: skip
@@ -207,6 +202,30 @@ def curate(
     ).write(storage.join(run.run_uri, PICTURES))
     found.write(storage.join(run.run_uri, FILE))
     return found
+
+
+def _unit_vectors(features: Mapping[str, Floats], run: RunContext) -> dict[str, Tensor]:
+    """Return the vectors of each set, of length 1 from the mean of the first.
+
+    Raises:
+        DataError: no cosine says how alike they are.
+    """
+    own_NF = next(iter(features.values()))
+    try:
+        if len({values_NF.shape[1] for values_NF in features.values()}) > 1:
+            raise ValueError("those of different sets differ in their number of values")
+        if (own_NF == own_NF[0]).all():
+            raise ValueError("all are the same" if len(own_NF) > 1 else "there is one image only")
+        with np.errstate(over="ignore"):
+            mean_F = own_NF.mean(axis=0)
+        return {name: selection.unit_vectors(of_set, mean_F) for name, of_set in features.items()}
+    except ValueError as error:
+        raise DataError(
+            "E-DATA-850",
+            f"the vectors of {len(own_NF)} images cannot be compared: {error}",
+            where=storage.join(run.run_uri, "embeddings"),
+            todo="curate a set of several images, by a network that tells them apart",
+        ) from error
 
 
 def _examples(near: list[Near]) -> list[Near]:

@@ -148,6 +148,7 @@ def find(one: Wanted) -> Embedding | None:
         and (found.view, found.set, found.dtype, found.rows)
         == (one.embedding.view, one.embedding.set, one.embedding.dtype, one.embedding.rows)
         and sum(shard.rows for shard in found.shards) == found.rows
+        and len({shard.dim for shard in found.shards}) == 1
     )
     if wrong or not fits:
         what = f"{len(wrong)} files of vectors are missing or of another size"
