@@ -13,6 +13,7 @@ from benchmarks import __main__ as driver
 from benchmarks import curated, gpu, vectors
 from benchmarks.table import Row, from_json, heading, render, to_json
 from benchmarks.timing import in_turns, ratios
+from pipeline.curate.selection import multiply_adds
 
 ROWS = [
     Row(name="step", values=(1.0, 1.3, 1.2), unit="x", versus="published", target=1.15),
@@ -79,6 +80,8 @@ def test_vectors_on_paper_are_the_multiply_adds_of_docs_scale() -> None:
         per = 1e9 if "search" in name else 3600e9
         assert found[f"1e8 images: {name}"] == pytest.approx(number / per, rel=0.03)
     assert found["1e8 images: driver of curate"] == pytest.approx(1640, rel=0.01)
+    of_curate = sum(list(adds.values())[:3])
+    assert multiply_adds(10**8, 2048) == pytest.approx(of_curate, rel=0.03)
 
 
 def arm(split: int, name: str, counts: tuple[int, ...], every: float) -> curated.Arm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from pipeline.cli import preview as preview_module
 from pipeline.cli.command_line import parse
 from pipeline.cli.preview import preview
 from pipeline.cluster import auto
+from pipeline.config.file import dump_config, load_config
 from pipeline.console import Console
 from pipeline.dataset.manifest import described
 from pipeline.errors import PipelineError
 from pipeline.ingest.lost_images import surely_too_many
 from pipeline.ingest.plan import dry_run
 from pipeline.ingest.sample import SIDES_PX
+from pipeline.record.keeper import RunRecord
 from tests.conftest import REPO
 from tests.refusals import raises
 from tests.sources import image_bytes, ingested, settings, write_files
@@ -214,3 +217,42 @@ def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with raises("E-STORAGE-376"):
         preview(parse(["--dry-run", f"run.root={tmp_path / 'file' / 'runs'}"]), Console())
+
+
+def run_on_images(tmp_path: Path) -> str:
+    """Return a run on 23 images, 6 of them a test set, without a checkpoint."""
+    files = {f"c{n % 2}/{n}.png": image_bytes(n, (12, 12)) for n in range(23)}
+    place = write_files(tmp_path / "in", files)
+    uri, manifest, _ = ingested("folder", place, tmp_path / "data", num_test_per_class=3)
+    run = str(tmp_path / "runs" / "some")
+    record = RunRecord.create(run, name="some", config_hash="0" * 64, seed=0, argv=[])
+    record.set_data(uri=uri, manifest_hash=manifest.hash, name=manifest.name)
+    words = ["data.source=folder", f"data.path={place}", "augment.crop_px=8"]
+    (tmp_path / "runs" / "some" / "config.yaml").write_text(dump_config(load_config(None, words)))
+    record.finish()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["embed"], [r"17 images of the set pretrain: \d.*, 4\.35 kB of vectors"]),
+        (["embed", "--set", "test", "--dtype", "float16"], [r"6 images of .*: \d.*, 768 B of"]),
+        (["curate"], [r"17 images of the set pretrain, 6 of test: vectors \d.*, 5\.89 kB",
+                      r"4 clusters .* about \d.*, 11\.8 kB of memory; at most 8 images"]),
+        (["curate", "--set", "test", "--keep", "2"], [r"6 images of the set test: vectors",
+                                                      r"2 clusters .* at most 2 images"]),
+    ],
+)  # fmt: skip
+def test_what_vectors_would_take(
+    words: list[str], expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_on_images(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    preview(parse([*words, "--resume", run, "--dry-run"]), Console())
+    text = capsys.readouterr().out
+    for pattern in expected:
+        assert re.search(pattern, text), text
+    assert sorted(tmp_path.rglob("*")) == before
+    with raises("E-CONFIG-662"):
+        preview(parse(["curate", "--keep", "18", "--resume", run, "--dry-run"]), Console())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from pipeline import storage
 from pipeline.cli.advice import conflicts
@@ -22,10 +23,13 @@ from pipeline.config import Config
 from pipeline.config.file import changed_keys
 from pipeline.console import Console, duration
 from pipeline.dataset.image import remarked
-from pipeline.dataset.manifest import left_out_text, read_manifest
+from pipeline.dataset.manifest import Manifest, left_out_text, read_manifest
 from pipeline.ingest.plan import DryRun, dry_run, made_before
 from pipeline.ingest.sample import SIDES_PX, Sample
 from pipeline.record.folder import RunFolder
+
+if TYPE_CHECKING:
+    from pipeline.cli.timing import Timing
 
 _NUM_REJECTS = 10
 _NUM_CLASSES = 40
@@ -264,23 +268,50 @@ def _show_vectors(command: Command, folder: RunFolder, config: Config, console: 
     console.stage("device", f"{timing.device}; times below are this machine's, from a few steps")
     what = f"{manifest.name}, {info.rows} images of the set {set_name}"
     if command.stage == "curate":
-        from pipeline.curate.stage import SIMILARITY, check_words
-
-        given = SIMILARITY if command.similarity is None else command.similarity
-        check_words(info.rows, command.keep, given)
+        _show_curation(command, config, manifest, timing, console)
+        return
     if command.labels is not None:
         from pipeline.mine.given_labels import read_labels
 
         given_labels = read_labels(command.labels, command.rare)
         console.stage("mine", f"{len(given_labels.labels)} labels in {command.labels}")
-    if command.stage in ("embed", "curate"):
+    if command.stage == "embed":
         size = info.rows * vector_bytes(config, command.dtype or "float32")
         took = duration(timing.features_s(info.rows))
-        console.stage(command.stage, f"{what}: {took}, {si(size, 'B')} of vectors")
+        console.stage("embed", f"{what}: {took}, {si(size, 'B')} of vectors")
         return
     num_passes = mining_images(config, info.rows, labelled=labelled)
     console.stage(
         "mine",
         f"{what}, by {config.mine.score}: {num_passes // info.rows} forward passes each, "
         f"{duration(timing.features_s(num_passes))}; vectors that are there are read",
+    )
+
+
+def _show_curation(
+    command: Command, config: Config, manifest: Manifest, timing: Timing, console: Console
+) -> None:
+    from pipeline.cli.timing import clusters_s, vector_bytes
+    from pipeline.curate import selection
+    from pipeline.curate.stage import SIMILARITY, check_words, held_out
+
+    set_name = command.set_name or "pretrain"
+    rows = manifest.sets[set_name].rows
+    given = SIMILARITY if command.similarity is None else command.similarity
+    check_words(rows, command.keep, given)
+    compared = held_out(manifest, set_name)
+    in_all = rows + sum(manifest.sets[name].rows for name in compared)
+    size = vector_bytes(config, "float32")
+    console.stage(
+        "curate",
+        f"{manifest.name}, {rows} images of the set {set_name}"
+        + "".join(f", {manifest.sets[name].rows} of {name}" for name in compared)
+        + f": vectors {duration(timing.features_s(in_all))}, {si(in_all * size, 'B')}; "
+        "those that are there are read",
+    )
+    num_cells, kept = selection.num_cells(rows), command.keep or max(1, rows // 2)
+    console.stage(
+        "curate",
+        f"{num_cells} clusters and near-duplicates: about {duration(clusters_s(rows, size // 4))} "
+        f"of one core, {si(2 * in_all * size, 'B')} of memory; at most {kept} images selected",
     )

@@ -5,6 +5,7 @@ The steps are timed in this process, on the kind of device that the run would us
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from pipeline.cluster import auto
 from pipeline.cluster.connect import usable_cpus
 from pipeline.config import Config
+from pipeline.curate import selection
 from pipeline.errors import ErrorReport
 from pipeline.ingest.plan import DryRun
 from pipeline.model import build
@@ -19,10 +21,12 @@ from pipeline.record.embedding import DType
 from pipeline.tune.estimate import probe_s
 from sdclr import StarvedLayerError
 from sdclr.backbone import USUAL_PX, feature_width
+from sdclr.logistic import one_thread
 from sdclr.methods import METHODS
 
 _CPU_PIXELS = 2 * 224**2
 _FEWEST, _MOST = 2, 64
+_SAMPLE_VECTORS = 2048
 
 
 @dataclass(frozen=True)
@@ -136,3 +140,16 @@ def kept_checkpoints(config: Config) -> tuple[int, int]:
     lasting = t.epochs // t.keep_every_epochs if t.keep_every_epochs else 0
     kept = min(written, t.keep_checkpoints) + lasting + (t.keep_best is not None)
     return written, kept
+
+
+def clusters_s(num_images: int, dim: int) -> float:
+    """Return the seconds of the clusters and near-duplicates, by the rate of a small part here."""
+    unit_NF = torch.nn.functional.normalize(torch.randn(_SAMPLE_VECTORS, dim), dim=1)
+    centres_KF = unit_NF[: selection.num_cells(_SAMPLE_VECTORS)]
+    with one_thread():
+        selection.nearest(unit_NF, centres_KF)  # the first call is slower
+        start_s = time.perf_counter()
+        selection.nearest(unit_NF, centres_KF)
+        spent_s = time.perf_counter() - start_s
+    rate = len(unit_NF) * len(centres_KF) * dim / spent_s
+    return selection.multiply_adds(num_images, dim) / rate

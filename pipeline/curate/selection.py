@@ -81,6 +81,13 @@ def num_cells(num_images: int) -> int:
     return max(1, min(round(math.sqrt(num_images)), SAMPLE_IMAGES))
 
 
+def multiply_adds(num_images: int, dim: int) -> float:
+    """Return the work of cells and near-duplicates: of a sample, of all, in cells of even size."""
+    cells = num_cells(num_images)
+    of_sample = min(num_images, SAMPLE_IMAGES) * cells * (_CELL_ITERATIONS + 2)
+    return float(dim) * (of_sample + num_images * cells + num_images * num_images / cells)
+
+
 def sample_rows(num_images: int) -> Ints:
     """Return the sorted rows of the images that make the cells."""
     found: Ints = np.sort(numpy_generator(_SEED, "cells").permutation(num_images)[:SAMPLE_IMAGES])

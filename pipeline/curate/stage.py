@@ -28,7 +28,7 @@ from pipeline.cluster.jobs import RayTasks, Tasks
 from pipeline.curate import selection
 from pipeline.curate.levels import Levels, folder_of
 from pipeline.curate.selection import Near
-from pipeline.dataset.manifest import SetName
+from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.dataset.pictures import originals
 from pipeline.embed.features import SetFeatures
 from pipeline.embed.stage import embed
@@ -76,6 +76,11 @@ def check_words(num_images: int, keep: int | None, similarity: float) -> None:
         )
 
 
+def held_out(manifest: Manifest, set_name: SetName) -> list[SetName]:
+    """Return the other sets whose images are leaks where they are nearly one of the set."""
+    return [name for name in _HELD_OUT if name in manifest.sets and name != set_name]
+
+
 def curate(
     run: RunContext,
     *,
@@ -107,9 +112,9 @@ def curate(
     num_images = manifest.sets[set_name].rows
     check_words(num_images, keep, similarity)
     source = run_model(run).source
-    held_out = [name for name in _HELD_OUT if name in manifest.sets and name != set_name]
+    compared = held_out(manifest, set_name)
     features: dict[str, SetFeatures] = {}
-    for name in (set_name, *held_out):
+    for name in (set_name, *compared):
         made = embed(
             run,
             [source],
