@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,47 @@ def test_a_file_holds_what_was_written_and_pandas_opens_it(tmp_path: Path, dtype
     table = pandas.read_parquet(tmp_path / shard.name)
     assert list(table.columns) == ["row", "id", "vector", "sha256", "label"]
     assert table["vector"][0].dtype == dtype and table["label"].isna().sum() == 1
+
+
+def vectors_of_two_files(folder: Path) -> dict[str, list[float]]:
+    """Write two files of vectors, and return what they hold."""
+    values = np.arange(21, dtype=np.float32).reshape(7, 3)
+    for rows in (range(4), range(4, 7)):
+        part = Vectors(np.array(rows), [f"é/{row}.png" for row in rows],
+                       values[rows.start : rows.stop], ["0" * 64] * len(rows),
+                       np.full(len(rows), -1))  # fmt: skip
+        write_vectors(str(folder), part, "float32")
+    (folder / "embedding.json").write_text("{}")
+    return {f"é/{row}.png": values[row].tolist() for row in range(7)}
+
+
+def test_pandas_opens_them_in_the_documented_line(tmp_path: Path) -> None:
+    import pandas
+
+    expected = vectors_of_two_files(tmp_path)
+    table = pandas.read_parquet(glob(f"{tmp_path}/*.parquet"))
+    assert {id: v.tolist() for id, v in zip(table["id"], table["vector"], strict=True)} == expected
+
+
+def test_duckdb_opens_them_in_the_documented_line(tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
+    expected = vectors_of_two_files(tmp_path)
+    found = duckdb.sql(f"select id, vector from '{tmp_path}/*.parquet'").fetchall()
+    assert {id: list(vector) for id, vector in found} == expected
+
+
+def test_lancedb_opens_and_searches_them_in_the_documented_line(tmp_path: Path) -> None:
+    lancedb = pytest.importorskip("lancedb", reason="lancedb is not installed")
+    import pyarrow.parquet
+
+    expected = vectors_of_two_files(tmp_path / "vectors")
+    files = glob(f"{tmp_path}/vectors/*.parquet")
+    table = lancedb.connect(tmp_path / "db").create_table(
+        "images", pyarrow.parquet.read_table(files)
+    )
+    assert table.count_rows() == 7
+    nearest = table.search(expected["é/5.png"]).limit(1).to_list()
+    assert [(one["id"], one["vector"]) for one in nearest] == [("é/5.png", expected["é/5.png"])]
 
 
 def test_numbers_that_a_file_cannot_hold_are_refused_with_the_image(tmp_path: Path) -> None:
