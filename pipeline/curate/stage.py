@@ -139,7 +139,7 @@ def curate(
     chosen = selection.select(unit_NF, cells, levels, keep=keep, similarity=similarity)
     duplicates, kept = chosen.duplicates, chosen.kept_n
     examples = _examples(duplicates)
-    leaks = {name: selection.leaks(units[name], unit_NF, cells, similarity) for name in held_out}
+    leaks = {name: selection.leaks(units[name], unit_NF, cells, similarity) for name in compared}
     num_cells = len(cells.centres_KF)
     sizes, left = (np.bincount(cells.labels_N[rows], minlength=num_cells)
                    for rows in (np.arange(num_images), kept))  # fmt: skip
