@@ -229,7 +229,7 @@ def _unit_vectors(features: Mapping[str, Floats], run: RunContext) -> dict[str, 
             "E-DATA-850",
             f"the vectors of {len(own_NF)} images cannot be compared: {error}",
             where=storage.join(run.run_uri, "embeddings"),
-            todo="curate a set of several images, by a network that tells them apart",
+            todo="curate a set of several images, by a network that distinguishes them",
         ) from error
 
 
