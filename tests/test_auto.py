@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,15 @@ def test_idle_gpus_and_emulated_precision_are_named(
     found = auto.warnings(config(*words), num_gpus, native)
     assert len(found) == len(named)
     assert all(word in text for word, text in zip(named, found, strict=True))
+
+
+def test_gpus_that_nobody_sees_are_named(tmp_path: Path) -> None:
+    assert auto.unseen_gpus(0, devices=tmp_path) == []
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "null"):
+        (tmp_path / name).touch()
+    (found,) = auto.unseen_gpus(0, devices=tmp_path)
+    assert "2 NVIDIA devices" in found
+    assert auto.unseen_gpus(2, devices=tmp_path) == []
 
 
 PHOTOS = ["data.source=folder", "data.path=x", "augment.hflip_prob=0.5"]

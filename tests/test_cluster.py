@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 
@@ -14,6 +15,7 @@ from pipeline.cluster.connect import (
     check_placement,
     check_workers,
     on_nodes_with,
+    wait_for_nodes,
 )
 from tests.conftest import REPO
 from tests.refusals import raises
@@ -33,6 +35,25 @@ def test_workers_must_leave_a_cpu_for_the_data() -> None:
 def test_gpu_workers_need_a_gpu_each() -> None:
     with raises("E-CLUSTER-001", "1", "0"):
         check_workers(SMALL, 1, use_gpu=True)
+
+
+def test_gpu_workers_need_a_cpu_each_and_leave_one_for_the_data() -> None:
+    node = replace(SMALL, num_cpus=8, num_gpus=8)
+    check_workers(node, 7, use_gpu=True)
+    with raises("E-CLUSTER-002", "8"):
+        check_workers(node, 8, use_gpu=True)
+
+
+@pytest.mark.parametrize("use_gpu", [False, True])
+def test_the_autoscaler_is_asked_for_all_that_a_worker_needs(use_gpu: bool) -> None:
+    node = replace(SMALL, num_cpus=8, num_gpus=2)
+    with mock.patch("ray.autoscaler.sdk.request_resources") as asked:
+        found = wait_for_nodes(
+            node, 2, use_gpu=use_gpu, worker_resource=None, resources=[], wait_s=0.0
+        )
+    assert found is node
+    worker = {"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1}
+    assert asked.call_args_list[0].kwargs == {"bundles": [worker, worker]}
 
 
 @pytest.mark.promise("R15")

@@ -152,3 +152,9 @@ def test_the_lock_is_made_of_pips_report_and_refuses_local_files() -> None:
     report["install"][0]["download_info"]["url"] = "file:///wheels/b.whl"
     with pytest.raises(ValueError, match="B_b comes from a local file"):
         lock.locked(report)
+
+
+def test_the_image_has_the_compiler_that_torch_compile_calls() -> None:
+    installs = re.search(r"--no-install-recommends (.*?)\\\n", (INFRA / "Dockerfile").read_text())
+    assert installs is not None
+    assert {"gcc", "libc6-dev"} <= set(installs[1].split())

@@ -205,7 +205,7 @@ def _show_training(
             written, kept = kept_checkpoints(config)
             console.line(
                 f"  {duration(steps * timing.step_s)} at {_step(timing.step_s)} a step; "
-                f"{si(timing.activation_bytes + 4 * weight_bytes, 'B')} of memory for each worker; "
+                f"{si(timing.worker_bytes, 'B')} of memory for each worker; "
                 f"{written} checkpoints of {si(state_bytes, 'B')}, {kept} kept: "
                 f"{si(kept * state_bytes + weight_bytes, 'B')} of disk"
             )
@@ -237,7 +237,7 @@ _PROTOCOL_TIMES = {
 def _device_warnings(config: Config) -> list[str]:
     num_gpus = auto.gpus_here()
     native = auto.native_precision(num_gpus > 0 and auto.uses_gpu(config, num_gpus))
-    return auto.warnings(config, num_gpus, native)
+    return [*auto.warnings(config, num_gpus, native), *auto.unseen_gpus(num_gpus)]
 
 
 def _show_new_vectors(

@@ -13,6 +13,7 @@ from pipeline.cli.resolve import resolve
 from pipeline.cli.session import Session, plain_errors
 from pipeline.cluster import auto
 from pipeline.cluster.connect import refreshed
+from pipeline.cluster.preflight import look_at_nodes
 from pipeline.cluster.retry import retry_lost_work
 from pipeline.config.file import load_config
 from pipeline.console import Console
@@ -131,12 +132,15 @@ class Stages:
         """Ingest if asked to, check, and train; the run exists from here on."""
         from pipeline import feed
         from pipeline.ingest.plan import data_set_uri
-        from pipeline.train.checks import check, uses_gpu
+        from pipeline.train.checks import check, check_memory, uses_gpu
         from pipeline.train.driver import train
 
         session, console = self.session, self.session.console
         assert session.cluster  # what `auto` means is known from here on
         config = session.config
+        gpus = look_at_nodes(session.cluster, config)
+        for gpu in gpus:
+            console.stage("gpu", f"{gpu.node}: {gpu.name}, driver {gpu.driver}, {gpu.memory}")
         ingest_s = None
         if session.folder.data_uri or ingest_first:
             ingest_s = self.recorded_or_ingested()
@@ -144,6 +148,7 @@ class Stages:
             uri = data_set_uri(config)
             session.use_dataset(uri, read_manifest(uri))
         check(config, session.dataset.manifest, session.cluster)
+        check_memory(config, session.dataset.manifest, gpus)
         session.open_record()
         session.record_data()
         if ingest_s is not None:
@@ -170,6 +175,7 @@ class Stages:
         return [
             *conflicts(config, self.session.dataset.manifest),
             *auto.warnings(config, cluster.num_gpus, native),
+            *(auto.unseen_gpus(cluster.num_gpus) if cluster.is_local else ()),
         ]
 
     def evaluate(self) -> None:

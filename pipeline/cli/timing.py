@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.curate import selection
 from pipeline.errors import ErrorReport
 from pipeline.ingest.plan import DryRun
-from pipeline.model import build
+from pipeline.model import build, memory
 from pipeline.record.embedding import DType
 from pipeline.tune.estimate import probe_s
 from sdclr import StarvedLayerError
@@ -37,14 +37,14 @@ class Timing:
         device: in words.
         step_s: seconds of a training step.
         image_s: seconds of one image in a forward pass, in one worker.
-        activation_bytes: that a worker holds for its share of a step.
+        worker_bytes: that a worker needs for its share of a step.
         num_workers: that share the images of evaluation and mining.
     """
 
     device: str
     step_s: float
     image_s: float
-    activation_bytes: int
+    worker_bytes: int
     num_workers: int
 
     def features_s(self, num_images: int) -> float:
@@ -82,30 +82,13 @@ def measure(config: Config, crop_px: int, *, where: str) -> Timing:
         device = f"{num_gpus} GPU ({torch.cuda.get_device_name(0)})"
     else:
         device = f"no GPU here: {usable_cpus()} CPU"
-    held = min(share, t.micro_batch or share)
     return Timing(
         device=device,
         step_s=step_s * share / batch,
         image_s=image_s,
-        activation_bytes=2 * held * _view_bytes(config, crop_px),
+        worker_bytes=memory.worker_bytes(config, crop_px, memory.images_held(config)),
         num_workers=t.num_workers,
     )
-
-
-def _view_bytes(config: Config, crop_px: int) -> int:
-    """Return the bytes that one view leaves for the backward pass, counted on two views."""
-    network, held = build.new_network(config, config.train.methods[0]).train(), {}
-    parameters = {p.data_ptr() for p in network.parameters()}
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.data_ptr() not in parameters:
-            held[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        out = network.features(torch.rand(2, 3, crop_px, crop_px)).sum()
-    half = config.train.precision == "bfloat16"
-    return int(out.isfinite()) * sum(held.values()) // 2 // (2 if half else 1)
 
 
 def evaluation_images(config: Config, plan: DryRun) -> int:

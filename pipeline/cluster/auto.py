@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pipeline.cluster.connect import Cluster, on_nodes_with, usable_cpus
@@ -65,6 +66,22 @@ def gpus_here() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def unseen_gpus(num_gpus: int, *, devices: Path = Path("/dev")) -> list[str]:
+    """Name GPUs of this machine that neither Ray nor torch sees: training would use its CPUs.
+
+    Args:
+        num_gpus: GPUs that are seen.
+        devices: folder of the machine's devices.
+    """
+    there = len(list(devices.glob("nvidia[0-9]*")))
+    if num_gpus or not there:
+        return []
+    return [
+        f"this machine has {there} NVIDIA devices that torch does not see: look at nvidia-smi, at "
+        "the driver and at CUDA_VISIBLE_DEVICES"
+    ]
 
 
 def native_precision(on_gpu: bool) -> Precision:

@@ -183,16 +183,13 @@ def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:
     Raises:
         ClusterError: naming what there is and what was asked for.
     """
-    if use_gpu:
-        if num_workers > cluster.num_gpus:
-            raise ClusterError(
-                "E-CLUSTER-001",
-                f"{num_workers} training workers need a GPU each, the cluster has "
-                f"{cluster.num_gpus}",
-                where=f"train.workers={num_workers}",
-                todo="lower train.workers, add GPU nodes, or set train.device=cpu",
-            )
-        return
+    if use_gpu and num_workers > cluster.num_gpus:
+        raise ClusterError(
+            "E-CLUSTER-001",
+            f"{num_workers} training workers need a GPU each, the cluster has {cluster.num_gpus}",
+            where=f"train.workers={num_workers}",
+            todo="lower train.workers, add GPU nodes, or set train.device=cpu",
+        )
     available = cluster.num_cpus - _DATA_CPUS
     if num_workers > available:
         raise ClusterError(
@@ -228,7 +225,7 @@ def wait_for_nodes(
     Args:
         cluster: as it is.
         num_workers: training workers at the same time; 0 where nothing is trained.
-        use_gpu: whether each needs a GPU; a CPU otherwise.
+        use_gpu: whether each needs a GPU beside its CPU.
         worker_resource: custom resource of the nodes of these workers.
         resources: all custom resources that some node must have.
         wait_s: how long to wait.
@@ -236,11 +233,11 @@ def wait_for_nodes(
     from ray.autoscaler.sdk import request_resources
 
     def fits(found: Cluster) -> bool:
-        enough = found.num_gpus >= num_workers if use_gpu else found.num_cpus > num_workers
+        enough = found.num_cpus > num_workers and (not use_gpu or found.num_gpus >= num_workers)
         return enough and found.custom_resources.issuperset(resources)
 
     end_s = time.monotonic() + wait_s
-    worker = {"GPU" if use_gpu else "CPU": 1, **on_nodes_with(worker_resource)}
+    worker = {"CPU": 1, **({"GPU": 1} if use_gpu else {}), **on_nodes_with(worker_resource)}
     others = [r for r in resources if r != worker_resource or num_workers == 0]
     bundles = [worker] * num_workers + [{"CPU": 1, **on_nodes_with(r)} for r in others]
     request_resources(bundles=bundles)

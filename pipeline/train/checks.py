@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline import feed
 from pipeline.cluster import auto
 from pipeline.cluster.connect import Cluster, check_workers, smallest_object_store_bytes
+from pipeline.cluster.preflight import GpuReport
 from pipeline.config import Config
 from pipeline.dataset.checks import check_scored_sets
 from pipeline.dataset.manifest import Manifest
-from pipeline.model import build
+from pipeline.errors import ConfigError
+from pipeline.model import build, memory
 from pipeline.model.backbone import check_view
 
 
@@ -40,3 +44,45 @@ def check_data(config: Config, manifest: Manifest, *, object_store_bytes: int) -
 def uses_gpu(config: Config, cluster: Cluster) -> bool:
     """Return whether the workers train on GPUs."""
     return auto.uses_gpu(config, cluster.num_gpus)
+
+
+def check_memory(config: Config, manifest: Manifest, gpus: Sequence[GpuReport]) -> None:
+    """Refuse a step that by estimate needs more memory than a GPU has free.
+
+    Raises:
+        ConfigError: with both sizes, and the `train.micro_batch` that fits.
+    """
+    crop_px, held = build.crop_px(config, manifest), memory.images_held(config)
+    for gpu in gpus:
+        needed = memory.worker_bytes(config, crop_px, held)
+        if needed <= gpu.free_bytes:
+            continue
+        fits = memory.fitting_micro_batch(config, crop_px, gpu.free_bytes)
+        raise ConfigError(
+            "E-CONFIG-872",
+            f"a step of {held} images a worker needs about {needed / 2**30:.1f} GiB of GPU memory, "
+            f"{gpu.name} of node {gpu.node} has {gpu.memory}",
+            where=_sizes(config),
+            todo=f"set train.micro_batch={fits}, use more train.workers, or lower augment.crop_px",
+        )
+
+
+def out_of_memory(config: Config, error: BaseException) -> ConfigError:
+    """Return what a step for which the GPU has no memory means to the user."""
+    held = memory.images_held(config)
+    half = max(memory.LEAST_MICRO_BATCH, held // 2)
+    words = (str(error).splitlines() or [""])[0]
+    return ConfigError(
+        "E-CONFIG-873",
+        f"a step of {held} images a worker does not fit the GPU: {words}",
+        where=_sizes(config),
+        todo=f"set train.micro_batch={half}, use more train.workers, or lower augment.crop_px",
+    )
+
+
+def _sizes(config: Config) -> str:
+    t = config.train
+    return (
+        f"train.global_batch={t.global_batch}, train.workers={t.num_workers}, "
+        f"train.micro_batch={t.micro_batch or 'null'}"
+    )

@@ -21,6 +21,7 @@ from pipeline.errors import (
     reason_of,
 )
 from pipeline.train import claim
+from pipeline.train.checks import out_of_memory
 from pipeline.train.method_run import Job, MethodRun
 from pipeline.train.stopping import StopWatch
 from sdclr import StarvedLayerError
@@ -52,6 +53,9 @@ def train_worker(job: dict[str, Any]) -> dict[str, str | None]:
             for method in config.train.methods:
                 MethodRun(work, config, manifest, method, rank, device).train(images, stop)
                 gc.collect()  # a model and its gradients refer to each other
+    except torch.OutOfMemoryError as error:  # all workers have as much to hold
+        lasting = out_of_memory(config, error)
+        return {"error": ErrorReport.of(lasting).to_json(), "reason": type(error).__name__}
     except LASTING as error:
         report = ErrorReport.of(error, where=work.run_uri)
         return {"error": report.to_json(), "reason": reason_of(error)}
