@@ -11,9 +11,10 @@ from sdclr.photographs import Photographs, read_photographs
 from sdclr.pretraining import Pretrained, pretrain
 from sdclr.prune import PruneRule, StarvedLayerError, magnitude_masks
 from sdclr.recipe import Recipe, cifar_recipe, photo_recipe
+from sdclr.reports import NonFiniteError, StepReport
 from sdclr.schedule import TemperatureSchedule, learning_rate, warmup_steps
 from sdclr.state import StateError, TrainState, capture, restore
-from sdclr.trainer import NonFiniteError, StepReport, Trainer
+from sdclr.trainer import Trainer
 from sdclr.twin import Network, SimCLR, Twin, build_network
 
 __all__ = [

@@ -6,14 +6,16 @@ canvas.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sdclr.order import EpochPlan, epoch_order
+from sdclr.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class ImageSet:
 
     def take(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return images (B, 3, H, W) on the set's device and their sizes (B, 2), in row order."""
-        return self.images_NCHW[rows_B.to(self.images_NCHW.device)], self.sizes_N2[rows_B]
+        rows_here_B = to_device(rows_B, self.images_NCHW.device)
+        return self.images_NCHW[rows_here_B], self.sizes_N2[rows_B]
 
     def feed(self, plan: EpochPlan, *, seed: int, rank: int = 0) -> SetFeed:
         """Return the batches that one rank trains on."""
@@ -114,3 +117,36 @@ class SetFeed:
                 start=part.start - step * self.plan.global_batch,
                 num_global=self.plan.batch_size(step),
             )
+
+
+def staged(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield batches with their images on a GPU: the next is copied while one is trained on.
+
+    The copy runs on a stream of its own, from pinned memory. On a CPU, and where the images are on
+    the GPU already, batches are passed on as they are.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ahead: deque[tuple[Batch, torch.cuda.Event | None]] = deque()
+    for batch in batches:
+        event = None
+        if not batch.images_BCHW.is_cuda:
+            with torch.cuda.stream(stream):
+                batch = replace(batch, images_BCHW=to_device(batch.images_BCHW, device))
+            event = stream.record_event()
+        ahead.append((batch, event))
+        if len(ahead) > 1:
+            yield _arrived(*ahead.popleft())
+    while ahead:
+        yield _arrived(*ahead.popleft())
+
+
+def _arrived(batch: Batch, event: torch.cuda.Event | None) -> Batch:
+    """Let the training's stream, not the host, wait for a copy."""
+    if event is not None:
+        current = torch.cuda.current_stream(batch.images_BCHW.device)
+        current.wait_event(event)
+        batch.images_BCHW.record_stream(current)
+    return batch

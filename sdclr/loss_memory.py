@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sdclr import collective
+from sdclr.transfer import to_device
 
 PUBLISHED_MOMENTUM = 0.97
 """Of boosted contrastive learning."""
@@ -37,21 +38,28 @@ class LossMemory:
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         self.momentum = momentum
-        # Numerator and denominator of the mean, on the CPU.
+        # Numerator and denominator of the mean.
         self.sums_2N = torch.zeros(2, num_images)
+
+    def to(self, device: torch.device) -> None:
+        """Keep the means on a device: that of the losses, so that no step waits for it."""
+        self.sums_2N = self.sums_2N.to(device)
 
     def update(self, rows_B: Tensor, losses_B: Tensor) -> None:
         """Take in one step; every rank calls it with its own images, an image at most once."""
         # Row numbers are exact in float64, so both travel in one collective.
-        both_2B = torch.stack([rows_B.to(losses_B.device).double(), losses_B.double()])
-        rows_N, losses_N = collective.stack_over_ranks(both_2B).cpu().transpose(0, 1).flatten(1)
+        both_2B = torch.stack([to_device(rows_B, losses_B.device).double(), losses_B.double()])
+        rows_N, losses_N = collective.stack_over_ranks(both_2B).transpose(0, 1).flatten(1)
         seen = rows_N.long()
-        new_2B = torch.stack([losses_N.float(), torch.ones(len(seen))])
+        new_2B = torch.stack([losses_N.float(), torch.ones_like(losses_N, dtype=torch.float32)])
         self.sums_2N[:, seen] = self.momentum * self.sums_2N[:, seen] + new_2B
 
     def means(self) -> Tensor:
-        """Return the running mean of each image (N,) float32; nan for one that no step has seen."""
-        return means_of(self.sums_2N)
+        """Return the running mean of each image (N,) float32, on the CPU.
+
+        It is nan for one that no step has seen.
+        """
+        return means_of(self.sums_2N.cpu())
 
 
 def means_of(sums_2N: Tensor) -> Tensor:

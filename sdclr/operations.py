@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdclr.transfer import to_device
+
 MAX_BLEND, MAX_SHEAR, MAX_SHIFT, MAX_DEGREES, MAX_BITS = 0.9, 0.3, 150 / 331, 30.0, 4
 _GRAY = (0.2989, 0.587, 0.114)
 
@@ -96,7 +98,8 @@ def apply_operations(view_BCHW: Tensor, params: OperationParams) -> Tensor:
 
 
 def _gray(x: Tensor) -> Tensor:
-    return (x * x.new_tensor(_GRAY).view(3, 1, 1)).sum(dim=1, keepdim=True)
+    weights_3 = to_device(torch.tensor(_GRAY, dtype=x.dtype), x.device)
+    return (x * weights_3.view(3, 1, 1)).sum(dim=1, keepdim=True)
 
 
 def _blend(x: Tensor, plain: Tensor, amount: Tensor) -> Tensor:

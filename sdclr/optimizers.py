@@ -33,6 +33,9 @@ class LARS(torch.optim.Optimizer):
         momentum: in [0, 1).
     """
 
+    found_inf: Tensor | None = None
+    """A flag on the device, as of torch's fused optimizers: while it is not 0 nothing moves."""
+
     def __init__(self, groups: Iterable[dict[str, object]], *, lr: float, momentum: float) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
 
@@ -47,6 +50,7 @@ class LARS(torch.optim.Optimizer):
     def _move(self, weight: Tensor, grad: Tensor, group: Mapping[str, float]) -> None:
         decay, momentum = group["weight_decay"], group["momentum"]
         change = grad + decay * weight
+        stays = None if self.found_inf is None else self.found_inf != 0
         if weight.ndim > 1:
             length = torch.linalg.vector_norm(weight)
             slope = torch.linalg.vector_norm(grad) + decay * length
@@ -56,25 +60,30 @@ class LARS(torch.optim.Optimizer):
         change = change * group["lr"]
         if momentum:
             state = self.state[weight]
-            if "momentum_buffer" in state:
-                change = state["momentum_buffer"].mul_(momentum).add_(change)
-            else:
-                state["momentum_buffer"] = change
-        weight.sub_(change)
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(weight)
+            kept = state["momentum_buffer"]
+            change = kept * momentum + change
+            kept.copy_(change if stays is None else torch.where(stays, kept, change))
+        weight.sub_(change if stays is None else torch.where(stays, 0.0, change))
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """Return the recipe's optimizer of all parameters.
 
+    On a GPU it keeps everything as it is while its attribute `found_inf`, a flag on the device, is
+    not 0: there torch's own optimizers have one kernel for all weights, which reads the flag.
+
     Raises:
         ValueError: there is no optimizer of that name.
     """
     groups = parameter_groups(model, recipe.weight_decay, decay_all=recipe.decay_all)
+    fused = next(model.parameters()).is_cuda or None
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
     if recipe.optimizer == "adamw":
         betas = (recipe.momentum, SECOND_BETA)
-        return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas)
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, fused=fused)
     if recipe.optimizer == "lars":
         return LARS(groups, lr=recipe.lr, momentum=recipe.momentum)
     raise ValueError(f"there is no optimizer {recipe.optimizer!r}; use sgd, adamw or lars")
@@ -91,6 +100,17 @@ def parameter_groups(
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def align_gradients(model: nn.Module) -> None:
+    """Give gradients the strides of their weights, which the fused kernels of a GPU ask for.
+
+    They differ only along sides of length 1, as those of 1 x 1 convolutions with channels last.
+    """
+    for parameter in model.parameters():
+        grad = parameter.grad
+        if grad is not None and grad.stride() != parameter.stride():
+            parameter.grad = grad.as_strided(parameter.shape, parameter.stride())
 
 
 def kept_of_each_weight(recipe: Recipe) -> dict[str, str]:
@@ -124,4 +144,5 @@ def give_back(
             own = torch.empty_like(parameter).copy_(value)  # in the parameter's own layout
             optimizer.state[parameter][key] = own.detach()
         if kept[name] and isinstance(optimizer, torch.optim.AdamW):
-            optimizer.state[parameter]["step"] = torch.tensor(float(step))
+            device = parameter.device if optimizer.defaults["fused"] else None
+            optimizer.state[parameter]["step"] = torch.full((), float(step), device=device)

@@ -22,7 +22,8 @@ from sdclr.methods import method_class
 from sdclr.order import EpochPlan
 from sdclr.photographs import Photographs, read_photographs
 from sdclr.recipe import photo_recipe
-from sdclr.trainer import StepReport, Trainer
+from sdclr.reports import StepReport
+from sdclr.trainer import Trainer
 from sdclr.twin import build_network
 
 _NUM_PROBED = 512
@@ -95,9 +96,9 @@ def pretrain(
     memory = LossMemory(len(images), momentum=PUBLISHED_MOMENTUM) if needed else None
     trainer = Trainer(network, recipe, steps_per_epoch=plan.num_steps, device=device, memory=memory)
     checkup = Checkup.of_images(images, num_images=_NUM_PROBED, crop_px=crop_px)
-    before, losses = checkup(trainer.model), []
+    before, reports = checkup(trainer.model), []
     for report in trainer.run(images.feed(plan, seed=seed)):
-        losses.append(report.loss)
+        reports.append(report)
         if progress is not None:
             progress(report, trainer.num_steps)
     after = checkup(trainer.model)
@@ -108,5 +109,5 @@ def pretrain(
         before=before,
         after=after,
         alarms=tuple(alarms([before, after], num_steps=trainer.num_steps)),
-        losses=tuple(losses),
+        losses=tuple(report.loss for report in reports),
     )

@@ -9,13 +9,17 @@ a generator for the random part), so ranks that hold equal weights hold equal ma
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from sdclr.transfer import HostCopy, to_device
 
 Scope = Literal["global", "layerwise"]
 
@@ -55,64 +59,56 @@ class PruneRule:
 
 
 def _largest(weights: Sequence[Tensor], prune_ratio: float) -> list[Tensor]:
-    """Return masks of the weights that reach the threshold of the module's definition.
-
-    Selection instead of a sort: a sample brackets the threshold, and one pass keeps what is above
-    the bracket and collects the few weights inside it, of which the largest are kept as well. The
-    result is exact; should the sample mislead, everything is sorted.
-    """
-    arrays = _Arrays(weights[0])
-    masks = [torch.empty_like(weight, dtype=torch.bool) for weight in weights]
-    parts = [part for weight in weights for part in arrays.parts(weight)]
-    mask_parts = [part for mask in masks for part in arrays.parts(mask)]
+    """Return masks of the weights that reach the threshold of the module's definition."""
     num = sum(weight.numel() for weight in weights)
     rank = min(math.ceil(prune_ratio * num), num - 1)
+    like = weights[0]
+    if like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64):
+        return _by_selection(weights, rank, num)
+    # On a GPU a sort is one launch, and nothing in it has a size that the host must know.
+    magnitudes = [weight.detach().abs() for weight in weights]
+    threshold = torch.cat([m.flatten() for m in magnitudes]).sort().values[rank]
+    return [m >= threshold for m in magnitudes]
+
+
+def _by_selection(weights: Sequence[Tensor], rank: int, num: int) -> list[Tensor]:
+    """Select instead of sorting, on a CPU.
+
+    A sample brackets the threshold, and one pass keeps what is above the bracket and collects the
+    few weights inside it, of which the largest are kept as well. The result is exact; should the
+    sample mislead, everything is sorted. NumPy's comparisons take a seventh of torch's time.
+    """
+    masks = [torch.empty_like(weight, dtype=torch.bool) for weight in weights]
+    parts = [part for weight in weights for part in _parts(weight)]
+    mask_parts = [part for mask in masks for part in _parts(mask)]
     stride = max(1, num // _NUM_SAMPLED)
-    sample = arrays.sorted([abs(part.reshape(-1)[::stride]) for part in parts])
+    sample = np.sort(np.concatenate([abs(part[::stride]) for part in parts]))
     place, share = rank * len(sample) // num, rank / num
     slack = 1 + math.ceil(_SLACK_STD * math.sqrt(len(sample) * share * (1 - share)))
     low, high = sample[max(0, place - slack)], sample[min(len(sample) - 1, place + slack)]
     num_above, inside = 0, []
     for part, mask in zip(parts, mask_parts, strict=True):
         magnitudes = abs(part)
-        arrays.xp.greater(magnitudes, high, out=mask)
-        num_above += arrays.xp.count_nonzero(mask)
-        where = arrays.nonzero((magnitudes >= low) ^ mask)
+        np.greater(magnitudes, high, out=mask)
+        num_above += int(np.count_nonzero(mask))
+        where = ((magnitudes >= low) ^ mask).nonzero()
         inside.append((where, magnitudes[where]))
-    candidates = arrays.sorted([magnitudes for _, magnitudes in inside])
-    place = rank - (num - len(candidates) - int(num_above))
+    candidates = np.sort(np.concatenate([magnitudes for _, magnitudes in inside]))
+    place = rank - (num - len(candidates) - num_above)
     if 0 <= place < len(candidates):
         for mask, (where, magnitudes) in zip(mask_parts, inside, strict=True):
             mask[where] = magnitudes >= candidates[place]
     else:
-        threshold = arrays.sorted([abs(part.reshape(-1)) for part in parts])[rank]
+        threshold = np.sort(np.concatenate([abs(part) for part in parts]))[rank]
         for part, mask in zip(parts, mask_parts, strict=True):
-            arrays.xp.greater_equal(abs(part), threshold, out=mask)
+            np.greater_equal(abs(part), threshold, out=mask)
     return masks
 
 
-class _Arrays:
-    """Tensors as NumPy arrays on a CPU, where its comparisons take a seventh of torch's time."""
-
-    def __init__(self, like: Tensor) -> None:
-        is_numpy = like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64)
-        self.xp: Any = np if is_numpy else torch
-
-    def parts(self, tensor: Tensor) -> list[Any]:
-        """Cut a tensor into parts of cache size on a CPU, in memory order; one part elsewhere."""
-        if self.xp is torch:
-            return [tensor.detach()]
-        flat = tensor.detach().numpy().ravel(order="K")
-        return [flat[i : i + _PART] for i in range(0, len(flat), _PART)]
-
-    def nonzero(self, mask: Any) -> Any:
-        """Return where a mask is true, as an index."""
-        return mask.nonzero() if self.xp is np else mask.nonzero(as_tuple=True)
-
-    def sorted(self, arrays: list[Any]) -> Any:
-        """Return all numbers in one array, ascending, NaN last."""
-        together = self.xp.concatenate(arrays)
-        return np.sort(together) if self.xp is np else together.sort().values
+def _parts(tensor: Tensor) -> list[NDArray[Any]]:
+    """Cut a tensor into parts of cache size, in memory order."""
+    flat = tensor.detach().numpy().ravel(order="K")
+    return [flat[i : i + _PART] for i in range(0, len(flat), _PART)]
 
 
 @torch.no_grad()
@@ -149,17 +145,40 @@ def magnitude_masks(
             for name in group:
                 # Drawn on the CPU in a fixed order: equal on all ranks and all devices.
                 survives = torch.rand(weights[name].shape, generator=generator) >= drop_prob
-                masks[name] &= survives.to(masks[name].device)
+                masks[name] &= to_device(survives, masks[name].device)
     return masks
+
+
+class KeptFractions(Mapping[str, float]):
+    """Names mapped to the fraction of weights kept, in [0, 1]; those of a GPU are read late.
+
+    Attributes:
+        counts_L: weights kept in each layer, on the device of the masks.
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        self.counts_L = torch.stack([mask.sum() for mask in masks.values()])
+        self._copy = HostCopy(self.counts_L)
+        self._sizes = {name: mask.numel() for name, mask in masks.items()}
+
+    @cached_property
+    def _fractions(self) -> dict[str, float]:
+        counts = zip(self._sizes.items(), self._copy.read().tolist(), strict=True)
+        return {name: count / size for (name, size), count in counts}
+
+    def __getitem__(self, name: str) -> float:
+        return self._fractions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sizes)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
 
 
 def kept_fractions(masks: Mapping[str, Tensor]) -> dict[str, float]:
     """Map names to the fraction of weights kept, in [0, 1]."""
-    counts = torch.stack([mask.sum() for mask in masks.values()]).tolist()
-    return {
-        name: count / mask.numel()
-        for (name, mask), count in zip(masks.items(), counts, strict=True)
-    }
+    return dict(KeptFractions(masks))
 
 
 def refuse_starved(kept_frac: Mapping[str, float]) -> None:

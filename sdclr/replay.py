@@ -30,8 +30,9 @@ from sdclr.loss_memory import LossMemory
 from sdclr.operations import OperationRule
 from sdclr.prune import PruneRule
 from sdclr.recipe import Recipe
+from sdclr.reports import NonFiniteError
 from sdclr.schedule import TemperatureSchedule
-from sdclr.trainer import NonFiniteError, Trainer
+from sdclr.trainer import Trainer
 from sdclr.twin import build_network
 
 FORMAT_VERSION = 2

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sdclr.optimizers import give_back, kept_of_each_weight
 from sdclr.trainer import Trainer
+from sdclr.transfer import host_copies
 
 FORMAT_VERSION = 1
 LOSS_MEMORY = "loss_memory"
@@ -39,7 +40,13 @@ class TrainState:
 
 
 def capture(trainer: Trainer) -> TrainState:
-    """Copy the trainer's state; later steps do not change the copy."""
+    """Copy the trainer's state; later steps do not change the copy.
+
+    Raises:
+        NonFiniteError: as `Trainer.run`: the last step of a GPU was not finite.
+        StarvedLayerError: as `Trainer.run`.
+    """
+    trainer.settle()
     tensors = {_MODEL + name: value for name, value in trainer.model.state_dict().items()}
     for key, prefix in kept_of_each_weight(trainer.recipe).items():
         for name, parameter in trainer.model.named_parameters():
@@ -49,8 +56,7 @@ def capture(trainer: Trainer) -> TrainState:
     tensors |= {_METHOD + name: value for name, value in trainer.method.state().items()}
     if trainer.memory is not None:
         tensors[LOSS_MEMORY] = trainer.memory.sums_2N
-    copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-    return TrainState(copies, _identity(trainer) | {"step": trainer.step})
+    return TrainState(host_copies(tensors), _identity(trainer) | {"step": trainer.step})
 
 
 def restore(trainer: Trainer, state: TrainState) -> None:
@@ -88,7 +94,7 @@ def restore(trainer: Trainer, state: TrainState) -> None:
         tensor.copy_(state.tensors[_METHOD + name])
     if trainer.memory is not None:
         trainer.memory.sums_2N.copy_(state.tensors[LOSS_MEMORY])
-    trainer.step = step
+    trainer.begin_at(step)
 
 
 def _identity(trainer: Trainer) -> dict[str, int | str]:

@@ -3,6 +3,10 @@
     for report in trainer.run(feed):
         ...                # after each step: log, save or stop; the trainer's state is consistent
 
+On a GPU the host never waits for a step. It launches the next one while the figures of the last are
+on their way, so a loss that is not finite is found a step late. A flag on the device keeps
+parameters, momentum and masks as they were before that step.
+
 All randomness is a function of (seed, epoch, step), so a trainer has no hidden state: what
 `sdclr.state` captures between two steps is everything.
 """
@@ -12,8 +16,8 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,52 +29,19 @@ from sdclr.augment import apply_view, sample_view
 from sdclr.backbone import random_layers
 from sdclr.batchnorm import synchronise
 from sdclr.gradcache import chunked_backward
-from sdclr.imageset import Batch, Feed
+from sdclr.imageset import Batch, Feed, staged
 from sdclr.loss import image_losses
 from sdclr.loss_memory import LossMemory
 from sdclr.methods import method_class
-from sdclr.optimizers import make_optimizer
+from sdclr.optimizers import align_gradients, make_optimizer
+from sdclr.prune import StarvedLayerError, refuse_starved
 from sdclr.recipe import Recipe
+from sdclr.replicas import Comparison, ReplicaError
+from sdclr.reports import NonFiniteError, StepReport
 from sdclr.schedule import learning_rate, warmup_steps
 from sdclr.seeds import torch_generator
-from sdclr.twin import Network
-
-
-class NonFiniteError(ArithmeticError):
-    """The loss or the gradient is not finite; parameters and momentum are those before the step.
-
-    The running statistics of BatchNorm have seen the batch: resume from a checkpoint.
-    `sdclr.replay` keeps such a step in a file and repeats it.
-    """
-
-    def __init__(self, message: str, *, batch: Batch, loss: float, grad_norm: float) -> None:
-        super().__init__(message)
-        self.batch, self.loss, self.grad_norm = batch, loss, grad_norm
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """Result of one step.
-
-    Args:
-        epoch: the epoch of the step, from 0.
-        step: steps done so far in the run, this one included.
-        loss: mean over all ranks.
-        grad_norm: L2 norm of the gradient that was applied.
-        num_images: images of the step on all ranks.
-        wait_s: time this rank waited for its batch.
-        kept_frac: weight name -> fraction kept, when the mask was refreshed before this step.
-    """
-
-    epoch: int
-    step: int
-    loss: float
-    lr: float
-    temperature: float
-    grad_norm: float
-    num_images: int
-    wait_s: float
-    kept_frac: dict[str, float] | None
+from sdclr.transfer import HostCopy
+from sdclr.twin import Network, Twin
 
 
 class Trainer:
@@ -98,6 +69,8 @@ class Trainer:
         memory: LossMemory | None = None,
     ) -> None:
         self.memory = memory
+        self._unread: deque[tuple[StepReport, Batch, Comparison | None]] = deque()
+        self._comparison: Comparison | None = None
         self._losses_B: Tensor | None = None
         self.recipe, self.steps_per_epoch = recipe, steps_per_epoch
         self.num_steps = recipe.epochs * steps_per_epoch
@@ -128,6 +101,14 @@ class Trainer:
                 **_without_buffer_sync(),
             )
         self.optimizer = make_optimizer(recipe, self.model)
+        # 1 from the first step on that is not finite: what must not change then reads it.
+        self._broken = torch.zeros((), device=self.device)
+        if self.device.type == "cuda":
+            self.optimizer.found_inf = self._broken  # type: ignore[attr-defined]
+            if isinstance(self.model, Twin):
+                self.model.keep_masks = self._broken
+        if memory is not None:
+            memory.to(self.device)
         self.step = 0
 
     @property
@@ -152,6 +133,7 @@ class Trainer:
         Raises:
             NonFiniteError: before the update that would have spoilt the weights, on every rank.
             StarvedLayerError: the mask would leave a layer without weights.
+            ReplicaError: ranks hold other weights, norms or masks; looked at with each new mask.
             ValueError: the feed has another number of steps per epoch.
         """
         if feed.plan.num_steps != self.steps_per_epoch:
@@ -162,10 +144,11 @@ class Trainer:
         while self.step < self.num_steps:
             epoch, start_step = divmod(self.step, self.steps_per_epoch)
             before = time.perf_counter()
-            for batch in feed.batches(epoch, start_step=start_step):
+            for batch in staged(feed.batches(epoch, start_step=start_step), self.device):
                 wait_s = time.perf_counter() - before
                 yield self.update(batch, wait_s=wait_s, kept_frac=self._refresh())
                 before = time.perf_counter()
+        self.settle()
 
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the two views (B, 3, h, w) of this rank's images, on the training device.
@@ -187,42 +170,76 @@ class Trainer:
         return views[0], views[1]
 
     def update(
-        self, batch: Batch, *, wait_s: float = 0.0, kept_frac: dict[str, float] | None = None
+        self, batch: Batch, *, wait_s: float = 0.0, kept_frac: Mapping[str, float] | None = None
     ) -> StepReport:
-        """Run one forward, one backward and one step of the optimizer."""
+        """Run one forward, one backward and one step of the optimizer.
+
+        Raises:
+            NonFiniteError: as `run`: of this step on a CPU, of the step before on a GPU.
+            StarvedLayerError: as `run`, of the mask of that step.
+        """
         view1_BCHW, view2_BCHW = self.views(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(view1_BCHW, view2_BCHW)
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(grads)
-        mean_loss = collective.mean_over_ranks(loss)
-        loss_value, norm_value = torch.stack([mean_loss, grad_norm]).tolist()
-        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            raise NonFiniteError(
-                f"step {self.step} (epoch {self.epoch}): loss {loss_value}, gradient norm "
-                f"{norm_value}; stopped before the update: lower lr, or raise temperature",
-                batch=batch,
-                loss=loss_value,
-                grad_norm=norm_value,
-            )
-        lr, epoch = self.lr, self.epoch
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.step += 1
-        if self.memory is not None and self._losses_B is not None:
-            self.memory.update(batch.rows_B, self._losses_B)
-        return StepReport(
-            epoch=epoch,
-            step=self.step,
-            loss=loss_value,
-            lr=lr,
-            temperature=self.method.temperature(epoch),
-            grad_norm=norm_value,
+        figures_2 = torch.stack([collective.mean_over_ranks(loss), grad_norm])
+        report = StepReport(
+            epoch=self.epoch,
+            step=self.step + 1,
+            figures=HostCopy(figures_2),
+            lr=self.lr,
+            temperature=self.method.temperature(self.epoch),
             num_images=batch.num_global,
             wait_s=wait_s,
             kept_frac=kept_frac,
         )
+        self._unread.append((report, batch, self._comparison))
+        self._comparison = None
+        is_lazy = self.device.type == "cuda"
+        if is_lazy:
+            align_gradients(self.model)
+            self._broken.copy_(torch.maximum(self._broken, (~figures_2.isfinite()).any().float()))
+        self.settle(but=int(is_lazy))
+        for group in self.optimizer.param_groups:
+            group["lr"] = report.lr
+        self.optimizer.step()
+        self.step += 1
+        if self.memory is not None and self._losses_B is not None:
+            self.memory.update(batch.rows_B, self._losses_B)
+        return report
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether `settle` would raise nothing; waits for a GPU."""
+        try:
+            for unread in self._unread:
+                _refuse_bad(*unread)
+        except _BAD:
+            return False
+        return True
+
+    def settle(self, *, but: int = 0) -> None:
+        """Read the figures of all steps but the newest; waits for those of a GPU.
+
+        Raises:
+            NonFiniteError: as `run`.
+            StarvedLayerError: as `run`.
+            ReplicaError: as `run`.
+        """
+        while len(self._unread) > but:
+            unread = self._unread.popleft()
+            try:
+                _refuse_bad(*unread)
+            except _BAD:
+                self.begin_at(unread[0].step - 1)
+                raise
+
+    def begin_at(self, step: int) -> None:
+        """Go to a step; what is known of steps that were made is forgotten."""
+        self.step, self._comparison = step, None
+        self._unread.clear()
+        self._broken.zero_()
 
     def _backward(self, view1_BCHW: Tensor, view2_BCHW: Tensor) -> Tensor:
         """Put the gradient of the step where the optimizer looks for it; returns the loss."""
@@ -254,8 +271,35 @@ class Trainer:
             f1_BD, f2_BD = model(view1_BCHW, view2_BCHW)
         return f1_BD, f2_BD
 
-    def _refresh(self) -> dict[str, float] | None:
-        return self.method.refresh(self.model, step=self.step, steps_per_epoch=self.steps_per_epoch)
+    def _refresh(self) -> Mapping[str, float] | None:
+        if self.method.needs_losses and self.step % self.steps_per_epoch == 0:
+            self.settle()  # what the losses decide must not change for a step that is repeated
+        kept_frac = self.method.refresh(
+            self.model, step=self.step, steps_per_epoch=self.steps_per_epoch
+        )
+        is_due = kept_frac is not None or self.step % self.steps_per_epoch == 0
+        if is_due and collective.is_distributed():
+            self._comparison = Comparison(self.model, with_statistics=self.recipe.sync_batchnorm)
+        return kept_frac
+
+
+_BAD = (NonFiniteError, StarvedLayerError, ReplicaError)
+
+
+def _refuse_bad(report: StepReport, batch: Batch, comparison: Comparison | None) -> None:
+    """Raise what a step turns out to be once its figures are read."""
+    if comparison is not None:
+        comparison.refuse()
+    if report.kept_frac is not None:
+        refuse_starved(report.kept_frac)
+    if not (math.isfinite(report.loss) and math.isfinite(report.grad_norm)):
+        raise NonFiniteError(
+            f"step {report.step - 1} (epoch {report.epoch}): loss {report.loss}, gradient norm "
+            f"{report.grad_norm}; stopped before the update: lower lr, or raise temperature",
+            batch=batch,
+            loss=report.loss,
+            grad_norm=report.grad_norm,
+        )
 
 
 def _without_buffer_sync() -> dict[str, Any]:

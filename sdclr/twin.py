@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,9 @@ class Network(nn.Module):
 
 def projection_head(num_features: int, embedding_dim: int, *, depth: int) -> nn.Sequential:
     """Build the published head: `Linear BN ReLU [Linear BN ReLU] Linear(no bias) BN`.
+
+    The published second layer of three has no bias. Here it has one, which the norm behind it takes
+    away again.
 
     Args:
         num_features: width of the backbone's features, and of the hidden layers.
@@ -140,6 +144,8 @@ class Twin(nn.Module):
         for name, weight in self._by_network_name(prunable_weights(network.backbone)).items():
             whole = torch.ones_like(weight, dtype=torch.bool)
             self.masks.register_buffer(name.replace(".", "/"), whole)
+        # A flag on the device: while it is not 0 the masks stay, whatever `refresh_masks` finds.
+        self.keep_masks: Tensor | None = None
 
     def mask_by_weight(self) -> dict[str, Tensor]:
         """Map each weight's name in the network to its boolean mask."""
@@ -148,18 +154,25 @@ class Twin(nn.Module):
     @torch.no_grad()
     def refresh_masks(
         self, rule: prune.PruneRule, generator: torch.Generator | None = None
-    ) -> dict[str, float]:
+    ) -> Mapping[str, float]:
         """Recompute all masks from the live dense weights; returns the fraction kept per layer.
 
+        Nothing waits for a GPU. There the old masks stay as well when a layer would keep nothing;
+        `prune.refuse_starved` says so when the fractions are read.
+
         Raises:
-            StarvedLayerError: a layer would keep nothing; the old masks stay.
+            StarvedLayerError: a layer would keep nothing, on a CPU; the old masks stay.
         """
         weights = self._by_network_name(ranked_weights(self.network.backbone))
         masks = prune.magnitude_masks(weights, rule, generator)
-        kept_frac = prune.kept_fractions(masks)
-        prune.refuse_starved(kept_frac)
+        kept_frac = prune.KeptFractions(masks)
+        stay = (kept_frac.counts_L == 0).any()
+        if not stay.is_cuda:
+            prune.refuse_starved(kept_frac)
+        if self.keep_masks is not None:
+            stay = stay | (self.keep_masks != 0)
         for name, mask in self.mask_by_weight().items():
-            mask.copy_(masks[name])
+            mask.copy_(torch.where(stay, mask, masks[name]))
         return kept_frac
 
     def pruned(self, images_BCHW: Tensor) -> Tensor:

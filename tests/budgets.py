@@ -17,6 +17,8 @@ DEFAULT_S = 20.0
 BUDGETS_S = {
     "tests/test_docs.py": 40.0,
     "tests/test_export.py": 40.0,
+    "tests/test_gpu_benchmarks.py": 60.0,
+    "tests/test_gpu_training.py": 60.0,
     "tests/test_gradcache.py": 40.0,
     "tests/test_ingest.py": 40.0,
     "tests/test_methods.py": 60.0,

@@ -65,11 +65,15 @@ def some_plan(num_images: int = 40, *, num_ranks: int = 1) -> EpochPlan:
     return EpochPlan(num_images=num_images, global_batch=8, drop_last=True, num_ranks=num_ranks)
 
 
-def some_trainer(plan: EpochPlan, *, dtype: torch.dtype = torch.float32, **changes: Any) -> Trainer:
+def some_trainer(
+    plan: EpochPlan, *, dtype: torch.dtype = torch.float32, device: str = "cpu", **changes: Any
+) -> Trainer:
     recipe = replace(RECIPE, **changes)
     network = build_network(
         "resnet8", stem="cifar", head_depth=2, embedding_dim=16, seed=recipe.seed
     )
     needed = method_class(recipe.method).needs_losses
     memory = LossMemory(plan.num_images, momentum=0.5) if needed else None
-    return Trainer(network.to(dtype), recipe, steps_per_epoch=plan.num_steps, memory=memory)
+    return Trainer(
+        network.to(dtype), recipe, steps_per_epoch=plan.num_steps, device=device, memory=memory
+    )

@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 
 from pipeline.config import Config
 from pipeline.config.file import load_config
@@ -26,6 +27,7 @@ from pipeline.train.progress import ProgressView
 from pipeline.train.step_log import MethodLog
 from sdclr import StepReport
 from sdclr.checkup import MIN_STEPS_TO_LEARN
+from sdclr.transfer import HostCopy
 from tests.recipes import some_images, some_plan, some_trainer
 
 CONFIG: Config = load_config(None, ["health.every_epochs=2"])
@@ -76,8 +78,9 @@ def test_a_loss_at_chance_is_an_alarm_once_there_were_steps(tmp_path: Path) -> N
     trainer = some_trainer(some_plan())
     log = HealthLog(CONFIG, "sdclr", trainer, some_images(), run_uri=str(tmp_path))
     batch = CONFIG.train.global_batch
+    figures = HostCopy(torch.tensor([math.log(2 * batch - 1), 1.0]))
     report = StepReport(
-        epoch=0, step=1, loss=math.log(2 * batch - 1), lr=0.1, temperature=0.2, grad_norm=1.0,
+        epoch=0, step=1, figures=figures, lr=0.1, temperature=0.2,
         num_images=batch, wait_s=0.0, kept_frac=None,
     )  # fmt: skip
     for _ in range(3):

@@ -207,6 +207,20 @@ def test_projection_head_as_published(depth: int, num_linear: int) -> None:
         projection_head(64, 128, depth=4)
 
 
+def test_a_bias_in_front_of_a_norm_changes_nothing() -> None:
+    head = projection_head(8, 4, depth=3).double().train()
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    second, last = head[3], head[7]
+    before = head(x)
+    before.square().mul(torch.arange(4) + 1.0).sum().backward()
+    assert second.bias.grad.abs().max() < 1e-9 < second.weight.grad.abs().max()
+    with torch.no_grad():
+        second.bias += 3.0
+        torch.testing.assert_close(head(x), before)
+        last.bias += 3.0  # the control: behind the last norm it counts
+        assert not torch.allclose(head(x), before)
+
+
 def test_seed_decides_the_weights_and_the_process_generator_is_untouched() -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)

@@ -47,6 +47,8 @@ def fail_together(work: Callable[[], T], *, device: torch.device) -> T:
         PipelineError: that of `work`, the same on every rank: of the first that failed.
         ClusterError: another rank failed with something else.
     """
+    if not collective.is_distributed():
+        return work()  # and a GPU is not waited for
     found, error = [], None
     try:
         found.append(work())

@@ -47,13 +47,11 @@ class HealthLog:
         )
         earlier = read_rows(run_uri, HealthRow, method=method)
         self._history: list[Mapping[str, float | None]] = [row.measures for row in earlier]
-        self._losses: deque[float] = deque(maxlen=_NUM_LOSSES)
-        self._temperature = 1.0
+        self._reports: deque[StepReport] = deque(maxlen=_NUM_LOSSES)
 
     def see(self, report: StepReport) -> None:
         """Take note of a step; every step counts."""
-        self._losses.append(report.loss)
-        self._temperature = report.temperature
+        self._reports.append(report)  # its loss may still be on its way from a GPU
 
     def is_due(self) -> bool:
         """Return whether the features are to be looked at between the last step and the next."""
@@ -70,8 +68,8 @@ class HealthLog:
         step = self._trainer.step
         found = alarms(self._history, num_steps=step)
         stuck = loss_alarm(
-            list(self._losses),
-            temperature=self._temperature,
+            [report.loss for report in self._reports],
+            temperature=self._reports[-1].temperature if self._reports else 1.0,
             num_images=self._config.train.global_batch,
             num_steps=step,
         )

@@ -19,7 +19,7 @@ from pipeline.cluster.ranks import on_first_rank
 from pipeline.config import Config
 from pipeline.config.stages import Train
 from pipeline.dataset.manifest import Manifest
-from pipeline.errors import CheckpointError, PipelineError, TrainingError
+from pipeline.errors import CheckpointError, ClusterError, PipelineError, TrainingError
 from pipeline.model import build, checkpoint
 from pipeline.record.gauges import Monitor, run_name
 from pipeline.record.metrics import truncate_metrics
@@ -39,6 +39,7 @@ from sdclr import (
     restore,
 )
 from sdclr.replay import capture_step
+from sdclr.replicas import ReplicaError
 
 CHECKPOINT_TIMEOUT_S = 300.0
 """A checkpoint that takes longer to write is an error."""
@@ -148,10 +149,13 @@ class MethodRun:
         )
         asked = stop is not None and stop.is_asked
         warned = self.notices.is_new(report.step)
-        # Between the epochs' checkpoints rank 0 saves alone: it has all that there is.
-        if self.rank == 0 and (due or asked or warned or self._is_time(writer)):
+        # Between the epochs' checkpoints rank 0 saves alone: it has all that there is. A step that
+        # was not finite is not saved: the next one ends all ranks together.
+        wanted = self.rank == 0 and (due or asked or warned or self._is_time(writer))
+        is_sound = not wanted or self.trainer.is_sound
+        if wanted and is_sound:
             writer.save(capture(self.trainer), measures)
-        if stop is not None and asked:
+        if stop is not None and asked and is_sound:
             writer.wait()
             stop.answer(method=self.method, step=report.step)
             if self.job.is_here:
@@ -240,7 +244,7 @@ class MethodRun:
 
     @contextmanager
     def _evidence(self) -> Iterator[None]:
-        """Keep a step that was not finite: all ranks are in it together."""
+        """Keep a step that was not finite, and name a rank that differs: all ranks do."""
         try:
             yield
         except NonFiniteError as error:
@@ -262,6 +266,14 @@ class MethodRun:
                 where=uri,
                 todo="repeat the step with python -m sdclr.replay and that file; then change keys "
                 "and start a new run; the last checkpoint is kept",
+            ) from error
+        except ReplicaError as error:
+            raise ClusterError(
+                "E-CLUSTER-874",
+                f"the ranks no longer hold the same model: {error}",
+                where=f"{self.job.run_uri}, {self.method}, step {self.trainer.step}",
+                todo="let the workers restart from the last checkpoint; if the same rank fails "
+                "again, take its node out of the cluster and test its memory",
             ) from error
 
     def _is_time(self, writer: CheckpointWriter) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
+from collections.abc import Callable
 
 from pipeline import storage
 from pipeline.config import Config
@@ -10,6 +13,7 @@ from pipeline.record.gauges import Monitor, run_name
 from pipeline.record.metrics import metrics_uri
 from pipeline.record.rows import HealthRow, MaskRow, RestoreRow, Row, StepRow
 from sdclr import StepReport
+from sdclr.transfer import HostCopy
 
 SLOW_S = 20.0
 """There is a line after so long, however few steps were made: the console shows it."""
@@ -37,16 +41,30 @@ class MethodLog:
         self._log = storage.LineLog(metrics_uri(run_uri)) if rank == 0 else None
         self._since_s = time.monotonic()
         self._num_images, self._wait_s = 0, 0.0
+        # Lines whose figures are still on their way from a GPU, in order.
+        self._held: deque[tuple[HostCopy, Callable[[], Row]]] = deque()
+        self._lock = threading.Lock()
 
     def __enter__(self) -> MethodLog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._write_held(wait=True)
         if self._log is not None:
             self._log.close()
 
     def append(self, row: Row) -> None:
-        """Write a line, and hand its numbers to the dashboard."""
+        """Write a line, and hand its numbers to the dashboard; lines before it come first."""
+        self._write_held(wait=True)
+        self._write(row)
+
+    def _write_held(self, *, wait: bool) -> None:
+        """Write the lines that can be written, or wait for the figures of all."""
+        with self._lock:
+            while self._held and (wait or self._held[0][0].is_here):
+                self._write(self._held.popleft()[1]())
+
+    def _write(self, row: Row) -> None:
         if self._log is None:
             return
         self._log.append(row.model_dump())
@@ -62,6 +80,7 @@ class MethodLog:
 
     def flush(self) -> None:
         """Publish the lines so far: a checkpoint must not be ahead of its metrics."""
+        self._write_held(wait=True)
         if self._log is not None:
             self._log.flush()
 
@@ -75,44 +94,50 @@ class MethodLog:
             )
 
     def step(self, report: StepReport) -> None:
-        """Count a step, and write a line if one is due."""
+        """Count a step, and write a line if one is due, as soon as its figures are there."""
         self._num_images += report.num_images
         self._wait_s += report.wait_s
         time_s = time.time()
         if report.kept_frac is not None:
-            self.append(
-                MaskRow(
-                    method=self._method,
-                    epoch=report.epoch,
-                    step=report.step,
-                    prune_ratio=self._config.sdclr.prune_ratio,
-                    kept_frac=report.kept_frac,
-                    time_s=time_s,
-                )
-            )
+            self._held.append((report.figures, lambda: self._mask_row(report, time_s)))
         now_s = time.monotonic()
         is_due = report.step % self._every_steps == 0 or report.step == self._num_steps
-        if not is_due and now_s - self._since_s < SLOW_S:
-            return
-        elapsed_s = max(now_s - self._since_s, 1e-9)
-        wait_frac = min(1.0, self._wait_s / elapsed_s)
-        self._monitor.set("sdclr_data_wait_frac", wait_frac, rank=str(self._rank))
-        self.append(
-            StepRow(
-                method=self._method,
-                seed=self._config.run.seed,
-                epoch=report.epoch,
-                step=report.step,
-                num_steps=self._num_steps,
-                loss=report.loss,
-                lr=report.lr,
-                temperature=report.temperature,
-                grad_norm=report.grad_norm,
-                images_per_s=self._num_images / elapsed_s,
-                data_wait_frac=wait_frac,
-                time_s=time_s,
+        if is_due or now_s - self._since_s >= SLOW_S:
+            elapsed_s = max(now_s - self._since_s, 1e-9)
+            speed, wait_frac = self._num_images / elapsed_s, min(1.0, self._wait_s / elapsed_s)
+            self._monitor.set("sdclr_data_wait_frac", wait_frac, rank=str(self._rank))
+            self._held.append(
+                (report.figures, lambda: self._step_row(report, speed, wait_frac, time_s))
             )
+            if self._log is not None:
+                self._monitor.add("sdclr_images", self._num_images)
+            self._since_s, self._num_images, self._wait_s = now_s, 0, 0.0
+        self._write_held(wait=False)
+
+    def _mask_row(self, report: StepReport, time_s: float) -> MaskRow:
+        return MaskRow(
+            method=self._method,
+            epoch=report.epoch,
+            step=report.step,
+            prune_ratio=self._config.sdclr.prune_ratio,
+            kept_frac=dict(report.kept_frac or {}),
+            time_s=time_s,
         )
-        if self._log is not None:
-            self._monitor.add("sdclr_images", self._num_images)
-        self._since_s, self._num_images, self._wait_s = now_s, 0, 0.0
+
+    def _step_row(
+        self, report: StepReport, images_per_s: float, wait_frac: float, time_s: float
+    ) -> StepRow:
+        return StepRow(
+            method=self._method,
+            seed=self._config.run.seed,
+            epoch=report.epoch,
+            step=report.step,
+            num_steps=self._num_steps,
+            loss=report.loss,
+            lr=report.lr,
+            temperature=report.temperature,
+            grad_norm=report.grad_norm,
+            images_per_s=images_per_s,
+            data_wait_frac=wait_frac,
+            time_s=time_s,
+        )

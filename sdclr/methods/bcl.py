@@ -14,6 +14,7 @@ Shapes: N images in the set, G images in the global batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -60,7 +61,7 @@ class Boosted(Method):
 
     def refresh(
         self, model: nn.Module, *, step: int, steps_per_epoch: int
-    ) -> dict[str, float] | None:
+    ) -> Mapping[str, float] | None:
         """Take the scores at the start of an epoch, and what else the method renews."""
         if step % steps_per_epoch == 0:
             self.scores_N.copy_(memorisation(self.losses.means()))

@@ -5,6 +5,7 @@ Shapes: B images on this rank, N images in the set, D embedding size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class Method:
 
     def refresh(
         self, model: nn.Module, *, step: int, steps_per_epoch: int
-    ) -> dict[str, float] | None:
+    ) -> Mapping[str, float] | None:
         """Renew before a step what is renewed now and then; return the new mask's kept fractions.
 
         A function of the step and of the state at that step: a resume may repeat it.

@@ -6,6 +6,8 @@ often as `Recipe.refresh_epochs` says.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from sdclr.loss_memory import LossMemory
@@ -31,7 +33,7 @@ class SDCLR(Method):
 
     def refresh(
         self, model: nn.Module, *, step: int, steps_per_epoch: int
-    ) -> dict[str, float] | None:
+    ) -> Mapping[str, float] | None:
         """Recompute the masks when it is time.
 
         Raises:
