@@ -21,7 +21,7 @@ from benchmarks import table
 
 _NOT_BENCHMARKS = {
     "__main__", "table", "timing", "published", "gpu", "health_correlation", "sweep_efficiency",
-    "s3_reads", "streamed", "rare_images", "backbones", "two_nodes", "curated",
+    "s3_reads", "streamed", "rare_images", "backbones", "two_nodes", "curated", "paper",
 }  # fmt: skip
 _LIMIT_S = 600
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as driver
-from benchmarks import curated, gpu, vectors
+from benchmarks import curated, vectors
 from benchmarks.table import Row, from_json, heading, render, to_json
 from benchmarks.timing import in_turns, ratios
 from pipeline.curate.selection import multiply_adds
@@ -58,15 +58,6 @@ def test_calls_take_turns_and_the_first_round_does_not_count() -> None:
 @pytest.mark.parametrize("name", driver.names())
 def test_every_benchmark_has_rows(name: str) -> None:
     assert callable(importlib.import_module(f"benchmarks.{name}").rows)
-
-
-def test_the_gpu_script_runs_through_on_a_cpu() -> None:
-    rows = gpu.measure("cpu", small=True)
-    assert [row for row in rows if row.note] == []
-    agreement = [row for row in rows if "differ" in row.name]
-    assert len(agreement) == 3 and all(row.met for row in agreement)
-    shown = {row.name.partition(": ")[2] for row in rows if row.unit == "x"}
-    assert {"float32", "bfloat16", "bfloat16, micro batch of an eighth"} <= shown
 
 
 def test_vectors_on_paper_are_the_multiply_adds_of_docs_scale() -> None:

@@ -13,7 +13,7 @@ from tests.test_docs import make
 MODULES = [
     *sorted((REPO / "pipeline").rglob("*.py")),
     *sorted((REPO / "sdclr").rglob("*.py")),
-    *sorted((REPO / "benchmarks").glob("*.py")),
+    *sorted((REPO / "benchmarks").rglob("*.py")),
     *sorted((REPO / "infra").rglob("*.py")),
     REPO / "docs" / "make.py",
 ]

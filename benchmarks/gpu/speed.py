@@ -1,0 +1,150 @@
+"""Images per second of the whole step in each way to run it, beside the published scheme."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.augment import smooth_images
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.cases import Case, Pictures, batch_of, bound_s, case_of, trainer_of
+from benchmarks.gpu.checks import CEILING, COPY
+from benchmarks.published import PublishedStep
+from sdclr import Trainer, Twin
+
+NUM_LOADERS, AHEAD, SHARED_MEMORY = 16, 2, Path("/dev/shm")
+Way = Callable[[], Trainer]
+
+
+def resnet18(bench: Bench) -> None:
+    """Time ResNet-18 on 32 px."""
+    _speed(bench, case_of("resnet18", small=bench.small))
+
+
+def resnet50(bench: Bench) -> None:
+    """Time ResNet-50 on 224 px."""
+    _speed(bench, case_of("resnet50", small=bench.small))
+
+
+def _speed(bench: Bench, case: Case) -> None:
+    published = {
+        "published, no loaders": lambda: _published(bench, case, with_loaders=False),
+        "published, 16 loaders": lambda: _published(bench, case, with_loaders=True),
+    }
+    for name, time_it in published.items():
+        try:
+            bench.add(f"{case.name}: {name}", [case.batch / s for s in time_it()], "images/s")
+        except Exception as error:  # what has no reference still has a speed
+            bench.failed(f"{case.name}: {name}", error)
+        _clear(bench)
+    work = _flops(bench, case)
+    for name, make in _ways(bench, case).items():
+        if bench.left_s < 10 and not bench.small:
+            bench.add(f"{case.name}: {name}", [], "images/s", note="no time was left")
+            continue
+        try:
+            _time_way(bench, case, name, make, work)
+        except Exception as error:  # one way that fails must not hide the others
+            bench.failed(f"{case.name}: {name}", error)
+        _clear(bench)
+
+
+def _ways(bench: Bench, case: Case) -> dict[str, Way]:
+    """Return the maker of a trainer for each way to run the step, those that compile last."""
+
+    def graphs() -> Trainer:
+        made = trainer_of(case, bench.device, precision="bfloat16")
+        made.model.compile(mode="reduce-overhead")
+        return made
+
+    ways: dict[str, Way] = {
+        "bfloat16": lambda: trainer_of(case, bench.device, precision="bfloat16"),
+        "float32": lambda: trainer_of(case, bench.device),
+        "bfloat16, SimCLR": lambda: trainer_of(
+            case, bench.device, precision="bfloat16", method="simclr"
+        ),
+        "bfloat16, micro batch of an eighth": lambda: trainer_of(
+            case, bench.device, precision="bfloat16", micro_batch=max(3, case.batch // 8)
+        ),
+    }
+    if bench.is_cuda:
+        ways["bfloat16, compiled"] = lambda: trainer_of(
+            case, bench.device, precision="bfloat16", compile=True
+        )
+        ways["bfloat16, compiled, CUDA graphs"] = graphs
+    return ways
+
+
+def _time_way(bench: Bench, case: Case, name: str, make: Way, work: float) -> None:
+    trainer, batch = make(), batch_of(case, bench.device)
+    spent = bench.seconds(lambda: trainer.update(batch))
+    peak = bench.peak_bytes(lambda: trainer.update(batch))
+    views = bench.seconds(lambda: trainer.views(batch), budget_s=2.0)
+    trainer.settle()
+    label = f"{case.name}: {name}"
+    bench.add(label, [case.batch / s for s in spent], "images/s")
+    slow = bench.value(f"{case.name}: published, 16 loaders")
+    if slow is not None:
+        target = case.target if name == "bfloat16" else None
+        ratios = [case.batch / s / slow for s in spent]
+        bench.add(label, ratios, "x", target, versus="published, 16 loaders")
+    ceiling, copy = bench.value(CEILING), bench.value(COPY)
+    if ceiling is not None and copy is not None and "SimCLR" not in name:
+        shares = [100 * work / s / (ceiling * 1e12) for s in spent]
+        bench.add(label, shares, "%", versus=CEILING)
+        least = bound_s(case, flops=ceiling * 1e12, bytes_per_s=copy * 1e9)
+        bench.add(label, [100 * least / s for s in spent], "%", versus="roofline of both ceilings")
+    bench.add(label, [100 * min(views) / min(spent)], "%", 10.0, at_most=True, versus="views")
+    bench.add(label, [peak / 2**30], "GiB", versus="peak memory")
+
+
+def _flops(bench: Bench, case: Case) -> float:
+    """Return the floating-point operations of a joint step."""
+    with FlopCounterMode(display=False) as counter:
+        trainer_of(case, bench.device).update(batch_of(case, bench.device))
+    return float(counter.get_total_flops())
+
+
+def _published(bench: Bench, case: Case, *, with_loaders: bool) -> list[float]:
+    """Time steps of the published scheme; what loaders hold at the start is used up before."""
+    twin = trainer_of(case, bench.device).model
+    assert isinstance(twin, Twin)
+    step = PublishedStep(twin, lr=0.5, momentum=0.9, weight_decay=1e-4, temperature=0.2)
+    if not with_loaders:
+        shape = (case.batch, 3, case.augment.crop_px, case.augment.crop_px)
+        view = torch.rand(shape, device=bench.device)
+        return bench.seconds(lambda: step.step(view, view.flip(3)), budget_s=5.0)
+    workers = 0 if bench.small else NUM_LOADERS
+    needed = workers * AHEAD * 2 * 3 * 4 * case.batch * case.canvas_px**2
+    if workers and shutil.disk_usage(SHARED_MEMORY).free < needed:
+        raise RuntimeError(f"the loaders need {needed / 2**30:.1f} GiB of {SHARED_MEMORY}")
+    pictures = Pictures(smooth_images(case.batch, case.canvas_px), case.augment)
+    loader = iter(
+        DataLoader(
+            pictures,
+            case.batch,
+            num_workers=workers,
+            prefetch_factor=AHEAD if workers else None,
+            pin_memory=bench.is_cuda,
+        )
+    )
+
+    def call() -> None:
+        view1, view2 = (v.to(bench.device, non_blocking=True) for v in next(loader))
+        step.step(view1, view2)
+
+    for _ in range(AHEAD * workers):
+        call()
+    return bench.seconds(call, budget_s=12.0)
+
+
+def _clear(bench: Bench) -> None:
+    gc.collect()
+    if bench.is_cuda:
+        torch.cuda.empty_cache()
