@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +29,8 @@ from pipeline.model import checkpoint
 from pipeline.model.build import new_network
 from pipeline.record.context import RunContext
 from pipeline.record.evaluation import Score
-from sdclr import Network, TrainState
+from pipeline.train.method_run import MethodRun
+from sdclr import Network, TrainState, load_backbone
 from sdclr.backbone import build_backbone
 from sdclr.export import FeatureModel, check_images, exported_program, largest_difference
 from tests import records
@@ -325,3 +327,21 @@ def test_equal_networks_give_equal_weight_files(tmp_path: Path) -> None:
     files = [(tmp_path / n / "backbone.safetensors").read_bytes() for n in ("a", "b")]
     assert files[0] == files[1] and io.BytesIO(files[0]).read(1)
     assert Config().export.formats == ("safetensors", "torch-export")
+
+
+def test_the_weights_that_training_writes_load_without_a_word_about_their_size(
+    tmp_path: Path,
+) -> None:
+    config = load_config(None, ["augment.crop_px=24"])
+    network = new_network(config, "sdclr")
+    run: Any = SimpleNamespace(
+        config=config, manifest=manifest(16, 16), method="sdclr",
+        trainer=SimpleNamespace(step=3, network=network),
+        job=SimpleNamespace(config_hash="c0", run_uri=str(tmp_path)),
+    )  # fmt: skip
+    MethodRun._export(run)
+    file = tmp_path / "models" / "sdclr" / "backbone.safetensors"
+    encoder = load_backbone(file)
+    assert encoder.crop_px == 24
+    found = encoder.network.backbone.state_dict()
+    assert all(torch.equal(found[n], t) for n, t in network.backbone.state_dict().items())

@@ -293,6 +293,7 @@ class MethodRun:
             "architecture": self.config.model.backbone,
             "stem": self.config.model.stem,
             "method": self.method,
+            "crop_px": build.crop_px(self.config, self.manifest),
             "step": self.trainer.step,
             "epochs": self.config.train.epochs,
             "config_hash": self.job.config_hash,
