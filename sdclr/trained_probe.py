@@ -1,4 +1,4 @@
-"""The published linear protocols: a classifier trained on views through the frozen backbone.
+"""A classifier trained on views: through the frozen backbone as published, or fine-tuning it.
 
     min over W, b of  cross_entropy(W f(view(x)) + b, y),   f = dense backbone in evaluation mode
 
@@ -6,6 +6,10 @@
 are neither normalised nor scaled.) The backbone is in evaluation mode, so the features of a view do
 not depend on its batch. After each epoch the classifier is scored on validation features, whose
 images are not augmented; the epoch of the best score is the protocol's.
+
+Fine-tuning minimises the same loss over the weights of f as well, with the settings of Chen et al.
+2020 (SimCLR, appendix B.5). f stays in evaluation mode: norms keep the statistics of pre-training,
+so a batch of a few images does no harm.
 
 Shapes: N labelled images, B images of one step, V validation images, D features, C classes,
 S side of the views in px.
@@ -121,6 +125,11 @@ class ProbeRecipe:
 
 PAPER_LINEAR = ProbeRecipe()
 PAPER_FEWSHOT = ProbeRecipe(epochs=100, milestones=(40, 60))
+# Chen et al. 2020: 0.05 at 256 images a step, no weight decay, 60 epochs of 1 % and 30 of 10 % of
+# the labels. Batches are smaller here, so that a few labels give steps enough; the rate falls in
+# steps, as in the other protocols.
+FINETUNE_FEWSHOT = ProbeRecipe(epochs=60, milestones=(36, 48), batch=32, lr=0.05 * 32 / 256)
+FINETUNE_TENTH = ProbeRecipe(epochs=30, milestones=(18, 24), batch=32, lr=0.05 * 32 / 256)
 
 
 @dataclass(frozen=True)
@@ -152,15 +161,16 @@ def train_probe(
     val: tuple[Tensor, Tensor] | None,
     seed: int,
     device: torch.device | str = "cpu",
+    backbone: nn.Module | None = None,
 ) -> Iterator[ProbeEpoch]:
-    """Train a linear classifier; yields after every epoch.
+    """Train a linear classifier, and the backbone where it is given; yields after every epoch.
 
     The order of an epoch is a function of (seed, epoch), the views of a step of (seed, epoch,
     step), the first weights of the seed.
 
     Args:
-        features: views (B, 3, S, S) to features (B, D) of the frozen backbone, in evaluation mode;
-            called without gradients.
+        features: views (B, 3, S, S) to features (B, D) of the backbone, in evaluation mode; called
+            without gradients while it is frozen.
         images: the labelled images; each batch is moved to `device`.
         labels_N: classes 0..C-1.
         num_features: D.
@@ -171,21 +181,27 @@ def train_probe(
             randomness; None when no epoch is to be chosen.
         seed: see above.
         device: where features are computed and the classifier is trained.
+        backbone: what `features` goes through: its weights are trained in place, at the same
+            learning rate; None = frozen.
 
     Raises:
-        ValueError: numbers of images and labels differ, or a label is out of range.
+        ValueError: numbers of images and labels differ, a label is out of range, or a backbone that
+            is trained comes with `val`, whose features are those of a frozen one.
         FloatingPointError: the loss is not finite.
     """
     if len(images) != len(labels_N) or not len(labels_N):
         raise ValueError(f"{len(images)} images and {len(labels_N)} labels")
     if not 0 <= int(labels_N.min()) <= int(labels_N.max()) < num_classes:
         raise ValueError(f"labels must be in 0..{num_classes - 1}")
+    if backbone is not None and val is not None:
+        raise ValueError("validation features are those of a frozen backbone, not of a trained one")
     classifier = nn.Linear(num_features, num_classes)
     with torch.no_grad():
         classifier.weight.normal_(0, recipe.init_std, generator=torch_generator(seed, "probe"))
         classifier.bias.zero_()
     classifier.to(device)
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=recipe.lr, momentum=recipe.momentum)
+    weights = [*classifier.parameters(), *(() if backbone is None else backbone.parameters())]
+    optimizer = torch.optim.SGD(weights, lr=recipe.lr, momentum=recipe.momentum)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(recipe.milestones), gamma=0.1)
     for epoch in range(recipe.epochs):
         order_N = torch.from_numpy(epoch_order(len(images), seed=seed, epoch=epoch))
@@ -195,6 +211,7 @@ def train_probe(
             pixels_BCHW = images.images_NCHW[rows_B].to(device)
             with torch.no_grad():
                 views_BCSS = view(pixels_BCHW, images.sizes_N2[rows_B], generator)
+            with torch.set_grad_enabled(backbone is not None):
                 features_BD = features(views_BCSS).float()
             loss = F.cross_entropy(classifier(features_BD), labels_N[rows_B].to(device))
             optimizer.zero_grad()

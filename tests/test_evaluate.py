@@ -197,8 +197,9 @@ def test_published_lists_without_a_class_are_refused_by_name() -> None:
 
 def test_sets_that_fit_are_accepted() -> None:
     check_sets(CONFIG, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN))
-    paper = load_config(None, ["evaluate.protocols=[paper-fewshot-last]"])
-    check_sets(paper, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN))
+    for protocol in ("paper-fewshot-last", "finetune-fewshot", "finetune-10pct"):
+        config = load_config(None, [f"evaluate.protocols=[{protocol}]"])
+        check_sets(config, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN))
 
 
 def test_classes_that_nothing_teaches_are_refused_by_name() -> None:

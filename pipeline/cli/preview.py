@@ -231,6 +231,7 @@ _PROTOCOL_TIMES = {
     "cached": "its fits come on top: seconds to minutes on a CPU",
     "knn": "seconds",
     "paper": "trains classifiers on augmented images: hours without a GPU",
+    "finetune": "trains all weights on augmented images: hours without a GPU",
 }
 
 

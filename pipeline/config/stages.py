@@ -17,7 +17,7 @@ else:
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 Protocol = Literal[
     "cached-linear", "cached-fewshot", "knn",
-    "paper-linear", "paper-fewshot", "paper-fewshot-last",
+    "paper-linear", "paper-fewshot", "paper-fewshot-last", "finetune-fewshot", "finetune-10pct",
 ]  # fmt: skip
 MAX_ADAMW_RATE = 0.02
 """AdamW moves every weight by about its learning rate: the rates of SGD are far too high for it."""
@@ -172,7 +172,8 @@ class Evaluate(Section):
     protocols: Annotated[tuple[Protocol, ...], Choices, AfterValidator(without_repeats)] = Field(
         default=("cached-linear", "cached-fewshot", "knn"),
         description="cached-*: on features extracted once; paper-*: as published, trained by SGD "
-        "on augmented images, much slower; docs/evaluation.md explains each",
+        "on augmented images, much slower; finetune-*: all weights are trained; "
+        "docs/evaluation.md explains each",
     )
     split: Literal["test", "val"] = Field(
         default="test", description="labelled set to score on; tune on val, test once"

@@ -146,7 +146,7 @@ def _sets(run: RunContext, protocols: Sequence[str]) -> tuple[str, ...]:
     if not protocols:
         return ()
     names: set[str] = {run.config.evaluate.split, "probe", "fewshot"}
-    if any(protocol in trained.PROTOCOLS for protocol in protocols):
+    if any(protocol.startswith("paper") for protocol in protocols):
         names.add("val")
     have = [str(name) for name in run.manifest.sets]
     return tuple(n for n in ("probe", "fewshot", "val", "test") if n in names and n in have)
@@ -270,15 +270,15 @@ class Scoring:
         with self.clock("decoding"):
             by_sgd = TrainedProbes(
                 self._run, labels_N=labelled.labels_N, num_probe=num_probe, draws=draws,
-                placement=place, console=self._console,
+                test_labels_M=test.labels_N, placement=place, console=self._console,
             )  # fmt: skip
         sources = [model.source for model in self._candidates.models]
-        for group in ("linear", "fewshot"):
-            names = [p for p in published if p.startswith(f"paper-{group}")]
+        for training, protocols in trained.TRAININGS.items():
+            names = [p for p in published if p in protocols]
             if not names:
                 continue
             with self.clock(*names):
-                results = by_sgd.score(sources, group, self._features.get("val"), test)
+                results = by_sgd.score(sources, training, self._features.get("val"), test)
             self._end(
                 {name: self._of_ends(name, results, by_sgd) for name in names},
             )

@@ -1,9 +1,10 @@
-"""The published protocols: one Ray task for each model and draw trains a linear classifier.
+"""Protocols that train on views: one Ray task for each model and draw trains a linear classifier.
 
 The labelled images are read and decoded once and shared through the object store. A task yields
 after every epoch, so progress is shown while it runs. `paper-fewshot` and `paper-fewshot-last` are
 one training: the first takes the epoch that is best on the val set, as the published runs do,
-the second the last one, and so uses no label beyond the few-shot set.
+the second the last one, and so uses no label beyond the few-shot set. `finetune-*` train all
+weights, so the images that are scored are decoded for them too.
 
 Shapes: N labelled images that are trained on, M images that are scored on.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,23 +22,43 @@ from numpy.typing import NDArray
 from pipeline import feed
 from pipeline.cluster.connect import on_nodes_with
 from pipeline.config import Config
+from pipeline.config.stages import NEEDS_VAL
 from pipeline.console import Console
 from pipeline.dataset.manifest import Manifest
 from pipeline.embed.features import Placement, SetFeatures
 from pipeline.errors import ConfigError
-from pipeline.evaluate.probe_task import Labelled, ProbeEnd, ProbeJob, ProbeStep, train_job
+from pipeline.evaluate.probe_task import (
+    Labelled,
+    Pictures,
+    ProbeEnd,
+    ProbeJob,
+    ProbeStep,
+    train_job,
+)
 from pipeline.feed.rows import RowLedger
 from pipeline.model import build
 from pipeline.model.source import ModelSource
 from pipeline.record.context import RunContext
+from sdclr.fewshot import fraction_draws
 from sdclr.trained_probe import (
+    FINETUNE_FEWSHOT,
+    FINETUNE_TENTH,
     PAPER_FEWSHOT,
     PAPER_LINEAR,
     ProbeRecipe,
     ProbeView,
 )
 
-PROTOCOLS = ("paper-linear", "paper-fewshot", "paper-fewshot-last")
+# Training -> the protocols that are read off it.
+TRAININGS = MappingProxyType(
+    {
+        "paper-linear": ("paper-linear",),
+        "paper-fewshot": ("paper-fewshot", "paper-fewshot-last"),
+        "finetune-fewshot": ("finetune-fewshot",),
+        "finetune-10pct": ("finetune-10pct",),
+    }
+)
+PROTOCOLS = tuple(protocol for protocols in TRAININGS.values() for protocol in protocols)
 # Published batch sizes: CIFAR, and ImageNet with random resized crops.
 _PHOTO_BATCH = 512
 _WAIT_S = 5.0
@@ -50,6 +72,7 @@ class TrainedProbes:
         labels_N: of all images with a label, as `labelled_images` orders them.
         num_probe: how many of them are the labelled set.
         draws: rows of them for each few-shot draw.
+        test_labels_M: of the images that are scored.
         placement: of tasks on the cluster.
         console: shows progress.
     """
@@ -61,6 +84,7 @@ class TrainedProbes:
         labels_N: NDArray[np.int64],
         num_probe: int,
         draws: Sequence[NDArray[np.int64]],
+        test_labels_M: NDArray[np.int64],
         placement: Placement,
         console: Console,
     ) -> None:
@@ -68,25 +92,33 @@ class TrainedProbes:
 
         config, manifest = run.config, run.manifest
         self.config, self.config_json, self.manifest = config, run.config_json, manifest
-        self.draws, self.placement, self.console = draws, placement, console
-        everything = "paper-linear" in config.evaluate.protocols
-        self.rows = np.unique(
-            np.concatenate([*draws, np.arange(num_probe)] if everything else draws)
-        )
-        check_fits(config, manifest, len(self.rows))
-        self.num_probe = num_probe
-        images, sizes = _decoded(run, self.rows)
+        self.placement, self.console = placement, console
+        self.draws = _draws(config, labels_N[:num_probe], draws)
+        self.rows = np.unique(np.concatenate([rows for own in self.draws.values() for rows in own]))
+        is_tuned = any(_is_tuned(training) for training in self.draws)
+        check_fits(config, manifest, len(self.rows) + is_tuned * len(test_labels_M))
+        images, sizes = _decoded(run, ("probe", "fewshot"), self.rows)
         self.images = [ray.put(images), ray.put(sizes), ray.put(labels_N[self.rows])]
         self.view = probe_view(config, manifest)
+        self.pictures: Any = None
+        if is_tuned:
+            split = config.evaluate.split
+            found = _decoded(run, (split,), np.arange(len(test_labels_M)))
+            resize_px = build.resize_px(config, manifest)
+            self.pictures = ray.put(Pictures(*found, test_labels_M, self.view.crop_px, resize_px))
 
     def score(
-        self, sources: Sequence[ModelSource], group: str, val: SetFeatures | None, test: SetFeatures
+        self,
+        sources: Sequence[ModelSource],
+        training: str,
+        val: SetFeatures | None,
+        test: SetFeatures,
     ) -> dict[str, list[ProbeEnd]]:
         """Train all classifiers of one kind, in parallel.
 
         Args:
             sources: the models.
-            group: `linear` for one classifier a model, `fewshot` for one a model and draw.
+            training: one of `TRAININGS` whose protocols are configured.
             val: features to choose the epoch on, if there is such a set.
             test: features to score on.
 
@@ -94,13 +126,11 @@ class TrainedProbes:
             Model -> what `train_job` ended with, for each draw, in the order of the draws.
         """
         jobs = [
-            (source.name, number, self._job(source, group, rows))
+            (source.name, number, self._job(source, training, rows, test))
             for source in sources
-            for number, rows in enumerate(
-                [np.arange(self.num_probe)] if group == "linear" else self.draws
-            )
+            for number, rows in enumerate(self.draws[training])
         ]
-        results = self._run(jobs, group, val, test)
+        results = self._run(jobs, training, val, test)
         return {
             source.name: [results[key] for key in sorted(results) if key[0] == source.name]
             for source in sources
@@ -108,25 +138,31 @@ class TrainedProbes:
 
     def note(self, protocol: str, results: Sequence[ProbeEnd]) -> str:
         """Note how many labels were trained on, which views, and how the epoch was chosen."""
-        recipe = _recipe("linear" if protocol == "paper-linear" else "fewshot", self.view)
-        num = self.num_probe if protocol == "paper-linear" else len(self.draws[0])
+        training = next(name for name, own in TRAININGS.items() if protocol in own)
+        recipe = _recipe(training, self.view)
+        num = len(self.draws[training][0])
         per = "" if protocol == "paper-linear" else " per draw"
         flips = " with flips" if self.view.hflip_prob else ""
         chosen = f"last of {recipe.epochs} epochs, no other label"
-        if protocol != "paper-fewshot-last":
+        if _is_tuned(training):
+            chosen = f"all weights trained, {chosen}"
+        elif protocol in NEEDS_VAL:
             best = ", ".join(str(result.best_epoch) for result in results)
             num_val = self.manifest.sets["val"].rows
             chosen = f"epoch {best} of {recipe.epochs} chosen on {num_val} val images"
         return f"{num} labels{per}, {self.view.kind}{flips}, {chosen}"
 
-    def _job(self, source: ModelSource, group: str, rows: NDArray[np.int64]) -> ProbeJob:
+    def _job(
+        self, source: ModelSource, training: str, rows: NDArray[np.int64], test: SetFeatures
+    ) -> ProbeJob:
         return ProbeJob(
             config_json=self.config_json,
             source=source,
             init_from=build.init_uri(self.config),
             rows_n=np.searchsorted(self.rows, rows),
-            recipe=_recipe(group, self.view),
+            recipe=_recipe(training, self.view),
             view=self.view,
+            num_features=test.by_model[source.name].shape[1],
             num_classes=len(self.manifest.class_names or ()),
             device=self.placement.device,
             num_threads=self.placement.num_threads,
@@ -135,7 +171,7 @@ class TrainedProbes:
     def _run(
         self,
         jobs: list[tuple[str, int, ProbeJob]],
-        group: str,
+        training: str,
         val: SetFeatures | None,
         test: SetFeatures,
     ) -> dict[tuple[str, int], ProbeEnd]:
@@ -151,7 +187,9 @@ class TrainedProbes:
             resources=on_nodes_with(self.config.placement.train_resource),
         )
         held = {
-            name: [None if s is None else ray.put(_labelled(s, name)) for s in (val, test)]
+            name: [None, self.pictures]
+            if _is_tuned(training)
+            else [None if s is None else ray.put(_labelled(s, name)) for s in (val, test)]
             for name in {name for name, _, _ in jobs}
         }
         running: dict[Any, tuple[str, int]] = {
@@ -162,7 +200,7 @@ class TrainedProbes:
         total = sum(num_rows.values()) * jobs[0][2].recipe.epochs
         done = 0
         results: dict[tuple[str, int], ProbeEnd] = {}
-        self.console.progress(f"paper-{group}", 0, total)
+        self.console.progress(training, 0, total)
         while running:
             ready: list[Any] = ray.wait(list(running), num_returns=1, timeout=_WAIT_S)[0]
             for stream in ready:
@@ -178,7 +216,7 @@ class TrainedProbes:
                 done += num_rows[key]
                 accuracy = "" if event.val is None else f"  val {100 * event.val:.1f}"
                 extra = f"{key[0]}  epoch {event.epoch}/{jobs[0][2].recipe.epochs}{accuracy}"
-                self.console.progress(f"paper-{group}", done, total, extra=extra)
+                self.console.progress(training, done, total, extra=extra)
         return results
 
 
@@ -214,8 +252,32 @@ def check_fits(config: Config, manifest: Manifest, num_images: int) -> None:
         )
 
 
-def _recipe(group: str, view: ProbeView) -> ProbeRecipe:
-    recipe = PAPER_LINEAR if group == "linear" else PAPER_FEWSHOT
+def _draws(
+    config: Config, labels_N: NDArray[np.int64], fewshot: Sequence[NDArray[np.int64]]
+) -> dict[str, list[NDArray[np.int64]]]:
+    """Return the labelled rows that each configured training takes, one entry a draw."""
+    wanted = config.evaluate.protocols
+    draws = {}
+    for training in (t for t, own in TRAININGS.items() if any(p in wanted for p in own)):
+        if training == "paper-linear":
+            draws[training] = [np.arange(len(labels_N))]
+        elif training == "finetune-10pct":
+            draws[training] = fraction_draws(
+                labels_N, fraction=0.1, num_draws=len(fewshot), seed=config.run.seed
+            )
+        else:
+            draws[training] = list(fewshot)
+    return draws
+
+
+def _is_tuned(training: str) -> bool:
+    return training.startswith("finetune")
+
+
+def _recipe(training: str, view: ProbeView) -> ProbeRecipe:
+    if _is_tuned(training):
+        return FINETUNE_FEWSHOT if training == "finetune-fewshot" else FINETUNE_TENTH
+    recipe = PAPER_LINEAR if training == "paper-linear" else PAPER_FEWSHOT
     return recipe if view.kind == "padded-crop" else replace(recipe, batch=_PHOTO_BATCH)
 
 
@@ -224,16 +286,16 @@ def _labelled(found: SetFeatures, model: str) -> Labelled:
 
 
 def _decoded(
-    run: RunContext, rows: NDArray[np.int64]
+    run: RunContext, set_names: Sequence[str], rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return canvases (N, 3, H, W) uint8 and sizes (N, 2) of ascending labelled rows."""
+    """Return canvases (N, 3, H, W) uint8 and sizes (N, 2) of ascending rows of sets together."""
     height_px, width_px = feed.canvas_size(run.config, run.manifest)
     images = np.empty((len(rows), 3, height_px, width_px), np.uint8)
     sizes = np.empty((len(rows), 2), np.int64)
-    ledger = RowLedger(f"data set {run.manifest.name}, labelled images", len(rows))
+    ledger = RowLedger(f"data set {run.manifest.name}, {' and '.join(set_names)}", len(rows))
     first_row = 0
     for name, info in run.manifest.sets.items():
-        if str(name) not in ("probe", "fewshot"):
+        if str(name) not in set_names:
             continue
         decoded = feed.decoded_rows(run.config, run.data_uri, run.manifest, name)
         for batch in decoded.iter_batches(batch_size=None, batch_format="numpy"):
