@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.config.data import Data
 from pipeline.errors import DataError
-from pipeline.ingest.sources.splits import hold_out, read_index, row_order, shard_order
+from pipeline.ingest.sources.splits import hold_out, long_tail, read_index, row_order, shard_order
 from pipeline.ingest.streams import Stream, generator
 from sdclr import fewshot, longtail
 from tests.refusals import raises
@@ -52,6 +53,28 @@ def test_every_stream_has_a_number_of_its_own() -> None:
     assert len(draws) == len(ours)
     with pytest.raises(ValueError, match="duplicate"):
         unique(IntEnum("Twice", {"A": 104, "B": 104}))
+
+
+def test_the_balanced_twin_has_the_size_of_the_long_tail() -> None:
+    labels = np.repeat(np.arange(10), 5000)
+    pool = np.arange(len(labels))
+
+    def counts(seed: int = 0, **keys: object) -> list[int]:
+        data = Data(source="cifar10", path="x", num_max=4500, split_seed=seed, **keys)
+        rows = long_tail(labels, pool, num_classes=10, data=data)
+        assert (np.diff(rows) > 0).all()
+        return np.bincount(labels[rows], minlength=10).tolist()
+
+    # The published sizes: 11,165 and, balanced, 11,160 images.
+    assert sum(counts(imbalance_ratio=100)) == 11_165
+    assert counts(imbalance_ratio=100, balanced_twin=True) == [1116] * 10
+    with raises("E-CONFIG-861"):
+        counts(balanced_twin=True)
+    # A class that is too small for its share is refused as in the long tail.
+    small = pool[(labels > 0) | (pool < 1000)]
+    data = Data(source="cifar10", path="x", num_max=4500, imbalance_ratio=100, balanced_twin=True)
+    with raises("E-DATA-070"):
+        long_tail(labels, small, num_classes=10, data=data)
 
 
 def test_row_order_is_a_permutation_of_its_own_for_each_set() -> None:

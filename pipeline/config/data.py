@@ -55,6 +55,11 @@ class Data(Section):
     profile: Literal["exponential", "pareto"] = Field(
         default="exponential", description="how class counts fall from the first to the last rank"
     )
+    balanced_twin: bool = Field(
+        default=False,
+        description="draw as many images of every class instead, as many in all as the long tail "
+        "would have; what it trains shows whether there is a deficit of rare classes to repair",
+    )
     split_seed: int = Field(
         default=0, ge=0, lt=2**31, description="draws the order of classes and their images"
     )

@@ -234,15 +234,24 @@ def long_tail(labels: Indices, pool: Indices, *, num_classes: int, data: Data) -
     """Return sorted indices of the long-tailed subset of `pool` that `data` configures.
 
     `pool` is sorted. All of it when no imbalance is drawn. Without `num_max` the head gets as
-    many images as the classes allow at their ranks.
+    many images as the classes allow at their ranks. The balanced twin has as many images of every
+    class, and as many in all but for the rest of the division.
 
     Raises:
+        ConfigError: a balanced twin is asked for where no long tail is drawn.
         DataError: the classes are too small for the profile.
     """
     from sdclr import longtail  # imports torch, which the processes that decode must not
 
     ratio = data.drawn_imbalance
     if ratio is None:
+        if data.balanced_twin:
+            raise ConfigError(
+                "E-CONFIG-861",
+                "a balanced twin is that of a long tail, and none is drawn",
+                where="data.balanced_twin",
+                todo="set data.imbalance_ratio, or name the images of the twin in a list",
+            )
         return pool
     profile = {"exponential": longtail.exponential_counts, "pareto": longtail.pareto_counts}
 
@@ -259,6 +268,8 @@ def long_tail(labels: Indices, pool: Indices, *, num_classes: int, data: Data) -
         low, high = (middle, high) if feasible else (low, middle - 1)
     try:
         wanted = counts(data.num_max if data.num_max is not None else low)
+        if data.balanced_twin:
+            wanted = [sum(wanted) // num_classes] * num_classes
         chosen = longtail.long_tail_split(labels[pool], counts_by_rank=wanted, seed=data.split_seed)
     except ValueError as error:
         raise DataError(
