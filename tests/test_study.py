@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,14 @@ from pipeline.cli.command_line import parse
 from pipeline.cli.study import reproduce
 from pipeline.config.study import load_study, shipped_studies
 from pipeline.console import Console
+from pipeline.evaluate.comparison import gaps_closed
 from pipeline.evaluate.study import rare_found, study_scores
+from pipeline.ingest.plan import dry_run
 from pipeline.record.aggregate import MeanDifference, MeanScore
-from pipeline.record.study import RareFound, StudyRecord, StudyRun
+from pipeline.record.study import GapClosed, RareFound, StudyRecord, StudyRun
 from pipeline.record.study_text import markdown, sentences
-from sdclr.groups import Groups, group_scores
+from pipeline.report.study_page import render
+from sdclr.groups import Groups, GroupScores, group_scores
 from tests import records
 from tests.conftest import REPO
 from tests.refusals import raises
@@ -58,19 +64,56 @@ def runs(tmp_path: Path) -> list[StudyRun]:
     return [a_run(tmp_path, arm, seed) for seed in SEEDS for arm in ARMS]
 
 
+PUBLISHED = ("cifar10-lt", "cifar100-lt", "imagenet100-lt", "imagenet-lt", "places-lt")
+
+
 def test_the_shipped_studies_have_runs_of_valid_configurations() -> None:
-    assert "demo" in shipped_studies()
+    assert {"demo", "ablation", *PUBLISHED} == set(shipped_studies())
     for name in shipped_studies():
         study = load_study(name)
-        trainings = study.trainings()
+        trainings = study.trainings(tuple(f"{place}=/some/{place}" for place in study.places))
         assert len(trainings) == len(study.seeds) * len(study.arms)
         assert [t.seed for t in trainings[: len(study.arms)]] == [study.seeds[0]] * len(study.arms)
-        assert all(t.config.run.seed == t.config.data.split_seed == t.seed for t in trainings)
+        assert all(t.config.run.seed == t.seed for t in trainings)
+        drawn = name in ("demo", "ablation") or name.startswith("cifar")
+        assert all(t.config.data.split_seed == (t.seed if drawn else 0) for t in trainings)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_study_asks_for_its_places_before_anything_else(name: str) -> None:
+    for words, missing in (([], "data=FOLDER lists=FOLDER"), (["data=x"], "lists=FOLDER"),
+                           (["data=x", "lists="], "lists=FOLDER")):  # fmt: skip
+        with raises("E-CONFIG-860", name, missing):
+            reproduce(parse(["reproduce", name, *words, "--dry-run"]), Console())
+
+
+def test_places_and_seeds_are_put_into_keys_whatever_characters_they_hold() -> None:
+    lists = '/l "x", {a: 1} é'
+    first, twin, second, *_ = load_study("cifar10-lt").trainings(("data=/d", f"lists={lists}"))
+    folder = f"{lists}/cifar10_imbSub_with_subsets"
+    assert first.config.data.path == "/d"
+    assert first.config.data.sets.pretrain == f"{folder}/split1_D_i.npy"
+    assert twin.config.data.sets.pretrain == f"{folder}/split1_D_b.npy"
+    assert second.config.data.sets.fewshot == (f"{folder}/split2_S_b.npy",)
+    assert twin.config.train.methods == ("simclr",) and "bcl-d" in first.config.train.methods
+    with raises("E-CONFIG-722", "data.path"):
+        reproduce(parse(["reproduce", "cifar10-lt", "data=x", "lists=y", "data.path=z"]), Console())
+
+
+def test_the_time_of_what_is_left_is_shown_before_it_starts(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    words = [f"run.root={tmp_path}/runs", f"data.root={tmp_path}/data", "--dry-run"]
+    reproduce(parse(["reproduce", "demo", *words]), Console(stream))
+    (line,) = [text for text in stream.getvalue().splitlines() if "runs to train" in text]
+    trainings = load_study("demo").trainings()
+    images = [dry_run(t.config).sets["pretrain"].rows for t in trainings]
+    steps = [100 * (rows // 128) * len(t.config.train.methods)
+             for rows, t in zip(images, trainings, strict=True)]  # fmt: skip
+    assert "6 runs to train" in line and f"{sum(steps)} steps" in line
+    assert "of training on this machine" in line
 
 
 def test_the_balanced_twin_of_the_demo_has_the_size_of_the_long_tailed_set() -> None:
-    from pipeline.ingest.plan import dry_run
-
     sizes = {}
     for training in load_study("demo").trainings()[:2]:
         counts = dry_run(training.config).sets["pretrain"].class_counts
@@ -89,6 +132,8 @@ def test_the_balanced_twin_of_the_demo_has_the_size_of_the_long_tailed_set() -> 
         ("config: demo.yaml\nseeds: []\narms: {a: []}\n", "seeds"),
         ("config: demo.yaml\nseeds: [x]\narms: {a: []}\n", "seeds.0"),
         ("config: demo.yaml\nseeds: [1]\narms: {a: [epochs]}\n", "arms.a.0"),
+        ("config: demo.yaml\nseeds: [1]\narms: {a: [], b: []}\ntwin: a\n", "twin"),
+        ("config: demo.yaml\nseeds: [1]\narms: {a: []}\nplaces: {data.path: x}\n", "places"),
         ("seeds: [1]\narms: {a: []}\n", "config"),
         ("- 1\n", "study_small.yaml"),
         ("a: [\n", "line"),
@@ -176,6 +221,41 @@ def test_the_spread_of_groups_over_draws_is_not_made_up(runs: list[StudyRun]) ->
         assert (score.std is None) == drawn, score
 
 
+def some_scores(stds: list[float]) -> dict[Hashable, GroupScores]:
+    return {seed: GroupScores(0.9, 0.8, 0.7, std, 0.8) for seed, std in enumerate(stds)}
+
+
+def test_the_gap_that_a_method_closes_has_its_closed_form() -> None:
+    table = {
+        ("knn", "sdclr"): some_scores([0.06, 0.08, 0.07]),
+        ("knn", "simclr"): some_scores([0.10, 0.11, 0.12]),
+        ("knn", "simclr, even"): some_scores([0.04, 0.05, 0.06]),
+    }
+    (found,) = gaps_closed(table, base="simclr", twin="simclr, even")
+    assert (found.model, found.base, found.n) == ("sdclr", "simclr", 3)
+    assert found.gap == pytest.approx(0.06) and found.gap_half == pytest.approx(0, abs=1e-9)
+    assert found.closed == pytest.approx((0.11 - 0.07) / 0.06)
+    # Without a gap that the seeds can show there is nothing to close, nor with a single seed.
+    table["knn", "simclr, even"] = some_scores([0.10, 0.13, 0.09])
+    (none,) = gaps_closed(table, base="simclr", twin="simclr, even")
+    assert none.closed is None and none.gap_half is not None and none.gap_half > abs(none.gap)
+    one = {name: some_scores([std]) for name, std in zip(table, (0.06, 0.1, 0.04), strict=True)}
+    assert [g.closed for g in gaps_closed(one, base="simclr", twin="simclr, even")] == [None]
+    # A protocol whose STD was not measured for the twin has no gap.
+    table["knn", "simclr, even"] = some_scores([math.nan] * 3)
+    assert gaps_closed(table, base="simclr", twin="simclr, even") == ()
+
+
+def test_the_gaps_of_a_study_are_those_of_its_twin(runs: list[StudyRun]) -> None:
+    assert study_scores(runs).gaps == ()
+    found = study_scores(runs, "even").gaps
+    assert {(g.model, g.base) for g in found} == {("sdclr", "simclr")}
+    # Several draws leave no STD of the twin.
+    assert "knn-k20" in {g.protocol for g in found} and "cached-fewshot" not in {
+        g.protocol for g in found
+    }
+
+
 def test_rare_images_are_averaged_over_the_rankings(runs: list[StudyRun]) -> None:
     found = rare_found([run for run in runs if run.arm == "long"])
     assert found and all(row.n == 2 for row in found)
@@ -214,6 +294,11 @@ def a_record(few: float, half: float | None) -> StudyRecord:
         name="x", title="a title", command="run.py reproduce x", scored_on="test", wall_s=60.0,
         runs=(StudyRun(arm="a", seed=1, uri="runs/x"),), scores=(score,),
         differences=tuple(differences), rare=tuple(rare),
+        gaps=tuple(
+            GapClosed(protocol=p, model="sdclr", base="simclr", n=3, gap=0.06, gap_half=0.02,
+                      closed=c)
+            for p, c in (("knn-k20", 0.42), ("cached-linear", None))
+        ),
     )  # fmt: skip
 
 
@@ -229,8 +314,40 @@ def test_the_verdict_follows_the_interval(
 
 def test_the_text_has_every_number_once_said(tmp_path: Path) -> None:
     text = markdown(a_record(0.05, 0.01))
-    for fact in ("a title", "70.0", "+5.0 ± 1.0 *", "33 ± 10 %", "3 %", "0.950 ± 0.020", "run.py"):
+    for fact in (
+        "a title",
+        "70.0",
+        "+5.0 ± 1.0 *",
+        "33 ± 10 %",
+        "3 %",
+        "0.950 ± 0.020",
+        "run.py",
+        "+6.0 ± 2.0 *",
+        "42 %",
+        "no gap to close",
+    ):
         assert fact in text, fact
+
+
+def test_the_page_says_the_same_and_links_to_the_runs(tmp_path: Path) -> None:
+    record = a_record(0.05, 0.01).model_copy(
+        update={
+            "title": "<b>birds</b>",
+            "runs": tuple(
+                StudyRun(arm=arm, seed=seed, uri=f"{tmp_path}/runs/{arm}-{seed}")
+                for seed in (1, 2)
+                for arm in ("a", "b")
+            ),
+        }
+    )
+    html = render(record, f"{tmp_path}/runs/study-x")
+    for fact in ("70.0", "+5.0 ± 1.0 *", "42 %", "no gap to close", record.command,
+                 'href="../b-2/report.html">seed 2, b<', "&lt;b&gt;birds"):  # fmt: skip
+        assert fact in html, fact
+    assert "<b>birds" not in html and "<script" not in html
+    for sentence in sentences(record):
+        assert sentence in html
+    assert html.count("href=") == 4
 
 
 @pytest.mark.slow
@@ -262,7 +379,8 @@ def test_a_study_ends_in_its_table_and_resumes_without_training_again(
     record = StudyRecord.read(str(record_file))
     assert [(r.arm, r.seed) for r in record.runs] == [(a, s) for s in (5, 6) for a in ARMS]
     assert {s.model for s in record.scores} == {"sdclr", "simclr", "untrained", "simclr, even"}
-    assert record.rare and "no difference" in first
+    assert record.rare and "no difference" in first and "of training on this machine" in first
+    assert (record_file.parent / "study.html").exists()
     trained = {r.uri: (Path(r.uri) / "metrics.jsonl").stat().st_mtime_ns for r in record.runs}
     (Path(record.runs[3].uri) / "evaluation.json").unlink()  # as if it had been interrupted
     second = run()

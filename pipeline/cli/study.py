@@ -2,6 +2,7 @@
 
     STUDY/study.json   what the runs say together
     STUDY/study.md     the same as text
+    STUDY/study.html   the same as a page, with links to the runs
 
 STUDY is `<run.root>/study-<name>-<hash of its runs>`. Each run is an ordinary one, in a folder of
 its own. The same command resumes the study: complete runs are kept, an interrupted one resumes.
@@ -17,7 +18,9 @@ from contextlib import ExitStack
 from pipeline import storage
 from pipeline.cli.command_line import Command
 from pipeline.cli.preview import preview
+from pipeline.cluster.auto import settled_here
 from pipeline.cluster.connect import connected
+from pipeline.config import Config
 from pipeline.config.file import config_hash
 from pipeline.config.study import Study, Training, load_study
 from pipeline.console import Console, duration, program
@@ -40,9 +43,9 @@ def reproduce(command: Command, console: Console) -> None:
     if command.dry_run:
         _preview(command, study, trainings, console)
         return
-    _refuse_unlabelled(trainings)
     began_s, runs = time.monotonic(), []
     console.stage("study", f"{study.title}: {len(trainings)} runs, {_seeds(study)}")
+    _estimate(trainings, console)
     with ExitStack() as stack:
         stack.enter_context(connected())  # once for all runs
         for number, training in enumerate(trainings, 1):
@@ -58,8 +61,8 @@ def reproduce(command: Command, console: Console) -> None:
 def _study(command: Command) -> Study:
     assert command.study is not None
     study = load_study(command.study)
-    words = [*study.keys, *(key for arm in study.arms for key in arm.keys)]
-    own = {"run.seed", "data.split_seed", *(word.partition("=")[0] for word in words)}
+    keys = [*study.keys, *(key for arm in study.arms for key in arm.keys)]
+    own = {"run.seed", "data.split_seed", *(key.partition("=")[0] for key in keys)}
     taken = [word for word in command.overrides if word.partition("=")[0] in own]
     if taken:
         raise ConfigError(
@@ -71,12 +74,40 @@ def _study(command: Command) -> Study:
     return study
 
 
-def _refuse_unlabelled(trainings: tuple[Training, ...]) -> None:
-    """Refuse, before anything is trained, images whose runs would have no score to compare."""
-    from pipeline.ingest.plan import dry_run
+def _estimate(trainings: tuple[Training, ...], console: Console) -> None:
+    """Show how long the trainings that are left would take here, from a few steps.
 
-    first = trainings[0].config
-    if dry_run(first).class_names is None:
+    Raises:
+        ConfigError: the images have no labels, so that the runs would have no score to compare.
+    """
+    from pipeline import feed
+    from pipeline.cli.timing import measure
+    from pipeline.ingest.plan import dry_run
+    from pipeline.model import build
+
+    left = [training for training in trainings if _status(_folder(training)) not in _ENDED]
+    plans = {t.arm.name: dry_run(t.config) for t in reversed(left)}
+    if not plans:
+        return
+    first = left[0].config
+    _refuse_unlabelled(first, plans[left[0].arm.name].class_names)
+    steps = sum(
+        feed.epoch_plan(t.config, plans[t.arm.name].manifest).num_steps
+        * t.config.train.epochs
+        * len(t.config.train.methods)
+        for t in left
+    )
+    crop_px = build.crop_px(first, plans[left[0].arm.name].manifest)
+    timing = measure(settled_here(first), crop_px, where=_folder(left[0]))
+    console.stage(
+        "study",
+        f"{len(left)} runs to train, {steps} steps: about {duration(steps * timing.step_s)} of "
+        f"training on this machine ({timing.device}), and the scores on top",
+    )
+
+
+def _refuse_unlabelled(first: Config, class_names: tuple[str, ...] | None) -> None:
+    if class_names is None:
         raise ConfigError(
             "E-CONFIG-724",
             "the images have no labels, so the runs of a study have no scores to compare",
@@ -94,7 +125,7 @@ def _preview(
     command: Command, study: Study, trainings: tuple[Training, ...], console: Console
 ) -> None:
     console.stage("study", f"{study.title}: {len(trainings)} runs, {_seeds(study)}")
-    _refuse_unlabelled(trainings)
+    _estimate(trainings, console)
     for training in trainings:
         uri = _folder(training)
         state = "is complete and will be kept" if _status(uri) in _ENDED else "will be trained"
@@ -148,9 +179,10 @@ def _end(command: Command, study: Study, runs: tuple[StudyRun, ...], console: Co
     from pipeline.evaluate.study import rare_found, study_scores
     from pipeline.record.study_text import markdown, show_study
     from pipeline.report.comparison import write_comparison
+    from pipeline.report.study_page import render
 
     first = [run.uri for run in runs if run.arm == study.arms[0].name]
-    scores = study_scores(runs)
+    scores = study_scores(runs, study.twin)
     words = ["reproduce", str(command.study), *command.overrides]
     record = StudyRecord(
         name=study.name,
@@ -160,6 +192,7 @@ def _end(command: Command, study: Study, runs: tuple[StudyRun, ...], console: Co
         scored_on=scores.scored_on,
         scores=scores.scores,
         differences=scores.differences,
+        gaps=scores.gaps,
         rare=rare_found(runs),
         wall_s=sum(sum(read_run(run.uri).timings_s.values()) for run in runs),
     )
@@ -168,7 +201,10 @@ def _end(command: Command, study: Study, runs: tuple[StudyRun, ...], console: Co
     folder = storage.join(root, f"study-{study.name}-{digest}")
     record.write(storage.join(folder, "study.json"))
     storage.write_bytes(storage.join(folder, "study.md"), markdown(record).encode())
+    page = storage.join(folder, "study.html")
+    storage.write_bytes(page, render(record, folder).encode())
     show_study(console, record)
     console.stage("study", f"record: {folder}")
     if len(first) > 1:
-        console.stage("study", f"page: {write_comparison(first, root)}")
+        console.stage("study", f"comparison of the first arm: {write_comparison(first, root)}")
+    console.stage("study", f"page: {page}")

@@ -6,19 +6,32 @@
     keys: [train.epochs=100]          # of all runs; may be left out
     arms:                             # name -> keys; the first arm is the one that is asked about
       long-tailed: []
-      balanced twin: [data.imbalance_ratio=1, "train.methods=[simclr]"]
+      balanced twin: [data.balanced_twin=true, "train.methods=[simclr]"]
+    twin: balanced twin               # the arm of a balanced set of the same size, if there is one
     mine: true                        # rank the images of each run of the first arm as well
+    places:                           # words that the user has to give, `data=FOLDER`
+      data: the folder that holds cifar-10-batches-py
 
-The file is YAML; unknown keys are refused.
+`{seed}` in a key is the seed of the run, `{data}` what the user gave as `data`. The file is YAML;
+unknown keys are refused.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.config import Config
 from pipeline.config.file import SHIPPED, load_config, text_of
@@ -41,6 +54,14 @@ class _File(BaseModel):
     keys: list[Key] = Field(default=[])
     arms: dict[Name, list[Key]] = Field(min_length=1)
     mine: bool = False
+    twin: Name | None = None
+    places: dict[Annotated[str, Field(pattern=r"^[a-z]+$")], Name] = Field(default={})
+
+    @model_validator(mode="after")
+    def _twin_is_an_arm(self) -> Self:
+        if self.twin is not None and self.twin not in list(self.arms)[1:]:
+            raise ValueError(f"twin names no later arm: {self.twin}")
+        return self
 
     @field_validator("seeds")
     @classmethod
@@ -77,6 +98,8 @@ class Study:
         config_file: of all runs.
         keys: of all runs, before those of an arm.
         mine: whether the runs of the first arm rank their images.
+        twin: the arm of the balanced twin, if there is one.
+        places: words that the user has to give, and what each is.
     """
 
     name: str
@@ -86,24 +109,55 @@ class Study:
     keys: tuple[str, ...]
     arms: tuple[Arm, ...]
     mine: bool
+    twin: str | None
+    places: Mapping[str, str]
 
-    def trainings(self, overrides: tuple[str, ...] = ()) -> tuple[Training, ...]:
+    def trainings(self, words: tuple[str, ...] = ()) -> tuple[Training, ...]:
         """Return the runs, seed by seed, so that a first comparison is there early.
 
         Args:
-            overrides: keys of all runs, after those of the arms.
+            words: the places, as `data=FOLDER`, and keys of all runs, after those of the arms.
 
         Raises:
-            ConfigError: a key is wrong, or is set by the study.
+            ConfigError: a place is missing, or a key is wrong or is set by the study.
         """
+        given, overrides = self._given(words)
         runs = []
         for seed in self.seeds:
             for arm in self.arms:
-                seeds = (f"run.seed={seed}", f"data.split_seed={seed}")
-                words = (*seeds, *self.keys, *arm.keys, *overrides)
+                values = {**given, "seed": str(seed)}
+                own = [_filled(key, values) for key in (*self.keys, *arm.keys)]
+                names = {key.partition("=")[0] for key in own}
+                seeds = [
+                    f"{key}={seed}" for key in ("run.seed", "data.split_seed") if key not in names
+                ]
+                words = (*seeds, *own, *overrides)
                 config = load_config(self.config_file, words)
                 runs.append(Training(arm, seed, words, config))
         return tuple(runs)
+
+    def _given(self, words: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Return the places among the words, and the others."""
+        pairs = [word.partition("=") for word in words]
+        given = {name: place for name, _, place in pairs if name in self.places and place}
+        missing = [name for name in self.places if name not in given]
+        if missing:
+            needs = "; ".join(f"{name} is {self.places[name]}" for name in missing)
+            raise ConfigError(
+                "E-CONFIG-860",
+                f"the study {self.name} needs a place that is not given: {needs}",
+                where=f"reproduce {self.name}",
+                todo=f"add {' '.join(f'{name}=FOLDER' for name in missing)}",
+            )
+        others = [w for w, pair in zip(words, pairs, strict=True) if pair[0] not in self.places]
+        return given, tuple(others)
+
+
+def _filled(key: str, values: Mapping[str, str]) -> str:
+    """Put values, escaped as in double quotes of YAML, in place of their names in braces."""
+    for name, value in values.items():
+        key = key.replace("{" + name + "}", json.dumps(value, ensure_ascii=False)[1:-1])
+    return key
 
 
 def shipped_studies() -> list[str]:
@@ -148,6 +202,8 @@ def load_study(name: str) -> Study:
         keys=tuple(file.keys),
         arms=tuple(Arm(arm, tuple(keys)) for arm, keys in file.arms.items()),
         mine=file.mine,
+        twin=file.twin,
+        places=file.places,
     )
 
 

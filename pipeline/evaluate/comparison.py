@@ -23,6 +23,7 @@ from pipeline.errors import DataError
 from pipeline.evaluate.score import fields_of, values_of
 from pipeline.record.aggregate import MeanDifference
 from pipeline.record.evaluation import METRICS, Evaluation, GroupValues
+from pipeline.record.study import GapClosed
 from sdclr.groups import GroupScores, mean_scores
 
 # The 0.975 quantile of Student's t for 1 to 30 degrees of freedom, three decimals.
@@ -57,6 +58,42 @@ def method_differences(table: Table) -> tuple[MeanDifference, ...]:
                 **fields_of(paired.mean),
                 spread=values_of(paired.spread),
                 half_width=values_of(paired.half_width),
+            )
+        )
+    return tuple(found)
+
+
+def gaps_closed(table: Table, *, base: str, twin: str) -> tuple[GapClosed, ...]:
+    """Return what part of the gap in STD to the balanced twin each other method closes.
+
+    Protocols in which STD was not measured for all three are left out.
+
+    Args:
+        table: see above.
+        base: name of a method on the long-tailed set.
+        twin: name of the same method on the balanced twin.
+    """
+    found = []
+    for protocol, model in table:
+        rows = [table.get((protocol, name), {}) for name in (base, twin, model)]
+        pairs = [pair for pair in rows[0] if all(pair in row for row in rows)]
+        if model in (base, twin) or not pairs:
+            continue
+        base_n, twin_n, model_n = ([row[pair] for pair in pairs] for row in rows)
+        gap, change = paired_difference(base_n, twin_n), paired_difference(base_n, model_n)
+        if not math.isfinite(gap.mean.std + change.mean.std):
+            continue
+        half = None if gap.half_width is None else gap.half_width.std
+        is_there = half is not None and gap.mean.std > half
+        found.append(
+            GapClosed(
+                protocol=protocol,
+                model=model,
+                base=base,
+                n=len(pairs),
+                gap=gap.mean.std,
+                gap_half=half,
+                closed=change.mean.std / gap.mean.std if is_there else None,
             )
         )
     return tuple(found)

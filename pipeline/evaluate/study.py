@@ -15,7 +15,9 @@ from statistics import fmean, stdev
 from pipeline import storage
 from pipeline.evaluate.aggregate import mean_entry
 from pipeline.evaluate.comparison import (
+    Table,
     check_same_classes,
+    gaps_closed,
     group_scores_of,
     half_width,
     method_differences,
@@ -25,7 +27,7 @@ from pipeline.model.source import UNTRAINED
 from pipeline.record.aggregate import MeanDifference, MeanScore
 from pipeline.record.evaluation import Evaluation, Score
 from pipeline.record.mining import Mining, ScoreFound
-from pipeline.record.study import RareFound, StudyRun
+from pipeline.record.study import GapClosed, RareFound, StudyRun
 from sdclr.groups import Groups, GroupScores, group_scores
 
 NUM_RAREST = 12
@@ -39,10 +41,15 @@ class StudyScores:
     scored_on: str
     scores: tuple[MeanScore, ...]
     differences: tuple[MeanDifference, ...]
+    gaps: tuple[GapClosed, ...]
 
 
-def study_scores(runs: Sequence[StudyRun]) -> StudyScores:
+def study_scores(runs: Sequence[StudyRun], twin: str | None = None) -> StudyScores:
     """Average the evaluations of a study's runs; models of later arms are `model, arm`.
+
+    Args:
+        runs: of the study.
+        twin: the arm of the balanced twin, if there is one.
 
     Raises:
         DataError: a run has no evaluation, or the runs are about different classes.
@@ -66,7 +73,22 @@ def study_scores(runs: Sequence[StudyRun]) -> StudyScores:
         scored_on=found[0][1].scored_on,
         scores=tuple(mean_entry(*name, list(scores.values())) for name, scores in table.items()),
         differences=method_differences(table),
+        gaps=_gaps(table, twin),
     )
+
+
+def _gaps(table: Table, twin: str | None) -> tuple[GapClosed, ...]:
+    """Return the gaps of the methods of the first arm; the twin's first method is the base."""
+    of_twin = [name for _, name in table if twin is not None and name.endswith(f", {twin}")]
+    if not of_twin:
+        return ()
+    base = of_twin[0].removesuffix(f", {twin}")
+    own = {
+        key: scores
+        for key, scores in table.items()
+        if key[1] == of_twin[0] or ("," not in key[1] and key[1] != UNTRAINED)
+    }
+    return gaps_closed(own, base=base, twin=of_twin[0])
 
 
 def rare_found(runs: Sequence[StudyRun]) -> tuple[RareFound, ...]:

@@ -39,6 +39,28 @@ class RareFound(Part):
     base_rate: float
 
 
+class GapClosed(Part):
+    """The part of the gap between a long-tailed and a balanced set that one method closes.
+
+    The gap is the STD of the base method on the long-tailed set less its STD on the twin, and
+
+        closed = (STD of the base - STD of the method, both long-tailed) / gap,   means over n pairs
+
+    Args:
+        base: the method that was trained on the twin too.
+        gap: see above; gap_half is half of its 95 % interval, null when n = 1.
+        closed: 1 = all of the gap; null when the interval of the gap does not exclude 0.
+    """
+
+    protocol: str
+    model: str
+    base: str
+    n: int
+    gap: float
+    gap_half: Measured
+    closed: Measured
+
+
 class StudyRecord(Record):
     """STUDY/study.json.
 
@@ -48,11 +70,12 @@ class StudyRecord(Record):
         runs: in the order of training.
         scored_on: the held-out set of all of them.
         scores, differences: by protocol, with the models of other arms as `model, arm`.
+        gaps: empty in a study without a balanced twin.
         rare: empty where no images were ranked.
         wall_s: seconds of all stages of all runs.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     name: str
     title: str
     command: str
@@ -60,5 +83,6 @@ class StudyRecord(Record):
     scored_on: str
     scores: tuple[MeanScore, ...]
     differences: tuple[MeanDifference, ...]
+    gaps: tuple[GapClosed, ...]
     rare: tuple[RareFound, ...]
     wall_s: float

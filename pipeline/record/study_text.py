@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pipeline.console import Console, duration
 from pipeline.record.aggregate import MeanDifference
 from pipeline.record.scores import Table, difference_text, percents
-from pipeline.record.study import StudyRecord
+from pipeline.record.study import GapClosed, StudyRecord
 
 _METRICS = ("many", "medium", "few", "std", "all")
 _TITLES = ["Many", "Medium", "Few", "STD", "All", "n"]
@@ -20,7 +20,7 @@ def sentences(record: StudyRecord) -> list[str]:
 
 
 def study_tables(record: StudyRecord) -> list[tuple[str, Table]]:
-    """Return the tables of a study with their titles: scores, differences, rare images."""
+    """Return the tables of a study with their titles: scores, differences, gaps, rare images."""
     scores = [
         [s.protocol, s.model, *percents(s, _METRICS), str(s.n)] for s in record.scores
     ]  # fmt: skip
@@ -33,6 +33,15 @@ def study_tables(record: StudyRecord) -> list[tuple[str, Table]]:
         ("Paired differences in points ± half of the 95 % interval; * excludes 0",
          (["Protocol", "Difference", *_TITLES], differences)),
     ]  # fmt: skip
+    if record.gaps:
+        gaps = [
+            [g.protocol, g.model, difference_text(g.gap, g.gap_half), _closed(g), str(g.n)]
+            for g in record.gaps
+        ]
+        base = record.gaps[0].base
+        headers = ["Protocol", "Model", "Gap in STD, points", "closed", "n"]
+        title = f"Gap in STD of {base} to its balanced twin, and what part of it each method closes"
+        tables.append((title, (headers, gaps)))
     if record.rare:
         rows = [
             [r.model, r.score, _share(r.precision, r.precision_half), _share(r.base_rate, None),
@@ -127,6 +136,10 @@ def _found(record: StudyRecord) -> Iterator[str]:
 
 def _points(d: MeanDifference, metrics: tuple[str, ...]) -> list[str]:
     return [difference_text(d.metric(metric), d.half(metric)) for metric in metrics]
+
+
+def _closed(gap: GapClosed) -> str:
+    return "no gap to close" if gap.closed is None else f"{100 * gap.closed:.0f} %"
 
 
 def _share(value: float, half: float | None) -> str:
