@@ -21,7 +21,7 @@ from benchmarks import table
 
 _NOT_BENCHMARKS = {
     "__main__", "table", "timing", "published", "gpu", "health_correlation", "sweep_efficiency",
-    "s3_reads", "streamed", "rare_images", "backbones", "two_nodes", "curated", "paper",
+    "s3_reads", "streamed", "rare_images", "backbones", "two_nodes", "curated", "paper", "evidence",
 }  # fmt: skip
 _LIMIT_S = 600
 

@@ -111,7 +111,7 @@ def build_backbone(
     for module, rate in _random_parts(network):
         setattr(module, rate, 0.0)
     if type(network) is ResNet8:  # as it is in this package
-        return network, 64
+        return network, network.num_features
     return network, feature_width(network, name, image_px or USUAL_PX)
 
 

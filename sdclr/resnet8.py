@@ -11,30 +11,35 @@ class ResNet8(nn.Module):
 
     6n + 2 layers with n = 1, widths 16, 32, 64; 78 thousand parameters. For digits and tests.
     Built of torchvision's blocks, with torchvision's names.
+
+    Args:
+        width: of the first stage; 16 is published.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        self.num_features = 4 * width
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = nn.Sequential(BasicBlock(16, 16))
-        self.layer2 = nn.Sequential(BasicBlock(16, 32, 2, _shortcut(16, 32)))
-        self.layer3 = nn.Sequential(BasicBlock(32, 64, 2, _shortcut(32, 64)))
+        self.layer1 = nn.Sequential(BasicBlock(width, width))
+        self.layer2 = _stage(width, 2 * width)
+        self.layer3 = _stage(2 * width, 4 * width)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc: nn.Module = nn.Linear(64, 10)
+        self.fc: nn.Module = nn.Linear(self.num_features, 10)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Map images (B, 3, H, W) to features (B, 64), or to logits while `fc` is a classifier."""
+        """Map images (B, 3, H, W) to features (B, 4 width), or logits while `fc` classifies."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x_BCHW))))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
 
 
-def _shortcut(width_in: int, width_out: int) -> nn.Module:
+def _stage(width_in: int, width_out: int) -> nn.Module:
     conv = nn.Conv2d(width_in, width_out, 1, stride=2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(width_out))
+    shortcut = nn.Sequential(conv, nn.BatchNorm2d(width_out))
+    return nn.Sequential(BasicBlock(width_in, width_out, 2, shortcut))
