@@ -33,6 +33,7 @@ from PIL import Image
 
 from pipeline.cli.command_line import parse
 from pipeline.config.file import load_config
+from pipeline.config.study import load_study
 from pipeline.run import main
 from tests.conftest import REPO
 from tests.loopback_s3 import ACCESS_KEY, SECRET_KEY, LoopbackS3
@@ -135,6 +136,9 @@ def test_every_key_and_flag_in_a_command_exists(command: str) -> None:
     if {"--help", "--help-keys"} & set(words):
         return
     read = parse(words)
+    if read.study is not None:  # its words may be places, which are no keys
+        assert load_study(read.study).trainings(read.overrides)
+        return
     config_file = None if read.config_file is None else str(REPO / read.config_file)
     if config_file is not None and not Path(config_file).exists():
         assert not config_file.startswith(str(REPO / "tune_configs")), config_file
