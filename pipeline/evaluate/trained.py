@@ -100,12 +100,13 @@ class TrainedProbes:
         images, sizes = _decoded(run, ("probe", "fewshot"), self.rows)
         self.images = [ray.put(images), ray.put(sizes), ray.put(labels_N[self.rows])]
         self.view = probe_view(config, manifest)
-        self.pictures: Any = None
-        if is_tuned:
-            split = config.evaluate.split
-            found = _decoded(run, (split,), np.arange(len(test_labels_M)))
-            resize_px = build.resize_px(config, manifest)
-            self.pictures = ray.put(Pictures(*found, test_labels_M, self.view.crop_px, resize_px))
+        self.pictures = ray.put(self._scored(run, test_labels_M)) if is_tuned else None
+
+    def _scored(self, run: RunContext, labels_M: NDArray[np.int64]) -> Pictures:
+        """Decode the images that are scored on."""
+        found = _decoded(run, (self.config.evaluate.split,), np.arange(len(labels_M)))
+        resize_px = build.resize_px(self.config, self.manifest)
+        return Pictures(*found, labels_M, self.view.crop_px, resize_px)
 
     def score(
         self,
