@@ -1,4 +1,4 @@
-"""What helps rare classes on two cores: methods on real CIFAR-10-LT pixels, five published splits.
+"""Evidence on two cores: methods on real CIFAR-10-LT pixels, five published splits.
 
     python -m benchmarks.evidence train --data CIFAR --lists LISTS
     python -m benchmarks.evidence train 2 bcl-d --data CIFAR --lists LISTS
@@ -74,7 +74,7 @@ UNTRAINED = "untrained"
 
 @dataclass(frozen=True)
 class Settings:
-    """What was fixed beforehand: the published recipe, less of everything that takes time."""
+    """Settings fixed beforehand: the published recipe, less of everything that takes time."""
 
     width: int = 32
     crop_px: int = 16
