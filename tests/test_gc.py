@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -24,11 +25,13 @@ from pipeline.dataset.manifest import (
 from pipeline.errors import TrainingError
 from pipeline.record.keeper import RunRecord
 from pipeline.run import main
+from pipeline.train import claim
 from pipeline.tune.trials import Trials
 from tests.loopback_s3 import LoopbackS3
 from tests.refusals import raises
 from tests.trial_records import record as trial
 
+NO_PID = 2**30  # above the largest that Linux gives
 FAULT = TrainingError("E-TRAIN-999", "it failed", where="here", todo="try again")
 
 
@@ -85,6 +88,12 @@ def run(uri: str, end: str, *, data: str = "ab" * 32, whole: int = 0, torn: int 
         record.finish()
 
 
+def killed(uri: str) -> None:
+    """Let a process that ended long ago have run it."""
+    with mock.patch("os.getpid", return_value=NO_PID):
+        claim.begin(uri)
+
+
 def sweep(uri: str, status: str) -> None:
     run(uri, "failed")
     trials = Trials(uri)
@@ -103,6 +112,11 @@ def fill(root: str) -> None:
     run(f"{root}/runs/failed", "failed")
     run(f"{root}/runs/resumable", "failed", whole=1)
     run(f"{root}/runs/live", "running", torn=1)
+    claim.begin(f"{root}/runs/live")
+    run(f"{root}/runs/killed", "running")
+    killed(f"{root}/runs/killed")
+    run(f"{root}/runs/killed-later", "running", whole=1)
+    killed(f"{root}/runs/killed-later")
     run(f"{root}/runs/guest", "failed")
     put(root, "runs/guest/thesis.docx")
     sweep(f"{root}/runs/demo-sweep-aaaaaaaa", "failed")
@@ -116,6 +130,7 @@ ORPHANS = {
     "data/digits-22222222": "data set",
     "data/digits-33333333": "data set",
     "runs/failed": "run",
+    "runs/killed": "run",
     "runs/demo-sweep-aaaaaaaa": "sweep",
     "runs/demo-sweep-bbbbbbbb/trials/sdclr-0000/models/sdclr/checkpoints/step-00000003":
         "checkpoint",
@@ -135,7 +150,7 @@ def test_it_finds_what_nothing_needs_and_nothing_else(root: str) -> None:
     assert [(uri.removeprefix(f"{root}/"), name) for uri, name in found.kept] == [
         ("runs/guest", "thesis.docx")
     ]
-    assert found.num_known == 3 + 5 + 2
+    assert found.num_known == 3 + 7 + 2
 
 
 @pytest.mark.promise("R31")

@@ -10,6 +10,7 @@ import torch
 
 from pipeline import storage
 from pipeline.errors import PipelineError, TrainingError
+from pipeline.record.abandoned import claim_uri
 from pipeline.train import claim
 from sdclr import collective
 from tests.ranks import run_on_ranks
@@ -42,7 +43,7 @@ def test_the_workers_of_the_training_that_began_last_go_on(tmp_path: Path) -> No
 def test_a_broken_claim_is_anothers(content: bytes, tmp_path: Path) -> None:
     run, data = a_run(tmp_path)
     token = claim.begin(run)
-    storage.write_bytes(storage.join(run, claim.CLAIM_NAME), content)
+    storage.write_bytes(claim_uri(run), content)
     with pytest.raises(TrainingError):
         claim.check(run, token, data_uri=data, device=CPU)
 

@@ -18,6 +18,7 @@ from pipeline import storage
 from pipeline.console import Console, program
 from pipeline.dataset.manifest import MANIFEST_NAME, read_manifest
 from pipeline.errors import ConfigError
+from pipeline.record.abandoned import with_end
 from pipeline.record.run import FAILED, INTERRUPTED, RUNNING, Run
 from pipeline.tune.trials import Trials
 
@@ -85,7 +86,7 @@ def collect(root: str) -> Found:
     runs, data_sets = dict[str, Run](), list[str]()
     for uri, names in _folders(root):
         if "run.json" in names:
-            runs[uri] = Run.read(storage.join(uri, "run.json"))
+            runs[uri] = with_end(uri, Run.read(storage.join(uri, "run.json")))
         elif MANIFEST_NAME in names or (names and names <= {"shards", "ingest.json"}):
             data_sets.append(uri)
     found, kept = [], []

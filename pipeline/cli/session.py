@@ -18,10 +18,11 @@ from pipeline.config.file import config_hash, dump_config
 from pipeline.console import Console, program
 from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.errors import DataError, PipelineError, root_cause
+from pipeline.record.abandoned import with_end
 from pipeline.record.context import RunContext
 from pipeline.record.folder import RunFolder
 from pipeline.record.keeper import RunRecord, StageEnd
-from pipeline.record.run import RUNNING
+from pipeline.record.run import INTERRUPTED, RUNNING, Run
 
 # Which nodes a stage needs, by the keys of `placement`.
 _ON_TRAIN_NODES = ("all", "train", "tune", "evaluate", "embed", "curate", "mine")
@@ -129,6 +130,7 @@ class Session:
         else:
             self._record = RunRecord.open(uri)
             if self._is_the_run:
+                self._show_end(with_end(uri, self._record.run))
                 self._record.resume()
             else:
                 self.show_alarms()
@@ -146,6 +148,12 @@ class Session:
                 self.console.stage("warning", f"tracker {text}")
 
             self._stack.enter_context(following(uri, trackers, warn))
+
+    def _show_end(self, run: Run) -> None:
+        """Say how the run that is resumed had ended, if it did not end well."""
+        if run.status == INTERRUPTED:
+            what = f": {run.error.what}" if run.error else ""
+            self.console.stage("run", f"it was interrupted{what}")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageEnd]:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pipeline import storage
 from pipeline.config import strict_yaml
 from pipeline.errors import DataError
+from pipeline.record.abandoned import with_end
 from pipeline.record.evaluation import Evaluation, Forgotten
 from pipeline.record.metrics import read_metrics
 from pipeline.record.rows import ROWS, AlarmPart, HealthRow, MaskRow, StepRow
@@ -67,7 +68,7 @@ def load(run_uri: str) -> Inputs:
     Raises:
         DataError: run.json is missing, or a record is broken; the file is named.
     """
-    run = Run.read(storage.join(run_uri, "run.json"))
+    run = with_end(run_uri, Run.read(storage.join(run_uri, "run.json")))
     data_uri = run.data.uri if run.data is not None else None  # with no part masked
     rows = ROWS.validate_json(_masked_json(ROWS.dump_python(read_metrics(run_uri))))
     text = _text(storage.join(run_uri, "config.yaml"))

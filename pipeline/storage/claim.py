@@ -12,6 +12,7 @@ import os
 import socket
 import uuid
 from enum import Enum
+from pathlib import Path
 
 from pipeline import storage
 from pipeline.errors import StorageError
@@ -44,6 +45,20 @@ def holder(uri: str, token: str) -> Holder:
         raise
     except (ValueError, TypeError, KeyError, RecursionError):
         return Holder.ANOTHER
+
+
+def owner_lives(uri: str) -> bool | None:
+    """Return whether the process that wrote the claim lives; None where this host cannot know."""
+    try:
+        owner = json.loads(storage.read_bytes(uri))
+        host, pid = str(owner["host"]), int(owner["pid"])
+    except StorageError as error:
+        if storage.is_missing(error):
+            return None
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return Path(f"/proc/{pid}").exists() if host == socket.gethostname() else None
 
 
 def release(uri: str, token: str) -> None:

@@ -13,16 +13,15 @@ import torch
 from pipeline import storage
 from pipeline.dataset.manifest import MANIFEST_NAME
 from pipeline.errors import ConfigError, StorageError, TrainingError
+from pipeline.record.abandoned import claim_uri
 from pipeline.storage import claim
 from pipeline.storage.claim import Holder
 from sdclr import collective
 
-CLAIM_NAME = "training.json"
-
 
 def begin(run_uri: str) -> str:
     """Claim the run for a training; return the token that its workers are given."""
-    return claim.take(storage.join(run_uri, CLAIM_NAME))
+    return claim.take(claim_uri(run_uri))
 
 
 def refuse_another(run_uri: str, token: str) -> None:
@@ -31,7 +30,7 @@ def refuse_another(run_uri: str, token: str) -> None:
     Raises:
         StorageError: so it is; workers that start again because of it learn it together.
     """
-    if claim.holder(storage.join(run_uri, CLAIM_NAME), token) is not Holder.MINE:
+    if claim.holder(claim_uri(run_uri), token) is not Holder.MINE:
         raise StorageError(
             "E-STORAGE-005",
             "the run has been taken over by another training",
@@ -49,7 +48,7 @@ def check(run_uri: str, token: str, *, data_uri: str, device: torch.device) -> N
         TrainingError: another training of the run has begun.
     """
     sees_data = storage.exists(storage.join(data_uri, MANIFEST_NAME))
-    holder = claim.holder(storage.join(run_uri, CLAIM_NAME), token)
+    holder = claim.holder(claim_uri(run_uri), token)
     mine = torch.tensor([holder.value, int(not sees_data)], device=device)
     found, data = collective.stack_over_ranks(mine).T
     if bool((found == Holder.ANOTHER.value).all()):

@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, TrainingError
 from pipeline.model.build import init_uri
 from pipeline.record.context import RunContext
 from pipeline.record.sweep import SweepResult
+from pipeline.train import claim
 from pipeline.train.checks import check
 from pipeline.tune import result, study
 from pipeline.tune.asha import RecordedASHA, asha
@@ -120,6 +121,7 @@ class Sweep:
         self.run_uri, self.data_uri = self.context.run_uri, self.context.data_uri
         config = self.config
         self.placement = check_sweep(config, self.manifest, self.cluster)
+        claim.begin(self.run_uri)  # says later whether the process that ran the sweep lives
         self.trials = Trials(self.run_uri)
         self._sets: SetRefs | None = None
         methods = config.train.methods
