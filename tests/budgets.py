@@ -16,7 +16,8 @@ DEFAULT_S = 20.0
 # On two quiet cores. What starts Ray, or trains, takes longer.
 BUDGETS_S = {
     "tests/test_docs.py": 40.0,
-    "tests/test_export.py": 40.0,
+    "tests/test_evidence.py": 40.0,
+    "tests/test_export.py": 60.0,
     "tests/test_gpu_benchmarks.py": 60.0,
     "tests/test_gpu_training.py": 60.0,
     "tests/test_gradcache.py": 40.0,
@@ -24,6 +25,7 @@ BUDGETS_S = {
     "tests/test_methods.py": 60.0,
     "tests/test_pipeline.py": 90.0,
     "tests/test_refusals.py": 40.0,
+    "tests/test_replicas.py": 40.0,
     "tests/test_sweep.py": 60.0,
     "tests/test_sweep_trial.py": 30.0,
     "tests/test_trainer.py": 30.0,

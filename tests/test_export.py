@@ -172,7 +172,12 @@ def test_the_classifier_has_its_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "side_px"), [("mobilenet_v3_small", 64), ("resnet18", 64), ("resnet18", 32)]
+    ("name", "side_px"),
+    [
+        pytest.param("mobilenet_v3_small", 64, marks=pytest.mark.slow),
+        ("resnet18", 64),
+        ("resnet18", 32),
+    ],
 )
 def test_programs_of_other_families_give_the_networks_features(
     name: str, side_px: int, tmp_path: Path

@@ -65,8 +65,8 @@ def classifier(device: str) -> dict[str, Any]:
     job = ProbeJob(
         config_json=CONFIG.model_dump_json(), source=ModelSource(UNTRAINED), init_from=None,
         rows_n=np.arange(20), recipe=ProbeRecipe(epochs=2, batch=8, lr=0.1),
-        view=ProbeView(kind="padded-crop", crop_px=16), num_classes=3, device=device,
-        num_threads=1,
+        view=ProbeView(kind="padded-crop", crop_px=16), num_features=64,
+        num_classes=3, device=device, num_threads=1,
     )  # fmt: skip
     held = Labelled(GENERATOR.normal(size=(9, 64)).astype(np.float32) * 0, np.arange(9) % 3)
     images, sizes = some_images().images_NCHW.numpy(), np.full((40, 2), 16)

@@ -58,6 +58,7 @@ PROGRAM = """
 import os, signal, sys, time
 from contextlib import nullcontext
 from pipeline.cli.interruption import signals_raised
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell's job was begun
 send = lambda: signal.raise_signal({number})
 def work():
     exec(sys.argv[1], dict(globals()))

@@ -67,7 +67,7 @@ def trained(bad_rank: int, tensor: str, method: str = "sdclr") -> dict[str, Any]
     ("num_ranks", "bad", "method", "named"),
     [
         (2, 1, "sdclr", "rank 1 of 2"),
-        (2, 1, "simclr", "rank 1 of 2"),
+        pytest.param(2, 1, "simclr", "rank 1 of 2", marks=pytest.mark.slow),
         (4, 0, "sdclr", "rank 0 of 4"),
     ],
 )
