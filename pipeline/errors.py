@@ -174,5 +174,10 @@ def root_cause(error: BaseException) -> BaseException:
 def _vagueness(error: BaseException) -> int:
     if isinstance(error, PipelineError):
         return 0
+    return 2 if is_broken_connection(error) else 1
+
+
+def is_broken_connection(error: BaseException) -> bool:
+    """Return whether an error is, by its words, that a worker lost the connection to another."""
     text = f"{type(error).__name__} {error}".lower()
-    return 2 if any(word in text for word in ("gloo", "nccl", "connection")) else 1
+    return any(word in text for word in ("gloo", "nccl", "connection"))

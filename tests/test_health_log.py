@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.console import Console
 from pipeline.errors import DataError
 from pipeline.record.gauges import Monitor
 from pipeline.record.metrics import Newest, newest_rows, read_metrics, read_rows, truncate_metrics
-from pipeline.record.rows import AlarmPart, HealthRow
+from pipeline.record.rows import AlarmPart, Cause, HealthRow, RestoreRow, StageRow
 from pipeline.storage import LineLog
 from pipeline.train import health_log
 from pipeline.train.health_log import HealthLog, last_alarms
@@ -179,20 +180,29 @@ def test_a_run_of_a_few_steps_is_told_to_train_for_longer(level: Any, words: str
     assert MIN_STEPS_TO_LEARN == 100
 
 
+def restored(
+    step: int, *refused: str, cause: Cause = "node", time_s: float | None = None, **more: int
+) -> RestoreRow:
+    time_s = time.time() if time_s is None else time_s
+    return RestoreRow(
+        method="sdclr", step=step, refused=refused, cause=cause, time_s=time_s, **more
+    )
+
+
 def test_a_resume_says_from_which_step_and_what_it_skipped(tmp_path: Path) -> None:
     config, stream = load_config(None, ["train.methods=[sdclr]"]), io.StringIO()
     earlier = MethodLog(str(tmp_path), config, "sdclr", num_steps=9, rank=0)
     with earlier, mock.patch("time.time", return_value=1.0):
-        earlier.restore(3, [])
+        earlier.restore(restored(3, time_s=1.0), [])
     view = ProgressView(config, str(tmp_path), Console(stream))
     with MethodLog(str(tmp_path), config, "sdclr", num_steps=9, rank=0) as log:
-        log.restore(0, [])  # a start from nothing is no resume
-        log.restore(5, ["step-00000006: torn"])
+        log.restore(restored(0, cause="start"), [])  # a start from nothing is no resume
+        log.restore(restored(5, "step-00000006: torn", num_workers=3), [])
     view.show_restores()
     view.show_restores()
     assert stream.getvalue().splitlines() == [
         "[train] sdclr: skipped step-00000006: torn",
-        "[train] sdclr: resumes from step 5",
+        "[train] sdclr: resumes from step 5 on 3 workers",
     ]
 
 
@@ -200,10 +210,22 @@ def test_a_resume_is_counted_and_a_start_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raised: Counter[str] = Counter()
-    monkeypatch.setattr(Monitor, "add", lambda _, name, amount=1: raised.update({name: amount}))
+    shown: dict[tuple[str, ...], float] = {}
+
+    def add(_: Monitor, name: str, amount: float = 1, **tags: str) -> None:
+        raised.update({" ".join([name, *tags.values()]): int(amount)})
+
+    def see(_: Monitor, name: str, value: float, **tags: str) -> None:
+        shown[name, *tags.values()] = value
+
+    monkeypatch.setattr(Monitor, "add", add)
+    monkeypatch.setattr(Monitor, "set", see)
     config = load_config(None, ["train.methods=[sdclr]"])
+    began = StageRow(stage="train", event="start", wall_s=0.0, time_s=1.0)
     with MethodLog(str(tmp_path), config, "sdclr", num_steps=9, rank=0) as log:
-        log.restore(0, [])
-        assert not raised
-        log.restore(5, ["step-00000006: torn"])
-    assert raised == {"sdclr_restarts": 1, "sdclr_checkpoints_refused": 1}
+        log.restore(restored(0, cause="start"), [began])
+        assert not +raised and shown == {("sdclr_lost_s", "start"): 0}
+        again = restored(5, "step-00000006: torn").model_copy(update={"lost_s": 20.0})
+        log.restore(again, [began])
+    assert +raised == {"sdclr_restarts node": 1, "sdclr_checkpoints_refused": 1}
+    assert shown["sdclr_lost_s", "node"] == 20

@@ -49,8 +49,9 @@ from pipeline.record.gauges import Monitor
 def raise_them():
     import time
     monitor = Monitor(run="rare", method="sdclr")
-    for name in ("sdclr_checkpoint_failures", "sdclr_checkpoints_refused", "sdclr_restarts"):
+    for name in ("sdclr_checkpoint_failures", "sdclr_checkpoints_refused"):
         monitor.add(name)
+    monitor.add("sdclr_restarts", cause="node")
     time.sleep(5)
 
 path = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}

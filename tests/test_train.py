@@ -22,6 +22,7 @@ from pipeline.console import Console
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.record import metrics
 from pipeline.train import driver, progress, stopping
+from pipeline.train.faults import FaultNotes
 from pipeline.train.method_run import MethodRun, is_due
 from pipeline.train.progress import ProgressView
 from pipeline.train.torch_trainer import Workers, returned, torch_trainer
@@ -151,6 +152,29 @@ def test_each_budget_reaches_ray_train() -> None:
     assert failures.max_failures == 4 and failures.max_preemption_failures == 20
     assert failures.controller_failure_limit == 4 and settings["torch_config"].timeout_s == 7
     assert settings["scaling_config"].num_workers == 2
+    (notes,) = settings["run_config"].callbacks
+    assert isinstance(notes, FaultNotes)
+    assert failures.relax_collectives_on_preemption
+
+
+@pytest.mark.promise("R15")
+@pytest.mark.parametrize(("number", "gpus", "is_on"), [(2, 1, True), (1, 1, False), (2, 0, False)])
+def test_hangs_of_nccl_are_looked_for_where_there_is_nccl(
+    number: int, gpus: int, is_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.train.v2._internal.callbacks.nccl_ras import NCCLRASCallback
+    from ray.train.v2._internal.constants import ENABLE_NCCL_HANG_DETECTOR_ENV_VAR
+
+    config = load_config(None, ["train.collective_timeout_s=100"])
+    workers = Workers(number, cpus=1, gpus=gpus)
+    with mock.patch("ray.train.torch.TorchTrainer"), mock.patch.dict(os.environ):
+        torch_trainer(config, dict, {}, run_uri="/nowhere/run", workers=workers)
+        assert (ENABLE_NCCL_HANG_DETECTOR_ENV_VAR in os.environ) == is_on
+        detector = NCCLRASCallback()
+    # Before the group's own deadline, so that the ranks are named.
+    assert (detector._action, detector._confirm_duration_s) == (
+        ("fail", 90.0) if is_on else ("observe", 600.0)
+    )
 
 
 @pytest.mark.promise("R15")

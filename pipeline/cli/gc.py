@@ -25,7 +25,7 @@ from pipeline.tune.trials import Trials
 _DATA_SET = r"manifest\.json|ingest\.json|shards/[\w.-]+\.parquet"
 _STEP = r"(state\.safetensors|state\.json)"
 _RUN = (
-    r"run\.json|config\.yaml|metrics\.jsonl|training\.json|stop\.json|stopped\.json|report\.html"
+    r"run\.json|config\.yaml|metrics\.jsonl|training\.json|fault\.json|stop\.json|stopped\.json|report\.html"
     rf"|tables/[\w.-]+\.csv|ray/.+|models/[a-z]+/checkpoints/step-\d+/{_STEP}"
 )
 _TRIAL = rf"trials/[\w-]+/(trial\.json|measures\.jsonl|{_RUN})"

@@ -101,13 +101,14 @@ def truncate_metrics(run_uri: str, method: str, step: int) -> int:
     """
     uri = metrics_uri(run_uri)
     lines = list(_lines(uri))
-    kept = [raw for _, raw, row in lines if row is not None and not _is_later(row, method, step)]
+    kept = [raw for _, raw, row in lines if row is not None and not is_later(row, method, step)]
     if len(kept) < len(lines):
         storage.write_bytes(uri, b"".join(raw + b"\n" for raw in kept))
     return len(lines) - len(kept)
 
 
-def _is_later(row: Row, method: str, step: int) -> bool:
+def is_later(row: Row, method: str, step: int) -> bool:
+    """Return whether a line is one of `method` after `step`."""
     return not isinstance(row, StageRow) and row.method == method and row.step > step
 
 

@@ -85,11 +85,19 @@ class HealthRow(Part):
         return self.epoch + 1 if self.step else 0
 
 
+Cause = Literal["start", "resume", "error", "worker", "node", "reclaimed", "controller"]
+"""Why steps were not made for a while: a first start, a resume by hand, or what Ray Train lost."""
+
+
 class RestoreRow(Part):
-    """The step that a training resumed from; 0 is the start.
+    """The step that a training began at, or resumed from; 0 is the start.
 
     Attributes:
         refused: checkpoints that could not be used, newest first, each with its reason.
+        num_workers: how many train from here on; unknown in older records, as what follows.
+        cause: of the pause before it.
+        lost_s: wall time that it cost, steps that are made again included.
+        lost_steps: how many those are.
     """
 
     kind: Literal["restore"] = "restore"
@@ -97,6 +105,10 @@ class RestoreRow(Part):
     method: str
     step: int
     refused: tuple[str, ...]
+    num_workers: int | None = None
+    cause: Cause | None = None
+    lost_s: float = 0.0
+    lost_steps: int = 0
     time_s: float
 
 

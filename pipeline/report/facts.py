@@ -33,8 +33,11 @@ def facts_section(inputs: Inputs) -> tuple[tuple[str, Pairs], ...]:
             ("Name", data.name if data else ABSENT),
             ("Manifest hash", data.manifest_hash if data else ABSENT),
         )),
-        ("Time", tuple((n, duration(s)) for n, s in run.timings_s.items())
-         or (("Stages", "none has ended yet"),)),
+        ("Time", (
+            *(tuple((n, duration(s)) for n, s in run.timings_s.items())
+              or (("Stages", "none has ended yet"),)),
+            *_goodput(inputs),
+        )),
         ("Hardware", (
             ("Platform", run.hardware.platform or ABSENT),
             ("CPUs", str(run.hardware.cpu_count or ABSENT)),
@@ -43,6 +46,18 @@ def facts_section(inputs: Inputs) -> tuple[tuple[str, Pairs], ...]:
         )),
         ("Versions", tuple((name, v or ABSENT) for name, v in run.versions.items())),
     )  # fmt: skip
+
+
+def _goodput(inputs: Inputs) -> Pairs:
+    found = inputs.goodput
+    if found is None or not found.lost_s:
+        return ()
+    parts = []
+    for cause, seconds in found.lost_s.items():
+        times = found.restarts.get(cause)
+        parts.append(f"{cause} {duration(seconds)}" + (f" in {times} times" if times else ""))
+    lost = ", ".join(parts)
+    return (("Goodput of training", f"{100 * found.frac:.1f} %; lost: {lost}"),)
 
 
 def resumes(command: str) -> bool:

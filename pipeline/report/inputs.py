@@ -14,6 +14,7 @@ from pipeline.config import strict_yaml
 from pipeline.errors import DataError
 from pipeline.record.abandoned import with_end
 from pipeline.record.evaluation import Evaluation, Forgotten
+from pipeline.record.goodput import Goodput, goodput
 from pipeline.record.metrics import read_metrics
 from pipeline.record.rows import ROWS, AlarmPart, HealthRow, MaskRow, StepRow
 from pipeline.record.run import COMPLETE, WITH_ALARMS, Run
@@ -39,6 +40,7 @@ class Inputs:
     evaluation: Evaluation | None
     forgotten: Forgotten | None
     manifest: Manifest | None
+    goodput: Goodput | None = None
 
     @property
     def status(self) -> str:
@@ -83,6 +85,7 @@ def load(run_uri: str) -> Inputs:
         evaluation=find(Evaluation, storage.join(run_uri, "evaluation.json")),
         forgotten=find(Forgotten, storage.join(run_uri, "forgotten.json")),
         manifest=_manifest(storage.join(data_uri, "manifest.json")) if data_uri else None,
+        goodput=goodput(rows),
     )
 
 

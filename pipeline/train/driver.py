@@ -23,7 +23,7 @@ from pipeline.record.gauges import Monitor, run_name
 from pipeline.record.metrics import read_rows
 from pipeline.record.rows import HealthRow
 from pipeline.record.run import RunAlarm
-from pipeline.train import claim, health_log, stopping
+from pipeline.train import claim, faults, health_log, stopping
 from pipeline.train.checks import check, uses_gpu
 from pipeline.train.method_run import Job
 from pipeline.train.progress import ProgressView
@@ -122,6 +122,7 @@ def _fit_again(
         again = failures < controller_failures(config)
         if not isinstance(outcome.error, ControllerError) or not again:
             break
+        faults.note(job.run_uri, "controller")
         console.stage("train", f"Ray Train failed and starts again: {root_cause(outcome.error)}")
     return outcome.result(job.run_uri, console)
 

@@ -22,8 +22,9 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.errors import CheckpointError, ClusterError, PipelineError, TrainingError
 from pipeline.model import build, checkpoint
 from pipeline.record.gauges import Monitor, run_name
-from pipeline.record.metrics import truncate_metrics
-from pipeline.train import claim
+from pipeline.record.metrics import is_later, read_metrics, truncate_metrics
+from pipeline.record.rows import Row
+from pipeline.train import claim, faults
 from pipeline.train.checkpoint_writer import CheckpointWriter
 from pipeline.train.health_log import NUM_IMAGES, HealthLog
 from pipeline.train.step_log import MethodLog
@@ -100,6 +101,7 @@ class MethodRun:
         self.method, self.rank = method, rank
         self.plan = feed.epoch_plan(config, manifest)
         self.folder = checkpoint.checkpoints_uri(job.run_uri, method)
+        self._lines, self._from_step = list[Row](), -1
         self.notices = Notices(NOTICE_EVERY_STEPS)
         network = build.new_network(config, method, init_from=job.init_from)
         self.trainer = Trainer(
@@ -116,9 +118,19 @@ class MethodRun:
         batches = images.feed(self.plan, seed=self.config.run.seed, rank=self.rank)
         health = self._on_first_rank(lambda: self._health(images))
         with self._log() as log, self._writer(log) as writer, self._evidence():
-            log.restore(self.trainer.step, refused)
             if health is not None and self.trainer.step == 0:
                 log.append(health.row(epoch=0))
+            if self.rank == 0:
+                again = faults.restore_row(
+                    self.job.run_uri,
+                    self._lines,
+                    method=self.method,
+                    from_step=self._from_step,
+                    refused=refused,
+                    num_workers=self.config.train.num_workers,
+                )
+                kept = [r for r in self._lines if not is_later(r, self.method, self._from_step)]
+                log.restore(again, kept)
             for report in self.trainer.run(batches):
                 log.step(report)
                 row = None
@@ -149,6 +161,8 @@ class MethodRun:
         )
         asked = stop is not None and stop.is_asked
         warned = self.notices.is_new(report.step)
+        if self.rank == 0 and warned:
+            faults.note(self.job.run_uri, "reclaimed")
         # Between the epochs' checkpoints rank 0 saves alone: it has all that there is. A step that
         # was not finite is not saved: the next one ends all ranks together.
         wanted = self.rank == 0 and (due or asked or warned or self._is_time(writer))
@@ -207,8 +221,13 @@ class MethodRun:
                 "E-CHECKPOINT-013", "another rank cannot restore", where=self.folder
             )
         # A start from nothing writes the line of step 0 again.
-        self._on_first_rank(lambda: truncate_metrics(self.job.run_uri, self.method, step))
+        self._on_first_rank(lambda: self._truncate(step))
         return found.refused
+
+    def _truncate(self, step: int) -> None:
+        # Those that are dropped were paid for.
+        self._lines, self._from_step = read_metrics(self.job.run_uri), step
+        truncate_metrics(self.job.run_uri, self.method, step)
 
     def _choose(self) -> checkpoint.Found:
         found = checkpoint.latest(self.folder, config_hash=self.job.config_hash)

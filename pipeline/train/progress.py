@@ -54,7 +54,8 @@ class ProgressView:
             for sentence in row.refused:
                 self.console.stage("train", f"{row.method}: skipped {sentence}")
             if row.step:
-                self.console.stage("train", f"{row.method}: resumes from step {row.step}")
+                text = "" if row.num_workers is None else f" on {row.num_workers} workers"
+                self.console.stage("train", f"{row.method}: resumes from step {row.step}{text}")
             self._restored_after_s = max(self._restored_after_s, row.time_s + 1e-6)
 
     def _show_alarms(self, row: HealthRow | None) -> None:

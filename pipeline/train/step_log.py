@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.record.gauges import Monitor, run_name
+from pipeline.record.goodput import goodput
 from pipeline.record.metrics import metrics_uri
 from pipeline.record.rows import HealthRow, MaskRow, RestoreRow, Row, StepRow
 from sdclr import StepReport
@@ -75,7 +76,8 @@ class MethodLog:
         elif isinstance(row, StepRow):
             self._monitor.step(row)
         elif isinstance(row, RestoreRow):
-            self._monitor.add("sdclr_restarts")
+            if row.cause != "start":
+                self._monitor.add("sdclr_restarts", cause=row.cause or "unknown")
             self._monitor.add("sdclr_checkpoints_refused", len(row.refused))
 
     def flush(self) -> None:
@@ -84,14 +86,13 @@ class MethodLog:
         if self._log is not None:
             self._log.flush()
 
-    def restore(self, step: int, refused: list[str]) -> None:
-        """Write from which step the method resumes and what was skipped; nothing at a start."""
-        if step or refused:
-            self.append(
-                RestoreRow(
-                    method=self._method, step=step, refused=tuple(refused), time_s=time.time()
-                )
-            )
+    def restore(self, row: RestoreRow, rows: Sequence[Row]) -> None:
+        """Write where the method begins or resumes; `rows` are the lines before it that count."""
+        self.append(row)
+        found = goodput([*rows, row])
+        if self._log is not None and found is not None:
+            for cause, seconds in found.lost_s.items():
+                self._monitor.set("sdclr_lost_s", seconds, cause=cause)
 
     def step(self, report: StepReport) -> None:
         """Count a step, and write a line if one is due, as soon as its figures are there."""

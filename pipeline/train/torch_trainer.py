@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 
+HANG_FRAC = 0.9
+"""Of `train.collective_timeout_s`, after which ranks that do not move are a hang: rank 0 may write
+a checkpoint for 300 s meanwhile, while the others wait for it."""
 MAX_PREEMPTIONS, MAX_CONTROLLER_FAILURES = 20, 3
 """Restarts after a node was reclaimed, and after failures of Ray Train itself; `train.max_failures`
 where that is more."""
@@ -83,6 +86,14 @@ def torch_trainer(
     if is_whole_run:
         budgets["max_preemption_failures"] = max(MAX_PREEMPTIONS, t.max_failures)
         budgets["controller_failure_limit"] = controller_failures(config)
+        # Ranks on other nodes need not wait at Ray Train's own barriers for one that is taken away.
+        budgets["relax_collectives_on_preemption"] = workers.number > 1
+        if workers.gpus and workers.number > 1:
+            _look_for_hangs(t.collective_timeout_s)
+    if is_whole_run and not workers.is_here:
+        from pipeline.train.faults import FaultNotes
+
+        callbacks = [*callbacks, FaultNotes(run_uri)]
     return TorchTrainer(
         worker,  # type: ignore[arg-type]
         train_loop_config=dict(passed),
@@ -109,6 +120,17 @@ def torch_trainer(
             failure_config=FailureConfig(**budgets),  # type: ignore[arg-type]
         ),
     )
+
+
+def _look_for_hangs(timeout_s: float) -> None:
+    """Have Ray Train ask NCCL which ranks do not move, and name them before the group gives up.
+
+    It needs the program ncclras on the nodes, and switches itself off without.
+    """
+    confirm_s = HANG_FRAC * timeout_s
+    os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
+    os.environ.setdefault("RAY_TRAIN_NCCL_RAS_ACTION", "fail")
+    os.environ.setdefault("RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S", f"{confirm_s:g}")
 
 
 def returned(result: Result) -> dict[str, str | None]:
