@@ -22,7 +22,7 @@ from pipeline.dataset.manifest import ImageInfo, Manifest
 from pipeline.feed.schedule import RankSchedule
 from pipeline.feed.tasks import RankTasks
 
-NUM_RANKS, NODE_CPUS, BATCH, PER_SHARD, NUM_SHARDS, SIDE_PX = 2, 2, 128, 256, 64, 64
+NUM_RANKS, NODE_CPUS, BATCH, PER_SHARD, NUM_SHARDS, SIDE_PX = 2, 2, 128, 256, 32, 64
 REPEATS = 5
 
 
@@ -39,10 +39,10 @@ def taken(
     total = elsewhere = 0
     for need in sorted(part.need for unit in schedule.units(0, 0) for part in unit.parts):
         queued = tasks._decoded[need.stream]
-        while not queued:
+        tasks._submit()
+        while not tasks._is_done(queued):  # as in `take`
             tasks._submit()
-        decoded, status = queued[0]
-        ray.get(status)
+        decoded, _ = queued[0]
         (places,) = ray.experimental.get_object_locations([decoded]).values()
         num_bytes = places["object_size"]
         total += num_bytes

@@ -183,7 +183,7 @@ def _tasks(stream: StreamedSet) -> tuple[Callable[[int], Any], Any]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # Without a strategy tasks would land in the placement group of the training workers, which is
-    # full. "DEFAULT" sends every third one to another node, and its images through the network.
+    # full. "DEFAULT" sends up to half of them to other nodes, and the images through the network.
     strategy = NodeAffinitySchedulingStrategy(stream.node, soft=True) if stream.node else "DEFAULT"
     read, decode = (
         partial(ray.remote(work).options, resources=stream.resources, scheduling_strategy=strategy)
