@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from pipeline.config.file import config_hash, load_config
+from pipeline.errors import TrainingError
 from pipeline.ingest.plan import DryRun, PlannedSet
+from pipeline.run import main
 from pipeline.tune.estimate import expected_epochs, of_seconds, probe_s
 from pipeline.tune.placement import Placement, place
 from pipeline.tune.space import (
@@ -139,3 +143,23 @@ def test_the_estimate_adds_up() -> None:
     assert found.likely_h == pytest.approx(likely) and likely < found.most_h
     assert found.price_usd == pytest.approx(2 * found.most_h * 4)
     assert probe_s(config("train.global_batch=4"), 16, False)[0] > 0
+
+
+SWEEP = ["tune", "--config", "tune_configs/sweep_demo.yaml"]
+
+
+@pytest.mark.parametrize("stage", [["all"], SWEEP])
+@pytest.mark.parametrize(
+    ("word", "code"),
+    [
+        ("train.lr_per_256=1e30", 0),  # what is timed does not learn
+        ("sdclr.prune_ratio=0.9999", TrainingError.exit_code),  # the first mask starves layers
+        ("simclr.temperature=1e-38", TrainingError.exit_code),  # the first loss is infinite
+    ],
+)
+def test_what_the_timed_steps_find_is_never_a_bug(
+    stage: list[str], word: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [f"{key}.root={tmp_path}" for key in ("data", "run")]
+    assert main([*stage, "--dry-run", word, *places]) == code
+    assert ("E-TRAIN-000" in capsys.readouterr().err) == (code != 0)

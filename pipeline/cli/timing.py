@@ -19,7 +19,7 @@ from pipeline.ingest.plan import DryRun
 from pipeline.model import build, memory
 from pipeline.record.embedding import DType
 from pipeline.tune.estimate import probe_s
-from sdclr import StarvedLayerError
+from sdclr import NonFiniteError, StarvedLayerError
 from sdclr.backbone import USUAL_PX, feature_width
 from sdclr.logistic import one_thread
 from sdclr.methods import METHODS
@@ -61,7 +61,8 @@ def measure(config: Config, crop_px: int, *, where: str) -> Timing:
         where: the run, for messages.
 
     Raises:
-        TrainingError: the first mask would leave a layer without weights.
+        TrainingError: the first mask would leave a layer without weights, or a step on random
+            images is not finite.
     """
     num_gpus, t = auto.gpus_here(), config.train
     on_gpu = auto.uses_gpu(config, num_gpus) and num_gpus > 0
@@ -74,8 +75,9 @@ def measure(config: Config, crop_px: int, *, where: str) -> Timing:
             config.model_copy(update={"tune": tune}), crop_px, on_gpu, batch=batch,
             num_threads=1 if on_gpu else max(1, usable_cpus() // t.num_workers),
         )  # fmt: skip
-    except StarvedLayerError as error:
-        raise ErrorReport.of(error, where=where).error() from error
+    except (NonFiniteError, StarvedLayerError) as error:
+        todo = "change the keys named above"
+        raise ErrorReport.of(error, where=where, todo=todo).error() from error
     finally:
         torch.set_num_threads(threads_before)
     if on_gpu:

@@ -14,15 +14,17 @@ import torch
 
 from pipeline.cluster.connect import connected
 from pipeline.config import Config
+from pipeline.errors import ErrorReport
 from pipeline.ingest.plan import DryRun
 from pipeline.model.build import crop_px, loss_memory, new_network, training_recipe
 from pipeline.tune.objective import PROBE_IMAGES
 from pipeline.tune.placement import CPUS_PER_WORKER, Placement, place_here, place_on
 from pipeline.tune.space import configured_point, measure_every, published_point, trial_config
 from pipeline.tune.stage import REDUCTION_FACTOR, grace_epochs
-from sdclr import EpochPlan, ImageSet, Recipe, Trainer
+from sdclr import EpochPlan, ImageSet, NonFiniteError, Recipe, StarvedLayerError, Trainer
 
 _WARM_UP_STEPS, _TIMED_STEPS = 1, 3
+_TIMING_LR = 1e-9  # what is timed learns nothing
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,18 @@ def estimate(config: Config, plan: DryRun) -> tuple[Estimate, Placement]:
     Raises:
         ConfigError: the size of views is not known.
         ClusterError: no trial can be placed.
+        TrainingError: a timed step is not finite, or pruning leaves a layer without weights.
     """
     side_px = crop_px(config, plan.manifest)
+    try:
+        placement, seconds = _timed(config, side_px)
+    except (NonFiniteError, StarvedLayerError) as error:
+        where, todo = "the steps timed on random images", "change the keys named above"
+        raise ErrorReport.of(error, where=where, todo=todo).error() from error
+    return of_seconds(config, plan, placement, *seconds), placement
+
+
+def _timed(config: Config, side_px: int) -> tuple[Placement, tuple[float, float]]:
     if os.environ.get("RAY_ADDRESS"):
         import ray
 
@@ -66,11 +78,9 @@ def estimate(config: Config, plan: DryRun) -> tuple[Estimate, Placement]:
                 num_gpus=placement.gpus_per_worker,
             )
             probe = on_worker(probe_s)
-            seconds = ray.get(probe.remote(config, side_px, placement.gpus > 0))
-    else:
-        placement = place_here(config)
-        seconds = probe_s(config, side_px, placement.gpus > 0)
-    return of_seconds(config, plan, placement, *seconds), placement
+            return placement, ray.get(probe.remote(config, side_px, placement.gpus > 0))
+    placement = place_here(config)
+    return placement, probe_s(config, side_px, placement.gpus > 0)
 
 
 def probe_s(
@@ -102,7 +112,8 @@ def probe_s(
         sized = one.model_copy(
             update={"augment": one.augment.model_copy(update={"crop_px": side_px})}
         )
-        recipe = replace(_recipe(sized, method), epochs=1)
+        # At the full rate, without a warm-up, the second step on noise may not be finite.
+        recipe = replace(_recipe(sized, method), epochs=1, lr=_TIMING_LR)
         trainer = Trainer(
             new_network(sized, method),
             recipe,
