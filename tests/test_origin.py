@@ -158,6 +158,15 @@ def test_touched_files_are_named_and_reused(tmp_path: Path) -> None:
     assert again == uri and any("2096" in note for note in notes)
 
 
+def test_other_files_of_the_same_sizes_with_older_dates_are_named(tmp_path: Path) -> None:
+    path, root = make_folder(tmp_path, 3), tmp_path / "out"
+    ingested("folder", path, root)
+    assert not any("1987" in note for note in ingested("folder", path, root)[2])
+    for file in path.iterdir():
+        os.utime(file, (5.5e8, 5.5e8))
+    assert any("1987" in note for note in ingested("folder", path, root)[2])
+
+
 def test_the_dry_run_shows_what_will_be_used(tmp_path: Path) -> None:
     files = {f"{n}.png": IMAGES[n] for n in range(8)} | {"bad.png": IMAGES[8][:70]}
     path, limits = write_files(tmp_path / "in", files), {"max_reject_frac": 0.5}

@@ -109,6 +109,30 @@ def test_broken_archives_are_refused(tmp_path: Path) -> None:
             index_of("webdataset", tmp_path / "x.tar")
 
 
+def test_archives_one_behind_another_are_read_whole(tmp_path: Path) -> None:
+    first = write_tar(tmp_path / "a.tar", shard(["000", "001"])).read_bytes()
+    second = write_tar(tmp_path / "b.tar", shard(["002"])).read_bytes()
+    both = tmp_path / "both.tar"
+    both.write_bytes(first + second)
+    index = index_of("webdataset", both)
+    assert names_of_stems(index.ids.to_pylist()) == ["000", "001", "002"]
+    both.write_bytes(first + b"what is no header" * 40)
+    assert names_of_stems(index_of("webdataset", both).ids.to_pylist()) == ["000", "001"]
+
+
+def names_of_stems(ids: list[str]) -> list[str]:
+    return sorted(Path(name).stem for name in ids)
+
+
+def test_an_archive_without_its_end_mark_is_named(tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "whole.tar", shard(["000", "001"]))
+    assert not index_of("webdataset", file).notes
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(file.read_bytes().rstrip(b"\0"))
+    index = index_of("webdataset", cut)
+    assert len(index.ids) == 2 and any("cut.tar" in note for note in index.notes)
+
+
 def test_damaged_headers_never_hang_and_raise_nothing_else(tmp_path: Path) -> None:
     good = write_tar(tmp_path / "t.tar", shard(["000", "001"]), format=tarfile.PAX_FORMAT)
     content, generator = good.read_bytes(), np.random.default_rng(0)

@@ -99,8 +99,11 @@ def check_origin(
     for key, then in recorded.items():
         place = now.get(key)
         if place is None or _same(then, place):
-            if place is not None and place.newest > then.newest:
-                notes.append(f"data.{key}: files changed on {place.newest}, with the same sizes")
+            if place is not None and place.newest != then.newest and place.newest and then.newest:
+                notes.append(
+                    f"data.{key}: the newest file was of {then.newest} and is of {place.newest}, "
+                    "with the same sizes"
+                )
             continue
         hosts = f" on {then.host}, now on {place.host}" if then.host != place.host else ""
         raise DataError(

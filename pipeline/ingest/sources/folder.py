@@ -7,6 +7,7 @@ import pyarrow as pa
 from pipeline.cluster.jobs import Tasks
 from pipeline.config.data import Data
 from pipeline.ingest.sources import layouts, listing, splits
+from pipeline.ingest.sources.class_names import classes_of
 from pipeline.ingest.sources.index import ImageIndex
 
 _WITHOUT_LABELS = "images without labels"
@@ -28,7 +29,7 @@ def folder_index(data: Data, tasks: Tasks) -> ImageIndex:
     names = found.names.filter(pa.array(layout.kept_N))
     for name in found.names.filter(pa.array(~layout.kept_N)).to_pylist():
         found.excluded.add(_WITHOUT_LABELS, name)
-    class_names, labels_N = splits.classes_of(layout.folders, len(names), are_folders=True)
+    class_names, labels_N = classes_of(layout.folders, len(names), are_folders=True)
     sets = splits.sets_of(labels_N, class_names, data, given=layout.given)
     notes = [*layout.notes]
     if class_names and found.other_folders:

@@ -114,6 +114,9 @@ def table_columns(
             f"its heading does not name column {unnamed[0] + 1}; name it, such as label"
         )
     image, label = _chosen(heading, wanted)
+    for number in (image, label):
+        if number is not None and heading[number] and heading.count(heading[number]) > 1:
+            raise ValueError(f"several of its columns are named {heading[number]}")
     return Columns(columns[image], None if label is None else columns[label])
 
 

@@ -24,7 +24,15 @@ def index_source(data: Data, tasks: Tasks) -> ImageIndex:
         StorageError: the storage does not answer or denies access.
     """
     # Some of these import torch and scikit-learn.
-    from pipeline.ingest.sources import arrays, folder, parquet, path_list, splits, webdataset
+    from pipeline.ingest.sources import (
+        arrays,
+        class_names,
+        folder,
+        parquet,
+        path_list,
+        splits,
+        webdataset,
+    )
 
     _check_keys(data)
     if data.source == "digits":
@@ -42,7 +50,8 @@ def index_source(data: Data, tasks: Tasks) -> ImageIndex:
     else:
         assert_never(data.source)
     small = splits.notes_of(index.sets, index.labels_N, index.class_names)
-    return replace(index, notes=(*index.notes, *small))
+    alike = class_names.note_of_look_alikes(index.class_names)
+    return replace(index, notes=(*index.notes, *alike, *small))
 
 
 _ONLY_FOR = {"image_root": ("list",), "label_column": ("parquet", "list")}

@@ -26,6 +26,7 @@ from pipeline.dataset.parquet import footer
 from pipeline.errors import DataError
 from pipeline.ingest.sources import listing, splits
 from pipeline.ingest.sources import names as plain
+from pipeline.ingest.sources.class_names import classes_of
 from pipeline.ingest.sources.index import Containers, ImageIndex
 from pipeline.ingest.sources.listing import Excluded, Listing
 from pipeline.ingest.sources.set_names import note_of_sets
@@ -70,9 +71,7 @@ def parquet_index(data: Data, tasks: Tasks) -> ImageIndex:
         raise DataError(
             "E-DATA-052", "the tables have no rows", where=data.path, todo="check data.path"
         )
-    class_names, labels_N = splits.classes_of(
-        pa.concat_arrays(labels) if labels else None, len(all_ids)
-    )
+    class_names, labels_N = classes_of(pa.concat_arrays(labels) if labels else None, len(all_ids))
     block_N = np.concatenate(blocks)
     sets = splits.sets_of(labels_N, class_names, data)
     return ImageIndex(
@@ -266,6 +265,13 @@ def _check_column(file: pq.ParquetFile, name: str, uri: str, key: str, fits: Any
                 f"the table has no column {name}; it has {', '.join(leaves[:20])}",
                 where=uri,
                 todo=f"set {key} to one of them",
+            )
+        if sum(field.name == part for field in found) > 1:
+            raise DataError(
+                "E-DATA-307",
+                f"the table has several columns named {part}",
+                where=uri,
+                todo=f"give each of them its own name, or set {key} to another column",
             )
         found = kind = fields[part].type
     if not fits(kind):

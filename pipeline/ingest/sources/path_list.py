@@ -30,6 +30,7 @@ from pipeline.dataset.manifest import RejectExample
 from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.ingest.sources import list_file, splits
 from pipeline.ingest.sources import names as plain
+from pipeline.ingest.sources.class_names import classes_of
 from pipeline.ingest.sources.index import ImageIndex
 from pipeline.ingest.sources.listing import IMAGE_ENDINGS
 from pipeline.ingest.streams import Stream, generator
@@ -79,9 +80,7 @@ def list_index(data: Data) -> ImageIndex:
     ids = pa.concat_arrays([part.paths for part in parts.values()])
     _refuse_repeats(ids, data.path)
     labels = [part.labels for part in parts.values() if part.labels is not None]
-    class_names, labels_N = splits.classes_of(
-        pa.concat_arrays(labels) if labels else None, len(ids)
-    )
+    class_names, labels_N = classes_of(pa.concat_arrays(labels) if labels else None, len(ids))
     num_main = len(parts["main"].paths)
     sets = splits.sets_of(labels_N[:num_main], class_names, data)
     start = num_main

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config.data import Data
@@ -21,69 +18,7 @@ from pipeline.ingest.streams import Stream, generator
 Indices: TypeAlias = npt.NDArray[np.int64]
 
 _HOLD_OUT = {"test": Stream.HOLD_OUT_TEST, "val": Stream.HOLD_OUT_VAL}
-# So few words among class numbers are a mistake, such as a heading or "n/a".
-_MAX_STRAY_FRAC = 0.05
 _HELD_OUT: tuple[Literal["test", "val"], ...] = ("test", "val")
-
-
-def classes_of(
-    names: pa.LargeStringArray | None, num_images: int, *, are_folders: bool = False
-) -> tuple[tuple[str, ...] | None, npt.NDArray[np.int32]]:
-    """Return the class names and the class index of each image; None and -1s without names.
-
-    Names that are exactly the numbers 0..C-1 are the indices. All others are names, sorted; those
-    of digits only by their number. So no class is invented, merged or empty.
-
-    Args:
-        names: label of each image as text.
-        num_images: how many there are.
-        are_folders: whether the names are those of folders, which may mean anything.
-
-    Raises:
-        DataError: nearly all labels of a table or list are numbers and the others are words, or a
-            number is negative.
-    """
-    if names is None:
-        return None, np.full(num_images, -1, np.int32)
-    counts = pc.value_counts(names)
-    values, numbers = counts.field("values").to_pylist(), counts.field("counts").to_pylist()
-    if not are_folders:
-        if all(re.fullmatch(r"-?\d{1,18}\.0+", value) for value in values):  # as pandas writes them
-            return classes_of(pc.replace_substring_regex(names, r"\.0+$", ""), num_images)
-        _refuse_stray(dict(zip(values, numbers, strict=True)), num_images)
-    if set(values) == {str(number) for number in range(len(values))}:
-        class_names = tuple(str(number) for number in range(len(values)))
-    else:
-        class_names = tuple(sorted(values, key=_natural))
-    found = pc.index_in(names, pa.array(class_names, names.type))
-    return class_names, found.to_numpy(zero_copy_only=False).astype(np.int32)
-
-
-def _natural(name: str) -> tuple[bool, int, str]:
-    is_number = name.isascii() and name.isdigit() and len(name) < 19
-    return not is_number, int(name) if is_number else 0, name
-
-
-def _refuse_stray(counts: Mapping[str, int], num_images: int) -> None:
-    words = sorted(value for value in counts if not re.fullmatch(r"-?\d{1,18}", value))
-    num_words = sum(counts[word] for word in words)
-    negative = sorted(value for value in counts if re.fullmatch(r"-\d{1,18}", value))
-    if negative and not words:
-        raise DataError(
-            "E-DATA-068",
-            f"{sum(counts[n] for n in negative)} labels are negative numbers, first "
-            f"{negative[0]!r}, which stand for no label in many tables",
-            where="labels of the source",
-            todo="leave out the images without a label, or set data.labelled=false",
-        )
-    if words and num_words <= _MAX_STRAY_FRAC * num_images and len(words) < len(counts):
-        raise DataError(
-            "E-DATA-301",
-            f"{num_images - num_words} labels are whole numbers and {num_words} are not, "
-            f"first {words[0][:100]!r}",
-            where="labels of the source",
-            todo="write a number or a name for every image, or leave these images out",
-        )
 
 
 def sets_of(

@@ -1,7 +1,8 @@
 """Members of a tar archive, read header by header in bounded time and memory.
 
 Only names, sizes and positions are taken; nothing is ever unpacked. Formats: ustar, and the long
-names of GNU and pax. A header is 512 bytes, followed by the content, filled up to 512.
+names of GNU and pax. A header is 512 bytes, followed by the content, filled up to 512. Archives
+that were put one behind another are read as one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 _BLOCK_BYTES = 512
 _MAX_EXTENSION_BYTES = 64 * 1024
+_MAX_PADDING_BYTES = 64 * 1024
 _FILES, _FOLDER = (b"0", b"\0", b"7"), b"5"
 
 
@@ -33,14 +35,20 @@ def members(file: BinaryIO, file_bytes: int) -> Iterator[Member]:
     Raises:
         BrokenTarError: a header is damaged, or the content would reach beyond the end.
     """
-    position, long_name, extended = 0, None, dict[str, str]()
+    position: int = 0
+    long_name, extended = None, dict[str, str]()
     while True:
         file.seek(position)
         header = file.read(_BLOCK_BYTES)
         if not header.strip(b"\0"):
             if position == 0:
                 raise BrokenTarError("the file is empty")
-            return  # zero blocks, or simply the end
+            following = _next_archive(file, position)
+            if following is None:
+                return
+            position = following
+            long_name, extended = None, {}
+            continue
         if len(header) < _BLOCK_BYTES or not _checksum_fits(header):
             raise BrokenTarError(f"no tar header at byte {position}")
         kind, num_bytes = header[156:157], _number(header[124:136])
@@ -63,6 +71,23 @@ def members(file: BinaryIO, file_bytes: int) -> Iterator[Member]:
         long_name, extended = None, {}
         member_kind = "file" if kind in _FILES else "folder" if kind == _FOLDER else "other"
         yield Member(name, member_kind, start, num_bytes)
+
+
+def has_end_mark(file: BinaryIO, file_bytes: int) -> bool:
+    """Return whether the file ends in a block of zeros, as archives do unless they were cut."""
+    file.seek(max(0, file_bytes - _BLOCK_BYTES))
+    return not file.read(_BLOCK_BYTES).strip(b"\0")
+
+
+def _next_archive(file: BinaryIO, position: int) -> int | None:
+    """Return where another archive begins behind the end mark of one, None if there is none."""
+    file.seek(position)
+    padding = file.read(_MAX_PADDING_BYTES)
+    filled = len(padding) - len(padding.lstrip(b"\0"))
+    start = filled // _BLOCK_BYTES * _BLOCK_BYTES
+    header = padding[start : start + _BLOCK_BYTES]
+    whole = filled < len(padding) and len(header) == _BLOCK_BYTES
+    return position + start if whole and _checksum_fits(header) else None
 
 
 def _checksum_fits(header: bytes) -> bool:

@@ -26,6 +26,7 @@ from pipeline.dataset.manifest import RejectExample
 from pipeline.errors import DataError
 from pipeline.ingest.sources import listing, splits, tar
 from pipeline.ingest.sources import names as plain
+from pipeline.ingest.sources.class_names import classes_of
 from pipeline.ingest.sources.index import Containers, ImageIndex
 from pipeline.ingest.sources.listing import Excluded
 from pipeline.ingest.sources.parquet import files_of
@@ -34,6 +35,7 @@ from pipeline.ingest.sources.set_names import note_of_sets
 _PICKLES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".joblib")
 _BLOCK_BYTES = 4 * 2**20
 _MAX_LABEL_BYTES = 256
+_CUT = "archives have no end mark, so their last images may be missing"
 _SHARED = "images share a sample with others and have no .cls of their own"
 
 
@@ -72,7 +74,7 @@ def webdataset_index(data: Data, tasks: Tasks) -> ImageIndex:
     file_N = np.concatenate(files)
     uris = [plain.address(root, name) for name in names]
     labels = _labels(table, data.labelled, file_N, uris)
-    class_names, labels_N = splits.classes_of(labels, len(ids))
+    class_names, labels_N = classes_of(labels, len(ids))
     block_N = _blocks(file_N, place_N)
     sets = splits.sets_of(labels_N, class_names, data)
     return ImageIndex(
@@ -136,7 +138,8 @@ def look_at_tar(item: dict[str, Any], shared: Any) -> Result:
                 elif ending == ".cls" and member.num_bytes <= _MAX_LABEL_BYTES:
                     file.seek(member.start)
                     content = file.read(member.num_bytes)
-                    labels[name[: -len(ending)]] = content.decode("utf-8-sig", "replace").strip()
+                    label = content.decode("utf-8-sig", "backslashreplace")
+                    labels[name[: -len(ending)]] = label.strip()
                 else:
                     excluded.add(ending, name)
         except tar.BrokenTarError as error:
@@ -146,7 +149,9 @@ def look_at_tar(item: dict[str, Any], shared: Any) -> Result:
                 where=uri,
                 todo="restore or remove it; compressed archives (.tar.gz) are not read",
             ) from error
-    shared = Excluded()
+        shared = Excluded()
+        if not tar.has_end_mark(file, storage.size_bytes(uri)):
+            shared.add(_CUT, item["name"])
     rows = _rows(images.values(), labels, uri, excluded, shared)
     used = [_nearest(entry, labels) for entry in rows]
     for stem in sorted(set(labels).difference(used)):
@@ -215,10 +220,12 @@ def _nearest(entry: _Entry, labels: Mapping[str, str]) -> str | None:
 
 
 def _notes(shared: Excluded) -> tuple[str, ...]:
-    if not shared.counts:
-        return ()
-    what = f"{shared.counts[_SHARED]} {_SHARED}, each of them taken as an image: "
-    return (f"{what}{', '.join(shared.values()[_SHARED][1])}",)
+    kinds = ((_SHARED, ", each of them taken as an image"), (_CUT, ""))
+    return tuple(
+        f"{shared.counts[kind]} {kind}{more}: {', '.join(shared.values()[kind][1])}"
+        for kind, more in kinds
+        if kind in shared.counts
+    )
 
 
 def _check_member(member: tar.Member, uri: str) -> None:
