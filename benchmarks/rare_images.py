@@ -4,6 +4,7 @@
     python -m benchmarks.rare_images features cifar10 1 --out FOLDER --data CIFAR --lists LISTS
     python -m benchmarks.rare_images table --out FOLDER
     python -m benchmarks.rare_images batches --out FOLDER
+    python -m benchmarks.rare_images balance --out FOLDER
 
 `features` trains one network on one long-tailed split (SDCLR, resnet8, one to two minutes of one
 thread) and keeps its features, those of the untrained network, the pixels and two other signals.
@@ -11,6 +12,8 @@ LISTS holds the published split1_D_i.npy to split5_D_i.npy. `table` ranks the im
 split by every signal: AUROC and the share of rare images among the first ones, as multiples of
 chance, mean over splits with its 95 % interval by Student's t. `batches` compares the images
 suggested for annotation with the plain order: rare images and distinct classes among the first.
+`balance` compares the quarter that the stage curate keeps with a random one: largest over smallest
+class, also as paired difference.
 
 `distance` is the default of the stage mine, `both` the default before. The rule `distance+pixels`
 was shortlisted on the first split of each, among nine; how its pixels are centred was settled with
@@ -32,6 +35,7 @@ from scipy.stats import t
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.curated import ARMS, part_of
 from pipeline.config.data import Data
 from pipeline.embed.features import thumbnails
 from pipeline.evaluate.ranking import auroc, precision_at
@@ -210,6 +214,23 @@ def show_batches(out: Path) -> None:
             print(f"{name:8s} {what:22s} n={len(pairs)}  Few {cells[0]}  classes {cells[1]}")
 
 
+def show_balance(out: Path) -> None:
+    """Print the imbalance ratio of each set, of its balanced quarter and of a random one."""
+    for name in SIDE_PX:
+        values: dict[str, list[float]] = {}
+        for number, file in enumerate(sorted(out.glob(f"{name}-*.npz"))):
+            kept = dict(np.load(file))
+            for part in ARMS:
+                rows = part_of(part, kept["plain"], out / f"{file.stem}-levels", number)[0]
+                counts = np.bincount(kept["labels"][rows], minlength=10)
+                values.setdefault(part, []).append(counts.max() / max(1, counts.min()))
+        if values:
+            pairs = zip(values["balanced"], values["random"], strict=True)
+            values["balanced - random"] = [balanced - chance for balanced, chance in pairs]
+        for part, ratios in values.items():
+            print(f"{name:8s} {part:18s} n={len(ratios)}  ratio {_with_interval(np.array(ratios))}")
+
+
 def _with_interval(values_n: NDArray[np.floating]) -> str:
     if len(values_n) < 2:
         return f"{values_n.mean():.3f}"
@@ -218,10 +239,13 @@ def _with_interval(values_n: NDArray[np.floating]) -> str:
     return f"{values_n.mean():.3f} +-{half:.3f} ({shown})"
 
 
+SHOWN = {"table": show_table, "batches": show_batches, "balance": show_balance}
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rare_images")
-    parser.add_argument("what", choices=["features", "table", "batches"])
+    parser.add_argument("what", choices=["features", *SHOWN])
     parser.add_argument("name", nargs="?", choices=list(SIDE_PX))
     parser.add_argument("split", nargs="?", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
@@ -232,7 +256,7 @@ def main() -> None:
     if args.what == "features":
         make(args.name, args.split, args.seed, args.out, args.data, args.lists)
     else:
-        (show_table if args.what == "table" else show_batches)(args.out)
+        SHOWN[args.what](args.out)
 
 
 if __name__ == "__main__":

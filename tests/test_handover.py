@@ -15,7 +15,7 @@ from pipeline.dataset.manifest import Manifest, Place
 from pipeline.dataset.pictures import stored_images
 from pipeline.mine import handover
 from pipeline.mine.handover import Ranked
-from pipeline.record.curation import Curation
+from pipeline.record.curation import Curation, Selection, find_selection
 from pipeline.record.embedding import EmbeddedBy
 from pipeline.record.run import DataRef
 from pipeline.storage import to_csv
@@ -46,9 +46,9 @@ def written(folder: Path, given: Ranked, root: str | None = "/photos/all of them
         place = Place(root, "here", 12, 12, "", "")
         fields = {"source": {"kind": "folder"}, "origin": {"path": place}}
         manifest = Manifest(**{**manifest.__dict__, **fields})
-    handover.write(
-        str(folder / "run"), given, data_uri=str(folder), manifest=manifest, set_name="pretrain"
-    )
+    run_uri = str(folder / "run")
+    given = replace(given, selection=find_selection(run_uri, manifest.hash, "pretrain"))
+    handover.write(run_uri, given, data_uri=str(folder), manifest=manifest, set_name="pretrain")
     return folder / "run" / "mining"
 
 
@@ -88,6 +88,21 @@ def test_labels_of_people_are_not_overwritten(tmp_path: Path, labelled: bool) ->
     file.write_text("torn\n")
     with raises("E-DATA-791"):
         handover.refuse_loss(run_uri, known)
+
+
+def test_an_older_ranking_is_removed_and_what_people_put_beside_it_stays(tmp_path: Path) -> None:
+    theirs = ["annotate.csv", "my labels.csv", "notes/scores-00000.parquet", "scores-old.parquet",
+              "label_studio/export.csv", "images/mine.png"]  # fmt: skip
+    older = ["scores-00000.parquet", "scores-00012.parquet", "findings.csv", "images/000001.png"]
+    for name in [*theirs, *older]:
+        file = tmp_path / "run" / "mining" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x")
+    handover.remove_older(str(tmp_path / "run"))
+    handover.remove_older(str(tmp_path / "no run"))
+    folder = tmp_path / "run" / "mining"
+    left = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    assert left == set(theirs)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -170,6 +185,41 @@ def test_what_was_selected_from_the_same_set_goes_with_it(tmp_path: Path) -> Non
     assert found["image-01"]["near_duplicate_of"] is None
     for other in (("test", own_hash), ("pretrain", "0" * 64)):
         assert not any("selected" in entry for entry in attributes(*other).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "is_read"),
+    [
+        ("selected", "path\na\n\nb\n", True),
+        ("selected", "path,label\na,cat\n", True),
+        ("selected", 'path\n"a\rb"\n', True),
+        ("duplicates", "id,near,similarity\na,b,0.99\n", True),
+        ("selected", "", False),
+        ("selected", "a.png\nb.png\n", False),
+        ("selected", "path,label\na\n", False),
+        ("selected", b"path\ncaf\xe9\n", False),
+        ("selected", 'path\n"' + "a" * 200_000 + '"\n', False),
+        ("duplicates", "id\na\n", False),
+        ("duplicates", "id,near,similarity\na\n", False),
+    ],
+)
+def test_lists_of_a_curation_that_people_changed_are_read_or_refused(
+    tmp_path: Path, name: str, content: str | bytes, is_read: bool
+) -> None:
+    test_what_was_selected_from_the_same_set_goes_with_it(tmp_path)
+    curation = Curation.read(str(tmp_path / "run" / "curation.json"))
+    file = tmp_path / "run" / "curation" / f"{name}.csv"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    def found() -> Selection | None:
+        run_uri = str(tmp_path / "run")
+        return find_selection(run_uri, curation.data.manifest_hash, curation.set)
+
+    if is_read:
+        assert found() is not None
+    else:
+        with raises("E-DATA-851"):
+            found()
 
 
 def test_fiftyones_own_importer_reads_it(tmp_path: Path) -> None:

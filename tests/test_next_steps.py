@@ -58,3 +58,22 @@ def test_images_to_label_are_named_after_mining(tmp_path: Path) -> None:
     run = folder(tmp_path, MODEL, "mining.json", "mining/annotate.csv", words=PHOTOS)
     show_results(Console(stream), run, {"mine": 1.0}, again="run.seed=1", is_labelled=False)
     assert "annotate.csv" in stream.getvalue() and "your images" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("files", "is_offered"),
+    [
+        ([MODEL], True),
+        ([MODEL, "embeddings/x", "curation.json", "mining.json"], True),
+        (["embeddings/x", "weights.json"], False),
+        (["embeddings/x", "weights.json", "curation.json", "mining.json"], False),
+        (["aggregate.json"], False),
+    ],
+)
+def test_another_seed_is_offered_where_something_was_trained(
+    files: list[str], is_offered: bool, tmp_path: Path
+) -> None:
+    stream = io.StringIO()
+    run = folder(tmp_path, *files)
+    show_results(Console(stream), run, {"curate": 1.0}, again="run.seed=7", is_labelled=False)
+    assert ("run.seed=7" in stream.getvalue()) == is_offered

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
@@ -369,3 +371,11 @@ def test_s3_puts_are_rationed(s3: LoopbackS3) -> None:
         assert not any(line.startswith("PUT") for line in s3.log)
     assert sum(line.startswith("PUT") for line in s3.log) == 1
     assert s3.buckets["bucket"]["log"].count(b"\n") == 50
+
+
+def test_every_cell_of_a_csv_comes_back() -> None:
+    cells = ["a", "a\rb", "\r", "a\nb", "a\r\nb", 'a"b', "a,b", " a ", "é", "=1", ""]
+    rows = [[cell, f"{cell}."] for cell in cells]
+    text = storage.to_csv(["x", "y"], rows).decode()
+    assert list(csv.reader(io.StringIO(text, newline=""))) == [["x", "y"], *rows]
+    assert storage.to_csv(["x"], [[None], [1], [0.5], ["a"]]) == b'x\n""\n1\n0.5\na\n'

@@ -17,7 +17,7 @@ def show_results(
     folder: RunFolder,
     timings_s: Mapping[str, float],
     *,
-    again: str | None,
+    again: str,
     is_labelled: bool,
 ) -> None:
     """Report the end of a run.
@@ -26,7 +26,7 @@ def show_results(
         console: where to.
         folder: of the run.
         timings_s: seconds of each stage.
-        again: the words that make the same run with another seed; None where none was trained.
+        again: the words that make the same run with another seed; shown where one was trained.
         is_labelled: whether scores can be measured.
     """
     uri = folder.uri
@@ -47,7 +47,7 @@ def show_results(
     sheet = storage.join(uri, "mining", "annotate.csv")
     if storage.exists(sheet):
         console.line(f"  annotate       label the images of {sheet}")
-    if again is not None:
+    if storage.exists(storage.join(uri, "models")):
         console.line(f"  another seed   {program()} {again}")
 
 

@@ -217,7 +217,7 @@ class Session:
             self.console,
             self.folder,
             run.timings_s,
-            again=None if self.command.checkpoint is not None else self._again(),
+            again=self._again(),
             is_labelled=labelled,
         )
         self.show_alarms()

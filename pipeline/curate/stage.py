@@ -14,8 +14,6 @@ Shapes: N images of the set, F numbers a vector.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -252,8 +250,4 @@ def _pairs(near: Sequence[Near], ids: Sequence[str], others: Sequence[str]) -> t
 def _write(
     folder: str, name: str, heading: Sequence[str], lines: Iterable[Sequence[object]]
 ) -> None:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(heading)
-    writer.writerows(lines)
-    storage.write_bytes(storage.join(folder, name), stream.getvalue().encode())
+    storage.write_bytes(storage.join(folder, name), storage.to_csv(heading, lines))

@@ -12,6 +12,7 @@ Shapes: N images of the set.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote
@@ -26,12 +27,14 @@ from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.dataset.pictures import stored_images
 from pipeline.ingest.sources import names
 from pipeline.mine import given_labels
-from pipeline.record.curation import Selection, find_selection
+from pipeline.record.curation import Selection
 from sdclr.rarity import rank_share
 
 ANNOTATE = "annotate.csv"
 MAX_FIFTYONE_IMAGES = 100_000
 """The rarest ones of a larger set; its import reads one JSON text whole."""
+_NOT_REPLACED = re.compile(r"scores-\d{5}\.parquet|findings\.csv|images/\d{6}\.[a-z]+")
+"""What a ranking writes below RUN/mining that the next one may not write again."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Ranked:
         batch: rows suggested for annotation, in the order of choice.
         by: method and score, for people.
         given: labels of people, by id.
+        selection: what a curation selected from the set; None without one.
     """
 
     ids: list[str]
@@ -57,6 +61,7 @@ class Ranked:
     batch: list[int]
     by: str
     given: Mapping[str, str] = field(default_factory=dict)
+    selection: Selection | None = None
 
     @property
     def rank_N(self) -> NDArray[np.int64]:
@@ -97,13 +102,21 @@ def refuse_loss(run_uri: str, ranked: Ranked) -> None:
     given_labels.refuse_loss(annotate_uri(run_uri), ranked.lines(), own)
 
 
+def remove_older(run_uri: str) -> None:
+    """Remove what an earlier ranking wrote; files that people put beside it stay."""
+    folder = storage.join(run_uri, "mining")
+    for name in storage.list_tree(folder):
+        if _NOT_REPLACED.fullmatch(name):
+            storage.delete_tree(storage.join(folder, name))
+
+
 def write(
     run_uri: str, ranked: Ranked, *, data_uri: str, manifest: Manifest, set_name: SetName
 ) -> None:
     """Write all of the files above.
 
     Raises:
-        DataError: a shard of images or the record of a curation is broken.
+        DataError: a shard of images is broken.
     """
     folder, rank_N = storage.join(run_uri, "mining"), ranked.rank_N
     lines = (
@@ -125,8 +138,7 @@ def write(
         places = _copies(folder, ranked.batch, data_uri, manifest, set_name)
     share_N = rank_share(ranked.rarity_N)
     _write_label_studio(folder, ranked, places, rank_N, share_N)
-    selection = find_selection(run_uri, manifest.hash, set_name)
-    _write_fiftyone(folder, ranked, places, rank_N, share_N, selection)
+    _write_fiftyone(folder, ranked, places, rank_N, share_N)
 
 
 def root_of(manifest: Manifest) -> str | None:
@@ -190,7 +202,6 @@ def _write_fiftyone(
     places: dict[int, str],
     rank_N: NDArray[np.int64],
     share_N: NDArray[np.float64],
-    selection: Selection | None,
 ) -> None:
     order = {row: place for place, row in enumerate(ranked.batch, 1)}
     data, labels = {}, {}
@@ -203,9 +214,9 @@ def _write_fiftyone(
             "rarity": float(share_N[row]),
             "suggested": order.get(row),
         }
-        if selection is not None:
-            attributes["selected"] = ranked.ids[row] in selection.selected
-            attributes["near_duplicate_of"] = selection.near.get(ranked.ids[row])
+        if ranked.selection is not None:
+            attributes["selected"] = ranked.ids[row] in ranked.selection.selected
+            attributes["near_duplicate_of"] = ranked.selection.near.get(ranked.ids[row])
         labels[uuid] = {"label": ranked.label(row), "attributes": attributes}
     uri = storage.join(folder, "fiftyone")
     storage.write_bytes(storage.join(uri, "data.json"), storage.to_json(data))

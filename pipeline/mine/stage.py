@@ -44,6 +44,7 @@ from pipeline.mine.scoring import (
 from pipeline.model import build
 from pipeline.model.source import PIXELS, UNTRAINED, ModelSource
 from pipeline.record.context import RunContext
+from pipeline.record.curation import find_selection
 from pipeline.record.evaluation import ClassGroups
 from pipeline.record.gallery import gallery_uri
 from pipeline.record.mining import Findings, MinedData, Mining
@@ -80,7 +81,8 @@ def mine(
         CheckpointError: the run has no finished checkpoint.
         ConfigError: the data set lacks the set, a prune ratio starves a layer, or the
             score is the training loss, which the run did not keep for these images.
-        DataError: the set has fewer than 2 images, or labels are of other images.
+        DataError: the set has fewer than 2 images, labels are of other images, or the lists of
+            a curation are broken.
     """
     config, manifest, run_uri, data_uri = run.config, run.manifest, run.run_uri, run.data_uri
     check_set(manifest, set_name, stage="mine")
@@ -89,6 +91,7 @@ def mine(
         raise DataError(
             "E-DATA-082", "a ranking needs 2 images or more", where=data_uri, todo="add images"
         )
+    selection = find_selection(run_uri, manifest.hash, set_name)
     model = run_model(run)
     training_loss_N = _training_loss(config, model.state, is_own=is_own and set_name == "pretrain")
     labelled = manifest.has_labels(set_name)
@@ -140,6 +143,7 @@ def mine(
         batch=batch,
         by=f"{model.source.name} {config.mine.score}",
         given=given.labels if given is not None else {},
+        selection=selection,
     )
     handover.refuse_loss(run_uri, ranked)
     _write_scores(run_uri, config, scored, order_N)
@@ -240,9 +244,7 @@ def _write_scores(
     for name, values_N in signals(scored, TRAINED).items():
         columns[name] = values_N[order_N].astype(np.float32)
     folder = storage.join(run_uri, "mining")
-    for name in storage.list_names(folder):
-        if name != handover.ANNOTATE:  # replaced as a whole: it may hold labels of people
-            storage.delete_tree(storage.join(folder, name))
+    handover.remove_older(run_uri)
     for number, start in enumerate(range(0, len(order_N), _ROWS_PER_FILE)):
         part = {name: values[start : start + _ROWS_PER_FILE] for name, values in columns.items()}
         arrays = {name: pa.array(values) for name, values in part.items()}

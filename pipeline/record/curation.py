@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline import storage
+from pipeline.errors import DataError
 from pipeline.record.embedding import EmbeddedBy
 from pipeline.record.run import DataRef
 from pipeline.record.schema import Part, Record
@@ -92,15 +93,31 @@ def find_selection(run_uri: str, manifest_hash: str, set_name: str) -> Selection
     """Return what was selected from a set; None while nothing was, or only from another set.
 
     Raises:
-        DataError: curation.json is malformed.
+        DataError: curation.json is malformed, or a CSV is not as it was written.
         StorageError: a file of the curation is missing.
     """
     found = Curation.find(storage.join(run_uri, FILE))
     if found is None or (found.data.manifest_hash, found.set) != (manifest_hash, set_name):
         return None
-    selected, pairs = (_rows(storage.join(run_uri, name)) for name in (SELECTED, DUPLICATES))
+    selected = _rows(storage.join(run_uri, SELECTED), ("path",))
+    pairs = _rows(storage.join(run_uri, DUPLICATES), ("id", "near"))
     return Selection(frozenset(row[0] for row in selected), {row[0]: row[1] for row in pairs})
 
 
-def _rows(uri: str) -> list[list[str]]:
-    return list(csv.reader(io.StringIO(storage.read_bytes(uri).decode(), newline="")))[1:]
+def _rows(uri: str, columns: tuple[str, ...]) -> list[list[str]]:
+    """Return the rows of a CSV that begins with these columns; empty lines are skipped."""
+    try:
+        text = storage.read_bytes(uri).decode()
+        heading, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row] or [[]]
+        if tuple(heading[: len(columns)]) != columns:
+            raise ValueError(f"the first columns are not {', '.join(columns)}")
+        if any(len(row) != len(heading) for row in rows):
+            raise ValueError("a line has another number of cells than the first one")
+    except (ValueError, csv.Error) as error:
+        raise DataError(
+            "E-DATA-851",
+            f"the list of a curation cannot be read: {error!s:.200}",
+            where=uri,
+            todo="run the curate stage again, which writes it anew",
+        ) from error
+    return rows

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import posixpath
@@ -225,9 +226,12 @@ def to_json(value: object, *, indent: int | None = None) -> bytes:
 def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
     """Return a table as CSV with a line of names; None is an empty cell."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    plain = csv.writer(stream, lineterminator="\n")
+    # Before Python 3.13 a carriage return alone is not quoted, and ends the line for readers.
+    quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in itertools.chain([header], rows):
+        has_return = any("\r" in cell for cell in row if isinstance(cell, str))
+        (quoted if has_return else plain).writerow(row)
     return stream.getvalue().encode()
 
 
