@@ -10,9 +10,9 @@ test images by the project's linear probe on the labels of the published validat
 network that has its file is not trained again. `table` prints means over the splits with their 95 %
 interval by Student's t, and the paired differences.
 
-The quarter is that of the figures of balance in docs/embeddings.md; view, batch and learning rate
-are those of `benchmarks.rare_images`. The number of steps was chosen by the time of a step alone,
-before any network was scored.
+The figures are in docs/embeddings.md; view, batch and learning rate are those of
+`benchmarks.rare_images`. The number of steps was chosen by the time of a step alone, before any
+network was scored.
 """
 
 from __future__ import annotations
