@@ -14,13 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline import feed
+from pipeline.cli.session import plain_errors
 from pipeline.cluster.connect import Cluster
 from pipeline.config.file import load_config
 from pipeline.dataset.parquet import plain_bytes
-from pipeline.embed.features import extract
+from pipeline.embed.features import Placement, extract, over_blocks
 from pipeline.embed.shards import Vectors, kept_shard, read_vectors, schema, write_vectors
 from pipeline.embed.stage import embed
 from pipeline.embed.wanted import find, read_set, run_model, wanted
+from pipeline.errors import DataError
 from pipeline.model import build
 from pipeline.model.source import PIXELS, UNTRAINED, ModelSource, weights_hash
 from pipeline.record.context import RunContext
@@ -290,3 +293,34 @@ def test_killed_and_resumed_equals_unbroken_and_equals_a_plain_extraction(
         assert files == {f: content(other)[f] for f in files}
         assert made[name][1].shards == resumed[name][1].shards
     assert content(Path(made[PIXELS][0])) != content(Path(made[UNTRAINED][0]))
+
+
+class Failing:
+    """Worker that refuses every block."""
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        raise DataError("E-DATA-660", "refused", where=str(batch["id"][0]), todo="try another")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("is_here", [True, False], ids=["in this process", "in an actor"])
+def test_an_error_in_a_worker_arrives_as_it_was(
+    ray_cluster: None, tmp_path: Path, is_here: bool
+) -> None:
+    run = run_on(tmp_path)
+    rows = feed.decoded_rows(run.config, run.data_uri, run.manifest, "pretrain")
+    place = Placement("cpu", 1, 1, 0, 1, is_here)
+    with raises("E-DATA-660") as caught, plain_errors():
+        list(over_blocks(rows, Failing, (), place, resource=None))
+    assert caught.value.todo == "try another" and caught.value.where
+
+
+@pytest.mark.ray
+def test_a_broken_shard_is_reported_as_such_from_a_task(ray_cluster: None, tmp_path: Path) -> None:
+    run = run_on(tmp_path)
+    for file in (tmp_path / "shards").glob("*.parquet"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(DataError), plain_errors():
+        embed(run, SOURCES[:1], cluster=CLUSTER, progress=lambda *_: None)

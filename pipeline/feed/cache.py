@@ -54,9 +54,13 @@ def decoded_rows(
     """
     import ray.data
 
+    context = ray.data.DataContext.get_current()
     # Progress is shown by the console; Ray Data would draw bars of its own over it.
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.enable_progress_bars = False
+    # Ray Data's own wrapping of an error is pickled without its cause: the kind and id are lost.
+    context.raise_original_map_exception = True
+    # The error is reported by us; Ray would call it one of its own and ask to report it to Ray.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     items = shard_items(data_uri, manifest, set_names)
     if only is not None:
         items = [item for item in items if item["first_row"] in only]
