@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -64,6 +65,35 @@ VALUES = {
     ("TMPDIR", "/proc"): "E-CLUSTER-374",
     ("RAY_TMPDIR", "/proc"): "E-CLUSTER-374",
 }
+
+
+@pytest.mark.promise("R19")
+@pytest.mark.parametrize(
+    ("error", "address", "is_shut_down"),
+    [
+        (KeyboardInterrupt(), "127.0.0.1:6379", False),
+        (SystemExit(143), "127.0.0.1:6379", False),
+        (ValueError(), "127.0.0.1:6379", True),
+        (SystemExit(143), "local", True),
+    ],
+)
+def test_a_cluster_that_was_joined_is_left_by_the_end_of_the_process(
+    error: BaseException, address: str, is_shut_down: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray that is shut down while another thread waits for it ends the process as it likes."""
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with (
+        mock.patch("pipeline.cluster.connect._join_or_start"),
+        mock.patch("pipeline.cluster.connect._describe"),
+        mock.patch("ray.shutdown") as shutdown,
+        pytest.raises(type(error)),
+        connected(),
+    ):
+        raise error
+    assert shutdown.called == is_shut_down
 
 
 @pytest.mark.promise("R15", "O6")

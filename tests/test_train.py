@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -187,29 +188,28 @@ def test_the_barriers_of_ray_train_have_the_deadline_of_the_other_collectives() 
         assert get_env_vars_to_propagate()["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] == "7"
 
 
-def watch(thread: threading.Thread, run: Path, shown: Console) -> None:
+def watch(outcome: Any, run: Path, shown: Console) -> None:
     config = load_config(None)
-    driver._watch(thread, ProgressView(config, str(run), shown), config, str(run), shown)
+    driver._watch(outcome, ProgressView(config, str(run), shown), config, str(run), shown)
 
 
 STALL_S = driver.STALL_TIMEOUT_S
 
 
 class Watched:
-    """A thread of training on a clock of its own, which a wait for its end moves."""
+    """A training on a clock of its own, which a wait for its end moves."""
 
     def __init__(
         self, run: Path, monkeypatch: pytest.MonkeyPatch, *, step_every_s: float, ends_s: float
     ) -> None:
         self.now_s = self._step_s = 0.0
         self._run, self._every_s, self._step = run, step_every_s, 0
-        alive: Any = SimpleNamespace(is_alive=lambda: self.now_s < ends_s, join=self._join)
-        self.thread: threading.Thread = alive
+        self.outcome = SimpleNamespace(is_awaited=lambda: self.now_s < ends_s, wait=self._wait)
         clock = SimpleNamespace(monotonic=lambda: self.now_s, time=lambda: self.now_s)
         monkeypatch.setattr(driver, "time", clock)
         monkeypatch.setattr(progress, "time", clock)
 
-    def _join(self, timeout_s: float) -> None:
+    def _wait(self, timeout_s: float) -> None:
         self.now_s += timeout_s
         if self.now_s - self._step_s >= self._every_s:
             self._step, self._step_s = self._step + 1, self.now_s
@@ -221,14 +221,14 @@ def test_a_run_that_makes_no_step_is_ended(tmp_path: Path, monkeypatch: pytest.M
     write_step(tmp_path, 1)
     work = Watched(tmp_path, monkeypatch, step_every_s=1e9, ends_s=1e9)
     with raises("E-TRAIN-004", f"{STALL_S:g} s"):
-        watch(work.thread, tmp_path, console()[0])
+        watch(work.outcome, tmp_path, console()[0])
     assert STALL_S < work.now_s < STALL_S + 2
 
 
 @pytest.mark.promise("R15", control=True)
 def test_a_run_that_goes_on_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = Watched(tmp_path, monkeypatch, step_every_s=STALL_S - 1, ends_s=5 * STALL_S)
-    watch(work.thread, tmp_path, console()[0])
+    watch(work.outcome, tmp_path, console()[0])
     assert work.now_s >= 5 * STALL_S
 
 
@@ -237,7 +237,10 @@ def test_a_run_that_goes_on_is_not_ended(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_workers_are_asked_to_save_and_the_interruption_goes_on(
     tmp_path: Path, interruption: BaseException
 ) -> None:
-    done = threading.Event()
+    """By a real signal: Python 3.11 takes a thread for ended whose `join` a signal broke."""
+    done, (shown, stream) = threading.Event(), console()
+    config, outcome = load_config(None), driver._Outcome()
+    view = ProgressView(config, str(tmp_path), shown)
 
     def work() -> None:
         with stopping.StopWatch(str(tmp_path)) as stop:
@@ -247,23 +250,28 @@ def test_the_workers_are_asked_to_save_and_the_interruption_goes_on(
                     stop.answer(method="sdclr", step=step)
                     done.wait(20)
                     return
+                if view.has_moved and not handled:
+                    signal.pthread_kill(main_thread, signal.SIGUSR1)
                 done.wait(0.05)
 
-    thread, (shown, stream) = threading.Thread(target=work, daemon=True), console()
-    thread.start()
-    calls = iter(range(10))
-
-    def join(timeout: float | None = None) -> None:
-        threading.Event().wait(timeout)
-        if next(calls) == 3:
+    def handle(*_: object) -> None:
+        if not handled:
+            handled.append(True)
             raise interruption
 
-    watched: Any = SimpleNamespace(is_alive=thread.is_alive, join=join)
-    with pytest.raises(type(interruption)):
-        watch(watched, tmp_path, shown)
-    done.set()
-    thread.join()
-    assert "sdclr is saved at step" in stream.getvalue()
+    handled, main_thread = list[bool](), threading.get_ident()
+    before = signal.signal(signal.SIGUSR1, handle)
+    thread = threading.Thread(target=outcome.run, args=(work,), daemon=True)
+    thread.start()
+    try:
+        with pytest.raises(type(interruption)):
+            driver._watch(outcome, view, config, str(tmp_path), shown)
+        assert outcome.is_awaited()
+        done.set()
+        thread.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not outcome.is_awaited() and "sdclr is saved at step" in stream.getvalue()
 
 
 @pytest.mark.promise("R19", control=True)

@@ -65,7 +65,9 @@ class Cluster:
 def connected() -> Iterator[Cluster]:
     """Join the cluster at RAY_ADDRESS (set inside a Ray job), else start one on this machine.
 
-    A cluster started here is stopped at the end; one that was joined is left as it is.
+    A cluster started here is stopped at the end; one that was joined is left. After Ctrl-C or
+    SIGTERM the end of the process leaves it: another thread may still wait for Ray, which ends the
+    process with a code of its own, or a crash, when it is shut down meanwhile.
 
     Raises:
         ClusterError: the cluster at RAY_ADDRESS does not answer, or none can be started here.
@@ -92,10 +94,14 @@ def connected() -> Iterator[Cluster]:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, with exit code 15
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    is_interrupted = False
     try:
         yield _describe(is_local=not address)
+    except (KeyboardInterrupt, SystemExit):
+        is_interrupted = True
+        raise
     finally:
-        if not already:
+        if not already and not (is_interrupted and address):
             ray.shutdown()
 
 

@@ -116,9 +116,8 @@ def _fit_again(
             datasets=datasets,
         )  # fmt: skip
         outcome = _Outcome()
-        thread = threading.Thread(target=outcome.run, args=(trainer.fit,), daemon=True)
-        thread.start()
-        _watch(thread, view, config, job.run_uri, console, is_here=job.is_here)
+        threading.Thread(target=outcome.run, args=(trainer.fit,), daemon=True).start()
+        _watch(outcome, view, config, job.run_uri, console, is_here=job.is_here)
         again = failures < controller_failures(config)
         if not isinstance(outcome.error, ControllerError) or not again:
             break
@@ -128,7 +127,7 @@ def _fit_again(
 
 
 def _watch(
-    thread: threading.Thread,
+    outcome: _Outcome,
     view: ProgressView,
     config: Config,
     run_uri: str,
@@ -136,15 +135,15 @@ def _watch(
     *,
     is_here: bool = False,
 ) -> None:
-    """Show progress until the thread ends; on SIGTERM or Ctrl-C, have the workers save first.
+    """Show progress until the call ends; on SIGTERM or Ctrl-C, have the workers save first.
 
     Raises:
         TrainingError: there was no new step for too long.
     """
     limit_s = STALL_TIMEOUT_S
     try:
-        while thread.is_alive():
-            thread.join(_POLL_REMOTE_S if run_uri.startswith("s3://") else _POLL_S)
+        while outcome.is_awaited():
+            outcome.wait(_POLL_REMOTE_S if run_uri.startswith("s3://") else _POLL_S)
             with suppress(PipelineError):  # a display that cannot be refreshed is no reason to stop
                 view.refresh()
             if time.monotonic() - view.moved_at_s > limit_s:
@@ -157,9 +156,9 @@ def _watch(
                 )
     except (SystemExit, KeyboardInterrupt):
         if view.has_moved or is_here:
-            _save_before_the_end(config, run_uri, console, is_over=lambda: not thread.is_alive())
+            _save_before_the_end(config, run_uri, console, is_over=lambda: not outcome.is_awaited())
         if is_here:  # it uses memory of Ray, which ends with this process
-            thread.join(config.train.stop_grace_s)
+            outcome.wait(config.train.stop_grace_s)
         raise
 
 
@@ -182,17 +181,32 @@ def _save_before_the_end(
 
 
 class _Outcome:
-    """Outcome of a call in another thread."""
+    """Outcome of a call in another thread.
+
+    The thread is not asked itself: Python 3.11 and 3.12 take it for ended once a signal has raised
+    an exception in `join`.
+    """
 
     def __init__(self) -> None:
         self.value: Result | None = None
         self.error: BaseException | None = None
+        self._ended = threading.Event()
+
+    def is_awaited(self) -> bool:
+        """Return whether the call has not ended."""
+        return not self._ended.is_set()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the end of the call, or for so long."""
+        self._ended.wait(timeout_s)
 
     def run(self, function: Callable[[], Result]) -> None:
         try:
             self.value = function()
         except BaseException as error:  # kept for the main thread
             self.error = error
+        finally:
+            self._ended.set()
 
     def result(self, run_uri: str, console: Console) -> Result:
         """Return what the workers did; raise what went wrong, theirs or Ray's."""
