@@ -33,17 +33,22 @@ from tests.conftest import REPO
 from tests.grafana_stub import GrafanaStub
 from tests.loopback_ray import LoopbackRay, free_ports
 from tests.loopback_s3 import ACCESS_KEY, SECRET_KEY, LoopbackS3
+from tests.running import wait_for
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is absent"),
 ]
+SCRAPE_S = 2
 # Events that a healthy run of a minute does not have; a task raises them.
 RARE = """
 import os
+import sys
 import ray
 from pipeline.record.gauges import Monitor
+
+SEEN = sys.argv[1]
 
 @ray.remote
 def raise_them():
@@ -52,7 +57,8 @@ def raise_them():
     for name in ("sdclr_checkpoint_failures", "sdclr_checkpoints_refused"):
         monitor.add(name)
     monitor.add("sdclr_restarts", cause="node")
-    time.sleep(5)
+    while not os.path.exists(SEEN):  # what a worker counts ends with it
+        time.sleep(0.2)
 
 path = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
 ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, runtime_env=path)
@@ -69,7 +75,7 @@ class Prometheus:
         scrape["static_configs"] = [{"targets": [f"127.0.0.1:{port}" for port in targets]}]
         rules = str(REPO / "infra" / "prometheus" / "rules.yaml")
         config = {
-            "global": {"scrape_interval": "2s", "evaluation_interval": "2s"},
+            "global": {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": f"{SCRAPE_S}s"},
             "rule_files": [rules],
             "scrape_configs": [scrape],
         }
@@ -91,6 +97,11 @@ class Prometheus:
         query = urllib.parse.urlencode(parameters)
         with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=30) as answer:
             return json.load(answer)["data"]
+
+    def scraped_s(self) -> float:
+        """The time of the oldest of the last scrapes of all targets; 0 before the first."""
+        found = self.ask("query", query="min(timestamp(up))")["result"]
+        return float(found[0]["value"][1]) if found else 0.0
 
     def series(self, expression: str, start_s: float) -> list[Any]:
         found: list[Any] = self.ask(
@@ -152,8 +163,9 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             pages = [*cluster.metrics_ports, autoscaler_port, dashboard_port]
             prometheus = Prometheus(pages, folder, port)
             try:
-                ends = do_everything(folder, environment, s3)
-                time.sleep(8)  # a few more scrapes
+                ends = do_everything(folder, environment, s3, prometheus)
+                ended_s = time.time()
+                wait_for(lambda: prometheus.scraped_s() > ended_s + 2 * SCRAPE_S, every_s=0.5)
                 yield Live(
                     prometheus, start_s, ends, cluster.dashboard_url, grafana, folder / "dashboards"
                 )
@@ -162,7 +174,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 def do_everything(
-    folder: Path, environment: dict[str, str], s3: LoopbackS3
+    folder: Path, environment: dict[str, str], s3: LoopbackS3, prometheus: Prometheus
 ) -> dict[str, subprocess.CompletedProcess[str]]:
     """Ingest, a training beside faults of the storage, one that diverges, a sweep."""
     common = (
@@ -172,7 +184,8 @@ def do_everything(
         "train.methods=[sdclr]", "train.global_batch=16", "train.log_every_steps=1",
     )  # fmt: skip
     program = [sys.executable, str(REPO / "pipeline" / "run.py")]
-    rare = subprocess.Popen([sys.executable, "-c", RARE], env=environment, cwd=folder)
+    seen, begun_s = folder / "seen", time.time()
+    rare = subprocess.Popen([sys.executable, "-c", RARE, str(seen)], env=environment, cwd=folder)
 
     def start(*words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -202,6 +215,9 @@ def do_everything(
     sweep += ("tune.retrain_seeds=0", "train.epochs=2", "run.name=sweep")
     sweep += ("tune.early_stopping=false",)
     ends["sweep"] = end_of(start("tune", *sweep))
+    restarts = 'ray_sdclr_restarts_total{run="rare"}'  # the last that it counted
+    wait_for(lambda: prometheus.series(restarts, begun_s), rare, every_s=0.5)
+    seen.touch()
     assert rare.wait(60) == 0
     return ends
 
