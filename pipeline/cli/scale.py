@@ -1,7 +1,7 @@
 """Needs of a run at a given size: shards, memory, bytes on every wire, time, cost.
 
     python -m pipeline.cli.scale                      the tables of docs/scale.md
-    python -m pipeline.cli.scale --images 5e6 --gpus 16 --images-per-s 900 --price-per-gpu-hour 2.5
+    python -m pipeline.cli.scale --images 5e6 --gpus 16 --images-per-s 700 --price-per-gpu-hour 2.5
 
 Formulas only; docs/scale.md says where each constant comes from. `--dry-run` shows those that need
 no speed. N images, W workers with a GPU each, B images per step over all, D embedding size.
@@ -133,7 +133,8 @@ class Speeds:
 
     Args:
         images_per_s: of one GPU, both views, both branches, forward and backward.
-        decoded_per_s: images that one CPU core checks and decodes.
+        decoded_per_s: images that one CPU core checks, decodes and fits to the canvas.
+        stored_small_per_s: the same of images that ingest stored with the canvas's short side.
         node_bytes_per_s: of a node's network, one direction.
         store_bytes_per_s: of one stream to the object store.
         listing_s: one answer of the object store with 1000 names.
@@ -142,6 +143,7 @@ class Speeds:
 
     images_per_s: float
     decoded_per_s: float
+    stored_small_per_s: float
     node_bytes_per_s: float
     store_bytes_per_s: float
     listing_s: float
@@ -169,6 +171,11 @@ class Estimate:
     def decode_cores(self) -> int:
         """CPU cores per node that keep its GPUs fed."""
         return math.ceil(self._images_per_s_of_node / self.speeds.decoded_per_s)
+
+    @property
+    def small_cores(self) -> int:
+        """The same, of a set that was resized once, at ingest."""
+        return math.ceil(self._images_per_s_of_node / self.speeds.stored_small_per_s)
 
     @property
     def exchange_s(self) -> float:
@@ -219,7 +226,7 @@ RESNET50 = Workload(
     checkpoints=100, num_workers=0, workers_per_node=8,
 )  # fmt: skip
 SPEEDS = Speeds(
-    images_per_s=700, decoded_per_s=850, node_bytes_per_s=12.5e9,
+    images_per_s=4000, decoded_per_s=277, stored_small_per_s=456, node_bytes_per_s=12.5e9,
     store_bytes_per_s=100e6, listing_s=0.2, price_per_gpu_hour=3.0,
 )  # fmt: skip
 SIZES = (10**6, 10**8, 10**9)
@@ -251,6 +258,7 @@ def table(sizes: tuple[int, ...], gpus: tuple[int, ...], speeds: Speeds) -> Iter
         "streamed: feed.max_memory_bytes at least": lambda e: si(e.work.stream_bytes, "B"),
         "streamed: read per node": lambda e: si(e.read_bytes_per_s, "B/s"),
         "streamed: cores per node that decode": lambda e: str(e.decode_cores),
+        "the same, resized at ingest": lambda e: str(e.small_cores),
         "embeddings gathered per step": lambda e: si(e.work.gathered_bytes, "B"),
         "logits of a worker": lambda e: si(e.work.similarity_bytes, "B"),
         "sent per node and step": lambda e: si(e.work.node_bytes_per_step, "B"),
@@ -259,7 +267,7 @@ def table(sizes: tuple[int, ...], gpus: tuple[int, ...], speeds: Speeds) -> Iter
         "checkpoint": lambda e: si(e.work.state_bytes, "B"),
         "write it": lambda e: si(e.checkpoint_s, "s"),
         "all checkpoints": lambda e: si(e.work.checkpoint_bytes, "B"),
-        "100 epochs": lambda e: f"{e.hours:,.0f} h",
+        "100 epochs": lambda e: f"{e.hours:,.{int(e.hours < 10)}f} h",
         "price of the GPUs": lambda e: f"{e.cost:,.0f}",
     }
     for name, text in shown.items():
