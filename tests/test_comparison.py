@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.evaluate.comparison import method_differences, paired_difference, student_t975
+from pipeline.evaluate.comparison import (
+    method_differences,
+    paired_difference,
+    student_t975,
+    welch_half_width,
+)
 from pipeline.record.aggregate import MeanDifference
 from sdclr.groups import Groups, GroupScores, group_scores, mean_scores
 
@@ -112,3 +117,21 @@ def test_quantiles_of_students_t_equal_scipys(degrees: int) -> None:
     assert student_t975(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), abs=1e-3)
     with pytest.raises(ValueError):
         student_t975(0)
+
+
+@pytest.mark.parametrize(("n_a", "n_b", "ratio"), [(2, 2, 1.0), (3, 3, 4.0), (5, 9, 0.2)])
+def test_welch_interval_is_that_of_scipy_or_wider(n_a: int, n_b: int, ratio: float) -> None:
+    rng = np.random.default_rng(n_a)
+    a_N, b_N = rng.normal(0, 1, n_a), rng.normal(0, ratio, n_b)
+    found = stats.ttest_ind(a_N, b_N, equal_var=False)
+    half = welch_half_width(a_N.std(ddof=1), n_a, b_N.std(ddof=1), n_b)
+    low, high = found.confidence_interval(0.95)
+    assert half >= (high - low) / 2 - 1e-3
+    error = (a_N.var(ddof=1) / n_a + b_N.var(ddof=1) / n_b) ** 0.5
+    assert half == pytest.approx(stats.t.ppf(0.975, int(found.df)) * error, abs=1e-2)
+
+
+def test_welch_interval_of_equal_spreads_has_all_degrees_and_of_one_spread_its_own() -> None:
+    assert welch_half_width(1.0, 4, 1.0, 4) == pytest.approx(2.447 * (2 / 4) ** 0.5, abs=1e-3)
+    assert welch_half_width(1.0, 4, 0.0, 4) == pytest.approx(3.182 / 4**0.5, abs=1e-3)
+    assert welch_half_width(0.0, 2, 0.0, 2) == 0

@@ -197,22 +197,25 @@ def test_the_page_of_a_sweep(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("means", "std", "word"),
+    ("means", "std", "n", "word"),
     [
-        ((0.9, 0.5), 0.01, "Yes"),
-        ((0.9, 0.5), 0.9, "No difference shown"),
-        ((0.9, 0.5), None, "Not known"),  # one seed
-        ((0.9,), 0.01, "It is the same"),
+        ((0.9, 0.5), 0.01, 4, "Yes"),
+        ((0.9, 0.5), 0.9, 4, "No difference shown"),
+        ((0.9, 0.88), 0.007, 2, "No difference shown"),  # 2.9 standard errors, of two seeds
+        ((0.9, 0.88), 0.007, 4, "Yes"),
+        ((0.9, 0.5, 0.89), 0.01, 4, "Better than some of them"),
+        ((0.9, 0.5), None, 1, "Not known"),  # one seed
+        ((0.9,), 0.01, 4, "It is the same"),
     ],
 )
 def test_a_sweep_answers_by_fresh_seeds(
-    tmp_path: Path, means: tuple[float, ...], std: float | None, word: str
+    tmp_path: Path, means: tuple[float, ...], std: float | None, n: int, word: str
 ) -> None:
     page_of(tmp_path)
     file = tmp_path / "sweep.json"
     content = json.loads(file.read_text())
     entry = content["confirmed"][0]
-    spread = {"std": std, "n": 1 if std is None else 4, "by_seed": []}
+    spread = {"std": std, "n": n, "by_seed": []}
     content["confirmed"] = [
         entry | {"values": {"fewshot": spread | {"mean": mean}}} for mean in means
     ]

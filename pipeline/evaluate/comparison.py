@@ -177,6 +177,23 @@ def half_width(std: float, n: int) -> float:
     return student_t975(n - 1) / math.sqrt(n) * std
 
 
+def welch_half_width(std_a: float, n_a: int, std_b: float, n_b: int) -> float:
+    """Return half of the 95 % interval of the difference of two means, unpaired (Welch 1947).
+
+    Args:
+        std_a: sample standard deviation (ddof 1) of the values of the first mean.
+        n_a: values of the first mean, at least 2.
+        std_b: as `std_a`, of the second.
+        n_b: as `n_a`, of the second.
+    """
+    a, b = std_a**2 / n_a, std_b**2 / n_b
+    if a + b == 0:
+        return 0.0
+    degrees = (a + b) ** 2 / (a**2 / (n_a - 1) + b**2 / (n_b - 1))
+    # Rounded down, which makes the interval wider; by rounding alone it may fall below the least.
+    return student_t975(max(int(degrees), min(n_a, n_b) - 1)) * math.sqrt(a + b)
+
+
 def student_t975(degrees: int) -> float:
     """Return the 0.975 quantile of Student's t: a two-sided 95 % interval. Error below 0.001.
 

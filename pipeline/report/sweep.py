@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from markupsafe import Markup
 
 from pipeline import storage
 from pipeline.console import duration, program
+from pipeline.evaluate.comparison import welch_half_width
 from pipeline.record.scores import ABSENT
 from pipeline.record.sweep import MethodSearch, SearchedTrial, Spread, SweepResult
 from pipeline.report import facts
@@ -154,17 +154,20 @@ def _findings(sweep: SweepResult) -> tuple[str, Tone, list[str]]:
             text = "One seed says nothing about chance: raise tune.retrain_seeds."
             return "Not known", "open", [text]
         gain = sweep.sign * (mine.mean - other.mean)
-        error = math.sqrt(mine.std**2 / mine.n + other.std**2 / other.n)
-        signs.add(gain > 2 * error)
-        verdict = "more" if gain > 2 * error else "no more"
+        half = welch_half_width(mine.std, mine.n, other.std, other.n)
+        signs.add(gain > half)
+        verdict = "more" if gain > half else "no more"
         found.append(
-            f"{first.label} is {gain:+.4f} better than {entry.label} over {mine.n} fresh seeds; "
-            f"twice the standard error of the difference is {2 * error:.4f}, so that is {verdict} "
-            "than chance explains."
+            f"{first.label} is {gain:+.4f} ± {half:.4f} better than {entry.label} over {mine.n} "
+            f"fresh seeds (95 %, Welch's t): {verdict} than chance explains."
         )
     if signs == {True}:
         return "Yes", "good", found
-    return ("Not than all", "open", found) if signs == {True, False} else (_NONE, "open", found)
+    return (
+        ("Better than some of them", "open", found)
+        if signs == {True, False}
+        else (_NONE, "open", found)
+    )
 
 
 def _confirmed(sweep: SweepResult) -> Table | None:
