@@ -61,12 +61,17 @@ class Nodes:
         parents = {parent for _, parent, title in _processes() if "ray::ImplicitFunc" in title}
         return [raylet for raylet in self.raylets() if raylet in parents]
 
-    def kill_raylet(self, pid: int) -> None:
+    def kill_raylet(self, pid: int, *, replaced: bool = True) -> None:
         """Kill the raylet of a node, and start another node in its place."""
         (node,) = (n for n in self._nodes if _raylet(n) == pid)
         os.kill(pid, signal.SIGKILL)
         self._nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
+        if replaced:
+            self.add()
+
+    def add(self) -> None:
+        """Start another node."""
         self._nodes.append(self._cluster.add_node(**self._args))
 
     def silence_raylet(self, pid: int) -> None:
@@ -142,11 +147,13 @@ def _processes() -> Iterator[tuple[int, int, str]]:
 class Driver:
     """`python pipeline/run.py WORDS` in a folder, on the nodes at `address`."""
 
+    program = REPO / "pipeline" / "run.py"
+
     def __init__(self, folder: Path, address: str, *words: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._output = open(folder / "driver.log", "ab")
         self.process = subprocess.Popen(
-            [sys.executable, str(REPO / "pipeline" / "run.py"), *words],
+            [sys.executable, str(self.program), *words],
             cwd=folder,
             env={**os.environ, "RAY_ADDRESS": address},
             stdout=self._output,

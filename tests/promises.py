@@ -57,6 +57,8 @@ PROMISES = {
     "R29": "every image, file and class of a source is taken, or counted by reason",
     "R30": "a data set is reused only for what it was made of, and may be moved",
     "R31": "removal touches exact keys, whatever characters names hold",
+    "R32": "a training that shrinks and grows with the cluster equals one of fixed size up to "
+    "rounding; no image is left out or comes twice",
     "R35": "a protocol that has ended survives an interruption of its stage",
     "R36": "a run that failed to learn says so before its models are used, and last",
     "R37": "images of a streamed set take no more than feed.max_memory_bytes and two batches",

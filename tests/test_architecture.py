@@ -63,6 +63,7 @@ PRIVATE = {
     },
     "pipeline/embed/features": {"map_batches_internal"},  # Ray Data
     "pipeline/cluster/connect": {"global_worker"},  # Ray
+    "pipeline/train/elastic": {"_initialize_and_run_controller", "_internal"},  # Ray
 }
 
 

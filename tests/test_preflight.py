@@ -178,9 +178,10 @@ def outcome(error: Exception) -> dict[str, str | None]:
     """What a worker returns to the driver when training raises an error."""
     config = load_config(None, [*WORDS, "train.global_batch=256"])
     with (
-        mock.patch("ray.train.get_context"),
+        mock.patch("ray.train.get_context") as context,
         mock.patch.object(worker.claim, "check", side_effect=error),
     ):
+        context.return_value.get_world_size.return_value = 2
         return worker.train_worker(vars(job_of(config)))
 
 

@@ -198,7 +198,7 @@ def _show_training(
             console.stage(
                 "train",
                 f"{method}: {config.model.backbone}, {t.epochs} epochs of {epoch.num_steps} steps "
-                f"= {steps} steps of {t.global_batch} images on {t.num_workers} workers in "
+                f"= {steps} steps of {t.global_batch} images on {t.workers_text} workers in "
                 f"{t.forward_precision}, peak lr {build.peak_lr(config):g}",
             )
             weight_bytes, state_bytes = build.state_bytes(config, method)

@@ -103,10 +103,11 @@ class Session:
         return [name for name in names if name is not None]
 
     def _num_workers(self) -> int:
-        """Return the number of training workers that run at the same time."""
+        """Return the number of training workers that run at the same time, at least."""
         if self.command.stage == "tune":
             return self.config.tune.trial_workers
-        return self.config.train.num_workers if self.command.stage in ("all", "train") else 0
+        is_training = self.command.stage in ("all", "train")
+        return self.config.train.worker_counts[0] if is_training else 0
 
     @property
     def record(self) -> RunRecord:

@@ -155,7 +155,7 @@ class Stages:
             session.record.add_stage("ingest", ingest_s)
         methods = " and ".join(config.train.methods)
         device = "GPU" if uses_gpu(config, session.cluster) else "CPU"
-        workers = f"{config.train.num_workers} {device} workers"
+        workers = f"{config.train.workers_text} {device} workers"
         console.stage("train", f"{methods}, {config.train.epochs} epochs, {workers}")
         console.stage("train", feed.described(config, session.dataset.manifest))
         for text in self._warnings():

@@ -54,10 +54,15 @@ def settled_like(config: Config, earlier: Config) -> Config:
     return _with(config, workers=workers, precision=precision)
 
 
+def with_workers(config: Config, number: int) -> Config:
+    """Return the configuration with a number of workers in place of a range."""
+    return _with(config, workers=number)
+
+
 def uses_gpu(config: Config, num_gpus: int) -> bool:
     """Return whether training workers get a GPU each, where there are so many GPUs."""
     if config.train.device == "auto":
-        return num_gpus >= config.train.num_workers
+        return num_gpus >= config.train.worker_counts[0]
     return config.train.device == "cuda"
 
 

@@ -38,8 +38,8 @@ RAY_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-# Ray Data needs a CPU beside the workers; a machine that runs everything lends it one on top.
-_DATA_CPUS = 1
+DATA_CPUS = 1
+"""Ray Data needs a CPU beside the workers; a machine that runs everything lends it one on top."""
 # Errors of this project and mistakes in it, not of Ray's start.
 _BUGS = (PipelineError, AttributeError, NameError, TypeError, AssertionError)
 _GCS_PORT = "RAY_GCS_SERVER_PORT"
@@ -132,7 +132,7 @@ def _start_here(**options: Any) -> None:
     try:
         ray.init(
             address="local",
-            num_cpus=usable_cpus() + _DATA_CPUS,
+            num_cpus=usable_cpus() + DATA_CPUS,
             runtime_env={"env_vars": env_vars},
             **options,
         )
@@ -196,12 +196,12 @@ def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:
             where=f"train.workers={num_workers}",
             todo="lower train.workers, add GPU nodes, or set train.device=cpu",
         )
-    available = cluster.num_cpus - _DATA_CPUS
+    available = cluster.num_cpus - DATA_CPUS
     if num_workers > available:
         raise ClusterError(
             "E-CLUSTER-002",
             f"{num_workers} training workers need a CPU each, the cluster has {available} for them"
-            f" ({_DATA_CPUS} more feeds the data)",
+            f" ({DATA_CPUS} more feeds the data)",
             where=f"train.workers={num_workers}",
             todo=f"set train.workers={max(1, available)} or less, or join a larger cluster",
         )

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from pipeline.config.public_weights import check_public, check_weights
-from pipeline.config.types import Choices, Place, Section, Text, clean_text, without_repeats
+from pipeline.config.types import (
+    Choices,
+    Place,
+    Range,
+    Section,
+    Text,
+    clean_text,
+    without_repeats,
+)
 from sdclr.methods import METHODS
 
 if TYPE_CHECKING:
@@ -51,9 +59,11 @@ class Train(Section):
         default=("sdclr", "simclr"), description="trained one after the other"
     )
     epochs: int = Field(default=200, ge=1, description="passes over the pre-training set")
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=1)] | Range | Literal["auto"] = Field(
         default="auto",
-        description="training processes; auto: one per GPU of the cluster, 2 where there is none",
+        description="training processes; auto: one per GPU of the cluster, 2 where there is none; "
+        "[4, 8]: from 4 to 8, as the cluster has room for; docs/reliability.md",
+        json_schema_extra={"words": "a whole number >= 1, [least, most] of it, or auto"},
     )
     global_batch: int = Field(default=128, ge=2, description="images per step over all workers")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -149,21 +159,53 @@ class Train(Section):
 
     @property
     def num_workers(self) -> int:
-        """`workers`; 2 for `auto` as long as no cluster was asked."""
-        return 2 if self.workers == "auto" else self.workers
+        """`workers`, the most of a range; 2 for `auto` as long as no cluster was asked."""
+        return self.worker_counts[-1]
+
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """Numbers of workers that may train: of a range, those that share the batch evenly."""
+        if isinstance(self.workers, tuple):
+            least, most = self.workers
+            return tuple(n for n in range(least, most + 1) if self.global_batch % n == 0)
+        return (2 if self.workers == "auto" else self.workers,)
+
+    @property
+    def workers_text(self) -> str:
+        """`worker_counts` in words."""
+        return " or ".join(map(str, self.worker_counts))
 
     @property
     def forward_precision(self) -> Literal["float32", "bfloat16"]:
         """`precision`; float32 for `auto` as long as no cluster was asked."""
         return "float32" if self.precision == "auto" else self.precision
 
+    @field_validator("workers")
+    @classmethod
+    def _in_order(cls, workers: object) -> object:
+        if isinstance(workers, tuple) and workers[0] >= workers[1]:
+            raise ValueError(f"expected the least first, then the most, got {list(workers)}")
+        return workers
+
     @field_validator("global_batch")
     @classmethod
     def _batch_divides(cls, batch: int, info: ValidationInfo) -> int:
         workers = info.data.get("workers")
-        if isinstance(workers, int) and batch % workers:
-            raise ValueError(f"expected a multiple of train.workers = {workers}, got {batch}")
+        for number in workers if isinstance(workers, tuple) else (workers,):
+            if isinstance(number, int) and batch % number:
+                raise ValueError(f"expected a multiple of train.workers = {number}, got {batch}")
         return batch
+
+    @field_validator("drop_last", "sync_batchnorm", "micro_batch")
+    @classmethod
+    def _suits_a_range(cls, value: bool | int | None, info: ValidationInfo) -> bool | int | None:
+        workers, wanted = info.data.get("workers"), "null" if value else "true"
+        if isinstance(workers, tuple) and value not in (True, None):
+            raise ValueError(
+                f"expected {wanted} with train.workers = {list(workers)}: a batch must be the same "
+                "on any number of workers"
+            )
+        return value
 
 
 class Evaluate(Section):

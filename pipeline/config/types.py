@@ -54,6 +54,10 @@ Choices = Field(strict=False, min_length=1)
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 """Two numbers, the least and the most."""
 
+_Count = Annotated[int, Field(ge=1)]
+Range = Annotated[tuple[_Count, _Count], Field(strict=False)]
+"""Two whole numbers, the least and the most."""
+
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 

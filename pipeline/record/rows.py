@@ -85,7 +85,7 @@ class HealthRow(Part):
         return self.epoch + 1 if self.step else 0
 
 
-Cause = Literal["start", "resume", "error", "worker", "node", "reclaimed", "controller"]
+Cause = Literal["start", "resume", "error", "worker", "node", "reclaimed", "resize", "controller"]
 """Why steps were not made for a while: a first start, a resume by hand, or what Ray Train lost."""
 
 

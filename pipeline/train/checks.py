@@ -24,7 +24,7 @@ def check(config: Config, manifest: Manifest, cluster: Cluster) -> None:
     """
     check_data(config, manifest, object_store_bytes=smallest_object_store_bytes())
     build.new_network(config, config.train.methods[0], init_from=build.init_uri(config))
-    check_workers(cluster, config.train.num_workers, use_gpu=uses_gpu(config, cluster))
+    check_workers(cluster, config.train.worker_counts[0], use_gpu=uses_gpu(config, cluster))
 
 
 def check_data(config: Config, manifest: Manifest, *, object_store_bytes: int) -> None:
@@ -38,7 +38,9 @@ def check_data(config: Config, manifest: Manifest, *, object_store_bytes: int) -
     check_view(config, manifest)
     if manifest.class_names is not None:
         check_scored_sets(config, manifest)
-    feed.check_fits(config, manifest, object_store_bytes=object_store_bytes)
+    for number in config.train.worker_counts:
+        settled = auto.with_workers(config, number)
+        feed.check_fits(settled, manifest, object_store_bytes=object_store_bytes)
 
 
 def uses_gpu(config: Config, cluster: Cluster) -> bool:
@@ -52,6 +54,8 @@ def check_memory(config: Config, manifest: Manifest, gpus: Sequence[GpuReport]) 
     Raises:
         ConfigError: with both sizes, and the `train.micro_batch` that fits.
     """
+    # The fewest workers hold the most images each.
+    config = auto.with_workers(config, config.train.worker_counts[0])
     crop_px, held = build.crop_px(config, manifest), memory.images_held(config)
     for gpu in gpus:
         needed = memory.worker_bytes(config, crop_px, held)

@@ -66,7 +66,7 @@ def train(run: RunContext, *, cluster: Cluster, console: Console) -> Trained:
     verify_shards(run.data_uri, manifest)
     use_gpu = uses_gpu(config, cluster)
     # On the CPUs of one machine one worker may be this process: 10 s less until the first step.
-    is_here = cluster.is_local and not use_gpu and config.train.num_workers == 1
+    is_here = cluster.is_local and not use_gpu and config.train.worker_counts == (1,)
     local_threads = max(1, (cluster.num_cpus - 1) // config.train.num_workers)
     job = Job(
         config=run.config_json,
@@ -90,7 +90,8 @@ def train(run: RunContext, *, cluster: Cluster, console: Console) -> Trained:
     if price is not None:
         num_gpus = config.train.num_workers if use_gpu else 0
         Monitor(run=run_name(run.run_uri)).set("sdclr_usd_per_hour", price * num_gpus)
-    workers = Workers(config.train.num_workers, cpus=1, gpus=int(use_gpu), is_here=is_here)
+    *fewer, most = config.train.worker_counts
+    workers = Workers(most, cpus=1, gpus=int(use_gpu), is_here=is_here, fewer=tuple(fewer))
     with kept_threads():
         result = _fit_again(config, job, workers, datasets, view, console)
     view.show_restores()

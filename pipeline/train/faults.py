@@ -82,12 +82,15 @@ def restore_row(
     """
     now_s = time.time()
     loss = loss_at(lines, method, step=from_step, now_s=now_s)
+    earlier = [row.num_workers for row in lines if isinstance(row, RestoreRow)]
+    # Workers without a fault were replaced by more, or by fewer.
+    unknown: Cause = "worker" if earlier[-1:] in ([], [None], [num_workers]) else "resize"
     return RestoreRow(
         method=method,
         step=max(0, from_step),
         refused=tuple(refused),
         num_workers=num_workers,
-        cause=loss.cause or take(run_uri) or "worker",
+        cause=loss.cause or take(run_uri) or unknown,
         lost_s=loss.lost_s,
         lost_steps=loss.num_steps,
         time_s=now_s,

@@ -40,6 +40,11 @@ def clear(run_uri: str) -> None:
         storage.delete_tree(storage.join(run_uri, name))
 
 
+def is_asked(run_uri: str) -> bool:
+    """Return whether somebody asked for a checkpoint, and the request was not cleared."""
+    return storage.exists(storage.join(run_uri, "stop.json"))
+
+
 def ask(
     run_uri: str, *, grace_s: float, is_over: Callable[[], bool] = lambda: False
 ) -> Stopped | None:
@@ -92,10 +97,9 @@ class StopWatch:
         Stopped(method=method, step=step).write(storage.join(self._run_uri, "stopped.json"))
 
     def _look(self) -> None:
-        uri = storage.join(self._run_uri, "stop.json")
-        while not self._closed.wait(_poll_s(uri)):
+        while not self._closed.wait(_poll_s(self._run_uri)):
             with suppress(PipelineError):  # storage that fails now is asked again
-                if storage.exists(uri):
+                if is_asked(self._run_uri):
                     self._asked.set()
                     return
 

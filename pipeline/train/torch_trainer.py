@@ -18,11 +18,17 @@ if TYPE_CHECKING:
     from ray.data import Dataset
     from ray.train import Result
     from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import ScalingConfig
 
 
 HANG_FRAC = 0.9
 """Of `train.collective_timeout_s`, after which ranks that do not move are a hang: rank 0 may write
 a checkpoint for 300 s meanwhile, while the others wait for it."""
+START_S = 120.0
+"""Longest start of workers whose number is a range; then room is looked for again."""
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+RESIZE_EVERY_S = 60.0
+"""Time between two looks for more workers where `train.checkpoint_every_s` is null."""
 MAX_PREEMPTIONS, MAX_CONTROLLER_FAILURES = 20, 3
 """Restarts after a node was reclaimed, and after failures of Ray Train itself; `train.max_failures`
 where that is more."""
@@ -36,6 +42,7 @@ class Workers:
         number: how many.
         cpus: CPUs of each.
         gpus: GPUs of each, 0 on CPUs; a fraction shares one.
+        fewer: smaller numbers of them that will do: the training shrinks and grows.
         is_here: the one worker is this process, in Ray Train's local mode: no process has to start,
             and none is restarted.
     """
@@ -43,6 +50,7 @@ class Workers:
     number: int
     cpus: float
     gpus: float
+    fewer: tuple[int, ...] = ()
     is_here: bool = False
 
 
@@ -75,7 +83,7 @@ def torch_trainer(
         is_whole_run: whether lost nodes and controllers have budgets of their own; a trial of a
             sweep has none, since the sweep repeats it.
     """
-    from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import DataConfig, FailureConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     t = config.train
@@ -90,25 +98,25 @@ def torch_trainer(
         budgets["relax_collectives_on_preemption"] = workers.number > 1
         if workers.gpus and workers.number > 1:
             _look_for_hangs(t.collective_timeout_s)
+    kind, scaling = TorchTrainer, _scaling(config, workers)
+    if workers.fewer:
+        from pipeline.train.elastic import DividingPolicy, under
+
+        # A node that has just died may still be counted on: such a start waits in vain.
+        start_s = min(START_S, float(os.environ.get(_START_TIMEOUT, START_S)))
+        os.environ[_START_TIMEOUT] = f"{start_s:g}"
+        counts = (*workers.fewer, workers.number)
+        policy = DividingPolicy(scaling, counts, run_uri=run_uri, grace_s=t.stop_grace_s)
+        kind = under(policy)  # type: ignore[assignment]
     if is_whole_run and not workers.is_here:
         from pipeline.train.faults import FaultNotes
 
         callbacks = [*callbacks, FaultNotes(run_uri)]
-    return TorchTrainer(
+    return kind(
         worker,  # type: ignore[arg-type]
         train_loop_config=dict(passed),
         torch_config=TorchConfig(timeout_s=t.collective_timeout_s),
-        scaling_config=ScalingConfig(num_workers=0)
-        if workers.is_here
-        else ScalingConfig(
-            num_workers=workers.number,
-            use_gpu=workers.gpus > 0,
-            resources_per_worker={
-                "CPU": workers.cpus,
-                "GPU": workers.gpus,
-                **on_nodes_with(config.placement.train_resource),
-            },
-        ),
+        scaling_config=scaling,
         datasets=dict(datasets or {}),
         # Every rank holds the whole set: the order of `sdclr.order` needs no shuffle between them.
         dataset_config=DataConfig(datasets_to_split=[]),
@@ -131,6 +139,24 @@ def _look_for_hangs(timeout_s: float) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
     os.environ.setdefault("RAY_TRAIN_NCCL_RAS_ACTION", "fail")
     os.environ.setdefault("RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S", f"{confirm_s:g}")
+
+
+def _scaling(config: Config, workers: Workers) -> ScalingConfig:
+    from ray.train.v2.api.config import ScalingConfig
+
+    if workers.is_here:
+        return ScalingConfig(num_workers=0)
+    return ScalingConfig(
+        num_workers=(workers.fewer[0], workers.number) if workers.fewer else workers.number,
+        # More workers begin at the newest checkpoint, so room is looked for as often as one is due.
+        elastic_resize_monitor_interval_s=config.train.checkpoint_every_s or RESIZE_EVERY_S,
+        use_gpu=workers.gpus > 0,
+        resources_per_worker={
+            "CPU": workers.cpus,
+            "GPU": workers.gpus,
+            **on_nodes_with(config.placement.train_resource),
+        },
+    )
 
 
 def returned(result: Result) -> dict[str, str | None]:

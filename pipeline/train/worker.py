@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pipeline import feed
+from pipeline.cluster import auto
 from pipeline.config import Config
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import (
@@ -43,7 +44,9 @@ def train_worker(job: dict[str, Any]) -> dict[str, str | None]:
     work = Job(**job)
     config = Config.model_validate_json(work.config)
     torch.set_num_threads(work.num_threads)
-    rank = ray.train.get_context().get_world_rank()
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    config = auto.with_workers(config, context.get_world_size())
     device = ray.train.torch.get_device() if work.device == "cuda" else torch.device("cpu")
     try:
         claim.check(work.run_uri, work.claim, data_uri=work.data_uri, device=device)
