@@ -27,7 +27,7 @@ _WORDS = ("failed", "not run", "skipped", "passed")
 PROMISES = {
     "R1": "same configuration, seed and build: identical losses for 50 steps on a CPU",
     "R2": "stopped at any step and resumed: losses, weights, momentum, both BatchNorm sets and "
-    "masks equal the unbroken run's bit for bit on CPUs",
+    "masks equal the unbroken run's bit for bit on one or two CPU workers",
     "R3": "the next batches and views after a resume equal the unbroken run's",
     "R4": "two workers with B images each equal one with 2B, in loss and gradients",
     "R5": "masks equal on all ranks and after a resume; exact sparsity; ties defined",

@@ -48,12 +48,15 @@ TRAINING = (
     "train.stop_grace_s=60",
     "train.device=cpu",
 )
-CLOSE = 1e-5
-"""Of a loss and of the norm of a gradient, relative."""
+CLOSE = 1e-9
+"""Of a loss and of the norm of a gradient, relative, in float64.
+
+The same steps on ranks of this machine, without a cluster, were 4e-15 apart. In float32 losses were
+2e-3 apart, and norms 5e-2."""
 
 
 class Noting(Driver):
-    """A driver whose workers note the images of each step."""
+    """A driver whose workers note the images of each step, and train in float64."""
 
     program = Path(noted_images.__file__)
 
@@ -81,7 +84,7 @@ def runs(cluster: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     others = []
     for factor in (1.0, 1.5):
         other, rate = folder / f"times-{factor}", f"train.lr_per_256={factor * LR_PER_256}"
-        driver = Driver(other, cluster.address, *TRAINING, rate, "train.workers=3")
+        driver = Noting(other, cluster.address, *TRAINING, rate, "train.workers=3")
         driver.wait_until(has_reached(str(other / "runs"), newest_step(run)))
         others.append(read_rows(stopped(driver, str(other / "runs")), StepRow))
     return Runs(run, folder, *others)
@@ -138,9 +141,9 @@ def test_three_two_three_workers_equal_three(runs: Runs) -> None:
     assert set(causes[2:]) == {"resize"} and sizes(runs.elastic)[0] == 3, causes
     assert [row.step for row in mine] == list(range(1, len(mine) + 1))
     apart = distance(mine, runs.fixed)
-    before = next(row.step for row in restores if row.num_workers == 2)
+    before = restores[1].step
     assert len(apart) == len(mine) and set(apart[:before]) == {0.0}
-    assert 0 < max(apart) < CLOSE
+    assert 0 < max(apart) < CLOSE, max(apart)
 
 
 @pytest.mark.promise("R32", control=True)
