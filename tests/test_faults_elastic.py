@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,22 +70,19 @@ class Runs(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Nodes]:
-    with nodes(3, **QUICK_HEALTH_CHECKS, RAY_AUTH_MODE="disabled") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def runs(cluster: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("elastic")
     rate = f"train.lr_per_256={LR_PER_256}"
-    run = elastic_run(cluster, folder, rate)
+    with nodes(3, **QUICK_HEALTH_CHECKS, RAY_AUTH_MODE="disabled") as cluster:
+        run = elastic_run(cluster, folder, rate)
     others = []
-    for factor in (1.0, 1.5):
-        other, rate = folder / f"times-{factor}", f"train.lr_per_256={factor * LR_PER_256}"
-        driver = Noting(other, cluster.address, *TRAINING, rate, "train.workers=3")
-        driver.wait_until(has_reached(str(other / "runs"), newest_step(run)))
-        others.append(read_rows(stopped(driver, str(other / "runs")), StepRow))
+    # Nodes of their own: with quick checks a busy machine loses some that nobody killed.
+    with nodes(3, RAY_AUTH_MODE="disabled") as cluster:
+        for factor in (1.0, 1.5):
+            other, rate = folder / f"times-{factor}", f"train.lr_per_256={factor * LR_PER_256}"
+            driver = Noting(other, cluster.address, *TRAINING, rate, "train.workers=3")
+            driver.wait_until(has_reached(str(other / "runs"), newest_step(run)))
+            others.append(read_rows(stopped(driver, str(other / "runs")), StepRow))
     return Runs(run, folder, *others)
 
 
