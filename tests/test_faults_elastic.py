@@ -1,4 +1,4 @@
-"""A training that loses a node, goes on with fewer workers, and takes in the node that comes."""
+"""An elastic training: fewer workers after a node dies, more again when a node joins."""
 
 from __future__ import annotations
 
