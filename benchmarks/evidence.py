@@ -14,7 +14,8 @@ benchmarks/results/evidence/splitK-ARM.json.
 split with the 95 % interval of Student's paired t, and the part of the gap to the balanced twin
 that each method closes.
 
-It computes in float32, which every CPU does at full speed.
+It computes in bfloat16, which takes 0.63 of the time of float32 on a CPU that has AVX512-BF16, and
+many times more on one that has neither that nor AMX.
 
 The settings were fixed before the first training and are in every result. Within a split all arms
 have equal first weights, order and views. The seed is the number of the split.
@@ -81,7 +82,7 @@ class Settings:
     batch: int = 128
     lr: float = 0.5
     epochs: int = 20
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
 
 
 SETTINGS = Settings()
