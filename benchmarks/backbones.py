@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from sdclr import PruneRule, magnitude_masks
-from sdclr.backbone import BACKBONES, build_backbone
+from sdclr.backbone import build_backbone, known_backbones
 from sdclr.prunable import CONV_SHARE, conv_share, is_published_rule, ranked_weights, switched_off
 from sdclr.prune import kept_fractions
 
@@ -42,7 +42,7 @@ def line(name: str) -> str:
 def main(names: Sequence[str]) -> int:
     """Print the table, row by row."""
     sys.stdout.write(HEAD)
-    for name in names or BACKBONES:
+    for name in names or known_backbones():
         sys.stdout.write(line(name))
         sys.stdout.flush()
     return 0

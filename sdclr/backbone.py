@@ -17,18 +17,13 @@ and bias 0, also in the last BatchNorm of each residual block.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
-import torchvision.models as zoo
 from torch import Tensor, nn
 from torch.func import functional_call
-from torchvision.models import MNASNet
-from torchvision.ops import StochasticDepth
 
 from sdclr.resnet8 import ResNet8
 
-BACKBONES = ("resnet8", *zoo.list_models(module=zoo))
 STEMS = ("cifar", "imagenet")
 USUAL_PX = 224
 """Side of the images where none is given."""
@@ -39,28 +34,11 @@ Builder = Callable[[str, int | None], nn.Module]
 _LIBRARIES: dict[str, Builder] = {}
 # The first convolution and the max-pool of networks that can have the stem `cifar`.
 _STEMS = (("conv1", "maxpool"), ("features.conv0", "features.pool0"))
-# Keyword of the side of the images, for networks that are built for one side.
-_SIDES: dict[str, Callable[[int], dict[str, Any]]] = {
-    "vit": lambda px: {"image_size": px},
-    "maxvit": lambda px: {"input_size": (px, px)},
-}
-_AUXILIARY = ("googlenet", "inception")
 _DROPPING = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
-    StochasticDepth,
 )  # fmt: skip
-_MNASNET_VERSION = 2  # of torchvision's tensors
+_DROPPING_NAME = "StochasticDepth"  # of torchvision, which need not have been imported
 _RATES = ("p", "drop_prob", "drop_rate", "dropout", "attention_dropout")
-
-
-class _MNASNet(MNASNet):  # type: ignore[misc]  # torchvision is untyped
-    """A network that also loads state dicts without torch's hidden metadata."""
-
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any
-    ) -> None:
-        current = {**local_metadata, "version": _MNASNET_VERSION}
-        super()._load_from_state_dict(state_dict, prefix, current, *rest)
 
 
 class BackboneError(ValueError):
@@ -69,6 +47,13 @@ class BackboneError(ValueError):
 
 class UnknownBackboneError(BackboneError):
     """No library has a network of this name."""
+
+
+def known_backbones() -> tuple[str, ...]:
+    """Return the names of the networks that need no `add_library`."""
+    from sdclr.zoo import NETWORKS
+
+    return ("resnet8", *NETWORKS)
 
 
 def add_library(prefix: str, build: Builder) -> None:
@@ -87,7 +72,7 @@ def build_backbone(
     """Return a freshly initialised backbone and the width of its features.
 
     Args:
-        name: one of `BACKBONES`, or `LIBRARY/NAME`.
+        name: one of `known_backbones`, or `LIBRARY/NAME`.
         stem: `cifar` or `imagenet`; the former needs a 7x7 convolution and a max-pool to replace.
         seed: of the initialisation; the process-wide generator is left as it was.
         image_px: side of the images; None = 224. Transformers are built for one side only.
@@ -159,19 +144,15 @@ def _new(name: str, image_px: int | None) -> nn.Module:
         if library not in _LIBRARIES:
             raise UnknownBackboneError(f"unknown library {library!r} of backbone {name!r}")
         return _LIBRARIES[library](rest, image_px)
-    if name not in BACKBONES:
-        raise UnknownBackboneError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
     if name == "resnet8":
         network: nn.Module = ResNet8()
-    elif name.startswith("mnasnet"):
-        network = _MNASNet(float(name.removeprefix("mnasnet").replace("_", ".")))
     else:
-        sides = _SIDES.get(name.partition("_")[0])
-        more = sides(image_px or USUAL_PX) if sides else {}
-        if name.startswith(_AUXILIARY):
-            # Published weights of these expect the input to be converted inside.
-            more = {"aux_logits": False, "init_weights": True, "transform_input": True}
-        network = zoo.get_model(name, weights=None, **more)
+        from sdclr.zoo import NETWORKS, new_network
+
+        if name not in NETWORKS:
+            known = ", ".join(known_backbones())
+            raise UnknownBackboneError(f"unknown backbone {name!r}; known: {known}")
+        network = new_network(name, image_px or USUAL_PX)
     layers = [n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     linear = [n for n in layers if isinstance(network.get_submodule(n), nn.Linear)]
     # SqueezeNet alone classifies by a convolution.
@@ -200,7 +181,7 @@ def _make_small_stem(network: nn.Module, name: str) -> None:
 def _random_parts(network: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Yield the modules that draw random numbers in training, and the attribute of the rate."""
     for module in network.modules():
-        drops = isinstance(module, _DROPPING)
+        drops = isinstance(module, _DROPPING) or type(module).__name__ == _DROPPING_NAME
         for rate in _RATES:
             value = getattr(module, rate, None)
             # `p` of another module is the exponent of a norm.

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from sdclr.imageset import ImageSet
 
@@ -122,6 +121,8 @@ def _read(path: Path, canvas_px: int) -> Tensor | str:
     height_px, width_px = pixels.shape[1:]
     scale = min(1.0, canvas_px / max(height_px, width_px))
     size = [max(1, round(height_px * scale)), max(1, round(width_px * scale))]
+    from torchvision.transforms.v2 import functional as transforms  # takes seconds to import
+
     resized: Tensor = transforms.resize(pixels, size, antialias=True)
     return resized
 

@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 2), by torchvision's names.
+
+    Args:
+        width_in, width_out: channels.
+        stride: of the first convolution.
+        downsample: of the shortcut, where the shape changes.
+    """
+
+    def __init__(
+        self, width_in: int, width_out: int, stride: int = 1, downsample: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width_out)
+        self.downsample = downsample
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map (B, width_in, H, W) to (B, width_out, H / stride, W / stride)."""
+        shortcut = x_BCHW if self.downsample is None else self.downsample(x_BCHW)
+        x = self.relu(self.bn1(self.conv1(x_BCHW)))
+        x = self.bn2(self.conv2(x))
+        x += shortcut
+        return self.relu(x)  # type: ignore[no-any-return]
 
 
 class ResNet8(nn.Module):
     """The smallest residual network of He et al. 2016, section 4.2.
 
     6n + 2 layers with n = 1, widths 16, 32, 64; 78 thousand parameters. For digits and tests.
-    Built of torchvision's blocks, with torchvision's names.
+    Its tensors have the names of torchvision's networks.
 
     Args:
         width: of the first stage; 16 is published.

@@ -7,7 +7,7 @@ import difflib
 from torch import nn
 
 from pipeline.errors import ConfigError
-from sdclr.backbone import BACKBONES, BackboneError, UnknownBackboneError, add_library
+from sdclr.backbone import BackboneError, UnknownBackboneError, add_library, known_backbones
 
 TIMM = "timm"
 _INSTALL = "python -m pip install timm"
@@ -75,7 +75,7 @@ def unusable(name: str, error: BackboneError) -> ConfigError:
 
 def _names(library: str) -> list[str]:
     if library != TIMM:
-        return list(BACKBONES)
+        return list(known_backbones())
     import timm
 
     return list(timm.list_models())

@@ -11,16 +11,13 @@ import pickle
 from typing import Any
 
 import torch
-import torchvision.models as zoo
 from safetensors.torch import save as save_tensors
 from torch import Tensor
-from torchvision.models.vision_transformer import interpolate_embeddings
 
 from pipeline.config import Config
 from pipeline.config.public_weights import PublicName, parse_public
 from pipeline.errors import CheckpointError
 from pipeline.model.libraries import timm_arguments
-from sdclr.backbone import BACKBONES
 from sdclr.twin import IMAGENET_MEAN, IMAGENET_STD
 
 _POSITIONS = "encoder.pos_embedding"
@@ -115,7 +112,11 @@ def public_hash(uri: str) -> str:
 
 
 def _entry(name: PublicName, uri: str) -> Any:
-    known = zoo.get_model_weights(name.network) if name.network in BACKBONES[1:] else None
+    import torchvision.models as zoo
+
+    from sdclr.zoo import NETWORKS
+
+    known = zoo.get_model_weights(name.network) if name.network in NETWORKS else None
     if known is None or name.weights not in known.__members__:
         have = ", ".join(known.__members__) if known else "none"
         raise CheckpointError(
@@ -137,6 +138,8 @@ def _resized(name: PublicName, tensors: dict[str, Tensor], image_px: int) -> dic
     num_patches = (image_px // patch_px) ** 2
     if tensors[_POSITIONS].shape[1] == 1 + num_patches:
         return tensors
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
     resized = interpolate_embeddings(image_px, patch_px, dict(tensors))
     return dict(resized)
 
