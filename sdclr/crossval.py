@@ -7,8 +7,11 @@ small problem are fitted together, which takes a fraction of the time:
     parts = validation.predict_all(features_ND, labels_N)
     l2 = validation.choose(labels_N, parts)
 
+Small problems of several probes, such as those of few-shot draws, are fitted together by
+`predict_together`.
+
 Shapes: N training images, n of them looked at, D features, C classes, L penalties, h images of one
-fold, P problems: all folds with all penalties.
+fold, G probes, P problems: all folds of all probes with all penalties.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ FALLBACK_L2 = 1e-2
 MAX_CV_ROWS = 10_000
 # Products of problems, classes and rows up to which all problems are fitted together: above it, a
 # fit starts from that of its neighbour on the path, and needs fewer iterations.
-_TOGETHER = 2**19
+MOST_TOGETHER = 2**19
 # Enough for fits that are only compared by accuracy.
 _CV_GRAD_TOLERANCE = 1e-5
 
@@ -131,28 +134,18 @@ class CrossValidation:
     @property
     def is_small(self) -> bool:
         """Whether `predict_all` fits all folds together."""
-        num_problems = self.num_folds * len(self.path)
-        return num_problems * self.num_classes * len(self.rows_n) <= _TOGETHER
+        return self.work <= MOST_TOGETHER
+
+    @property
+    def work(self) -> int:
+        """Products of problems, classes and rows."""
+        return self.num_folds * len(self.path) * self.num_classes * len(self.rows_n)
 
     def predict_all(self, features_ND: Tensor, labels_N: Tensor) -> list[Tensor]:
         """Return what `predict` returns for every fold in its order; takes its arguments."""
         if not self.is_small or not self.num_folds:
             return [self.predict(features_ND, labels_N, k) for k in range(self.num_folds)]
-        features_ND = as_float(features_ND)
-        device = features_ND.device
-        rows_n, fold_n = self.rows_n.to(device), self.fold_n.to(device)
-        features_nD, labels_n = features_ND[rows_n], labels_N.to(device, torch.int64)[rows_n]
-        is_train_Pn = torch.stack([fold_n != k for k in range(self.num_folds)]).repeat_interleave(
-            len(self.path), dim=0
-        )
-        l2_P = torch.tensor(self.path, device=device, dtype=torch.float64).repeat(self.num_folds)
-        l2_P *= self.num_rows / is_train_Pn.sum(dim=1)
-        theta_PCE = fit_together(
-            features_nD, labels_n, is_train_Pn, l2_P, num_classes=self.num_classes
-        )
-        logits_PCn = theta_PCE[..., :-1] @ features_nD.T + theta_PCE[..., -1:]
-        classes_KLn = logits_PCn.argmax(dim=1).view(self.num_folds, len(self.path), -1)
-        return [classes_Ln[:, fold_n == k] for k, classes_Ln in enumerate(classes_KLn)]
+        return predict_together([self], [features_ND], [labels_N])[0]
 
     def choose(self, labels_N: Tensor, predictions: Sequence[Tensor]) -> float:
         """Return the best penalty, from what `predict` returned for every fold in its order."""
@@ -170,6 +163,56 @@ class CrossValidation:
             for p_n in pooled_Ln
         ]
         return max(zip(scores, self.path, strict=True))[1]
+
+
+def predict_together(
+    validations: Sequence[CrossValidation], features: Sequence[Tensor], labels: Sequence[Tensor]
+) -> list[list[Tensor]]:
+    """Return for each of G probes what its `predict` returns for every fold in its order.
+
+    All are fitted at once, so they should be small.
+
+    Args:
+        validations: with folds; of equally many rows, classes, penalties.
+        features: standardised training features (N, D) of each; fits run on their device.
+        labels: their classes (N,).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    first, device = validations[0], features[0].device
+    if len({(*x.shape, len(v.rows_n)) for x, v in zip(features, validations, strict=True)}) > 1:
+        raise ValueError("probes that are fitted together have features of one shape")
+    rows = [v.rows_n.to(device) for v in validations]
+    features_GnD = torch.stack([as_float(f_ND)[n] for f_ND, n in zip(features, rows, strict=True)])
+    labels_Gn = torch.stack(
+        [y_N.to(device, torch.int64)[n] for y_N, n in zip(labels, rows, strict=True)]
+    )
+    num_penalties, folds = len(first.path), [v.fold_n.to(device) for v in validations]
+    set_P, weights, penalties = [], [], []
+    for number, (validation, fold_n) in enumerate(zip(validations, folds, strict=True)):
+        is_train_Kn = torch.stack([fold_n != k for k in range(validation.num_folds)])
+        path_L = torch.tensor(validation.path, device=device, dtype=torch.float64)
+        scale_K1 = (validation.num_rows / is_train_Kn.sum(dim=1))[:, None]
+        weights.append(is_train_Kn.repeat_interleave(num_penalties, dim=0))
+        penalties.append((path_L * scale_K1).flatten())
+        set_P += [number] * (validation.num_folds * num_penalties)
+    theta_PCE = fit_together(
+        features_GnD,
+        labels_Gn,
+        torch.tensor(set_P),
+        torch.cat(weights),
+        torch.cat(penalties),
+        num_classes=first.num_classes,
+    )
+    found, start = [], 0
+    for validation, x_nD, fold_n in zip(validations, features_GnD, folds, strict=True):
+        end = start + validation.num_folds * num_penalties
+        own_PCE, start = theta_PCE[start:end], end
+        classes_Pn = (own_PCE[..., :-1] @ x_nD.T + own_PCE[..., -1:]).argmax(dim=1)
+        classes_KLn = classes_Pn.view(validation.num_folds, num_penalties, -1)
+        found.append([classes_Ln[:, fold_n == k] for k, classes_Ln in enumerate(classes_KLn)])
+    return found
 
 
 def _stratified_folds(

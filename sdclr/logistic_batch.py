@@ -1,16 +1,17 @@
-"""Many logistic regressions on the same rows at once: the folds and penalties of one probe.
+"""Many logistic regressions at once: the folds and penalties of probes on few labels.
 
-Problem p minimises, as `sdclr.logistic` does for one,
+Problem p minimises, on the rows of its own set and as `sdclr.logistic` does for one,
 
     sum_n w_pn cross_entropy(W x_n + b, y_n) / sum_n w_pn + l2_p / 2 * |W|^2    (b not penalised)
 
 Its weights w_pn are 1 for the rows that it trains on and 0 for those that it holds out. A small fit
-costs what its operations cost to start, so thirty of them together take little longer than one.
+costs what its operations cost to start, so hundreds of them together take little longer than one.
 
 L-BFGS (Liu and Nocedal 1989) with backtracking (Armijo 1966), on weights scaled by the diagonal of
 the curvature as in `sdclr.logistic`. Problems that have ended leave the batch.
 
-Shapes: P problems, p of them not ended, N rows, R axes, E = R + 1, C classes, V = C E variables.
+Shapes: G sets of N rows, P problems, p of them not ended, R axes, E = R + 1, C classes, V = C E
+variables.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def fit_together(
-    features_NR: Tensor,
-    labels_N: Tensor,
+    features_GNR: Tensor,
+    labels_GN: Tensor,
+    set_P: Tensor,
     weights_PN: Tensor,
     l2_P: Tensor,
     *,
@@ -45,8 +47,9 @@ def fit_together(
     """Return the minimisers of the module's objectives (P, C, E); the last entry is the bias.
 
     Args:
-        features_NR: best standardised and on their principal axes, as in `fit_logistic`.
-        labels_N: classes 0..num_classes-1.
+        features_GNR: best standardised and on their principal axes, as in `fit_logistic`.
+        labels_GN: classes 0..num_classes-1.
+        set_P: which set each problem is fitted on, 0..G-1.
         weights_PN: >= 0, with a positive one in each problem.
         l2_P: penalty of the mean loss, > 0.
         num_classes: C.
@@ -56,44 +59,55 @@ def fit_together(
     Raises:
         ValueError: shapes disagree, a label is out of range, or a number is not as above.
     """
-    features_NR = as_float(features_NR)
-    labels_N = labels_N.to(features_NR.device, torch.int64)
-    check_training_rows(features_NR, labels_N, num_classes)
-    l2_P, weights_PN = l2_P.to(features_NR), weights_PN.to(features_NR)
-    if weights_PN.shape != (len(l2_P), len(features_NR)) or not bool((l2_P > 0).all()):
+    features_GNR = as_float(features_GNR)
+    device = features_GNR.device
+    labels_GN, set_P = labels_GN.to(device, torch.int64), set_P.to(device, torch.int64)
+    for features_NR, labels_N in zip(features_GNR, labels_GN, strict=True):
+        check_training_rows(features_NR, labels_N, num_classes)
+    l2_P, weights_PN = l2_P.to(features_GNR), weights_PN.to(features_GNR)
+    expected = (len(l2_P), features_GNR.shape[1])
+    if len(set_P) != len(l2_P) or weights_PN.shape != expected or not bool((l2_P > 0).all()):
         raise ValueError(
-            f"needs P positive penalties and (P, N) weights, got {tuple(l2_P.shape)} and "
-            f"{tuple(weights_PN.shape)}"
+            f"needs a set and a positive penalty for each of P problems, and (P, N) weights; got "
+            f"{len(set_P)}, {tuple(l2_P.shape)} and {tuple(weights_PN.shape)}"
         )
     if not bool((weights_PN >= 0).all() and weights_PN.sum(dim=1).gt(0).all()):
         raise ValueError("each problem needs a row of positive weight, and none of a negative one")
-    features_NE = F.pad(features_NR, (0, 1), value=1.0)
+    features_GNE = F.pad(features_GNR, (0, 1), value=1.0)
     share_PN = weights_PN / weights_PN.sum(dim=1, keepdim=True)
-    l2_PE = l2_P[:, None].repeat(1, features_NE.shape[1])
+    l2_PE = l2_P[:, None].repeat(1, features_GNE.shape[2])
     l2_PE[:, -1] = 0
     # p (1 - p) at the start, where all classes are equally likely.
     curvature = (num_classes - 1) / num_classes**2 or 1.0
-    scale_PE = (curvature * (share_PN @ features_NE.square()) + l2_PE).rsqrt()
-    one_hot_CN = F.one_hot(labels_N, num_classes).T.to(features_NE.dtype)
+    square_PE = _times(share_PN[:, None], features_GNE.square(), set_P)[:, 0]
+    scale_PE = (curvature * square_PE + l2_PE).rsqrt()
+    one_hot_GCN = F.one_hot(labels_GN, num_classes).transpose(1, 2).to(features_GNE.dtype)
 
     def objective(scaled_pV: Tensor, which_p: Tensor) -> tuple[Tensor, Tensor]:
         """Return losses (p,) float64 and gradients (p, V) by the scaled weights."""
         scale_p1E, l2_p1E = scale_PE[which_p][:, None], l2_PE[which_p][:, None]
-        share_pN = share_PN[which_p]
+        share_pN, set_p = share_PN[which_p], set_P[which_p]
         theta_pCE = scaled_pV.view(len(which_p), num_classes, -1) * scale_p1E
-        logits_pCN = (theta_pCE.flatten(0, 1) @ features_NE.T).view(len(which_p), num_classes, -1)
+        logits_pCN = _times(theta_pCE, features_GNE.transpose(1, 2), set_p)
         log_p_pCN = F.log_softmax(logits_pCN, dim=1)
-        picked_pN = log_p_pCN.gather(1, labels_N.expand(len(which_p), 1, -1))[:, 0]
+        picked_pN = log_p_pCN.gather(1, labels_GN[set_p][:, None])[:, 0]
         loss_p = -(picked_pN * share_pN).double().sum(dim=1)
         loss_p += 0.5 * (l2_p1E * theta_pCE.square()).double().sum(dim=(1, 2))
-        residual_pCN = (log_p_pCN.exp_() - one_hot_CN) * share_pN[:, None]
-        grad_pCE = (residual_pCN.flatten(0, 1) @ features_NE).view_as(theta_pCE)
+        residual_pCN = (log_p_pCN.exp_() - one_hot_GCN[set_p]) * share_pN[:, None]
+        grad_pCE = _times(residual_pCN, features_GNE, set_p)
         return loss_p, ((grad_pCE + l2_p1E * theta_pCE) * scale_p1E).flatten(1)
 
-    start_PV = features_NE.new_zeros(len(l2_P), num_classes * features_NE.shape[1])
+    start_PV = features_GNE.new_zeros(len(l2_P), num_classes * features_GNE.shape[2])
     with torch.no_grad(), one_thread():
         found_PV = _minimise(objective, start_PV, max_iter, grad_tolerance)
     return found_PV.view(len(l2_P), num_classes, -1) * scale_PE[:, None]
+
+
+def _times(left_pCX: Tensor, right_GXY: Tensor, set_p: Tensor) -> Tensor:
+    """Return the products (p, C, Y) with the matrix of each problem's set."""
+    if len(right_GXY) == 1:  # one large product
+        return (left_pCX.flatten(0, 1) @ right_GXY[0]).view(*left_pCX.shape[:2], -1)
+    return left_pCX @ right_GXY[set_p]
 
 
 def _minimise(

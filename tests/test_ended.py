@@ -141,7 +141,7 @@ def test_fits_in_tasks_equal_those_here(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch, apart: bool
 ) -> None:
     if apart:
-        monkeypatch.setattr(crossval, "_TOGETHER", 0)
+        monkeypatch.setattr(crossval, "MOST_TOGETHER", 0)
     train, test = features(120, 1, noise=3.0), features(60, 2, noise=3.0)
     given = [
         Fit(train.by_model[model], train.labels_N, test.by_model[model], NUM_CLASSES, k=k)

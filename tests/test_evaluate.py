@@ -169,11 +169,25 @@ def test_fewshot_images_may_be_outside_the_labelled_set() -> None:
     assert labelled_images({"probe": probe, "test": test}) == (probe, 60)
 
 
-@pytest.mark.parametrize(("together", "parts"), [(crossval._TOGETHER, 1), (0, 6)])
+def test_fits_of_any_mixture_predict_what_each_predicts_alone() -> None:
+    """Draws of one shape are fitted together; others, neighbours and large fits between them."""
+    train, test = features(60, 1, noise=3), features(60, 2, noise=3)
+    rows = [np.arange(24), np.arange(24, 48), np.arange(18), np.arange(36, 60), np.arange(60)]
+    fits = [
+        Fit(x_ND[n], train.labels_N[n], test.by_model[name], NUM_CLASSES, k=k)
+        for name, x_ND in train.by_model.items()
+        for n, k in [*((n, None) for n in rows), (rows[0], 3), (rows[1], None)]
+    ]
+    alone = [fit_here([fit])[0] for fit in fits]
+    assert all(map(np.array_equal, fit_here(fits), alone))
+    assert not any(map(np.array_equal, alone[:7], alone[7:]))
+
+
+@pytest.mark.parametrize(("together", "parts"), [(crossval.MOST_TOGETHER, 1), (0, 6)])
 def test_progress_counts_folds_and_ends_at_all_of_them(
     together: int, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crossval, "_TOGETHER", together)
+    monkeypatch.setattr(crossval, "MOST_TOGETHER", together)
     seen: list[tuple[int, int]] = []
     train = features(60, 1, noise=0.1)
     fit = Fit(train.by_model["sdclr"], train.labels_N, train.by_model["sdclr"], NUM_CLASSES)

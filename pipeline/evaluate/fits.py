@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.cluster.connect import on_nodes_with
 from pipeline.embed.features import Placement
-from sdclr.crossval import CrossValidation
+from sdclr.crossval import MOST_TOGETHER, CrossValidation, predict_together
 from sdclr.logistic import is_large, one_thread
 from sdclr.probe import final_probe, knn_predict, on_axes
 
@@ -71,6 +71,15 @@ class Fit:
         return range(self.validation.num_folds)
 
     @property
+    def kind(self) -> tuple[int, ...] | None:
+        """What fits have in common whose folds are fitted together; None for one that is alone."""
+        validation = self.validation
+        if self.k is not None or not validation.num_folds or not validation.is_small:
+            return None
+        parts = (validation.num_folds, len(validation.path), len(validation.rows_n))
+        return (*self.train_ND.shape, self.num_classes, *parts)
+
+    @property
     def work(self) -> int:
         """Products of rows, features, classes and folds: what the time grows with."""
         if self.k is not None:
@@ -87,7 +96,7 @@ def fit_here(fits: Sequence[Fit], progress: Progress | None = None) -> list[Ints
         progress: called with the parts that are done, and all.
     """
     total, done = sum(1 + len(fit.folds) for fit in fits), 0
-    found = []
+    found: list[Ints] = []
 
     def one_more() -> None:
         nonlocal done
@@ -95,20 +104,47 @@ def fit_here(fits: Sequence[Fit], progress: Progress | None = None) -> list[Ints
         if progress is not None:
             progress(done, total)
 
-    for fit in fits:
-        if fit.k is not None:
-            found.append(
-                _neighbours(fit.train_ND, fit.labels_N, fit.test_MD, fit.num_classes, fit.k, "cpu")
-            )
-        else:
-            train_NR, test_MR = _axes(fit.train_ND, fit.test_MD, "cpu")
-            parts = []
-            for held_out in fit.folds:
-                parts.append(_fold(train_NR, fit.labels_N, fit.validation, held_out, "cpu"))
-                one_more()
-            found.append(_final(train_NR, fit.labels_N, test_MR, fit.validation, "cpu", *parts))
-        one_more()
+    for batch in _batches(fits):
+        apart = _folds_together(batch) if len(batch) > 1 else []
+        for number, fit in enumerate(batch):
+            if fit.k is not None:
+                arguments = (fit.train_ND, fit.labels_N, fit.test_MD, fit.num_classes, fit.k)
+                found.append(_neighbours(*arguments, "cpu"))
+            else:
+                train_NR, test_MR = _axes(fit.train_ND, fit.test_MD, "cpu")
+                parts = apart[number] if apart else []
+                for held_out in fit.folds:
+                    parts.append(_fold(train_NR, fit.labels_N, fit.validation, held_out, "cpu"))
+                    one_more()
+                found.append(_final(train_NR, fit.labels_N, test_MR, fit.validation, "cpu", *parts))
+            one_more()
     return found
+
+
+def _batches(fits: Sequence[Fit]) -> list[list[Fit]]:
+    """Return the fits in their order, cut into those whose folds are fitted together."""
+    batches: list[list[Fit]] = []
+    last, work = None, 0
+    for fit in fits:
+        kind = fit.kind
+        work += fit.validation.work if kind is not None else 0
+        if kind is None or kind != last or work > MOST_TOGETHER:
+            batches.append([])
+            work = fit.validation.work if kind is not None else 0
+        batches[-1].append(fit)
+        last = kind
+    return batches
+
+
+def _folds_together(batch: Sequence[Fit]) -> list[list[Ints]]:
+    """Return what the penalties predict for every fold, for each fit of the batch."""
+    with one_thread():
+        parts = predict_together(
+            [fit.validation for fit in batch],
+            [_tensor(_axes(fit.train_ND, fit.test_MD, "cpu")[0], "cpu") for fit in batch],
+            [_tensor(fit.labels_N, "cpu") for fit in batch],
+        )
+    return [[part.numpy() for part in of_fit] for of_fit in parts]
 
 
 def fit_anywhere(
