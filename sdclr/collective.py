@@ -47,24 +47,28 @@ def _finish(work: Any, device: torch.device) -> None:
     work.wait()
 
 
-def _gather(value: Tensor) -> list[Tensor]:
+# The name since torch 2.13, and that before it.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+def _gather(value: Tensor) -> Tensor:
+    """Stack the tensors of all ranks along a new first dimension, in one piece of memory."""
     value = value.contiguous()
-    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
-    _finish(dist.all_gather(parts, value, async_op=True), value.device)
-    return parts
+    parts = value.new_empty(dist.get_world_size() * value.numel())
+    _finish(_all_gather(parts, value.flatten(), async_op=True), value.device)
+    return parts.view(-1, *value.shape)
 
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_BD: Tensor) -> Tensor:
         ctx.num_rows = len(rows_BD)
-        return torch.cat(_gather(rows_BD))
+        return _gather(rows_BD).flatten(0, 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         # Every rank's loss depends on every rank's rows: sum what all of them want from ours.
-        total_ND = grads[0].clone(memory_format=torch.contiguous_format)
-        _finish(dist.all_reduce(total_ND, async_op=True), total_ND.device)
+        total_ND = sum_over_ranks(grads[0])
         start = dist.get_rank() * ctx.num_rows
         return total_ND[start : start + ctx.num_rows]
 
@@ -86,7 +90,15 @@ def stack_over_ranks(value: Tensor) -> Tensor:
     For small tensors: gloo gathers them in a quarter of the time that it takes to reduce them.
     """
     value = value.detach()
-    return torch.stack(_gather(value)) if is_distributed() else value.unsqueeze(0)
+    return _gather(value) if is_distributed() else value.unsqueeze(0)
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Add the tensors of all ranks, without gradient; for what is large, or on a GPU."""
+    total = value.detach().clone(memory_format=torch.contiguous_format)
+    if is_distributed():
+        _finish(dist.all_reduce(total, async_op=True), total.device)
+    return total
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class Trainer:
         # The layout in which convolutions are fastest, on CPUs as on GPUs; values are the same.
         model = model.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         if recipe.sync_batchnorm and collective.is_distributed():
-            model = synchronise(model, device=self.device)
+            model = synchronise(model)
         self.model = model
         self.network = network
         if recipe.compile:

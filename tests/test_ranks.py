@@ -18,8 +18,6 @@ from sdclr.prune import PruneRule
 from tests.ranks import run_on_ranks
 from tests.recipes import some_images, some_plan, some_trainer
 
-CPU = torch.device("cpu")
-
 
 def embeddings() -> Tensor:
     g = torch.Generator().manual_seed(0)
@@ -57,7 +55,7 @@ def loss_and_gradient() -> dict[str, Any]:
 def layers_and_gradients() -> dict[str, Any]:
     layers = normed_layers()
     if collective.is_distributed():
-        layers = synchronise(layers, device=CPU)
+        layers = synchronise(layers)
     x, direction = (my_rows(t) for t in pixels())
     x = x.clone().requires_grad_()
     y = layers(x)
