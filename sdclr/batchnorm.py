@@ -104,7 +104,16 @@ def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance per channel, merged over ranks (Chan et al. 1979)."""
     # The fused kernel of the ordinary layer; torch.var_mean takes twenty times as long on a CPU.
     mean_C, var_C = torch.batch_norm_update_stats(x.detach(), None, None, 0.0)
-    both_R2C = collective.stack_over_ranks(torch.stack([mean_C, var_C]))
+    return _merged(collective.stack_over_ranks(torch.stack([mean_C, var_C])))
+
+
+def _traced_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same with gradient, from operations that a compiler can take apart and fuse."""
+    var_C, mean_C = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+    return _merged(collective.gather_rows(torch.stack([mean_C, var_C]).unsqueeze(0)))
+
+
+def _merged(both_R2C: Tensor) -> tuple[Tensor, Tensor]:
     mean = both_R2C[:, 0].mean(0)
     return mean, both_R2C[:, 1].mean(0) + (both_R2C[:, 0] - mean).square().mean(0)
 
@@ -131,11 +140,21 @@ class GlobalBatchNorm(_BatchNorm):
         if not (self.training and collective.is_distributed()):
             return super().forward(x)
         self._check_input_dim(x)
-        if x.is_cuda:
+        is_traced = torch.compiler.is_compiling()
+        if x.is_cuda and not is_traced:
             return self._on_gpu(x)
         # Statistics of bfloat16 activations are taken, and kept, in the precision of the weights.
         dtype, x = x.dtype, x.to(self.weight.dtype)
-        mean, var = _global_statistics(x)
+        mean, var = _traced_statistics(x) if is_traced else _global_statistics(x)
+        self._move_running(x, mean.detach(), var.detach())
+        if is_traced:
+            slope_C = self.weight * torch.rsqrt(var + self.eps)
+            shape = (1, -1) + (1,) * (x.ndim - 2)
+            return (x * slope_C.view(shape) + (self.bias - mean * slope_C).view(shape)).to(dtype)
+        out: Tensor = _GlobalBatchNormFunction.apply(x, self.weight, self.bias, mean, var, self.eps)
+        return out.to(dtype)
+
+    def _move_running(self, x: Tensor, mean: Tensor, var: Tensor) -> None:
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 count = x.numel() // x.shape[1] * collective.world_size()
@@ -143,8 +162,6 @@ class GlobalBatchNorm(_BatchNorm):
                 self.running_var.lerp_(var * (count / max(count - 1, 1)), self.update_rate)
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked.add_(1)
-        out: Tensor = _GlobalBatchNormFunction.apply(x, self.weight, self.bias, mean, var, self.eps)
-        return out.to(dtype)
 
     def _on_gpu(self, x: Tensor) -> Tensor:
         if self.num_batches_tracked is not None:

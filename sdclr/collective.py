@@ -55,7 +55,10 @@ def _gather(value: Tensor) -> Tensor:
     """Stack the tensors of all ranks along a new first dimension, in one piece of memory."""
     value = value.contiguous()
     parts = value.new_empty(dist.get_world_size() * value.numel())
-    _finish(_all_gather(parts, value.flatten(), async_op=True), value.device)
+    if torch.compiler.is_compiling():  # into the graph, as a collective that the compiler knows
+        _all_gather(parts, value.flatten())
+    else:
+        _finish(_all_gather(parts, value.flatten(), async_op=True), value.device)
     return parts.view(-1, *value.shape)
 
 
@@ -96,7 +99,9 @@ def stack_over_ranks(value: Tensor) -> Tensor:
 def sum_over_ranks(value: Tensor) -> Tensor:
     """Add the tensors of all ranks, without gradient; for what is large, or on a GPU."""
     total = value.detach().clone(memory_format=torch.contiguous_format)
-    if is_distributed():
+    if is_distributed() and torch.compiler.is_compiling():
+        dist.all_reduce(total)
+    elif is_distributed():
         _finish(dist.all_reduce(total, async_op=True), total.device)
     return total
 
