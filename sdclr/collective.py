@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sdclr import parts
+
 
 def is_distributed() -> bool:
     """Return whether a process group of more than one rank is initialised."""
@@ -40,11 +42,15 @@ def _finish(work: Any, device: torch.device) -> None:
     Waking a sleeping core takes several times as long as a small exchange between two processes
     of one machine. After `_SPIN_S` the process sleeps until the group's own deadline.
     """
-    if device.type == "cpu":
+    is_cpu = device.type == "cpu"
+    if is_cpu:
+        parts.end("compute")  # a GPU's norms exchange too often for a mark each
         end_s = time.perf_counter() + _SPIN_S
         while not work.is_completed() and time.perf_counter() < end_s:
             os.sched_yield()
     work.wait()
+    if is_cpu:
+        parts.end("exchange")
 
 
 # The name since torch 2.13, and that before it.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdclr.imageset import Batch
+from sdclr.parts import StepParts
 from sdclr.transfer import HostCopy
 
 
@@ -32,6 +33,7 @@ class StepReport:
         num_images: images of the step on all ranks.
         wait_s: time this rank waited for its batch.
         kept_frac: weight name -> fraction kept, when the mask was refreshed before this step.
+        parts: of the step's time on this rank.
     """
 
     epoch: int
@@ -42,6 +44,7 @@ class StepReport:
     num_images: int
     wait_s: float
     kept_frac: Mapping[str, float] | None
+    parts: StepParts | None = None
 
     @property
     def loss(self) -> float:

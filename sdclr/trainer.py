@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdclr import collective
+from sdclr import collective, parts
 from sdclr.augment import apply_view, sample_view
 from sdclr.backbone import random_layers
 from sdclr.batchnorm import synchronise
@@ -100,6 +100,9 @@ class Trainer:
                 gradient_as_bucket_view=True,
                 **_without_buffer_sync(),
             )
+            if not recipe.compile:  # what comes after the gradient of the first layer is exchange
+                first = next(p for p in network.parameters() if p.requires_grad)
+                first.register_hook(parts.gradient_is_here)  # type: ignore[no-untyped-call]
         self.optimizer = make_optimizer(recipe, self.model)
         # 1 from the first step on that is not finite: what must not change then reads it.
         self._broken = torch.zeros((), device=self.device)
@@ -178,9 +181,12 @@ class Trainer:
             NonFiniteError: as `run`: of this step on a CPU, of the step before on a GPU.
             StarvedLayerError: as `run`, of the mask of that step.
         """
+        times = parts.begin(self.device)
         view1_BCHW, view2_BCHW = self.views(batch)
+        times.end("views")
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(view1_BCHW, view2_BCHW)
+        times.end("exchange" if self._forward is not self.model else "compute")
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(grads)
         figures_2 = torch.stack([collective.mean_over_ranks(loss), grad_norm])
@@ -193,6 +199,7 @@ class Trainer:
             num_images=batch.num_global,
             wait_s=wait_s,
             kept_frac=kept_frac,
+            parts=times,
         )
         self._unread.append((report, batch, self._comparison))
         self._comparison = None
@@ -204,6 +211,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = report.lr
         self.optimizer.step()
+        times.end("compute")
+        parts.close()
         self.step += 1
         if self.memory is not None and self._losses_B is not None:
             self.memory.update(batch.rows_B, self._losses_B)

@@ -96,7 +96,7 @@ class SimulatedGPU(TorchDispatchMode):
         super().__init__()
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
-        self.num_events = 0
+        self.num_events, self.num_timed = 0, 0
         self._pinned: list[Tensor] = []  # kept, so that no address is used twice
 
     @classmethod
@@ -198,15 +198,20 @@ class SimulatedGPU(TorchDispatchMode):
 
 
 class Event:
-    """A mark in the device's queue; to wait for it is free once a later one was made."""
+    """A mark in the device's queue; to wait for it is free once a later one was made.
 
-    def __init__(self, **_: Any) -> None:
-        self.number = 0
+    One that takes the time is no later one: what was launched before it may not be done.
+    """
+
+    def __init__(self, *, enable_timing: bool = False, **_: Any) -> None:
+        self.number, self.time, self._is_timed = 0.0, 0, enable_timing
 
     def record(self, stream: Any = None) -> None:
         """Put the mark behind everything that was launched."""
-        SimulatedGPU.now().num_events += 1
-        self.number = SimulatedGPU.now().num_events
+        gpu = SimulatedGPU.now()
+        gpu.num_timed += self._is_timed
+        gpu.num_events += not self._is_timed
+        self.number, self.time = gpu.num_events + 0.5 * self._is_timed, gpu.num_timed
 
     def query(self) -> bool:
         """Return whether the device has passed it."""
@@ -219,6 +224,12 @@ class Event:
 
     def wait(self, stream: Any = None) -> None:
         """Let a stream wait, not the host."""
+
+    def elapsed_time(self, later: Event) -> float:
+        """Return milliseconds between two marks: one for each; refused before both are passed."""
+        if not (self.query() and later.query()):
+            raise RuntimeError("the device has not passed both events")
+        return float(later.time - self.time)
 
 
 class Stream:

@@ -146,6 +146,10 @@ def test_alerts_fire_when_they_should_and_only_then() -> None:
         ("(max_over_time(ray_sdclr_restarts_total[1h])) > 3", "(ray_sdclr_restarts_total) > 3"),
         ("< 20 and on ()", "< 10 and on ()"),
         (" and on () sum(changes(ray_sdclr_step[15m])) > 0", ""),
+        ("(ray_sdclr_goodput) < 0.9 and", "(ray_sdclr_goodput) < 0.95 and"),
+        (" and max by (run) (ray_sdclr_goodput offset 15m) >= 0", ""),
+        (") > 1.2", ") > 1.05"),
+        ("quantile by (run, method) (0.5,", "quantile by (run, method) (1,"),
     ],
 )  # fmt: skip
 def test_a_changed_alert_fails_its_own_test(old: str, new: str, tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import to_pil_image
 
 from benchmarks.augment import CIFAR, IMAGENET, pil_pipeline, smooth_images
+from pipeline.model.roofline import Ceilings, work
 from sdclr import EpochPlan, ImageSet, Recipe, Trainer, build_network, cifar_recipe
 from sdclr.augment import AugmentRecipe
 from sdclr.imageset import Batch
@@ -85,10 +86,7 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
 def bound_s(case: Case, *, flops: float, bytes_per_s: float, value_bytes: int = 2) -> float:
     """Return the least seconds of a joint step on a device with these two ceilings.
 
-    Each convolution takes its arithmetic or its memory traffic, whichever is longer, once forward
-    and twice backward. Norms and activations between them read or write their values three
-    times forward and six times backward, as fused kernels would. Views, loss and optimizer are left
-    out.
+    See `pipeline.model.roofline.work`; a joint step makes two views of each image.
 
     Args:
         case: the network and its batch.
@@ -96,23 +94,6 @@ def bound_s(case: Case, *, flops: float, bytes_per_s: float, value_bytes: int = 
         bytes_per_s: of memory.
         value_bytes: of an activation.
     """
-    seconds, px = 0.0, case.augment.crop_px
-    views = 2 * case.batch
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal seconds
-        if isinstance(module, nn.Conv2d):
-            work = 2 * output.numel() * module.weight[0].numel()
-            moved = (inputs[0].numel() + output.numel()) * value_bytes
-            seconds += 3 * views * max(work / flops, moved / bytes_per_s)
-        else:
-            seconds += 9 * views * output.numel() * value_bytes / bytes_per_s
-
     network = build_network(case.backbone, stem=case.stem, head_depth=2, seed=0).backbone
-    network = network.to("meta").eval()
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
-            module.register_forward_hook(count)
-    with torch.no_grad():
-        network(torch.empty(1, 3, px, px, device="meta"))
-    return seconds
+    at = Ceilings(flops, bytes_per_s)
+    return 2 * case.batch * work(network, case.augment.crop_px, at, value_bytes=value_bytes).bound_s

@@ -53,6 +53,10 @@ TABLE = (
     Metric("sdclr_images_per_s", "gauge", _METHOD, "images per second of all workers"),
     Metric("sdclr_images", "counter", _METHOD, "images trained on, by all workers"),
     Metric("sdclr_data_wait_frac", "gauge", (*_METHOD, "rank"), "share of time without a batch"),
+    Metric("sdclr_part_s", "gauge", (*_METHOD, "part"), "seconds of a step of rank 0, by part"),
+    Metric("sdclr_work_s", "gauge", (*_METHOD, "rank"), "own seconds of a step: views, arithmetic"),
+    Metric("sdclr_flops_per_s", "gauge", _METHOD, "arithmetic of the network, by all workers"),
+    Metric("sdclr_roofline_frac", "gauge", _METHOD, "least time of the network over its time"),
     Metric("sdclr_kept_frac", "gauge", (*_METHOD, "layer"), "weights kept by the mask, by stage"),
     Metric("sdclr_kept_frac_min", "gauge", _METHOD, "weights kept in the most pruned layer"),
     Metric("sdclr_health", "gauge", (*_METHOD, "measure"), "label-free health measures"),
@@ -62,6 +66,7 @@ TABLE = (
     Metric("sdclr_checkpoints_refused", "counter", _METHOD, "broken checkpoints skipped"),
     Metric("sdclr_restarts", "counter", (*_METHOD, "cause"), "trainings that resumed, by cause"),
     Metric("sdclr_lost_s", "gauge", (*_METHOD, "cause"), "wall time lost so far, by cause"),
+    Metric("sdclr_goodput", "gauge", ("run",), "share of the wall time in steps that count"),
     Metric("sdclr_retries", "counter", ("run", "action"), "repeated requests to storage"),
     Metric("sdclr_rejects", "counter", ("data", "reason"), "images rejected at ingest"),
     Metric("sdclr_trials", "gauge", (*_METHOD, "status"), "trials of a sweep, by status"),
@@ -72,6 +77,8 @@ TABLE = (
 METRICS = {metric.name: metric for metric in TABLE}
 # ResNets have 5 groups of layers; whatever an architecture calls its own, no more than these.
 _MAX_LAYERS = 24
+_OF_STEP = ("step", "num_steps", "loss", "lr", "temperature", "grad_norm", "images_per_s",
+            "flops_per_s", "roofline_frac")  # fmt: skip
 REFRESH_S = 1.0
 """Time between two exports of a value that stays: the shortest interval that Ray knows."""
 
@@ -150,9 +157,11 @@ class Monitor:
 
     def step(self, row: StepRow) -> None:
         """Record the numbers of a `step` row of the metrics file."""
-        for key in ("step", "num_steps", "loss", "lr", "temperature", "grad_norm", "images_per_s"):
+        for key in _OF_STEP:
             if (value := getattr(row, key)) is not None:
                 self.set(f"sdclr_{key}", value)
+        for part, seconds in row.parts_s.items():
+            self.set("sdclr_part_s", seconds, part=part)
         new = RETRIES - self._retries
         self._retries = Counter(RETRIES)
         for action, number in new.items():

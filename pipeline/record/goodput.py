@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.record.rows import RestoreRow, Row, StageRow
@@ -33,6 +33,10 @@ class Goodput:
     def frac(self) -> float:
         """Useful share of the wall time, 0 to 1."""
         return 1 - min(1.0, sum(self.lost_s.values()) / max(self.wall_s, 1e-9))
+
+    def after(self, seconds: float) -> Goodput:
+        """Return what it is after so many seconds in which nothing was lost."""
+        return replace(self, wall_s=self.wall_s + seconds)
 
 
 def goodput(rows: Sequence[Row], *, method: str | None = None) -> Goodput | None:

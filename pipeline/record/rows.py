@@ -17,9 +17,22 @@ from pydantic import Field, TypeAdapter
 
 from pipeline.record.schema import Measured, Part
 
+PARTS = ("wait", "views", "compute", "exchange", "checkpoint", "health", "rest")
+"""Parts of the time of a step, see `StepRow`."""
+
 
 class StepRow(Part):
-    """One logged step; `loss` and `grad_norm` are None where a run diverged."""
+    """One logged step; `loss` and `grad_norm` are None where a run diverged.
+
+    Attributes:
+        parts_s: part -> seconds of one step of rank 0, mean since the last line; empty in older
+            records. Wait, checkpoint and health are the host's time. Views, compute and exchange
+            are the device's, so on a GPU a host that waits may hide behind them. The rest is what
+            is in none of them, never less than 0.
+        flops_per_s: arithmetic of the network, of all workers; None where it is unknown.
+        roofline_frac: the least time that the network takes on such devices, over the time that it
+            took; None as above.
+    """
 
     kind: Literal["step"] = "step"
     stage: str = "train"
@@ -34,6 +47,9 @@ class StepRow(Part):
     grad_norm: Measured
     images_per_s: float
     data_wait_frac: float
+    parts_s: dict[str, float] = Field(default_factory=dict)
+    flops_per_s: Measured = None
+    roofline_frac: Measured = None
     time_s: float
 
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from pipeline.record.rows import HealthRow, MaskRow, StepRow
 from pipeline.record.scores import ABSENT
+from pipeline.report.bounds import bounds
 from pipeline.report.charts import plots
 from pipeline.report.charts.plots import Bar, Curve
 from pipeline.report.names import layer_name, style, title
@@ -44,6 +45,7 @@ class TrainingSection:
     legend: tuple[Swatch, ...]
     table: Table
     note: str
+    bounds: str
 
 
 def training_section(steps: Sequence[StepRow]) -> TrainingSection | None:
@@ -77,7 +79,9 @@ def training_section(steps: Sequence[StepRow]) -> TrainingSection | None:
         "Waiting for data",
     )  # fmt: skip
     legend = tuple(Swatch(title(m), style(m)) for m in by_method)
-    return TrainingSection(tuple(drawn), legend, Table("Training", headers, rows), note)
+    return TrainingSection(
+        tuple(drawn), legend, Table("Training", headers, rows), note, bounds(steps)
+    )
 
 
 def _caption(text: str, key: str, longest: int) -> str:

@@ -12,7 +12,8 @@ from pipeline import storage
 from pipeline.record.evaluation import Forgotten
 from pipeline.record.rows import HealthRow, MaskRow, Row, StepRow
 
-_OF_STEP = ("loss", "lr", "temperature", "grad_norm", "images_per_s", "data_wait_frac", "epoch")
+_OF_STEP = ("loss", "lr", "temperature", "grad_norm", "images_per_s", "data_wait_frac", "epoch",
+            "flops_per_s", "roofline_frac")  # fmt: skip
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -63,7 +64,7 @@ def points(rows: Iterable[Row]) -> Iterator[Point]:
     for row in rows:
         if isinstance(row, StepRow):
             found = {name: getattr(row, name) for name in _OF_STEP}
-            yield _point("train", row, found)
+            yield _point("train", row, found | {f"{n}_s": s for n, s in row.parts_s.items()})
         elif isinstance(row, HealthRow):
             yield _point("health", row, row.measures)
         elif isinstance(row, MaskRow) and row.kept_frac:

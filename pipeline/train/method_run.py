@@ -20,7 +20,7 @@ from pipeline.config import Config
 from pipeline.config.stages import Train
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import CheckpointError, ClusterError, PipelineError, TrainingError
-from pipeline.model import build, checkpoint
+from pipeline.model import build, checkpoint, roofline
 from pipeline.record.gauges import Monitor, run_name
 from pipeline.record.metrics import is_later, read_metrics, truncate_metrics
 from pipeline.record.rows import Row
@@ -104,6 +104,7 @@ class MethodRun:
         self._lines, self._from_step = list[Row](), -1
         self.notices = Notices(NOTICE_EVERY_STEPS)
         network = build.new_network(config, method, init_from=job.init_from)
+        self._work = roofline.of_training(config, manifest, network, device) if rank == 0 else None
         self.trainer = Trainer(
             network,
             build.training_recipe(config, manifest, method),
@@ -138,7 +139,8 @@ class MethodRun:
                     health.see(report)
                     if health.is_due():
                         log.append(row := health.row(epoch=report.epoch))
-                self._save(report, writer, stop, None if row is None else row.measures)
+                with log.time.spent_on("checkpoint"):
+                    self._save(report, writer, stop, None if row is None else row.measures)
         if self.rank == 0:
             self._export()
 
@@ -184,6 +186,7 @@ class MethodRun:
             self.method,
             num_steps=self.trainer.num_steps,
             rank=self.rank,
+            work=self._work,
         )
 
     def _writer(self, log: MethodLog) -> CheckpointWriter:
