@@ -47,8 +47,8 @@ def test_numbers_that_share_the_batch_evenly_may_train(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["train.workers=[4, 7]"], "train.global_batch: expected a multiple of train.workers = 7"),
-        (["train.workers=[3, 4]"], "train.global_batch: expected a multiple of train.workers = 3"),
+        (["train.workers=[4, 7]"], "ends of train.workers = [4, 7], such as 140, got 128"),
+        (["train.workers=[3, 5]"], "ends of train.workers = [3, 5], such as 135, got 128"),
         (["train.workers=[4, 2]"], "train.workers: expected the least first"),
         (["train.workers=[2, 2]"], "train.workers: expected the least first"),
         (["train.workers=[0, 2]"], "train.workers"),

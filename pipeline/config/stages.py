@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
@@ -191,9 +192,16 @@ class Train(Section):
     @classmethod
     def _batch_divides(cls, batch: int, info: ValidationInfo) -> int:
         workers = info.data.get("workers")
-        for number in workers if isinstance(workers, tuple) else (workers,):
-            if isinstance(number, int) and batch % number:
-                raise ValueError(f"expected a multiple of train.workers = {number}, got {batch}")
+        if isinstance(workers, tuple) and any(batch % end for end in workers):
+            least, most = workers
+            both = math.lcm(least, most)
+            raise ValueError(
+                f"expected a multiple of {least} and {most}, the ends of train.workers = "
+                f"[{least}, {most}], such as {-(-batch // both) * both}, got {batch}; or set ends "
+                "that divide it"
+            )
+        if isinstance(workers, int) and batch % workers:
+            raise ValueError(f"expected a multiple of train.workers = {workers}, got {batch}")
         return batch
 
     @field_validator("drop_last", "sync_batchnorm", "micro_batch")
