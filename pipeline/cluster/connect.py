@@ -33,6 +33,9 @@ RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     # Two workers that import torch on two cores need about 30 s; the default of 60 s is tight.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    # `ray.init` waits for the first workers, and for ever when one needs more than the 60 s of the
+    # default: seen at a load of 66 on two cores.
+    "RAY_worker_register_timeout_seconds": "600",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
