@@ -78,8 +78,8 @@ def test_the_bound_of_a_step_follows_the_slower_ceiling() -> None:
     assert whole == pytest.approx(6 * 512 * 2 * 0.5566e9 / 1e12, rel=0.01)
 
 
-def sets_on_disk(folder: Path) -> dict[str, sets.LabelledSet]:
-    made = sets.small_sets()
+def sets_on_disk(folder: Path, num_pretrain: int = 64) -> dict[str, sets.LabelledSet]:
+    made = sets.small_sets(num_pretrain)
     for name, data in made.items():
         sets.write_parts(folder, name, data.images.images_NCHW.numpy(), data.labels_N.numpy())
     return made
@@ -147,3 +147,18 @@ def test_calls_train_and_score_until_all_is_done(tmp_path: Path) -> None:
         assert found["cached-linear"]["all"] > 30
     scored = (tmp_path / "scores.json").stat().st_mtime_ns
     assert call(600) == 0 and (tmp_path / "scores.json").stat().st_mtime_ns == scored
+
+
+def test_a_short_run_trains_and_scores_on_the_packed_sets(tmp_path: Path) -> None:
+    def call(epochs: int) -> int:
+        return paper.run(
+            tmp_path, device="cpu", small=False, precision="float32", limit_s=600,
+            short_epochs=epochs,
+        )  # fmt: skip
+
+    sets_on_disk(tmp_path, 512)  # one batch of the published size
+    assert call(1) == 0
+    for method in paper.METHODS:
+        assert len(kept(tmp_path / "scores.json", method)) == 3
+    with pytest.raises(ValueError, match="another run"):
+        call(2)

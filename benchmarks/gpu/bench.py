@@ -35,6 +35,10 @@ class Bench:
         """Seconds of the budget that are left."""
         return self.end_s - time.monotonic()
 
+    def goal(self, value: float | None) -> float | None:
+        """Return a target of speed, which small sizes do not have."""
+        return None if self.small else value
+
     def wait(self) -> None:
         """Wait until the device has finished its work."""
         if self.is_cuda:

@@ -47,7 +47,8 @@ def case_of(name: str, *, small: bool) -> Case:
     if not small:
         return case
     augment = replace(case.augment, crop_px=24)
-    return replace(case, backbone="resnet8", canvas_px=28, batch=6, augment=augment)
+    label = f"ResNet-8 24 px, batch 6, for {case.name.partition(' ')[0]}"
+    return replace(case, name=label, backbone="resnet8", canvas_px=28, batch=6, augment=augment)
 
 
 def trainer_of(

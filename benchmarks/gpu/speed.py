@@ -91,7 +91,7 @@ def _time_way(bench: Bench, case: Case, name: str, make: Way, work: float) -> No
     bench.add(label, [case.batch / s for s in spent], "images/s")
     slow = bench.value(f"{case.name}: published, 16 loaders")
     if slow is not None:
-        target = case.target if name == "bfloat16" else None
+        target = bench.goal(case.target if name == "bfloat16" else None)
         ratios = [case.batch / s / slow for s in spent]
         bench.add(label, ratios, "x", target, versus="published, 16 loaders")
     ceiling, copy = bench.value(CEILING), bench.value(COPY)
@@ -100,7 +100,8 @@ def _time_way(bench: Bench, case: Case, name: str, make: Way, work: float) -> No
         bench.add(label, shares, "%", versus=CEILING)
         least = bound_s(case, flops=ceiling * 1e12, bytes_per_s=copy * 1e9)
         bench.add(label, [100 * least / s for s in spent], "%", versus="roofline of both ceilings")
-    bench.add(label, [100 * min(views) / min(spent)], "%", 10.0, at_most=True, versus="views")
+    share = 100 * min(views) / min(spent)
+    bench.add(label, [share], "%", bench.goal(10.0), at_most=True, versus="views")
     bench.add(label, [peak / 2**30], "GiB", versus="peak memory")
 
 

@@ -38,21 +38,33 @@ class Plan:
     precision: Precision
 
 
-def plan_of(method: str, *, small: bool, precision: Precision = "bfloat16") -> Plan:
-    """Return the published run of a method, or one of seconds on a CPU.
+def plan_of(
+    method: str,
+    *,
+    small: bool,
+    precision: Precision = "bfloat16",
+    short_epochs: int | None = None,
+) -> Plan:
+    """Return the published run of a method, or one to try the scripts with on a CPU.
 
     The published head of SDCLR has three layers, that of SimCLR two.
+
+    Args:
+        method: sdclr or simclr.
+        small: seconds of it, on made-up sets.
+        precision: of the published run, and of the short one.
+        short_epochs: minutes of it, on the published sets: so many epochs of a small network.
     """
     depth = 3 if method == "sdclr" else 2
-    if small:
-        return Plan(
-            method=method, backbone="resnet8", head_depth=depth, epochs=3, batch=16,
-            precision="float32",
-        )  # fmt: skip
-    return Plan(
+    published = Plan(
         method=method, backbone="resnet18", head_depth=depth, epochs=2000, batch=512,
         precision=precision,
     )  # fmt: skip
+    if small:
+        return replace(published, backbone="resnet8", epochs=3, batch=16, precision="float32")
+    if short_epochs is not None:
+        return replace(published, backbone="resnet8", epochs=short_epochs)
+    return published
 
 
 class Pretraining:
