@@ -17,7 +17,7 @@ from pipeline import feed
 from pipeline.cluster.connect import RAY_SETTINGS
 from pipeline.config import Config
 from pipeline.config.file import load_config
-from pipeline.dataset.decoding import decode_part, read_parts
+from pipeline.dataset.decoding import decode_part, read_parts, read_raw_parts
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.dataset.shards import write_shard
 from pipeline.feed.schedule import RankSchedule
@@ -172,9 +172,12 @@ def tasks_alone(stream: StreamedSet, plan: EpochPlan) -> Callable[[], None]:
 
     def call() -> None:
         for unit in schedule.units(0, 0):
-            local_rows = [part.local_rows for part in unit.parts]
-            found = read_parts(stream.decoder.data_uri, stream.shards[unit.shard], local_rows)
-            tables = [found] if len(local_rows) == 1 else found
+            rows = [(part.rows, part.local_rows) for part in unit.parts]
+            if stream.decoder.is_raw:
+                handed_on(read_raw_parts(stream.decoder, stream.shards[unit.shard], rows))
+                continue
+            found = read_parts(stream.decoder, stream.shards[unit.shard], rows)
+            tables = [found] if len(rows) == 1 else found
             for part, table in zip(unit.parts, tables, strict=True):
                 handed_on(decode_part(stream.decoder, part.rows, handed_on(table)))
 

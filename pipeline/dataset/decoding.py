@@ -24,6 +24,8 @@ from pipeline.errors import DataError
 
 Columns = dict[str, NDArray[Any]]
 """Columns of n values by name; each name has a dtype of its own."""
+Readers = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+"""Of each reader of a shard, its rows in the set and those within the shard."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +74,23 @@ class ShardDecoder:
             "size": sizes,
         }
 
+    @property
+    def is_raw(self) -> bool:
+        """Whether the images are stored as pixels."""
+        return self.image.encoding == "raw"
+
     def pixels(self, shard: pa.Table) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Decode a shard into canvases (n, 3, H, W) uint8 and the image sizes (n, 2) on them.
 
         Raises:
             DataError: naming the sample.
         """
+        if self.is_raw:
+            return self.raw_pixels(shard, np.arange(len(shard)))
         height_px, width_px = self._canvas_size()
         pixels_nCHW = np.empty((len(shard), 3, height_px, width_px), np.uint8)
         sizes_n2 = np.empty((len(shard), 2), np.int64)
         ids, images = (shard[name].combine_chunks() for name in ("id", "image"))
-        if self.image.encoding == "raw":
-            pixels_nHWC = raw_pixels(ids, images, height_px, width_px)
-            pixels_nCHW[:] = pixels_nHWC.transpose(0, 3, 1, 2)
-            sizes_n2[:] = height_px, width_px
-            return pixels_nCHW, sizes_n2
         for row, data in enumerate(image_bytes(images)):
             try:
                 _, sizes_n2[row] = decode_canvas(
@@ -100,6 +104,23 @@ class ShardDecoder:
                     where=self.data_uri,
                     todo="ingest the data set again with the limits of this configuration",
                 ) from error
+        return pixels_nCHW, sizes_n2
+
+    def raw_pixels(
+        self, shard: pa.Table, rows_n: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return some rows of a shard of raw images as `pixels` returns all of them.
+
+        Raises:
+            DataError: an image has another size; naming the sample.
+        """
+        height_px, width_px = self._canvas_size()
+        ids, images = (shard[name].combine_chunks() for name in ("id", "image"))
+        pixels_NHWC = raw_pixels(ids, images, height_px, width_px)
+        pixels_nCHW = np.empty((len(rows_n), 3, height_px, width_px), np.uint8)
+        pixels_nCHW[:] = pixels_NHWC[rows_n].transpose(0, 3, 1, 2)
+        sizes_n2 = np.empty((len(rows_n), 2), np.int64)
+        sizes_n2[:] = height_px, width_px
         return pixels_nCHW, sizes_n2
 
     def _canvas_size(self) -> tuple[int, int]:
@@ -120,19 +141,19 @@ def _numbers(text: str) -> NDArray[np.int64]:
 
 
 def read_parts(
-    data_uri: str, shard: ShardInfo, parts: list[NDArray[np.int64]]
+    decoder: ShardDecoder, shard: ShardInfo, parts: Readers
 ) -> pa.Table | list[pa.Table]:
     """Return checked rows of one shard for several readers; a single item for one reader.
 
     Tables, not lists of bytes: another process reads them where they lie.
 
     Args:
-        data_uri: the data set.
+        decoder: of the data set.
         shard: what the manifest says of it.
-        parts: for each reader, the rows within the shard.
+        parts: for each reader, the rows in the set and those within the shard.
     """
-    table = read_or_name_sample(data_uri, shard).select(["id", "image"])
-    found = [table.take(pa.array(part)).combine_chunks() for part in parts]
+    table = read_or_name_sample(decoder.data_uri, shard).select(["id", "image"])
+    found = [table.take(pa.array(local_rows)).combine_chunks() for _, local_rows in parts]
     return found[0] if len(found) == 1 else found
 
 
@@ -152,6 +173,29 @@ def decode_part(
     """
     pixels, sizes = decoder.pixels(shard)
     return {"row": rows_n, "size": sizes, "pixels": pixels}, None
+
+
+def read_raw_parts(
+    decoder: ShardDecoder, shard: ShardInfo, parts: Readers
+) -> Columns | list[Columns]:
+    """Return checked raw images of one shard for several readers; a single item for one reader.
+
+    There is nothing to decode, so one task does the work of `read_parts` and `decode_part`.
+
+    Args:
+        decoder: of the data set.
+        shard: what the manifest says of it.
+        parts: for each reader, the rows in the set and those within the shard.
+
+    Returns:
+        for each reader the columns of `decode_part`.
+    """
+    table = read_or_name_sample(decoder.data_uri, shard).select(["id", "image"])
+    found: list[Columns] = []
+    for rows_n, local_rows in parts:
+        pixels, sizes = decoder.raw_pixels(table, local_rows)
+        found.append({"row": rows_n, "size": sizes, "pixels": pixels})
+    return found[0] if len(found) == 1 else found
 
 
 def shard_items(

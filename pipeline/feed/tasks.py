@@ -1,8 +1,9 @@
 """The Ray tasks of one rank of a streamed run, kept a bounded number of images ahead of it.
 
 A shard is read and checked once for each stream that needs it, and its images, still encoded, go to
-the parts of the stream; a part is decoded once, in the order of use. Plain tasks rather than a Ray
-Data pipeline: docs/feed.md has what both cost.
+the parts of the stream; a part is decoded once, in the order of use. Raw images need no decoding,
+so the task that reads them leaves the parts as they are used. Plain tasks rather than a Ray Data
+pipeline: docs/feed.md has what both cost.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset.decoding import Columns, ShardDecoder, decode_part, read_parts
+from pipeline.dataset.decoding import (
+    Columns,
+    ShardDecoder,
+    decode_part,
+    read_parts,
+    read_raw_parts,
+)
 from pipeline.dataset.manifest import ShardInfo
 from pipeline.errors import ClusterError, PipelineError, root_cause
 from pipeline.feed.plan import StreamBudget
@@ -147,16 +154,21 @@ class RankTasks:
             if not is_next or self._rows + len(part.rows) > self._stream.budget.rows:
                 return
             heapq.heappop(self._encoded)
-            decoded, status = self._decode.remote(self._decoder, part.rows, encoded)
+            # What was read of raw images is its own status.
+            decoded, status = (
+                (encoded, encoded)
+                if self._stream.decoder.is_raw
+                else self._decode.remote(self._decoder, part.rows, encoded)
+            )
             self._decoded[need.stream].append((decoded, status))
             shard.decoding.append(status)
             shard.parts_left -= 1
             self._rows += len(part.rows)
 
     def _submit_read(self, unit: Unit) -> None:
-        local_rows = [part.local_rows for part in unit.parts]
-        uri, shard = self._stream.decoder.data_uri, self._stream.shards[unit.shard]
-        found: Any = self._read(len(unit.parts)).remote(uri, shard, local_rows)
+        shard = self._stream.shards[unit.shard]
+        rows = [(part.rows, part.local_rows) for part in unit.parts]
+        found: Any = self._read(len(unit.parts)).remote(self._decoder, shard, rows)
         references = [found] if len(unit.parts) == 1 else found
         opened = _Open(len(unit.parts), [])
         self._open.append(opened)
@@ -187,7 +199,7 @@ def _tasks(stream: StreamedSet) -> tuple[Callable[[int], Any], Any]:
     strategy = NodeAffinitySchedulingStrategy(stream.node, soft=True) if stream.node else "DEFAULT"
     read, decode = (
         partial(ray.remote(work).options, resources=stream.resources, scheduling_strategy=strategy)
-        for work in (read_parts, decode_part)
+        for work in (read_raw_parts if stream.decoder.is_raw else read_parts, decode_part)
     )
     return (
         lambda num_parts: read(num_cpus=_READ_CPUS, num_returns=num_parts),
@@ -209,9 +221,11 @@ def sample(stream: StreamedSet, num_images: int) -> list[Columns]:
     parts, statuses = [], []
     for number in np.unique(np.linspace(0, len(stream.shards) - 1, num_shards).astype(int)):
         shard = stream.shards[number]
-        rows = np.arange(min(-(-num_images // num_shards), shard.rows))
-        stored = read(1).remote(stream.decoder.data_uri, shard, [rows])
-        part, status = decode.remote(stream.decoder, rows + starts[number], stored)
+        local_rows = np.arange(min(-(-num_images // num_shards), shard.rows))
+        rows = local_rows + starts[number]
+        part = status = read(1).remote(stream.decoder, shard, [(rows, local_rows)])
+        if not stream.decoder.is_raw:
+            part, status = decode.remote(stream.decoder, rows, part)
         parts.append(part)
         statuses.append(status)
     _wait(statuses, stream.deadline_s)
