@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from pipeline import feed, storage
 from pipeline.config.file import load_config
@@ -29,18 +30,38 @@ pytestmark = pytest.mark.ray
 
 NUM_IMAGES, PER_SHARD, BATCH, EPOCHS = 62, 7, 8, 3
 STREAMS, SMALL = 4, StreamBudget(units=5, part_rows=3, rows=24, bytes=0)
+CANVAS_PX = 16
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module", params=["raw", "original"])
+def encoding(request: pytest.FixtureRequest) -> str:
+    """Raw images are read and left as they are used by one task, others are decoded by a second."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def folder(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(ray_cluster: None, encoding: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("streamed")
 
 
 @pytest.fixture(scope="module")
-def manifest(folder: Path) -> Manifest:
-    images = [image.tobytes() for image in raw_images(NUM_IMAGES)]
-    return stored(folder, images, ImageInfo("raw", 6, 5), PER_SHARD)
+def manifest(folder: Path, encoding: str) -> Manifest:
+    images = raw_images(NUM_IMAGES)
+    if encoding == "raw":
+        return stored(folder, [i.tobytes() for i in images], ImageInfo("raw", 6, 5), PER_SHARD)
+    info = ImageInfo("original", None, None)
+    large = images.repeat(2, 1).repeat(2, 2)  # as small as an original may be
+    return stored(folder, [png_bytes(i) for i in large], info, PER_SHARD)
+
+
+def images_of(manifest: Manifest) -> torch.Tensor:
+    """What the streamed images should be."""
+    images = torch.from_numpy(raw_images(NUM_IMAGES)).permute(0, 3, 1, 2)
+    if manifest.image.encoding == "raw":
+        return images
+    large = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    return F.pad(large, (0, CANVAS_PX - 10, 0, CANVAS_PX - 12))
 
 
 def plan_of(num_ranks: int = 1, drop_last: bool = True) -> EpochPlan:
@@ -57,7 +78,8 @@ def source_of(
     folder: Path | str, manifest: Manifest, *words: str, budget: StreamBudget = SMALL
 ) -> feed.StreamSource:
     fixed = ["feed.cache=none", f"train.epochs={EPOCHS}", f"train.global_batch={BATCH}"]
-    config = load_config(None, [*fixed, *words])
+    canvas = [] if words else [f"feed.canvas_px={CANVAS_PX}"]
+    config = load_config(None, [*fixed, *canvas, *words])
     stream = replace(feed.streamed_set(config, manifest, str(folder)), budget=budget)
     return feed.StreamSource(stream, device=CPU)
 
@@ -78,7 +100,7 @@ def rows_of(batches: Iterator[Batch]) -> list[list[int]]:
 def test_every_batch_is_that_of_the_order(
     folder: Path, manifest: Manifest, drop_last: bool
 ) -> None:
-    images = torch.from_numpy(raw_images(NUM_IMAGES)).permute(0, 3, 1, 2)
+    images = images_of(manifest)
     plan, source = plan_of(drop_last=drop_last), source_of(folder, manifest)
     batches = list(epochs_of(source, plan, 0))
     assert len(batches) == EPOCHS * plan.num_steps
@@ -89,7 +111,8 @@ def test_every_batch_is_that_of_the_order(
         order = slow_order([7] * 8 + [6], STREAMS, 0, epoch)[:, first : first + share]
         assert batch.rows_B.tolist() == order.ravel().tolist()
         assert torch.equal(batch.images_BCHW, images[batch.rows_B])
-        assert batch.sizes_B2.tolist() == [[6, 5]] * len(batch.rows_B)
+        scale = 1 if manifest.image.encoding == "raw" else 2
+        assert batch.sizes_B2.tolist() == [[6 * scale, 5 * scale]] * len(batch.rows_B)
         assert (batch.start, batch.num_global) == (0, plan.batch_size(step))
 
 
@@ -238,10 +261,13 @@ def until_broken(address: str, sets: dict[str, tuple[str, Manifest]]) -> dict[st
     return found
 
 
-def test_too_little_memory_is_refused_with_what_would_do(folder: Path, manifest: Manifest) -> None:
+def test_too_little_memory_is_refused_with_what_would_do() -> None:
     big = manifest_of(
         ImageInfo("raw", 256, 256),
-        [replace(s, bytes=s.rows * 256 * 256 * 3) for s in manifest.sets["pretrain"].shards],
+        [
+            ShardInfo(f"shards/pretrain-{n:05d}.parquet", rows, rows * 256 * 256 * 3, "0" * 64)
+            for n, rows in enumerate([7] * 8 + [6])
+        ],
     )
     config = load_config(None, ["feed.cache=none", "feed.max_memory_bytes=10000000",
                                 "train.global_batch=16"])  # fmt: skip
@@ -282,7 +308,7 @@ def test_streams_are_as_many_as_mix_well_and_fit(
 
 
 def test_some_images_are_at_hand_from_all_over_the_set(folder: Path, manifest: Manifest) -> None:
-    images = torch.from_numpy(raw_images(NUM_IMAGES)).permute(0, 3, 1, 2)
+    images = images_of(manifest)
     found = source_of(folder, manifest).sample(16)
     expected = [row for first in (0, 7, 14, 21, 28, 35, 42, 56) for row in (first, first + 1)]
     assert torch.equal(found.images_NCHW, images[expected])
