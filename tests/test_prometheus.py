@@ -364,4 +364,4 @@ def test_the_metrics_tab_shows_the_panels(live: Live, tmp_path: Path) -> None:
 def test_series_are_few(live: Live) -> None:
     only = {"match[]": '{__name__=~"ray_sdclr_.*"}', "start": live.start_s}
     series = live.prometheus.ask("series", **only)
-    assert len(series) < 150, len(series)
+    assert len(series) < 200, len(series)  # of two trainings and a sweep of two trials
