@@ -11,6 +11,7 @@ from sdclr.photographs import Photographs, read_photographs
 from sdclr.pretraining import Pretrained, pretrain
 from sdclr.prune import PruneRule, StarvedLayerError, magnitude_masks
 from sdclr.recipe import Recipe, cifar_recipe, photo_recipe
+from sdclr.rendering import render_views
 from sdclr.reports import NonFiniteError, StepReport
 from sdclr.schedule import TemperatureSchedule, learning_rate, warmup_steps
 from sdclr.state import StateError, TrainState, capture, restore
@@ -60,6 +61,7 @@ __all__ = [
     "photo_recipe",
     "pretrain",
     "read_photographs",
+    "render_views",
     "restore",
     "sample_view",
     "warmup_steps",

@@ -3,6 +3,8 @@
     params = sample_view(recipe, sizes_B2, generator)     # all that is random, drawn on the CPU
     view_BCHW = apply_view(images_BCHW, params, recipe)   # none of it is, on any device
 
+On a GPU `sdclr.rendering.render_views` does the second line in fewer launches.
+
 The operations are SimCLR's (Chen et al. 2020, appendix A) with torchvision's definitions, in this
 order: random resized crop with flip, colour jitter, grayscale, blur. An image smaller than the
 canvas is in its top left corner; its size is the valid area, and no view sees beyond it.
@@ -192,9 +194,7 @@ def apply_view(images_BCHW: Tensor, params: ViewParams, recipe: AugmentRecipe) -
     Raises:
         ValueError: images of another type or shape, or another number of params.
     """
-    _check_images(images_BCHW)
-    if len(params) != len(images_BCHW):
-        raise ValueError(f"{len(params)} params for {len(images_BCHW)} images")
+    check_images(images_BCHW, params)
     device, crop_px = images_BCHW.device, recipe.crop_px
     # `jitter_` wants the images by the place of hue in their order, those without jitter first.
     params = params.to("cpu")
@@ -255,7 +255,7 @@ def centre_view(
     Raises:
         ValueError: images of another type or shape, or smaller than the crop.
     """
-    _check_images(images_BCHW)
+    check_images(images_BCHW)
     size_2B = sizes_B2.cpu().T
     new_2B = size_2B
     if resize_px is not None:
@@ -285,7 +285,15 @@ def centre_view(
     return view_CBOO.transpose(0, 1).contiguous()
 
 
-def _check_images(images_BCHW: Tensor) -> None:
+def check_images(images_BCHW: Tensor, *params: ViewParams) -> None:
+    """Refuse images of another type or shape, and another number of params.
+
+    Raises:
+        ValueError: what was found instead.
+    """
     if images_BCHW.dtype != torch.uint8 or images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3:
         found = f"{images_BCHW.dtype} {tuple(images_BCHW.shape)}"
         raise ValueError(f"images must be uint8 of shape (B, 3, H, W), got {found}")
+    for some in params:
+        if len(some) != len(images_BCHW):
+            raise ValueError(f"{len(some)} params for {len(images_BCHW)} images")

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from sdclr import health
-from sdclr.augment import AugmentRecipe, ViewParams, apply_view, sample_view
+from sdclr.augment import AugmentRecipe, ViewParams, sample_view
 from sdclr.imageset import Images, ImageSet
 from sdclr.kmeans import kmeans
+from sdclr.rendering import render_views
 from sdclr.seeds import numpy_generator, torch_generator
 from sdclr.twin import SimCLR, Twin
 
@@ -149,8 +150,8 @@ class Checkup:
         for start in range(0, len(self.images), self.batch):
             stop = min(start + self.batch, len(self.images))
             pixels_BCHW = self.images.images_NCHW[start:stop].to(device)
-            for which, params in enumerate(self.views):
-                view_BCHW = apply_view(pixels_BCHW, params.rows(start, stop), self.recipe)
+            params = [view.rows(start, stop) for view in self.views]
+            for which, view_BCHW in enumerate(render_views(pixels_BCHW, params, self.recipe)):
                 features_BF = model.network.features(view_BCHW)
                 features[which].append(features_BF.float())
                 if which == 0 and isinstance(model, Twin):

@@ -84,7 +84,7 @@ def sample_operations(
 
 def apply_operations(view_BCHW: Tensor, params: OperationParams) -> Tensor:
     """Return the views after their operations, float32 in [0, 1]; no image depends on others."""
-    view_BCHW = view_BCHW.clone()
+    view_BCHW = view_BCHW.to(torch.float32, copy=True)
     device = view_BCHW.device
     for which_B, amount_B in zip(params.which_BK.T, params.amount_BK.T, strict=True):
         for number, operation in enumerate(OPERATIONS.values()):

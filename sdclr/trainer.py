@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdclr import collective, parts
-from sdclr.augment import apply_view, sample_view
+from sdclr.augment import sample_view
 from sdclr.backbone import random_layers
 from sdclr.batchnorm import synchronise
 from sdclr.gradcache import chunked_backward
@@ -36,6 +36,7 @@ from sdclr.methods import method_class
 from sdclr.optimizers import align_gradients, make_optimizer
 from sdclr.prune import StarvedLayerError, refuse_starved
 from sdclr.recipe import Recipe
+from sdclr.rendering import render_views
 from sdclr.replicas import Comparison, ReplicaError
 from sdclr.reports import NonFiniteError, StepReport
 from sdclr.schedule import learning_rate, warmup_steps
@@ -157,20 +158,25 @@ class Trainer:
         """Return the two views (B, 3, h, w) of this rank's images, on the training device.
 
         Parameters are drawn for the whole global batch and cut by rank: they do not depend on the
-        ranks.
+        ranks. On a GPU a bfloat16 step gets views in bfloat16.
         """
         images_BCHW = batch.images_BCHW.to(self.device, non_blocking=True)
         stop = batch.start + len(images_BCHW)
         sizes_G2 = torch.tensor(images_BCHW.shape[2:]).repeat(batch.num_global, 1)
         sizes_G2[batch.start : stop] = batch.sizes_B2
-        views = []
+        augment, params = self.recipe.augment, []
         for which in (1, 2):
             generator = torch_generator(self.recipe.seed, "view", which, self.step)
-            params = sample_view(self.recipe.augment, sizes_G2, generator)
-            params = params.rows(batch.start, stop)
-            view_BCHW = apply_view(images_BCHW, params, self.recipe.augment)
-            views.append(self.method.change_view(view_BCHW, batch, which=which, step=self.step))
-        return views[0], views[1]
+            params.append(sample_view(augment, sizes_G2, generator).rows(batch.start, stop))
+        halved = self.device.type == "cuda" and self.recipe.precision == "bfloat16"
+        dtype = torch.bfloat16 if halved else torch.float32
+        view1_BCHW, view2_BCHW = (
+            self.method.change_view(view_BCHW, batch, which=which, step=self.step)
+            for which, view_BCHW in enumerate(
+                render_views(images_BCHW, params, augment, dtype=dtype), start=1
+            )
+        )
+        return view1_BCHW, view2_BCHW
 
     def update(
         self, batch: Batch, *, wait_s: float = 0.0, kept_frac: Mapping[str, float] | None = None

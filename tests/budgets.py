@@ -25,6 +25,7 @@ BUDGETS_S = {
     "tests/test_methods.py": 60.0,
     "tests/test_pipeline.py": 90.0,
     "tests/test_refusals.py": 40.0,
+    "tests/test_rendering.py": 60.0,
     "tests/test_replicas.py": 40.0,
     "tests/test_sweep.py": 60.0,
     "tests/test_sweep_trial.py": 30.0,

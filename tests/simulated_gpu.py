@@ -7,7 +7,8 @@
 
 It proves without a GPU that no operation mixes devices, how often the host waits for the device,
 and how many operations a piece of code launches. An operation counts as one launch, also where a
-library would make several kernels, or one of many operations. Values are the CPU's, so results can
+library would make several kernels, or one of many operations. Kernels of the project are computed
+by the torch operations that they replace. Values are the CPU's, so results can
 be compared. C++ sees tensors of the device `meta`, which needs no guard; Python sees a GPU. A
 device is named with its number: torch itself looks up the number of a plain "cuda".
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -27,6 +28,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+
+from sdclr import rendering
+from tests import simulated_kernels
 
 DEVICE = torch.device("cuda", 0)
 STAGED_BYTES = 64 * 1024
@@ -134,8 +138,7 @@ class SimulatedGPU(TorchDispatchMode):
         """Compute one operation on the values, and take note of what a GPU would have done."""
         name = func._schema.name.partition("::")[2]
         tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
-        on = [t for t in tensors if isinstance(t, DeviceTensor)]
-        off = [t for t in tensors if not isinstance(t, DeviceTensor)]
+        on, off = _sides(tensors)
         target = _target(kwargs, bool(on))
         if name == "_pin_memory":
             return self._pin(off[0])
@@ -266,6 +269,13 @@ def _patches() -> Iterator[None]:
     """Let torch.cuda answer as on a machine with one GPU."""
     main = Stream()
 
+    def launched(name: str, num_programs: int, *arguments: Any, **constants: int) -> None:
+        gpu = SimulatedGPU.now()
+        assert num_programs > 0
+        gpu._note_wait(name, arguments, {}, *_sides(arguments), None)
+        gpu.launches[name] += 1
+        simulated_kernels.compute(name, *tree_map(_values, arguments), **constants)
+
     def on_stream(_: Any) -> Any:
         return mock.MagicMock()
 
@@ -280,6 +290,9 @@ def _patches() -> Iterator[None]:
         mock.patch.multiple(torch.cuda, **answers),
         mock.patch.object(torch.accelerator, "current_stream", return_value=main),
         mock.patch.object(torch.Tensor, "record_stream", return_value=None),
+        mock.patch.object(rendering, "launch", launched),
+        # The first views of a shape are compared with the CPU's, which waits.
+        mock.patch.object(rendering, "problem_of", return_value=""),
     ):
         yield
 
@@ -295,6 +308,13 @@ def _target(kwargs: dict[str, Any], on_device: bool) -> torch.device | None:
 
 def _values(item: Any) -> Any:
     return item.values if isinstance(item, DeviceTensor) else item
+
+
+def _sides(items: Iterable[Any]) -> tuple[list[DeviceTensor], list[Tensor]]:
+    """Return the tensors that are on the device, and those that are not."""
+    tensors = [t for t in items if isinstance(t, Tensor)]
+    on = [t for t in tensors if isinstance(t, DeviceTensor)]
+    return on, [t for t in tensors if not isinstance(t, DeviceTensor)]
 
 
 def _wrapped(item: Any, own: dict[int, DeviceTensor]) -> Any:

@@ -22,8 +22,8 @@ from sdclr import (
     StarvedLayerError,
     Twin,
     ViewParams,
-    apply_view,
     centre_view,
+    render_views,
     sample_view,
 )
 from sdclr.checkup import probe_views
@@ -96,9 +96,8 @@ class DisagreementExtractor:
                     resize_px=self.resize_px,
                 )
             ]
-            shown += [
-                apply_view(images_BCHW, params.rows(start, stop), self.recipe) for params in views
-            ]
+            params = [view.rows(start, stop) for view in views]
+            shown += render_views(images_BCHW, params, self.recipe)
             for name in self.twins:
                 changes_VBR = torch.stack([self._changes(name, view) for view in shown])
                 parts[name].append(changes_VBR.mean(0).cpu())
