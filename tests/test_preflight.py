@@ -23,6 +23,7 @@ from pipeline.model import build, memory
 from pipeline.train import worker
 from pipeline.train.checks import check_memory
 from pipeline.train.method_run import Job
+from sdclr import rendering
 from tests.conftest import REPO
 from tests.refusals import raises
 from tests.simulated_gpu import SimulatedGPU
@@ -38,8 +39,18 @@ def test_a_good_gpu_is_reported_with_driver_and_memory() -> None:
     with SimulatedGPU() as gpu, free:
         report = look("10.0.0.7")
         assert gpu.launches["mm"] == 1
-    assert (report.name, report.problem) == ("simulated", "")
+    assert (report.name, report.problem, report.slow_views) == ("simulated", "", "")
     assert report.memory == "3.0 GiB free of 4.0" and report.cuda == (torch.version.cuda or "none")
+    refuse_unusable([report])
+
+
+def test_a_gpu_without_triton_is_reported_and_used() -> None:
+    free = mock.patch.object(torch.cuda, "mem_get_info", return_value=(3 * GIB, 4 * GIB))
+    with SimulatedGPU(), free:
+        reason = "RuntimeError: Failed to find C compiler."
+        with mock.patch.object(rendering, "problem_of", return_value=reason):
+            report = look("10.0.0.7")
+    assert report.slow_views.endswith(reason)
     refuse_unusable([report])
 
 

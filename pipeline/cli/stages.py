@@ -141,6 +141,8 @@ class Stages:
         gpus = look_at_nodes(session.cluster, config)
         for gpu in gpus:
             console.stage("gpu", f"{gpu.node}: {gpu.name}, driver {gpu.driver}, {gpu.memory}")
+            if gpu.slow_views:
+                console.stage("gpu", f"{gpu.node}: {gpu.slow_views}")
         ingest_s = None
         if session.folder.data_uri or ingest_first:
             ingest_s = self.recorded_or_ingested()

@@ -33,6 +33,7 @@ class GpuReport:
         cuda: version of CUDA that torch was built for.
         free_bytes, total_bytes: of its memory.
         problem: why torch cannot compute there; empty when it can.
+        slow_views: why Triton cannot make the views there; empty when it can.
     """
 
     node: str
@@ -42,6 +43,7 @@ class GpuReport:
     free_bytes: int = 0
     total_bytes: int = 0
     problem: str = ""
+    slow_views: str = ""
 
     @property
     def memory(self) -> str:
@@ -50,8 +52,10 @@ class GpuReport:
 
 
 def look(node: str = "this machine") -> GpuReport:
-    """Compute a bfloat16 product on the first GPU of this process, and report."""
+    """Compute a bfloat16 product and some views on the first GPU of this process, and report."""
     import torch
+
+    from sdclr.rendering import SLOW_VIEWS, problem_on
 
     report = GpuReport(node, driver=driver_version(), cuda=torch.version.cuda or "none")
     if not torch.cuda.is_available():
@@ -60,12 +64,20 @@ def look(node: str = "this machine") -> GpuReport:
         name = torch.cuda.get_device_name(0)
         ones = torch.ones(_SIDE, _SIDE, dtype=torch.bfloat16, device="cuda:0")
         product = float((ones @ ones).float().mean())
+        slow = problem_on(torch.device("cuda", 0))
         free_bytes, total_bytes = torch.cuda.mem_get_info(0)
     except RuntimeError as error:  # of CUDA, which has no class of its own for most of them
         first = (str(error).splitlines() or [""])[0]
         return replace(report, problem=f"{type(error).__name__}: {first}")
     wrong = "" if product == _SIDE else f"a bfloat16 product gave {product:g}, not {_SIDE}"
-    return replace(report, name=name, free_bytes=free_bytes, total_bytes=total_bytes, problem=wrong)
+    return replace(
+        report,
+        name=name,
+        free_bytes=free_bytes,
+        total_bytes=total_bytes,
+        problem=wrong,
+        slow_views=f"{SLOW_VIEWS}: {slow}" if slow else "",
+    )
 
 
 def driver_version(file: Path = _DRIVER) -> str:
