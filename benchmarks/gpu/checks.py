@@ -15,10 +15,11 @@ from torch import Tensor
 
 from benchmarks.augment import smooth_images
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.cases import batch_of, case_of, trainer_of
+from benchmarks.gpu.cases import FULL, batch_of, case_of, trainer_of
 from sdclr import EpochPlan, ImageSet, NonFiniteError, Trainer, capture, nt_xent, restore
 from sdclr.augment import apply_view, sample_view
 from sdclr.prune import PruneRule, magnitude_masks
+from sdclr.rendering import fused_views
 
 CEILING, COPY = "bfloat16 ceiling, matrix product", "memory ceiling, copy"
 
@@ -48,6 +49,8 @@ def agreement(bench: Bench) -> None:
     there = apply_view(images.to(bench.device), params, case.augment)
     worst = float((views - there.cpu()).abs().max())
     bench.add("views differ from the CPU's by", [worst], "", 1e-4, at_most=True)
+    if bench.is_cuda:
+        _fused_agreement(bench)
     network = trainer_of(case, cpu).network.backbone
     weights = {n: p.detach() for n, p in network.named_parameters() if p.ndim == 4}
     rule = PruneRule(prune_ratio=0.9)
@@ -76,6 +79,24 @@ def agreement(bench: Bench) -> None:
             versus="the CPU's distance", note=note,
         )  # fmt: skip
     _exact(False)
+
+
+def _fused_agreement(bench: Bench) -> None:
+    """Compare the views by Triton with those by torch, of both cases."""
+    for name in FULL:
+        case = case_of(name, small=bench.small)
+        images = smooth_images(32, case.canvas_px)
+        sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
+        params = sample_view(case.augment, sizes, torch.Generator().manual_seed(0))
+        label = f"{case.name}: views by Triton differ from those by torch by"
+        try:
+            (fused,) = fused_views(images.to(bench.device), [params], case.augment)
+        except Exception as error:  # views by torch are a way as well
+            bench.failed(label, error)
+            continue
+        plain = apply_view(images, params, case.augment)
+        worst = float((fused.cpu() - plain).abs().max())
+        bench.add(label, [worst], "", 1e-4, at_most=True)
 
 
 def waits(bench: Bench) -> None:

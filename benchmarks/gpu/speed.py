@@ -16,7 +16,9 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.cases import Case, Pictures, batch_of, bound_s, case_of, trainer_of
 from benchmarks.gpu.checks import CEILING, COPY
 from benchmarks.published import PublishedStep
-from sdclr import Trainer, Twin
+from sdclr import Trainer, Twin, ViewParams
+from sdclr.augment import apply_view, sample_view
+from sdclr.rendering import fused_views
 
 NUM_LOADERS, AHEAD, SHARED_MEMORY = 16, 2, Path("/dev/shm")
 Way = Callable[[], Trainer]
@@ -43,6 +45,7 @@ def _speed(bench: Bench, case: Case) -> None:
         except Exception as error:  # what has no reference still has a speed
             bench.failed(f"{case.name}: {name}", error)
         _clear(bench)
+    _time_views(bench, case)
     work = _flops(bench, case)
     for name, make in _ways(bench, case).items():
         if bench.left_s < 10 and not bench.small:
@@ -79,6 +82,34 @@ def _ways(bench: Bench, case: Case) -> dict[str, Way]:
         )
         ways["bfloat16, compiled, CUDA graphs"] = graphs
     return ways
+
+
+def _time_views(bench: Bench, case: Case) -> None:
+    """Time both views of a batch with their draws: by Triton, by torch, and the draws alone."""
+    images_BCHW = batch_of(case, bench.device).images_BCHW
+    sizes_B2 = torch.tensor(images_BCHW.shape[2:]).expand(case.batch, 2)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw() -> list[ViewParams]:
+        return [sample_view(case.augment, sizes_B2, generator) for _ in range(2)]
+
+    ways: dict[str, Callable[[], object]] = {
+        "draws of two views, on the host": draw,
+        "two views by torch": lambda: [apply_view(images_BCHW, p, case.augment) for p in draw()],
+    }
+    if bench.is_cuda:
+        ways["two views by Triton"] = lambda: fused_views(images_BCHW, draw(), case.augment)
+        half = torch.bfloat16
+        ways["two views by Triton, bfloat16"] = lambda: fused_views(
+            images_BCHW, draw(), case.augment, dtype=half
+        )
+    for name, call in ways.items():
+        try:
+            spent = bench.seconds(call, budget_s=1.5)
+        except Exception as error:  # views by torch are a way as well
+            bench.failed(f"{case.name}: {name}", error)
+            continue
+        bench.add(f"{case.name}: {name}", [1e3 * s for s in spent], "ms")
 
 
 def _time_way(bench: Bench, case: Case, name: str, make: Way, work: float) -> None:
