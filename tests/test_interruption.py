@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from pipeline.cli.interruption import signals_raised
+from pipeline.cluster import connect
 from tests.conftest import REPO
 
 # Each raises its signal where Python drops exceptions.
@@ -123,3 +126,23 @@ leave({code})
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=90)
     assert (done.returncode, done.stdout.splitlines()) == (code, lines)
+
+
+@pytest.mark.parametrize(("ended_by", "code"), [(signal.SIGTERM, 143), (3, 3)])
+def test_sigterm_while_ray_starts_has_the_exit_code_of_sigterm(
+    ended_by: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own handler stands in for ours meanwhile; the control ends by something else."""
+    from ray._private.utils import set_sigterm_handler
+
+    def start(_: str | None) -> None:
+        set_sigterm_handler(lambda number, _: sys.exit(number))
+        if ended_by != signal.SIGTERM:
+            sys.exit(ended_by)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(connect, "_join_or_start", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with signals_raised(), pytest.raises(SystemExit) as ended, connect.connected():
+        pass
+    assert ended.value.code == code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import socket
 import tempfile
 import warnings
 from pathlib import Path
@@ -162,19 +161,17 @@ def faults(bench: Bench) -> None:
 def ranks(bench: Bench) -> None:
     """Train on two processes of the one device, and compare with one process."""
     alone = _losses(str(bench.device), bench.small)
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        mp.spawn(_rank_main, (port, folder, str(bench.device), bench.small), nprocs=2)
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_rank_main, (folder, str(bench.device), bench.small), nprocs=2)
         together = torch.load(Path(folder) / "0.pt", weights_only=True)
     worst = max(abs(a - b) / abs(b) for a, b in zip(together, alone, strict=True))
     name = "losses of two processes differ from those of one by"
     bench.add(name, [worst], "", 1e-4, at_most=True, note="gloo, float32 without TF32")
 
 
-def _rank_main(rank: int, port: int, folder: str, device: str, small: bool) -> None:
+def _rank_main(rank: int, folder: str, device: str, small: bool) -> None:
     torch.set_num_threads(1)
-    place = f"tcp://127.0.0.1:{port}"
+    place = f"file://{folder}/ranks"
     # NCCL refuses two ranks on one GPU.
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
     losses = _losses(device, small)

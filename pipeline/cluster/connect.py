@@ -89,6 +89,11 @@ def connected() -> Iterator[Cluster]:
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
         if not already:
             _join_or_start(address)
+    except SystemExit as ended:
+        # Of Ray's handler of SIGTERM, which stands in for ours until Ray has started.
+        if ended.code == signal.SIGTERM and callable(on_sigterm):
+            on_sigterm(signal.SIGTERM, None)
+        raise
     except Exception as error:  # a node that was not up in time is one of no type of its own
         if isinstance(error, _BUGS):
             raise
