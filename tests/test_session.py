@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,35 @@ def test_a_stage_that_fails_leaves_the_runs_own_end(
     found = read_run(run)
     assert found.stages["mine"].status == "failed"
     assert found.error is not None and found.error.id == "E-TRAIN-999"
+
+
+def test_only_stages_that_did_their_work_are_done(run: str, stack: ExitStack) -> None:
+    one = session("mine", run, stack)
+    one.open_record()
+    for name, error in (("export", None), ("mine", OSError("no Ray")), ("embed", SystemExit(143))):
+        with suppress(OSError, SystemExit), one.stage(name):
+            if error is not None:
+                raise error
+    found = read_run(run)
+    assert list(found.done_s) == ["export"]
+    assert list(found.timings_s) == ["train", "export", "mine", "embed"]  # control: all have ended
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(KeyboardInterrupt(), "it was interrupted"),
+     (SystemExit(143), "it was interrupted: terminated by a signal")],
+)  # fmt: skip
+def test_how_a_run_ended_is_said_once(
+    error: BaseException, text: str, run: str, stack: ExitStack
+) -> None:
+    one = session("train", run, stack)
+    one.open_record()
+    with suppress(type(error)), one.ends_recorded(), one.stage("train"):
+        raise error
+    stream = io.StringIO()
+    session("train", run, stack, stream=stream).open_record()
+    assert any(line.endswith(text) for line in stream.getvalue().splitlines())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ _FILES = ("evaluation.json", "aggregate.json", "report.html", "mining.html", "cu
 def show_results(
     console: Console,
     folder: RunFolder,
-    timings_s: Mapping[str, float],
+    done_s: Mapping[str, float],
     *,
     again: str,
     is_labelled: bool,
@@ -25,12 +25,12 @@ def show_results(
     Args:
         console: where to.
         folder: of the run.
-        timings_s: seconds of each stage.
+        done_s: seconds of each stage that did its work.
         again: the words that make the same run with another seed; shown where one was trained.
         is_labelled: whether scores can be measured.
     """
     uri = folder.uri
-    console.line("done: " + ", ".join(f"{name} {duration(s)}" for name, s in timings_s.items()))
+    console.line("done: " + ", ".join(f"{name} {duration(s)}" for name, s in done_s.items()))
     console.line(f"  record      {uri}")
     for name in _FILES:
         if storage.exists(storage.join(uri, name)):

@@ -153,7 +153,8 @@ class Session:
     def _show_end(self, run: Run) -> None:
         """Say how the run that is resumed had ended, if it did not end well."""
         if run.status == INTERRUPTED:
-            what = f": {run.error.what}" if run.error else ""
+            how = run.error.what if run.error else INTERRUPTED
+            what = "" if how == INTERRUPTED else f": {how}"
             self.console.stage("run", f"it was interrupted{what}")
 
     @contextmanager
@@ -217,7 +218,7 @@ class Session:
         show_results(
             self.console,
             self.folder,
-            run.timings_s,
+            run.done_s,
             again=self._again(),
             is_labelled=labelled,
         )

@@ -106,6 +106,12 @@ class Run(Record):
         return {n: s.wall_s for n, s in self.stages.items() if s.status != RUNNING}
 
     @property
+    def done_s(self) -> dict[str, float]:
+        """Seconds of each stage whose last try did its work."""
+        states = self.stages.items()
+        return {n: s.wall_s for n, s in states if s.status in (COMPLETE, WITH_ALARMS)}
+
+    @property
     def error(self) -> ErrorReport | None:
         """The error of the stage that makes the run failed or interrupted."""
         ends = (self.stages[n] for n in MAKING if n in self.stages)
