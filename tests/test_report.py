@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.record.evaluation import Score
+from pipeline.record.keeper import RunRecord
 from pipeline.record.rows import AlarmPart, HealthRow
+from pipeline.report.head import head
 from pipeline.report.inputs import load
 from pipeline.report.page import write_report
 from pipeline.report.verdict import few_variance, learned, verdict
@@ -534,3 +537,27 @@ def test_every_value_shows_under_the_pointer(run_uri: str) -> None:
     text = Path(write_report(run_uri)).read_text()
     for value in ("zero: 150", "epochs trained 0: SDCLR", "zero, SDCLR: ", "SDCLR minus SimCLR, "):
         assert re.search(rf"<title>[^<]*{value}", text), value
+
+
+@pytest.mark.parametrize(
+    ("stage", "command"), [("train", "--resume"), ("tune", "tune --resume"), ("evaluate", None)]
+)
+def test_an_interrupted_run_says_the_whole_command(
+    stage: str, command: str | None, tmp_path: Path
+) -> None:
+    uri = str(tmp_path / "my run")
+    record = RunRecord.create(uri, name="r", config_hash="ab", seed=0, argv=["x"])
+    with suppress(KeyboardInterrupt), record.stage(stage):
+        raise KeyboardInterrupt
+    record.finish()
+    error = head(load(uri), "", ()).error
+    assert error is not None and error.id == "E-STOP-001"
+    whole = f"run.py {command} '{uri}'"
+    assert error.todo.endswith(whole) if command else error.todo == "resume with --resume"
+
+
+def test_a_failed_run_says_what_its_error_does(tmp_path: Path) -> None:
+    record = RunRecord.create(str(tmp_path), name="r", config_hash="ab", seed=0, argv=["x"])
+    record.fail(DataError("E-DATA-001", "a", where="b", todo="start a new run"), stage="train")
+    error = head(load(str(tmp_path)), "", ()).error
+    assert error is not None and error.todo == "start a new run"

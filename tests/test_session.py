@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from pipeline.cli.command_line import Command
 from pipeline.cli.resolve import resolve
@@ -21,6 +22,7 @@ from pipeline.config.file import config_hash, dump_config, load_config
 from pipeline.console import Console
 from pipeline.dataset.manifest import sealed, write_manifest
 from pipeline.errors import DataError, PipelineError, TrainingError
+from pipeline.model import build
 from pipeline.record.folder import existing_run
 from pipeline.record.keeper import RunRecord, read_run
 from pipeline.record.run import RunAlarm
@@ -256,6 +258,22 @@ def test_another_seed_of_a_run_made_of_a_run_has_its_configuration(
     folder = resolve(Command("train", None, (), resume=run, dry_run=False))
     again = Session(command, folder, Console(io.StringIO()), stack)._again()
     assert shlex.split(again) == ["--config", f"{run}/config.yaml", "run.seed=1"]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_run_that_is_not_finished_is_not_extended(dry_run: bool, run: str) -> None:
+    command = Command("train", None, ("train.epochs=9",), resume=None, extend=run, dry_run=dry_run)
+    with raises("E-CONFIG-910", "sdclr") as caught:
+        resolve(command)
+    assert caught.value.todo.endswith(f"--resume {shlex.quote(run)}")
+    config = Config()
+    for method in config.train.methods:  # control: with its last weights it is extended
+        backbone = build.new_network(config, method).backbone.state_dict()
+        place = Path(run) / "models" / method / "backbone.safetensors"
+        place.parent.mkdir(parents=True)
+        save_file({n: t.contiguous() for n, t in backbone.items()}, place)
+    folder = resolve(command)
+    assert folder.is_new and folder.config.train.epochs == 9
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from pipeline import storage
 from pipeline.console import Console, duration, program
-from pipeline.record.folder import RunFolder
+from pipeline.record.folder import RunFolder, unfinished_methods
 
 _FILES = ("evaluation.json", "aggregate.json", "report.html", "mining.html", "curation.html")
 
@@ -39,8 +39,10 @@ def show_results(
         models = storage.join(uri, "models", method)
         if not storage.exists(models):  # an evaluation without a training
             continue
-        console.line(f"  checkpoint  {storage.join(models, 'checkpoints')}")
-        console.line(f"  backbone    {storage.join(models, 'backbone.safetensors')}")
+        for name, file in (("checkpoint", "checkpoints"), ("backbone", "backbone.safetensors")):
+            place = storage.join(models, file)
+            if storage.exists(place):
+                console.line(f"  {name:11s} {place}")
     console.line("next:")
     for name, words in next_steps(folder, is_labelled=is_labelled):
         console.line(f"  {name:14s} {program()} {words}")
@@ -63,23 +65,27 @@ def next_steps(folder: RunFolder, *, is_labelled: bool) -> list[tuple[str, str]]
     def there(*parts: str) -> bool:
         return storage.exists(storage.join(uri, *parts))
 
-    steps = []
-    if there("models"):
-        if is_labelled and not there("evaluation.json"):
-            steps.append(("scores", f"evaluate --resume {quoted}"))
-        if not there("report.html"):
-            steps.append(("page", f"report --resume {quoted}"))
-    if there("models") or there("embeddings"):
-        if not there("mining.json"):
-            steps.append(("rare images", f"mine --resume {quoted}"))
-        if not there("curation.json"):
-            steps.append(("duplicates", f"curate --resume {quoted}"))
-    if there("models"):
-        if not there("embeddings"):
-            steps.append(("vectors", f"embed --resume {quoted}"))
-        if not there("export"):
-            steps.append(("weights", f"export --resume {quoted}"))
+    is_trained = there("models")
+    has_vectors = is_trained or there("embeddings")
+    is_finished = not unfinished_methods(uri, folder.config.train.methods)
+    wanted = (  # name, stage, whether it applies, what it makes
+        ("scores", "evaluate", is_trained and is_labelled, "evaluation.json"),
+        ("page", "report", is_trained, "report.html"),
+        ("rare images", "mine", has_vectors, "mining.json"),
+        ("duplicates", "curate", has_vectors, "curation.json"),
+        ("vectors", "embed", is_trained, "embeddings"),
+        ("weights", "export", is_trained, "export"),
+    )
+    steps = [
+        (name, f"{stage} --resume {quoted}")
+        for name, stage, applies, made in wanted
+        if applies and not there(made)
+    ]
+    if is_trained and not is_finished:
+        steps.insert(0, ("finish it", f"--resume {quoted}"))
+    elif is_trained:
         steps.append(("more epochs", f"train --extend {quoted} train.epochs=N"))
+    if is_trained:
         steps.append(("compare", f"report {quoted} OTHER_RUN"))
     if folder.config.data.source in ("digits", "cifar10", "cifar100"):
         recipe = "--config tune_configs/photos_small.yaml data.path=FOLDER"

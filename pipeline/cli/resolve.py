@@ -17,7 +17,13 @@ from pipeline.config.file import changed_keys, config_hash, load_config, parse_c
 from pipeline.config.public_weights import absolute
 from pipeline.console import program
 from pipeline.errors import ConfigError
-from pipeline.record.folder import RunFolder, data_of, existing_run, numbered
+from pipeline.record.folder import (
+    RunFolder,
+    data_of,
+    existing_run,
+    numbered,
+    unfinished_methods,
+)
 
 # The key of the order before streams; a new epoch of such a run would repeat or omit images.
 _OLD_ORDER = "\n  window_shards: "
@@ -99,7 +105,16 @@ def _extended(command: Command, earlier: str) -> RunFolder:
             todo="leave out --config; section.key=value changes single keys",
         )
     uri = existing_run(earlier, load_config(None).run.root)
-    config = parse_config(_recorded_text(uri), origin=_file(uri), overrides=command.overrides)
+    text = _recorded_text(uri)
+    open_methods = unfinished_methods(uri, parse_config(text, origin=_file(uri)).train.methods)
+    if open_methods:
+        raise ConfigError(
+            "E-CONFIG-910",
+            f"the run is not finished: {' and '.join(open_methods)} has no last weights",
+            where=uri,
+            todo=f"finish it first: {program()} --resume {shlex.quote(uri)}",
+        )
+    config = parse_config(text, origin=_file(uri), overrides=command.overrides)
     start = storage.join(uri, "models", "{method}", "backbone.safetensors")
     train = config.train.model_copy(update={"init_from": start})
     config = config.model_copy(update={"train": train})

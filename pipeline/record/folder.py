@@ -6,6 +6,7 @@ A second run of the same configuration gets `-2`, and so on, so that nothing is 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,15 @@ def existing_run(name: str, root: str) -> str:
         where=" or ".join(candidates),
         todo="give the folder that holds the run's config.yaml",
     )
+
+
+def unfinished_methods(run_uri: str, methods: Iterable[str]) -> list[str]:
+    """Return those of the methods whose training has not ended: they have no last weights."""
+
+    def last_weights(method: str) -> str:
+        return storage.join(run_uri, "models", method, "backbone.safetensors")
+
+    return [method for method in methods if not storage.exists(last_weights(method))]
 
 
 def numbered(base: str, number: int) -> str:

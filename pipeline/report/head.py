@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 
+from pipeline.console import program
 from pipeline.errors import ErrorReport
 from pipeline.report.inputs import Inputs
 from pipeline.report.names import data_title, listed, title
@@ -60,7 +62,17 @@ def head(inputs: Inputs, kicker: str, links: tuple[Link, ...]) -> Head:
         facts=tuple(word for word in words if word),
         name=run.run,
         alarms=alarms,
-        error=run.error,
+        error=_with_command(run.error, inputs),
         links=links,
         has_pixels=inputs.manifest is not None and inputs.manifest.image.encoding == "raw",
     )
+
+
+def _with_command(error: ErrorReport | None, inputs: Inputs) -> ErrorReport | None:
+    """Return the error of the run; an interrupted one with the whole command that resumes it."""
+    words = {"tune": "tune --resume", "train": "--resume"}
+    word = next((words[stage] for stage in words if stage in inputs.run.stages), None)
+    # Weights that were given are scored in a folder of their own, which trains nothing.
+    if error is None or error.kind != "Interrupted" or word is None:
+        return error
+    return replace(error, todo=f"resume it: {program()} {word} {shlex.quote(inputs.run_uri)}")
