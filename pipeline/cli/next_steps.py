@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pipeline import storage
 from pipeline.console import Console, duration, program
 from pipeline.record.folder import RunFolder, unfinished_methods
+from pipeline.record.steps import outdated
 
 _FILES = ("evaluation.json", "aggregate.json", "report.html", "mining.html", "curation.html")
 
@@ -68,6 +69,7 @@ def next_steps(folder: RunFolder, *, is_labelled: bool) -> list[tuple[str, str]]
     is_trained = there("models")
     has_vectors = is_trained or there("embeddings")
     is_finished = not unfinished_methods(uri, folder.config.train.methods)
+    late = outdated(uri, folder.config.train.methods)
     wanted = (  # name, stage, whether it applies, what it makes
         ("scores", "evaluate", is_trained and is_labelled, "evaluation.json"),
         ("page", "report", is_trained, "report.html"),
@@ -79,7 +81,7 @@ def next_steps(folder: RunFolder, *, is_labelled: bool) -> list[tuple[str, str]]
     steps = [
         (name, f"{stage} --resume {quoted}")
         for name, stage, applies, made in wanted
-        if applies and not there(made)
+        if applies and (stage in late or not there(made))
     ]
     if is_trained and not is_finished:
         steps.insert(0, ("finish it", f"--resume {quoted}"))

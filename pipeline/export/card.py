@@ -6,6 +6,7 @@ from pipeline.export.facts import Facts
 from pipeline.export.loading import library_of, loading_code
 from pipeline.record.evaluation import METRICS
 from pipeline.record.scores import percent
+from pipeline.record.steps import card_step
 from sdclr.methods import METHODS
 
 _PROGRAM = """import torch
@@ -45,8 +46,8 @@ def _what(facts: Facts) -> str:
     method = entry.source if entry else "contrastive learning"
     return (
         f"Pre-trained without labels by {method} on {facts.pretrain_images} images of "
-        f"`{facts.data_name}`, {facts.epochs} epochs (step "
-        f"{facts.step}), seed {facts.seed}. This is the dense branch "
+        f"`{facts.data_name}`, {facts.epochs} epochs "
+        f"{card_step(facts.step)}, seed {facts.seed}. This is the dense branch "
         "without projection head and classifier: images to features."
     )
 

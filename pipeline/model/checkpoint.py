@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,11 +27,11 @@ from safetensors.torch import save as save_tensors
 from pipeline import storage
 from pipeline.console import program
 from pipeline.errors import CheckpointError
+from pipeline.record.steps import STEP_NAME
 from sdclr import TrainState
 
 FORMAT_VERSION = 1
 _READABLE_VERSIONS = (1,)  # those of old releases stay here, each with a fixture in the tests
-_NAME = re.compile(r"step-(\d{8,})")
 _FILES = ("state.safetensors", "state.json")
 
 
@@ -236,7 +235,7 @@ def _step(name: str) -> int:
 
 def _names(folder_uri: str) -> tuple[list[str], list[str]]:
     """Return committed and unfinished checkpoints of a folder, each in step order."""
-    names = sorted((n for n in storage.list_names(folder_uri) if _NAME.fullmatch(n)), key=_step)
+    names = sorted((n for n in storage.list_names(folder_uri) if STEP_NAME.fullmatch(n)), key=_step)
     committed = [n for n in names if storage.exists(storage.join(folder_uri, n, "commit.json"))]
     return committed, [n for n in names if n not in committed]
 

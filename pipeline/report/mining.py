@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from pipeline import storage
+from pipeline.console import program
 from pipeline.record.mining import Findings, LabelledBatch, Mining, ScoreFound
+from pipeline.record.run import Run
 from pipeline.record.scores import ABSENT
+from pipeline.record.steps import behind
+from pipeline.redact import redact
 from pipeline.report.charts.forest import Gap, forest
 from pipeline.report.charts.scatter import Cloud, scatter
 from pipeline.report.names import GROUPS, listed, title
@@ -23,6 +28,14 @@ _QUARTILES = (
     ("rarest quarter", "g3"),
 )  # fmt: skip
 _MAX_LISTED = 6
+
+
+@dataclass(frozen=True)
+class Outdated:
+    """A ranking by an older checkpoint: which one, and the command that ranks again."""
+
+    text: str
+    command: str
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,19 @@ def _forest(scores: Sequence[ScoreFound]) -> Figure | None:
     )
     caption = "AUROC minus 0.5, in points, with 95 % bootstrap intervals over images."
     return Figure("Each score against the labels", Markup(drawing), caption) if drawing else None
+
+
+def of_older(run_uri: str, run: Run, mining: Mining) -> Outdated | None:
+    """Return that a run has a newer checkpoint than the one that ranked; None when it has not."""
+    late = behind(run_uri, mining.method, mining.step)
+    if late is None:
+        return None
+    words = [program(), "mine", "--resume", shlex.quote(redact(run_uri))]
+    if mining.set != "pretrain":
+        words += ["--set", mining.set]
+    if run.data is None or mining.data.manifest_hash != run.data.manifest_hash:
+        words += ["--data", shlex.quote(mining.data.uri)]
+    return Outdated(f"of an older checkpoint: {late}", " ".join(words))
 
 
 def how_scored(mining: Mining) -> str:

@@ -62,6 +62,7 @@ class Page:
 
     head: Head
     data: str
+    outdated: mining.Outdated | None
     evidence: mining.Evidence
     how: str
     batch: str
@@ -91,12 +92,20 @@ def write_mining_page(run_uri: str) -> tuple[str, Mining]:
         table = mining.findings_csv(found.findings)
         storage.write_bytes(storage.join(run_uri, "mining", "findings.csv"), table)
     uri = storage.join(run_uri, "mining.html")
-    text = render(load(run_uri), found, gallery, links(run_uri, "mining.html"))
+    inputs = load(run_uri)
+    late = mining.of_older(run_uri, inputs.run, found)
+    text = render(inputs, found, gallery, links(run_uri, "mining.html"), late)
     storage.write_bytes(uri, text.encode())
     return uri, found
 
 
-def render(inputs: Inputs, found: Mining, gallery: Gallery, ways: tuple[Link, ...] = ()) -> str:
+def render(
+    inputs: Inputs,
+    found: Mining,
+    gallery: Gallery,
+    ways: tuple[Link, ...],
+    outdated: mining.Outdated | None,
+) -> str:
     """Return the page as HTML."""
     cards = [_card(gallery, i, found.class_names) for i in range(len(gallery.images))]
     seen: set[int] = set()
@@ -135,6 +144,7 @@ def render(inputs: Inputs, found: Mining, gallery: Gallery, ways: tuple[Link, ..
     page = Page(
         head=head(inputs, "Rare images", ways),
         data=f"{found.scored} images of the {found.set} set",
+        outdated=outdated,
         evidence=mining.evidence(found),
         how=mining.how_scored(found),
         batch=mining.batch_text(found.findings) if found.findings is not None else "",

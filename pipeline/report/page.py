@@ -51,6 +51,7 @@ class Ranking:
 
     evidence: mining.Evidence
     how: str
+    outdated: mining.Outdated | None
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,20 @@ def write_report(run_uri: str) -> str:
         text = sweep.render(inputs, found, head(inputs, "Sweep report", ()))
     else:
         mined = find(Mining, storage.join(run_uri, "mining.json"))
-        text = render(inputs, mined, links(run_uri, "report.html"))
+        late = mining.of_older(run_uri, inputs.run, mined) if mined is not None else None
+        text = render(inputs, mined, links(run_uri, "report.html"), late)
     storage.write_bytes(uri, text.encode())
     for name, content in csv_files(inputs.evaluation, inputs.health).items():
         storage.write_bytes(storage.join(run_uri, "tables", name), content)
     return uri
 
 
-def render(inputs: Inputs, mined: Mining | None, ways: tuple[Link, ...] = ()) -> str:
+def render(
+    inputs: Inputs,
+    mined: Mining | None,
+    ways: tuple[Link, ...],
+    outdated: mining.Outdated | None,
+) -> str:
     """Return the page as HTML."""
     evaluation, manifest = inputs.evaluation, inputs.manifest
     page = Page(
@@ -104,7 +111,9 @@ def render(inputs: Inputs, mined: Mining | None, ways: tuple[Link, ...] = ()) ->
         scores=scores_section(evaluation) if evaluation else None,
         classes=classes_section(evaluation, manifest) if evaluation else None,
         curve=curve_figures(evaluation) if evaluation else (),
-        ranking=Ranking(mining.evidence(mined), mining.how_scored(mined)) if mined else None,
+        ranking=Ranking(mining.evidence(mined), mining.how_scored(mined), outdated)
+        if mined
+        else None,
         forgotten=forgotten_section(inputs.forgotten, manifest) if inputs.forgotten else None,
         data=data_section(manifest, evaluation) if manifest else None,
         training=training_section(inputs.steps),
