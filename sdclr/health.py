@@ -173,6 +173,23 @@ def tercile_balance(hits_N: Tensor, clusters_N: Tensor) -> TercileBalance:
     return TercileBalance(few, medium, many, std)
 
 
+def mean_cosine(features_ND: Tensor) -> float:
+    """Return the mean cosine of two different rows over all pairs, in [-1, 1].
+
+    1 for collapsed features. Features are not centred, so those behind a ReLU are above 0 in any
+    network. A zero row has cosine 0 with every other.
+
+    Raises:
+        ValueError: not a matrix, or fewer than 2 rows.
+    """
+    if features_ND.ndim != 2 or len(features_ND) < 2:
+        raise ValueError(f"needs a matrix of 2 rows or more, got {tuple(features_ND.shape)}")
+    unit_ND = F.normalize(_as_float(features_ND).double(), dim=1)
+    num_rows = len(unit_ND)
+    total = unit_ND.sum(dim=0).square().sum() - unit_ND.square().sum()
+    return float(total / (num_rows * (num_rows - 1)))
+
+
 def alignment(view1_ND: Tensor, view2_ND: Tensor, *, power: float = 2.0) -> float:
     """Return the mean distance^power of the two views on the unit sphere; low is invariant.
 

@@ -24,12 +24,13 @@ from pipeline import storage
 from pipeline.cluster.connect import Cluster
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest, SetName
+from pipeline.embed.collapse import SAMPLE_IMAGES, earlier_ranks, vector_health
 from pipeline.embed.stage import embed
 from pipeline.embed.wanted import RunModel, check_set, run_model
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.labelled import class_groups
 from pipeline.mine import given_labels, handover
-from pipeline.mine.extractor import TRAINED, as_twin, masks_by_ratio
+from pipeline.mine.extractor import TRAINED, as_twin, masks_by_ratio, reference_sample
 from pipeline.mine.findings import findings
 from pipeline.mine.gallery import gallery
 from pipeline.mine.given_labels import GivenLabels
@@ -45,10 +46,12 @@ from pipeline.model import build
 from pipeline.model.source import PIXELS, UNTRAINED, ModelSource
 from pipeline.record.context import RunContext
 from pipeline.record.curation import find_selection
+from pipeline.record.embedding import VectorHealth
 from pipeline.record.evaluation import ClassGroups
 from pipeline.record.gallery import gallery_uri
 from pipeline.record.mining import Findings, MinedData, Mining
 from sdclr import TrainState, Twin
+from sdclr.health import rankme
 from sdclr.loss_memory import means_of
 from sdclr.rarity import CANDIDATES_PER_ROW, rank_share, stratified_batch
 from sdclr.state import LOSS_MEMORY
@@ -165,6 +168,7 @@ def mine(
         groups=ClassGroups(**asdict(groups)) if groups else None,
         map=feature_map(scored, rarity_N),
         labelled=labelled_batch,
+        vectors=_vector_health(run, model.source, scored),
     )
     pictures = gallery(
         scored,
@@ -200,6 +204,15 @@ def annotation_batch(config: Config, scored: ScoredSet, order_N: NDArray[np.int6
     candidates = order_N[: CANDIDATES_PER_ROW * wanted]
     features = torch.from_numpy(scored.features(TRAINED, candidates))
     return [int(candidates[i]) for i in stratified_batch(features, wanted)]
+
+
+def _vector_health(run: RunContext, source: ModelSource, scored: ScoredSet) -> VectorHealth:
+    """Measure the vectors of a fixed sample; the untrained network is a baseline where it is."""
+    rows_n = reference_sample(len(scored.ids), SAMPLE_IMAGES)
+    ranks = earlier_ranks(run, source, len(rows_n))
+    if UNTRAINED in scored.knn_distance:
+        ranks.append(rankme(torch.from_numpy(scored.features(UNTRAINED, rows_n))))
+    return vector_health(torch.from_numpy(scored.features(TRAINED, rows_n)), ranks)
 
 
 def _findings(

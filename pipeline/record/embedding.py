@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipeline.record.rows import AlarmPart
 from pipeline.record.run import DataRef
-from pipeline.record.schema import Part, Record
+from pipeline.record.schema import Measured, Part, Record
 
 FILE = "embedding.json"
 GIVEN_FILE = "weights.json"
@@ -38,6 +39,22 @@ class PlainView(Part):
 
     crop_px: int
     resize_px: int | None
+
+
+class VectorHealth(Part):
+    """The spread of a network's vectors over the images of a set, measured without labels.
+
+    Args:
+        num_images: that were measured.
+        rankme: effective rank, from 1 to the smaller of images and numbers a vector.
+        mean_cosine: of two images, in [-1, 1].
+        alarms: empty while the network distinguishes the images.
+    """
+
+    num_images: int
+    rankme: Measured
+    mean_cosine: Measured
+    alarms: tuple[AlarmPart, ...] = ()
 
 
 class Embedding(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pipeline.record.embedding import VectorHealth
 from pipeline.record.evaluation import ClassGroups
 from pipeline.record.schema import Measured, Part, Record
 
@@ -127,6 +128,7 @@ class Mining(Record):
         groups: of the classes; null without labels.
         map: of a sample of the images.
         labelled: null unless a CSV of labels was given.
+        vectors: whether the network distinguishes the images at all; null in older records.
     """
 
     schema_version: Literal[1] = 1
@@ -145,3 +147,4 @@ class Mining(Record):
     groups: ClassGroups | None
     map: Maps
     labelled: LabelledBatch | None = None
+    vectors: VectorHealth | None = None

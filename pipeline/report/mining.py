@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from pipeline import storage
 from pipeline.console import program
+from pipeline.record.embedding import VectorHealth
 from pipeline.record.mining import Findings, LabelledBatch, Mining, ScoreFound
 from pipeline.record.run import Run
 from pipeline.record.scores import ABSENT
@@ -150,6 +151,28 @@ def how_scored(mining: Mining) -> str:
         f"The score is {by}. {network}{how}, {mining.knn_k} neighbours among "
         f"{mining.num_reference} images. Labels took no part."
     )
+
+
+def vectors_warning(found: VectorHealth | None) -> tuple[str, ...]:
+    """Return why not to trust what these vectors say; empty where nothing is known against it."""
+    if found is None or not found.alarms:
+        return ()
+    rank, cosine = (ABSENT if v is None else f"{v:.4g}" for v in (found.rankme, found.mean_cosine))
+    return (
+        "The network hardly distinguishes these images. Do not rely on what follows.",
+        f"Over {found.num_images} of them two have a mean cosine of {cosine}, and RankMe is "
+        f"{rank}.",
+        *(f"{alarm.text[0].upper()}{alarm.text[1:]}." for alarm in found.alarms),
+        f"To do: {found.alarms[0].change}.",
+    )
+
+
+def score_text(score: float | None) -> str:
+    """Return a score with three significant digits, so that small ones differ as well."""
+    if score is None:
+        return ""
+    decimals = 2 - math.floor(math.log10(abs(score))) if score else 0
+    return f"{score:.{min(12, max(0, decimals))}f}"
 
 
 def findings_tables(mining: Mining) -> tuple[Table, ...]:

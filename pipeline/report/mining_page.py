@@ -63,6 +63,7 @@ class Page:
     head: Head
     data: str
     outdated: mining.Outdated | None
+    warnings: tuple[str, ...]
     evidence: mining.Evidence
     how: str
     batch: str
@@ -145,6 +146,7 @@ def render(
         head=head(inputs, "Rare images", ways),
         data=f"{found.scored} images of the {found.set} set",
         outdated=outdated,
+        warnings=mining.vectors_warning(found.vectors),
         evidence=mining.evidence(found),
         how=mining.how_scored(found),
         batch=mining.batch_text(found.findings) if found.findings is not None else "",
@@ -172,7 +174,7 @@ def _card(gallery: Gallery, place: int, class_names: Sequence[str] | None) -> Ca
         path=redact(storage.join(gallery.folder, image.id) if gallery.folder else image.id),
         name=class_name(image.label, class_names),
         rank="" if image.rank is None else str(image.rank),
-        score="" if image.score is None else f"{image.score:.3f}",
+        score=mining.score_text(image.score),
         cluster="" if image.cluster is None else str(image.cluster + 1),
         near=" ".join(str(i) for i in image.near),
         thumb=image_source(image.thumb),
@@ -183,6 +185,8 @@ def _card(gallery: Gallery, place: int, class_names: Sequence[str] | None) -> Ca
 def show_mining(console: Console, run_uri: str) -> None:
     """Make the page, and say what labels say about the ranking and where everything is."""
     page, found = write_mining_page(run_uri)
+    for text in mining.vectors_warning(found.vectors):
+        console.stage("mine", f"ALARM: {text}")
     labels = found.findings
     if labels is not None:
         console.line()

@@ -49,6 +49,7 @@ from pipeline.report.verdict import Verdict, verdict
 class Ranking:
     """The section that leads to mining.html."""
 
+    warnings: tuple[str, ...]
     evidence: mining.Evidence
     how: str
     outdated: mining.Outdated | None
@@ -111,9 +112,7 @@ def render(
         scores=scores_section(evaluation) if evaluation else None,
         classes=classes_section(evaluation, manifest) if evaluation else None,
         curve=curve_figures(evaluation) if evaluation else (),
-        ranking=Ranking(mining.evidence(mined), mining.how_scored(mined), outdated)
-        if mined
-        else None,
+        ranking=_ranking(mined, outdated) if mined else None,
         forgotten=forgotten_section(inputs.forgotten, manifest) if inputs.forgotten else None,
         data=data_section(manifest, evaluation) if manifest else None,
         training=training_section(inputs.steps),
@@ -123,6 +122,15 @@ def render(
         config=inputs.config_text,
     )
     return to_html("report.html.j2", page)
+
+
+def _ranking(mined: Mining, outdated: mining.Outdated | None) -> Ranking:
+    return Ranking(
+        warnings=mining.vectors_warning(mined.vectors),
+        evidence=mining.evidence(mined),
+        how=mining.how_scored(mined),
+        outdated=outdated,
+    )
 
 
 def not_done(inputs: Inputs, is_mined: bool) -> Sequence[tuple[str, str]]:

@@ -115,6 +115,7 @@ class HealthSection:
     legend: tuple[Swatch, ...]
     table: Table
     num_images: int
+    last: str
 
 
 def health_section(rows: Sequence[HealthRow]) -> HealthSection | None:
@@ -138,7 +139,15 @@ def health_section(rows: Sequence[HealthRow]) -> HealthSection | None:
             ),
         ),
         newest[0].num_images,
+        _last_check(newest),
     )
+
+
+def _last_check(newest: Sequence[HealthRow]) -> str:
+    """Return what no alarm at the last check of each method says of the training."""
+    if any(row.step == 0 for row in newest):
+        return " The last check was before training, so it says nothing of it."
+    return " No alarm at the last check."
 
 
 def health_figures(
