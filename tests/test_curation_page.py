@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.record.curation import PICTURES, Curation, CurationPictures, NearLeak, NearPair
-from pipeline.record.embedding import EmbeddedBy
+from pipeline.record.embedding import EmbeddedBy, VectorHealth
 from pipeline.record.gallery import Gallery, gallery_uri
 from pipeline.record.run import DataRef
-from pipeline.report.curation_page import write_curation_page
+from pipeline.report.curation_page import _caption, write_curation_page
 from pipeline.report.mining_page import write_mining_page
 from pipeline.report.page import write_report
 from pipeline.report.pages import write_pages
@@ -53,7 +53,7 @@ def test_the_page_shows_counts_pairs_and_clusters(tmp_path: Path, num_leaves: in
     page = Page(Path(write_curation_page(run_uri)).read_text())
     assert_inert(page)
     for claim in ("7 of 500 images", "2 of 40 images of test", "123 of the other 493",
-                  f"{num_leaves} clusters in 5 groups", "Images leak across sets"):  # fmt: skip
+                  f"{num_leaves} clusters in 5 groups", "Look at pairs across sets"):  # fmt: skip
         assert claim in page.text
     assert len([label for label in charts(page) if f"{num_leaves} clusters" in label]) == 2
     assert f"Cluster 1: {num_leaves} images, 4 selected" in page.text
@@ -71,7 +71,7 @@ def test_without_leaks_nothing_is_said_to_leak(tmp_path: Path) -> None:
     run_uri = records.write_run(tmp_path)
     curated(run_uri, leaks=0)
     page = Page(Path(write_curation_page(run_uri)).read_text())
-    assert "leak across" not in page.text and "Leaks" not in page.text
+    assert "across sets" not in page.text and "Look at these pairs" not in page.text
 
 
 def test_what_a_sick_network_found_is_no_good_news(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_what_a_sick_network_found_is_no_good_news(tmp_path: Path) -> None:
 
     def words() -> list[bool]:
         page = Page(Path(write_curation_page(run_uri)).read_text())
-        return [word in page.text for word in ("Images leak across sets", "Not to be relied on")]
+        return [word in page.text for word in ("Look at pairs across sets", "Not to be relied on")]
 
     def tones() -> list[str]:
         page = Page(Path(write_curation_page(run_uri)).read_text())
@@ -96,6 +96,44 @@ def test_what_a_sick_network_found_is_no_good_news(tmp_path: Path) -> None:
             row["alarms"] = [COLLAPSE.model_dump()]
     metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert tones() == ["answer bad"] and words() == [False, True]
+
+
+def test_pairs_across_sets_are_candidates_with_a_doubt_where_nothing_was_learned(
+    tmp_path: Path,
+) -> None:
+    run_uri = records.write_run(tmp_path)
+    found = curated(run_uri)
+
+    def page() -> Page:
+        return Page(Path(write_curation_page(run_uri)).read_text())
+
+    def tones() -> list[str]:
+        return [str(a["class"]) for a in page().all("div") if "answer" in str(a.get("class"))]
+
+    doubts = ("not shown that this network learned", "hardly distinguishes")
+    assert [doubt in page().text for doubt in doubts] == [False, False]
+    assert "leak" not in page().text.lower() and tones() == ["answer open"]
+    assert "2 of 40 images of test are near-duplicates" in page().text
+    alike = VectorHealth(num_images=500, rankme=1.8, mean_cosine=0.999, alarms=(COLLAPSE,))
+    found.model_copy(update={"vectors": alike}).write(f"{run_uri}/curation.json")
+    assert [doubt in page().text for doubt in doubts] == [False, True] and "0.999" in page().text
+    assert tones() == ["answer bad"]
+    found.write(f"{run_uri}/curation.json")
+    metrics = Path(run_uri) / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for row in rows:
+        if row["kind"] == "health":
+            row["measures"]["view_retrieval"] = 0.1 + row["step"] * 1e-6
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [doubt in page().text for doubt in doubts] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("id", "caption"),
+    [("a/starfish/1.jpg", "starfish/1.jpg"), ("eel/2.png", "eel/2.png"), ("3.png", "3.png")],
+)
+def test_a_caption_has_the_folder_of_the_file(id: str, caption: str) -> None:
+    assert _caption(id) == caption
 
 
 def test_the_other_pages_link_to_it_once_it_is_there(tmp_path: Path) -> None:

@@ -82,12 +82,17 @@ def curate(session: Session) -> None:
         console.line(f"  {pair.id} is nearly {pair.other}, cosine {pair.similarity:.4f}")
     if found.examples:
         console.line("  these are the least alike; where they differ, raise --similarity")
-    for leak in found.leaks:
+    for leak in (one for one in found.leaks if one.images):
         console.stage(
             "curate",
-            f"leak: {leak.images} of {leak.of} images of {leak.set} are nearly one of {found.set}",
+            f"look at these pairs: {leak.images} of {leak.of} images of {leak.set} are "
+            f"near-duplicates of one of {found.set} by the vectors of this network",
         )
     from pipeline.report.curation_page import clusters_text, write_curation_page
+    from pipeline.report.mining import vectors_warning
+
+    for text in vectors_warning(found.vectors):
+        console.stage("curate", f"ALARM: {text}")
 
     page = write_curation_page(session.folder.uri)
     folder = storage.join(session.folder.uri, "curation")

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,10 +29,12 @@ from pipeline.curate.levels import Levels, folder_of
 from pipeline.curate.selection import Near
 from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.dataset.pictures import originals
+from pipeline.embed.collapse import SAMPLE_IMAGES, earlier_ranks, vector_health
 from pipeline.embed.features import SetFeatures
 from pipeline.embed.stage import embed
 from pipeline.embed.wanted import check_set, read_set, run_model
 from pipeline.errors import ConfigError, DataError
+from pipeline.model.source import ModelSource
 from pipeline.record.context import RunContext
 from pipeline.record.curation import (
     FILE,
@@ -41,6 +44,8 @@ from pipeline.record.curation import (
     NearLeak,
     NearPair,
 )
+from pipeline.record.embedding import VectorHealth
+from sdclr.seeds import numpy_generator
 
 SIMILARITY = 0.99
 """Cosine from which on two images are near-duplicates, unless another one is asked for."""
@@ -163,6 +168,7 @@ def curate(
         kept=len(kept),
         leaf_images=tuple(sizes[by_size].tolist()),
         leaf_kept=tuple(left[by_size].tolist()),
+        vectors=_vector_health(run, source, own.by_model[source.name]),
     )
     folder = storage.join(run.run_uri, "curation")
     pairs = _pairs(duplicates, own.ids, own.ids)
@@ -205,6 +211,13 @@ def curate(
     ).write(storage.join(run.run_uri, PICTURES))
     found.write(storage.join(run.run_uri, FILE))
     return found
+
+
+def _vector_health(run: RunContext, source: ModelSource, own_NF: Floats) -> VectorHealth:
+    """Measure a fixed sample of the set."""
+    order_N = numpy_generator(0, "vector health").permutation(len(own_NF))
+    sample_nF = torch.from_numpy(own_NF[np.sort(order_N[:SAMPLE_IMAGES])])
+    return vector_health(sample_nF, earlier_ranks(run, source, len(sample_nF)))
 
 
 def _unit_vectors(features: Mapping[str, Floats], run: RunContext) -> dict[str, Tensor]:

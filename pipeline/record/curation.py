@@ -9,7 +9,7 @@ from typing import Literal
 
 from pipeline import storage
 from pipeline.errors import DataError
-from pipeline.record.embedding import EmbeddedBy
+from pipeline.record.embedding import EmbeddedBy, VectorHealth
 from pipeline.record.run import DataRef
 from pipeline.record.schema import Part, Record
 
@@ -64,6 +64,7 @@ class Curation(Record):
         levels: clusters of each level of the tree, leaves first.
         kept: images that were selected.
         leaf_images, leaf_kept: of each leaf, the largest first.
+        vectors: whether the network distinguishes the images at all; null in older records.
     """
 
     schema_version: Literal[1] = 1
@@ -79,6 +80,7 @@ class Curation(Record):
     kept: int
     leaf_images: tuple[int, ...]
     leaf_kept: tuple[int, ...]
+    vectors: VectorHealth | None = None
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,18 @@ from pipeline.report.charts.plots import Bar, bars
 from pipeline.report.head import Head, head
 from pipeline.report.inputs import Inputs, load, require
 from pipeline.report.links import links
+from pipeline.report.mining import vectors_warning
 from pipeline.report.parts import Figure, Link, Thumb, image_source
 from pipeline.report.template import to_html
+from pipeline.report.verdict import learned
 
 PAGE = "curation.html"
 _SICK = (
     "The network has not learned, see the alarm: images that it takes for alike may differ. Look "
+    "at the pairs before you leave anything out."
+)
+_DOUBT = (
+    "It is not shown that this network learned: images that it takes for alike may differ. Look "
     "at the pairs before you leave anything out."
 )
 
@@ -96,13 +102,17 @@ def render(
 ) -> str:
     """Return the page as HTML."""
     leaking = any(leak.images for leak in found.leaks)
-    sick = found.weights.name in {method for method, a in inputs.alarms() if a.is_severe}
+    name, newest = found.weights.name, inputs.newest_health()
+    collapsed = vectors_warning(found.vectors)
+    sick = bool(collapsed) or name in {method for method, a in inputs.alarms() if a.is_severe}
+    known = learned({name: newest[name]}, inputs.health).word == "Yes" if name in newest else True
+    doubts = (*collapsed, _SICK) if sick else () if known else (_DOUBT,)
     sheets = tuple(s for s in _sheets(found, pictures) if s.twos or s.lists)
     page = Page(
         head=head(inputs, "Near-duplicates and selection", ways),
         word=_word(found, sick=sick, leaking=leaking),
-        tone="bad" if leaking or sick else "good",
-        texts=(*((_SICK,) if sick else ()), *texts(found)),
+        tone="bad" if sick else "open" if leaking or doubts else "good",
+        texts=(*doubts, *texts(found)),
         sheets=sheets,
         figures=_figures(found),
         contents=(("sizes", "Sizes", True), *((s.id, s.name, True) for s in sheets)),
@@ -113,7 +123,7 @@ def render(
 def _word(found: Curation, *, sick: bool, leaking: bool) -> str:
     if sick:
         return "Not to be relied on"
-    return "Images leak across sets" if leaking else f"{found.kept} images selected"
+    return "Look at pairs across sets" if leaking else f"{found.kept} images selected"
 
 
 def clusters_text(found: Curation) -> str:
@@ -125,8 +135,10 @@ def clusters_text(found: Curation) -> str:
 def texts(found: Curation) -> tuple[str, ...]:
     """Return what was found, one sentence a fact."""
     leaks = (
-        f"{leak.images} of {leak.of} images of {leak.set} are nearly one of {found.set}."
+        f"Look at these pairs: {leak.images} of {leak.of} images of {leak.set} are near-duplicates "
+        f"of one of {found.set} by the vectors of this network."
         for leak in found.leaks
+        if leak.images
     )
     return (
         f"{found.duplicates} of {found.images} images are near-duplicates of another, from a "
@@ -154,8 +166,9 @@ def _sheets(found: Curation, pictures: CurationPictures) -> tuple[Sheet, ...]:
         if names
     )  # fmt: skip
     return (
-        Sheet("leaks", "Leaks", "Images of test and val, each with the one that it is nearly. A "
-              "score on them is too high.", LEAKS, leaks),
+        Sheet("leaks", "Near-duplicates across sets", "Candidates: images of test and val, each "
+              "with the one that it is nearly. Where both are the same, a score on it is too high.",
+              LEAKS, leaks),
         Sheet("duplicates", "Near-duplicates", "Each image that is left out, with the one that it "
               "is nearly and its cosine. Where the first pairs differ, raise --similarity.",
               DUPLICATES,
@@ -175,7 +188,12 @@ def _twos(
 
 
 def _thumb(id: str, thumbs: Mapping[str, str]) -> Thumb:
-    return Thumb(id, posixpath.basename(id), "", image_source(thumbs.get(id)))
+    return Thumb(id, _caption(id), "", image_source(thumbs.get(id)))
+
+
+def _caption(id: str) -> str:
+    """Return the name of the file below its folder, which often is its class."""
+    return posixpath.join(*id.split("/")[-2:])
 
 
 def _figures(found: Curation) -> tuple[Figure, ...]:
