@@ -323,6 +323,12 @@ def test_a_comparison_answers_first_and_says_what_is_no_difference(tmp_path: Pat
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     metrics.write_text("".join(json.dumps(collapsed(row)) + "\n" for row in rows))
     assert answers()[found.index("Did they learn?") + 1] == "Not all"
+    unmoved = [row | {"measures": {"view_retrieval": 0.1 + 1e-5 * row["step"]}}
+               if row["kind"] == "health" else row for row in rows]  # fmt: skip
+    first = Path(uris[0]) / "metrics.jsonl"
+    first.write_text("".join(json.dumps(row) + "\n" for row in unmoved))
+    assert answers()[found.index("Did they learn?") + 1] == "None shown"
+    assert any("No: 1" in text and "Not shown: 1" in text for text in answers())
 
 
 def test_runs_of_one_seed_are_named_by_what_differs(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.record.rows import AlarmPart, HealthRow
 from pipeline.report.head import head
 from pipeline.report.inputs import load
 from pipeline.report.page import write_report
-from pipeline.report.verdict import few_variance, learned, verdict
+from pipeline.report.verdict import Answer, few_variance, learned, verdict
 from tests import records
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "path"}
@@ -487,7 +487,11 @@ def test_more_test_images_narrow_the_interval() -> None:
     ("before", "after", "alarms", "word"),
     [
         (0.01, 0.5, (), "Yes"),
-        (0.2, 0.21, (), "No"),
+        (0.2, 0.21, (), "Not shown"),
+        (0.2, 0.2, (), "No"),
+        (1.0, 1.0, (), "Not shown"),
+        (0.2, 0.21, (COLLAPSE,), "No"),
+        (0.2, 0.26, (), "Yes"),
         (0.5, 0.1, (), "No"),
         (0.01, 0.5, (COLLAPSE,), "With alarms"),
         (0.5, 0.1, (COLLAPSE,), "No"),
@@ -505,6 +509,28 @@ def test_learning_is_a_rise_beyond_chance(
         for step, value, found in ((0, before, ()), (9, after, alarms))
     ]  # fmt: skip
     assert learned({"sdclr": rows[-1]}, rows).word == word
+
+
+def test_a_rise_within_chance_has_its_figures_and_margin_and_two_methods_one_word() -> None:
+    def row(method: str, step: int, share: float) -> HealthRow:
+        return HealthRow(
+            method=method, seed=0, epoch=step, step=step, num_images=250, alarms=(),
+            measures={"view_retrieval": share, "rankme": 9.0}, wall_s=0.1, time_s=1.0,
+        )  # fmt: skip
+
+    def answer(**ends: tuple[float, float]) -> Answer:
+        rows = [row(m, step, pair[step]) for m, pair in ends.items() for step in (0, 1)]
+        return learned({one.method: one for one in rows}, rows)
+
+    slight = answer(sdclr=(0.08, 0.104))
+    assert (slight.word, slight.tone) == ("Not shown", "open")
+    claim = "8.0 to 10.4 %: a rise of less than 5.2 points is within chance for 250 images"
+    assert claim in slight.texts[0]
+    sure = answer(sdclr=(0.08, 0.14))
+    assert (sure.word, sure.tone) == ("Yes", "good") and "within chance" not in sure.texts[0]
+    for other, word, tone in (((0.08, 0.5), "Partly", "open"), ((0.08, 0.02), "No", "bad")):
+        found = answer(sdclr=(0.08, 0.104), simclr=other)
+        assert (found.word, found.tone) == (word, tone)
 
 
 # --- what a reader sees

@@ -112,7 +112,8 @@ def _learned(runs: Sequence[Compared]) -> Iterator[Answer]:
     texts = [f"{counts} of {len(found)} runs.", *texts[:_MAX_TEXTS]]
     tones = {answer.tone for _, answer in found}
     tone: Tone = "good" if tones == {"good"} else "bad" if "bad" in tones else "open"
-    word = next(iter(words)) if len(words) == 1 else "Not all"
+    some = "Not all" if {"Yes", "With alarms", "Partly"} & set(words) else "None shown"
+    word = next(iter(words)) if len(words) == 1 else some
     yield Answer("Did they learn?", word, tone, tuple(texts))
 
 

@@ -115,12 +115,18 @@ def learned(newest: dict[str, HealthRow], rows: Sequence[HealthRow]) -> Answer:
         word, text = _learned(first, last)
         words.append(word)
         texts.append(f"{title(method)}: {text}")
-    word = words[0] if len(set(words)) == 1 else "Partly"
+    if len(set(words)) == 1:
+        word = words[0]
+    elif {"Yes", "With alarms"} & set(words):
+        word = "Partly"
+    else:
+        word = "No" if "No" in words else "Not shown"
     tone: Tone = "good" if set(words) == {"Yes"} else "bad" if "No" in words else "open"
     return Answer("Did it learn?", word, tone, tuple(texts))
 
 
 def _learned(first: HealthRow, last: HealthRow) -> tuple[str, str]:
+    """Return the word and the sentences: a rise counts from 2 standard errors on."""
     if last.step == 0:
         return "Not yet", "measured before training only."
     before, after = (row.measures.get("view_retrieval") for row in (first, last))
@@ -135,9 +141,16 @@ def _learned(first: HealthRow, last: HealthRow) -> tuple[str, str]:
         f"({percent(before)} % before training){rank}."
     )
     error = math.sqrt(sum(p * (1 - p) / last.num_images for p in (before, after)))
-    if any(alarm.is_severe for alarm in last.alarms):
-        return ("No" if after - before <= 2 * error else "With alarms"), text
-    return ("Yes" if after - before > 2 * error else "No"), text
+    rises, severe = after - before > 2 * error, any(alarm.is_severe for alarm in last.alarms)
+    if rises:
+        return ("With alarms" if severe else "Yes"), text
+    if after < before or after == before < 1:
+        return "No", f"{text} That is no rise."
+    margin = (
+        f"{text} {percent(before)} to {percent(after)} %: a rise of less than "
+        f"{200 * error:.1f} points is within chance for {last.num_images} images."
+    )
+    return ("No" if severe else "Not shown"), margin
 
 
 def differences(
