@@ -536,6 +536,22 @@ def test_a_rise_within_chance_has_its_figures_and_margin_and_two_methods_one_wor
 # --- what a reader sees
 
 
+def test_only_an_axis_that_does_not_begin_at_0_is_said_not_to(run_uri: str) -> None:
+    def classes(low: float) -> Page:
+        def change(evaluation: Any) -> None:
+            for model in evaluation["models"]:
+                model["scores"][0]["per_class"][-1] = low
+                for score in model["scores"][1:]:
+                    score["per_class"] = [0.9] * len(score["per_class"])
+
+        edit(run_uri, "evaluation.json", change)
+        return page_of(run_uri)
+
+    sentence = "The axis does not begin at 0."
+    cut, whole = classes(0.9).text.count(sentence), classes(0.0).text.count(sentence)
+    assert (cut, whole) == (3, 2)
+
+
 def test_layers_differ_after_shortening(tmp_path: Path) -> None:
     layers = [f"backbone.layer1.{i}.conv1.weight" for i in range(4)]
     page = page_of(records.write_run(tmp_path, layers=layers))

@@ -144,7 +144,9 @@ def classes_section(evaluation: Evaluation, manifest: Manifest | None) -> Classe
             + ", ".join(series.name for series in data),
             spans=_spans(order, group),
         )
-        figures.append(Figure(protocol, Markup(drawing), "", _legend(data)))
+        cut = dotplot.begins_above_zero([names[i] for i in order], data)
+        caption = "The axis does not begin at 0." if cut else ""
+        figures.append(Figure(protocol, Markup(drawing), caption, _legend(data)))
         columns += [(f"{series.name}, {protocol}", series.values) for series in data]
     rows = tuple(
         (

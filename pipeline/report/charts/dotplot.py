@@ -55,13 +55,24 @@ def points(
         label: what a screen reader says.
         spans: frequency groups in the same order, side by side; may be empty.
     """
-    known = [v for series in data for v in series.values if v is not None]
-    if len(names) <= MAX_ROWS:
-        known += [v for series in data for pair in series.intervals if pair for v in pair]
+    known = _known(names, data)
     if not known:
         return ""
     draw = _point_rows if len(names) <= MAX_ROWS else _point_ranks
     return svg.to_text(draw(names, data, known, label, spans))
+
+
+def begins_above_zero(names: Sequence[str], data: Sequence[Points]) -> bool:
+    """Return whether the axis of `points` leaves out 0, so that lengths do not compare."""
+    known = _known(names, data)
+    return bool(known) and svg.spanning(known, 0, 1, top=100.0).low > 0
+
+
+def _known(names: Sequence[str], data: Sequence[Points]) -> list[float]:
+    known = [v for series in data for v in series.values if v is not None]
+    if len(names) <= MAX_ROWS:
+        known += [v for series in data for pair in series.intervals if pair for v in pair]
+    return known
 
 
 def marker(kind: str, x: float, y: float, r: float = 5.0) -> str:
