@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torchvision.models.resnet import BasicBlock
 
 from pipeline.model import checkpoint
 from pipeline.record.metrics import read_rows
 from pipeline.record.rows import HealthRow, MaskRow, StepRow
 from sdclr.backbone import build_backbone
+from sdclr.resnet8 import BasicBlock
 from tests.conftest import REPO
 from tests.running import started, tail, wait_for
 
