@@ -141,6 +141,7 @@ def test_sigterm_while_ray_starts_has_the_exit_code_of_sigterm(
             sys.exit(ended_by)
         os.kill(os.getpid(), signal.SIGTERM)
 
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # in this process another test has
     monkeypatch.setattr(connect, "_join_or_start", start)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with signals_raised(), pytest.raises(SystemExit) as ended, connect.connected():
