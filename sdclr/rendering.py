@@ -15,12 +15,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sdclr.augment import AugmentRecipe, ViewParams, apply_view, check_images, sample_view
 from sdclr.colour import blur_kernel_px
+from sdclr.recipe import cifar_recipe
 from sdclr.transfer import to_device
 
 MAX_SMALL_PX = 64  # of a side; a larger view does not fit the registers of one program
@@ -99,23 +101,8 @@ def problem_of(
 
 def problem_on(device: torch.device) -> str:
     """Return why Triton cannot make small views on a GPU, empty if it can; takes seconds once."""
-    recipe = AugmentRecipe(
-        crop_px=16,
-        crop_scale_min=0.2,
-        crop_scale_max=1.0,
-        crop_ratio_min=0.75,
-        crop_ratio_max=4 / 3,
-        hflip_prob=0.5,
-        jitter_prob=1.0,
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.4,
-        hue=0.1,
-        gray_prob=0.2,
-        blur_prob=0.0,
-        blur_sigma_min=1.0,
-        blur_sigma_max=1.0,
-    )
+    published = cifar_recipe("sdclr", epochs=1, seed=0).augment
+    recipe = replace(published, crop_px=16, jitter_prob=1.0)
     draws = torch.Generator().manual_seed(0)
     shape = (_CHECKED_IMAGES, 3, 32, 32)
     images_BCHW = torch.randint(0, 256, shape, generator=draws, dtype=torch.uint8)
