@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from sdclr.resnet8 import ResNet8
+from sdclr.shapes import forward_by_shape
 
 STEMS = ("cifar", "imagenet")
 USUAL_PX = 224
@@ -111,20 +111,13 @@ def feature_width(network: nn.Module, name: str, image_px: int) -> int:
     Raises:
         BackboneError: it cannot take images of this side, or returns no vector for each.
     """
-    shapes = {n: t.to("meta") for n, t in network.state_dict().items()}
-    shapes |= {n: t.to("meta") for n, t in network.named_buffers()}  # some are not saved
-    images = torch.empty(2, 3, image_px, image_px, device="meta")
-    was_training = network.training
     try:
-        with torch.no_grad():
-            features = functional_call(network.eval(), shapes, (images,))
+        features = forward_by_shape(network, image_px, num_images=2)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BackboneError(
             f"backbone {name} cannot take images of {image_px} px: {reason}"
         ) from error
-    finally:
-        network.train(was_training)
     if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
         found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise BackboneError(f"backbone {name} gives no vector for each image, but {found}")

@@ -29,6 +29,7 @@ from sdclr.augment import sample_view
 from sdclr.backbone import random_layers
 from sdclr.batchnorm import synchronise
 from sdclr.gradcache import chunked_backward
+from sdclr.idle_taps import keep_idle_gradients_zero
 from sdclr.imageset import Batch, Feed, staged
 from sdclr.loss import image_losses
 from sdclr.loss_memory import LossMemory
@@ -91,6 +92,8 @@ class Trainer:
             model = synchronise(model)
         self.model = model
         self.network = network
+        if recipe.precision == "bfloat16" and self.device.type == "cpu":
+            keep_idle_gradients_zero(network, recipe.augment.crop_px)
         if recipe.compile:
             self.model.compile()
         self._forward: nn.Module = self.model

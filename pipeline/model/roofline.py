@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
 from pipeline.model import build
+from sdclr.shapes import forward_by_shape
 
 _MEASURED_S = 0.03
 """Time for each ceiling, once a training; the best repetition counts."""
@@ -90,30 +90,17 @@ def work(network: nn.Module, px: int, at: Ceilings, *, value_bytes: int) -> Work
     """
     flops, seconds = 0.0, 0.0
 
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(_: str, module: nn.Module, inputs: Tensor, output: Tensor) -> None:
         nonlocal flops, seconds
         if isinstance(module, nn.Conv2d | nn.Linear):
             layer = 3 * 2 * output.numel() * module.weight[0].numel()
-            moved = 3 * (inputs[0].numel() + output.numel()) * value_bytes
+            moved = 3 * (inputs.numel() + output.numel()) * value_bytes
             flops += layer
             seconds += max(layer / at.flops, moved / at.bytes_per_s)
-        else:
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             seconds += 9 * output.numel() * value_bytes / at.bytes_per_s
 
-    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, kinds)]
-    modes = [(module, module.training) for module in network.modules()]
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    shapes = {name: torch.empty_like(t, device="meta") for name, t in tensors.items()}
-    network.eval()  # one image has no batch statistics
-    try:
-        with torch.no_grad():
-            functional_call(network, shapes, (torch.empty(1, 3, px, px, device="meta"),))
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for hook in hooks:
-            hook.remove()
+    forward_by_shape(network, px, visit=count)
     return Work(flops, seconds)
 
 
