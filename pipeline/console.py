@@ -39,6 +39,11 @@ def program() -> str:
     return f"python {shown if not shown.startswith('../..') else file}"
 
 
+def counted(number: int | str, noun: str) -> str:
+    """Return a number of things in words: `1 step`, `2 steps`, `3 or 4 steps`."""
+    return f"{number} {noun}{'' if str(number) == '1' else 's'}"
+
+
 class Console:
     """Stages, progress, tables and errors as text.
 
@@ -65,6 +70,7 @@ class Console:
         self._start_s = self._shown_s = 0.0
         self._start_done = 0
         self._open_line = False
+        self.how_to_resume = "the same command starts again"
 
     def stage(self, name: str, text: str = "") -> None:
         """Announce a stage in one line."""

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         return missing.exit_code
     except (KeyboardInterrupt, Terminated) as error:
         what, code = how_ended(error)
-        console.line(f"{what}; resume with --resume and the run that is named above")
+        console.line(f"{what}; {console.how_to_resume}")
         return code
     except Exception:
         traceback.print_exc()

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from pipeline import console as console_module
-from pipeline.console import Console, clean, duration
+from pipeline.console import Console, clean, counted, duration
 from pipeline.errors import TrainingError
 
 
@@ -193,3 +193,9 @@ def test_epoch_step_and_loss_are_seen_at_any_width(
     if columns >= 80:
         assert extra in line and " left" in line
     assert ("█" in line or "░" in line) == (columns == 200)
+
+
+def test_one_of_a_thing_is_singular() -> None:
+    assert [counted(number, "step") for number in (0, 1, 2, "1", "1 or 2")] == [
+        "0 steps", "1 step", "2 steps", "1 step", "1 or 2 steps",
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Near-duplicates, leaks and the balanced choice against slow references; the whole stage."""
+"""Near-duplicates and the balanced choice against slow references; the whole stage."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_leaks_are_held_out_images_that_are_nearly_one_of_the_set(tmp_path: Path
     unit = clouds((20, 9, 4))
     held = clouds((3,), seed=7)
     held[1] = unit[17]
-    found = selection.leaks(held, unit, tree_of(unit, tmp_path).cells, 0.999)
+    found = selection.across_sets(held, unit, tree_of(unit, tmp_path).cells, 0.999)
     assert found == [Near(1, 17, 1.0)]
 
 
@@ -150,7 +150,7 @@ def curated(
     progress: Callable[[str, int, int], None] = lambda *_: None,
     **how: int,
 ) -> Curation:
-    """Curate 12 images with two copies, and 3 test images, one a leak."""
+    """Curate 12 images with two copies, and 3 test images, one of them nearly one of the set."""
     run = run_on(folder, pretrain=list(range(12)), test=[90, 91, 92])
     values = clouds((6, 4, 2), spread=0.5).numpy()
     values[4] = values[1]
@@ -168,20 +168,25 @@ def test_the_whole_stage_writes_what_it_found_and_again_the_same(tmp_path: Path)
     found = curated(tmp_path, keep=5)
     assert Curation.read(str(tmp_path / "run" / "curation.json")) == found
     assert (found.images, found.duplicates, found.kept) == (12, 1, 5)
-    assert [(leak.set, leak.images, leak.of) for leak in found.leaks] == [("test", 1, 3)]
+    assert [(across.set, across.images, across.of) for across in found.across_sets] == [
+        ("test", 1, 3)
+    ]
     assert sum(found.leaf_images) == 12 and sum(found.leaf_kept) == 5
     pictures = CurationPictures.read(str(tmp_path / "run" / PICTURES))
     assert set(pictures.thumbs) == {"pretrain", "test"} and len(pictures.thumbs["test"]) == 1
     assert sum(map(len, pictures.leaves)) == 5 and len(pictures.thumbs["pretrain"]) >= 6
     folder = tmp_path / "run" / "curation"
-    (_, pair), (_, leak) = lines_of(folder / "duplicates.csv"), lines_of(folder / "leaks.csv")
+    (_, pair), (_, across) = (
+        lines_of(folder / "duplicates.csv"),
+        lines_of(folder / "across_sets.csv"),
+    )
     assert {pair[0], pair[1]} == {"pretrain/1", "pretrain/4"}
-    assert leak[:3] == ["test", "test/90", "pretrain/7"]
+    assert across[:3] == ["test", "test/90", "pretrain/7"]
     heading, *selected = lines_of(folder / "selected.csv")
     assert heading == ["path", "label"] and len(selected) == 5 and pair[0] not in selected
     files = content(folder)
     (tmp_path / "run" / "curation.json").unlink()  # killed before its end
-    (folder / "leaks.csv").unlink()
+    (folder / "across_sets.csv").unlink()
     assert curated(tmp_path, keep=5) == found
     assert content(folder) == files
     assert curated(tmp_path, keep=6) != found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.record.curation import PICTURES, Curation, CurationPictures, NearLeak, NearPair
+from pipeline.record.curation import PICTURES, AcrossSets, Curation, CurationPictures, NearPair
 from pipeline.record.embedding import EmbeddedBy, VectorHealth
 from pipeline.record.gallery import Gallery, gallery_uri
 from pipeline.record.run import DataRef
@@ -20,10 +20,10 @@ from tests.refusals import raises
 from tests.test_report import COLLAPSE, HOSTILE, Page, assert_inert, charts
 
 
-def curated(run_uri: str, leaks: int = 2, num_leaves: int = 30) -> Curation:
+def curated(run_uri: str, across_sets: int = 2, num_leaves: int = 30) -> Curation:
     thumb = Gallery.read(gallery_uri(run_uri)).images[0].thumb
     pair = NearPair(id=HOSTILE[0], other="b.png", similarity=0.9971)
-    leak = NearPair(id="t.png", other="b.png", similarity=1.0)
+    across = NearPair(id="t.png", other="b.png", similarity=1.0)
     found = Curation(
         data=DataRef(uri="data", manifest_hash="ab12" * 16, name="digits-lt"),
         set="pretrain",
@@ -32,7 +32,11 @@ def curated(run_uri: str, leaks: int = 2, num_leaves: int = 30) -> Curation:
         images=500,
         duplicates=7,
         examples=(pair,),
-        leaks=(NearLeak(set="test", images=leaks, of=40, examples=(leak,) * (leaks > 0)),),
+        across_sets=(
+            AcrossSets(
+                set="test", images=across_sets, of=40, examples=(across,) * (across_sets > 0)
+            ),
+        ),
         levels=(num_leaves, 5),
         kept=123,
         leaf_images=tuple(range(num_leaves, 0, -1)),
@@ -61,7 +65,7 @@ def test_the_page_shows_counts_pairs_and_clusters(tmp_path: Path, num_leaves: in
     links = [str(a["href"]) for a in page.all("a")]
     assert {"#duplicates", "curation/duplicates.csv", "curation/selected.csv"} <= set(links)
     assert page.text.count("All of them as CSV") == 3
-    # Three pictures of b.png are not one: as an example, in a leak and in a cluster.
+    # Three pictures of b.png are not one: as an example, across sets and in a cluster.
     assert page.text.count("no image") == 3
     assert len([a for a in page.all("img") if a.get("src")]) == 3
     assert any(HOSTILE[0] in str(a.get("title")) for a in page.all("li"))
@@ -69,7 +73,7 @@ def test_the_page_shows_counts_pairs_and_clusters(tmp_path: Path, num_leaves: in
 
 def test_without_leaks_nothing_is_said_to_leak(tmp_path: Path) -> None:
     run_uri = records.write_run(tmp_path)
-    curated(run_uri, leaks=0)
+    curated(run_uri, across_sets=0)
     page = Page(Path(write_curation_page(run_uri)).read_text())
     assert "across sets" not in page.text and "Look at these pairs" not in page.text
 
@@ -87,7 +91,7 @@ def test_what_a_sick_network_found_is_no_good_news(tmp_path: Path) -> None:
         return [str(a["class"]) for a in page.all("div") if "answer" in str(a.get("class"))]
 
     assert words() == [True, False]
-    curated(run_uri, leaks=0)
+    curated(run_uri, across_sets=0)
     assert tones() == ["answer good"]
     metrics = Path(run_uri) / "metrics.jsonl"
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]

@@ -171,8 +171,8 @@ def test_what_was_selected_from_the_same_set_goes_with_it(tmp_path: Path) -> Non
         ref = DataRef(uri="d", manifest_hash=manifest_hash, name="d")
         Curation(
             data=ref, set=given_set, weights=EmbeddedBy(name="w", uri=None, sha256="0"),
-            similarity=0.9, images=12, duplicates=1, examples=(), leaks=(), levels=(1,), kept=2,
-            leaf_images=(12,), leaf_kept=(2,),
+            similarity=0.9, images=12, duplicates=1, examples=(), across_sets=(),
+            levels=(1,), kept=2, leaf_images=(12,), leaf_kept=(2,),
         ).write(str(tmp_path / "run" / "curation.json"))  # fmt: skip
         file = written(tmp_path, ranked()) / "fiftyone" / "labels.json"
         found = [entry["attributes"] for entry in json.loads(file.read_text())["labels"].values()]

@@ -26,7 +26,7 @@ HOSTILE = [
     "{{ 7*7 }}", "javascript:alert(1)", "a\x00b\x1b[31m", "' style='background:url(//e)'",
 ]  # fmt: skip
 OUR_PAGES = ("report.html", "mining.html", "best.yaml", "curation/selected.csv",
-             "curation/duplicates.csv", "curation/leaks.csv")  # fmt: skip
+             "curation/duplicates.csv", "curation/across_sets.csv")  # fmt: skip
 SECRET = "hunter2-Zq81"
 COLLAPSE = AlarmPart(name="collapse", level="alarm", text="collapsing", change="")
 MANIFEST = "../../data/digits-lt/manifest.json"

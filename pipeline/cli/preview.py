@@ -21,7 +21,7 @@ from pipeline.cluster.auto import settled_here
 from pipeline.cluster.connect import usable_cpus
 from pipeline.config import Config
 from pipeline.config.file import changed_keys
-from pipeline.console import Console, duration
+from pipeline.console import Console, counted, duration
 from pipeline.dataset.image import remarked
 from pipeline.dataset.manifest import Manifest, left_out_text, read_manifest
 from pipeline.ingest.plan import DryRun, dry_run, made_before
@@ -197,9 +197,10 @@ def _show_training(
         for method in t.methods:
             console.stage(
                 "train",
-                f"{method}: {config.model.backbone}, {t.epochs} epochs of {epoch.num_steps} steps "
-                f"= {steps} steps of {t.global_batch} images on {t.workers_text} workers in "
-                f"{t.forward_precision}, peak lr {build.peak_lr(config):g}",
+                f"{method}: {config.model.backbone}, {counted(t.epochs, 'epoch')}, "
+                f"{counted(steps, 'step')} of {t.global_batch} images on "
+                f"{counted(t.workers_text, 'worker')} in {t.forward_precision}, "
+                f"peak lr {build.peak_lr(config):g}",
             )
             weight_bytes, state_bytes = build.state_bytes(config, method)
             written, kept = kept_checkpoints(config)

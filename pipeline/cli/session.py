@@ -140,6 +140,7 @@ class Session:
             if self._is_sweep
             else f"resume it: --resume {shlex.quote(uri)}"
         )
+        self.console.how_to_resume = how
         self.console.stage("run", f"{uri}  ({how})")
         trackers = self.config.run.trackers if self._is_the_run and not self._is_sweep else ()
         if trackers:

@@ -16,7 +16,7 @@ from pipeline.cluster.connect import refreshed
 from pipeline.cluster.preflight import look_at_nodes
 from pipeline.cluster.retry import retry_lost_work
 from pipeline.config.file import load_config
-from pipeline.console import Console
+from pipeline.console import Console, counted
 from pipeline.dataset.manifest import described, read_manifest
 from pipeline.record.folder import existing_run
 
@@ -157,8 +157,8 @@ class Stages:
             session.record.add_stage("ingest", ingest_s)
         methods = " and ".join(config.train.methods)
         device = "GPU" if uses_gpu(config, session.cluster) else "CPU"
-        workers = f"{config.train.workers_text} {device} workers"
-        console.stage("train", f"{methods}, {config.train.epochs} epochs, {workers}")
+        workers = counted(config.train.workers_text, f"{device} worker")
+        console.stage("train", f"{methods}, {counted(config.train.epochs, 'epoch')}, {workers}")
         console.stage("train", feed.described(config, session.dataset.manifest))
         for text in self._warnings():
             console.stage("warning", text)

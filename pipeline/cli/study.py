@@ -47,6 +47,7 @@ def reproduce(command: Command, console: Console) -> None:
     console.stage("study", f"{study.title}: {len(trainings)} runs, {_seeds(study)}")
     _estimate(trainings, console)
     with ExitStack() as stack:
+        stack.callback(setattr, console, "how_to_resume", "the same command resumes the study")
         stack.enter_context(connected())  # once for all runs
         for number, training in enumerate(trainings, 1):
             what = f"{number} of {len(trainings)}: seed {training.seed}, {training.arm.name}"

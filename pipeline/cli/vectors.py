@@ -58,7 +58,7 @@ def embed(session: Session) -> None:
 
 
 def curate(session: Session) -> None:
-    """Find near-duplicates and leaks, select, and show what was found."""
+    """Find near-duplicates, select, and show what was found."""
     from pipeline.curate.stage import SIMILARITY, curate
 
     command, console = session.command, session.console
@@ -82,10 +82,10 @@ def curate(session: Session) -> None:
         console.line(f"  {pair.id} is nearly {pair.other}, cosine {pair.similarity:.4f}")
     if found.examples:
         console.line("  these are the least alike; where they differ, raise --similarity")
-    for leak in (one for one in found.leaks if one.images):
+    for across in (one for one in found.across_sets if one.images):
         console.stage(
             "curate",
-            f"look at these pairs: {leak.images} of {leak.of} images of {leak.set} are "
+            f"look at these pairs: {across.images} of {across.of} images of {across.set} are "
             f"near-duplicates of one of {found.set} by the vectors of this network",
         )
     from pipeline.report.curation_page import clusters_text, write_curation_page

@@ -12,7 +12,7 @@ STAGES = {
     "with several RUNs: average their scores",
     "export": "write the trained backbones for use without this project: weights, program, card",
     "embed": "write the vector of every image to Parquet files, by the run's or by given weights",
-    "curate": "find near-duplicates and leaks, and select a balanced part; needs no labels",
+    "curate": "find near-duplicates, and select a balanced part; needs no labels",
     "mine": "rank every image of a data set by how rare it is; needs no labels",
     "report": "write report.html of that run; with several RUNs: compare them on one page",
     "log": "give a RUN's metrics to TensorBoard, MLflow or Weights & Biases; again adds no copy",

@@ -1,1 +1,1 @@
-"""The curate stage: near-duplicates, leaks, and a selection that is balanced without labels."""
+"""The curate stage: near-duplicates, and a selection that is balanced without labels."""

@@ -156,7 +156,7 @@ def select(
     return Selection(duplicates, kept_n)
 
 
-def leaks(held_AF: Tensor, unit_NF: Tensor, cells: Cells, similarity: float) -> list[Near]:
+def across_sets(held_AF: Tensor, unit_NF: Tensor, cells: Cells, similarity: float) -> list[Near]:
     """Return held-out images that are nearly an image of their cell; `other` is its row."""
     found = []
     cell_A = nearest(held_AF, cells.centres_KF)

@@ -1,7 +1,7 @@
 """The curate stage: what to leave out of a set, and what to train on, from its vectors alone.
 
     RUN/curation/duplicates.csv   dropped image, the one it is nearly, their similarity
-    RUN/curation/leaks.csv        held-out set and image, the image it is nearly, their similarity
+    RUN/curation/across_sets.csv  held-out set and image, the image it is nearly, their similarity
     RUN/curation/selected.csv     path and label: a list that ingest takes
     RUN/curation/pictures.json    pictures of the examples
     RUN/curation.json             counts and examples, last of all
@@ -39,9 +39,9 @@ from pipeline.record.context import RunContext
 from pipeline.record.curation import (
     FILE,
     PICTURES,
+    AcrossSets,
     Curation,
     CurationPictures,
-    NearLeak,
     NearPair,
 )
 from pipeline.record.embedding import VectorHealth
@@ -80,7 +80,7 @@ def check_words(num_images: int, keep: int | None, similarity: float) -> None:
 
 
 def held_out(manifest: Manifest, set_name: SetName) -> list[SetName]:
-    """Return the other sets whose images are leaks where they are nearly one of the set."""
+    """Return the other sets whose images are compared with those of the set."""
     return [name for name in _HELD_OUT if name in manifest.sets and name != set_name]
 
 
@@ -94,7 +94,7 @@ def curate(
     similarity: float = SIMILARITY,
     tasks: Tasks | None = None,
 ) -> Curation:
-    """Find near-duplicates and leaks, select, and write; returns the record at RUN/curation.json.
+    """Find near-duplicates, select, and write; returns the record at RUN/curation.json.
 
     Args:
         run: the network, the data set and the folder for what is written.
@@ -142,7 +142,9 @@ def curate(
     chosen = selection.select(unit_NF, cells, levels, keep=keep, similarity=similarity)
     duplicates, kept = chosen.duplicates, chosen.kept_n
     examples = _examples(duplicates)
-    leaks = {name: selection.leaks(units[name], unit_NF, cells, similarity) for name in compared}
+    across_sets = {
+        name: selection.across_sets(units[name], unit_NF, cells, similarity) for name in compared
+    }
     num_cells = len(cells.centres_KF)
     sizes, left = (np.bincount(cells.labels_N[rows], minlength=num_cells)
                    for rows in (np.arange(num_images), kept))  # fmt: skip
@@ -155,14 +157,14 @@ def curate(
         images=num_images,
         duplicates=len(duplicates),
         examples=_pairs(examples, own.ids, own.ids),
-        leaks=tuple(
-            NearLeak(
+        across_sets=tuple(
+            AcrossSets(
                 set=name,
                 images=len(near),
                 of=len(features[name].ids),
                 examples=_pairs(near[:_NUM_EXAMPLES], features[name].ids, own.ids),
             )
-            for name, near in leaks.items()
+            for name, near in across_sets.items()
         ),
         levels=(num_cells, *(int(level.max()) + 1 for level in levels)),
         kept=len(kept),
@@ -176,11 +178,11 @@ def curate(
            ((p.id, p.other, p.similarity) for p in pairs))  # fmt: skip
     _write(
         folder,
-        "leaks.csv",
+        "across_sets.csv",
         ("set", "id", "near", "similarity"),
         (
             (name, p.id, p.other, p.similarity)
-            for name, near in leaks.items()
+            for name, near in across_sets.items()
             for p in _pairs(near, features[name].ids, own.ids)
         ),
     )
@@ -194,7 +196,7 @@ def curate(
     shown = [kept[cells.labels_N[kept] == leaf][:_NUM_OF_LEAF] for leaf in by_size[:_NUM_LEAVES]]
     rows = {set_name: [int(row) for leaf in shown for row in leaf]}
     rows[set_name] += [row for near in examples for row in (near.row, near.other)]
-    for name, near in leaks.items():
+    for name, near in across_sets.items():
         rows[name] = [one.row for one in near[:_NUM_EXAMPLES]]
         rows[set_name] += [one.other for one in near[:_NUM_EXAMPLES]]
     CurationPictures(

@@ -1,4 +1,4 @@
-"""RUN/curation.json: near-duplicates, leaks across sets, and what was selected."""
+"""RUN/curation.json: near-duplicates, also across sets, and what was selected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.record.schema import Part, Record
 
 FILE, PICTURES = "curation.json", "curation/pictures.json"
 SELECTED, DUPLICATES = "curation/selected.csv", "curation/duplicates.csv"
-LEAKS = "curation/leaks.csv"
+ACROSS_SETS = "curation/across_sets.csv"
 
 
 class NearPair(Part):
@@ -26,7 +26,7 @@ class NearPair(Part):
     similarity: float
 
 
-class NearLeak(Part):
+class AcrossSets(Part):
     """Images of a held-out set that are nearly images of the curated set; `of` is its size."""
 
     set: str
@@ -60,7 +60,7 @@ class Curation(Record):
         images: of the set.
         duplicates: images that were dropped.
         examples: their least and their most alike pairs, by similarity.
-        leaks: of each held-out set.
+        across_sets: of each held-out set.
         levels: clusters of each level of the tree, leaves first.
         kept: images that were selected.
         leaf_images, leaf_kept: of each leaf, the largest first.
@@ -75,7 +75,7 @@ class Curation(Record):
     images: int
     duplicates: int
     examples: tuple[NearPair, ...]
-    leaks: tuple[NearLeak, ...]
+    across_sets: tuple[AcrossSets, ...]
     levels: tuple[int, ...]
     kept: int
     leaf_images: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""RUN/curation.html: near-duplicates, leaks, clusters with their sizes, and what was selected.
+"""RUN/curation.html: near-duplicates, clusters with their sizes, and what was selected.
 
 Made from curation.json, curation/pictures.json and run.json. No script; all text is escaped.
 """
@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from pipeline import storage
 from pipeline.record.curation import (
+    ACROSS_SETS,
     DUPLICATES,
-    LEAKS,
     PICTURES,
     SELECTED,
     Curation,
@@ -101,7 +101,7 @@ def render(
     inputs: Inputs, found: Curation, pictures: CurationPictures, ways: tuple[Link, ...] = ()
 ) -> str:
     """Return the page as HTML."""
-    leaking = any(leak.images for leak in found.leaks)
+    is_across = any(across.images for across in found.across_sets)
     name, newest = found.weights.name, inputs.newest_health()
     collapsed = vectors_warning(found.vectors)
     sick = bool(collapsed) or name in {method for method, a in inputs.alarms() if a.is_severe}
@@ -110,8 +110,8 @@ def render(
     sheets = tuple(s for s in _sheets(found, pictures) if s.twos or s.lists)
     page = Page(
         head=head(inputs, "Near-duplicates and selection", ways),
-        word=_word(found, sick=sick, leaking=leaking),
-        tone="bad" if sick else "open" if leaking or doubts else "good",
+        word=_word(found, sick=sick, is_across=is_across),
+        tone="bad" if sick else "open" if is_across or doubts else "good",
         texts=(*doubts, *texts(found)),
         sheets=sheets,
         figures=_figures(found),
@@ -120,10 +120,10 @@ def render(
     return to_html("curation.html.j2", page)
 
 
-def _word(found: Curation, *, sick: bool, leaking: bool) -> str:
+def _word(found: Curation, *, sick: bool, is_across: bool) -> str:
     if sick:
         return "Not to be relied on"
-    return "Look at pairs across sets" if leaking else f"{found.kept} images selected"
+    return "Look at pairs across sets" if is_across else f"{found.kept} images selected"
 
 
 def clusters_text(found: Curation) -> str:
@@ -134,16 +134,16 @@ def clusters_text(found: Curation) -> str:
 
 def texts(found: Curation) -> tuple[str, ...]:
     """Return what was found, one sentence a fact."""
-    leaks = (
-        f"Look at these pairs: {leak.images} of {leak.of} images of {leak.set} are near-duplicates "
-        f"of one of {found.set} by the vectors of this network."
-        for leak in found.leaks
-        if leak.images
+    across_sets = (
+        f"Look at these pairs: {across.images} of {across.of} images of {across.set} are "
+        f"near-duplicates of one of {found.set} by the vectors of this network."
+        for across in found.across_sets
+        if across.images
     )
     return (
         f"{found.duplicates} of {found.images} images are near-duplicates of another, from a "
         f"cosine of {found.similarity:g} on, by {found.weights.name}.",
-        *leaks,
+        *across_sets,
         f"{found.kept} of the other {found.images - found.duplicates} images are selected, evenly "
         f"over {clusters_text(found)}.",
     )
@@ -151,11 +151,11 @@ def texts(found: Curation) -> tuple[str, ...]:
 
 def _sheets(found: Curation, pictures: CurationPictures) -> tuple[Sheet, ...]:
     own = pictures.thumbs.get(found.set, {})
-    leaks = tuple(
-        (f"{leak.set}, then {found.set}",
-         _twos(leak.examples, pictures.thumbs.get(leak.set, {}), own))
-        for leak in found.leaks
-        if leak.examples
+    across_sets = tuple(
+        (f"{across.set}, then {found.set}",
+         _twos(across.examples, pictures.thumbs.get(across.set, {}), own))
+        for across in found.across_sets
+        if across.examples
     )  # fmt: skip
     duplicates = _twos(found.examples, own, own)
     clusters = tuple(
@@ -166,9 +166,10 @@ def _sheets(found: Curation, pictures: CurationPictures) -> tuple[Sheet, ...]:
         if names
     )  # fmt: skip
     return (
-        Sheet("leaks", "Near-duplicates across sets", "Candidates: images of test and val, each "
-              "with the one that it is nearly. Where both are the same, a score on it is too high.",
-              LEAKS, leaks),
+        Sheet("across_sets", "Near-duplicates across sets",
+              "Candidates: images of test and val, each with the one that it is nearly. Where both "
+              "are the same, a score on it is too high.",
+              ACROSS_SETS, across_sets),
         Sheet("duplicates", "Near-duplicates", "Each image that is left out, with the one that it "
               "is nearly and its cosine. Where the first pairs differ, raise --similarity.",
               DUPLICATES,
