@@ -59,6 +59,8 @@ def test_the_whole_call_writes_rows_as_they_come(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     content = json.loads((tmp_path / "gpu.json").read_text())
     assert content["device"] == "cpu" and len(content["rows"]) == len(read_rows(tmp_path)) > 30
+    compared = [row for row in read_rows(tmp_path) if row.name.startswith("the ")]
+    assert len(compared) == 2 and all(row.met for row in compared)
 
 
 def test_the_bound_of_a_step_follows_the_slower_ceiling() -> None:
