@@ -89,14 +89,15 @@ class LoopbackRay:
         self._wait_for_dashboard()
         return self
 
-    def add_node(self, num_cpus: int, resources: str = "{}") -> None:
-        """Start one more raylet and wait for it; `resources` is JSON.
+    def add_node(self, num_cpus: int, resources: str = "{}", labels: str = "") -> None:
+        """Start one more raylet and wait for it; `resources` is JSON, `labels` are KEY=VALUE.
 
         Raylets that start at once in one folder take the same socket: one never comes up.
         """
         self._start(
-            f"--address={self.address}", f"--num-cpus={num_cpus}", f"--resources={resources}"
-        )
+            f"--address={self.address}", f"--num-cpus={num_cpus}", f"--resources={resources}",
+            *([f"--labels={labels}"] if labels else []),
+        )  # fmt: skip
         log = self.folder / f"start-{len(self._nodes) - 1}.log"
         wait_for(
             lambda: "Ray runtime started" in log.read_text(errors="replace"), self._nodes[-1],

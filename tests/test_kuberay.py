@@ -128,10 +128,11 @@ def test_the_entrypoint_of_the_rayjob_is_a_configuration_that_loads() -> None:
         global_batch=config.train.global_batch, canvas_px=config.feed.canvas_px or 0,
     )  # fmt: skip
     assert large.stream_bytes <= config.feed.max_memory_bytes
-    for group, resource in (
-        ("gpu-spot", config.placement.train_resource), ("data", config.placement.data_resource),
+    for group, mark in (
+        ("gpu-spot", config.placement.train_nodes), ("data", config.placement.data_nodes),
     ):  # fmt: skip
-        assert f'\\"{resource}\\"' in groups[group]["rayStartParams"]["resources"]
+        key, _, value = str(mark).partition("=")
+        assert groups[group]["labels"][key] == value
 
 
 def test_versions_agree_everywhere() -> None:

@@ -11,7 +11,8 @@ import pytest
 import ray.data
 
 from pipeline import feed
-from pipeline.cluster.connect import Cluster, on_nodes_with
+from pipeline.cluster.connect import Cluster
+from pipeline.cluster.marked_nodes import on_nodes
 from pipeline.config.file import load_config
 from pipeline.embed.features import SetFeatures, placement
 from pipeline.embed.stage import embed
@@ -22,7 +23,7 @@ from pipeline.model.source import ModelSource
 from pipeline.record.context import RunContext
 from tests.test_leaks import data_set
 
-CONFIG = load_config(None, ["placement.train_resource=train", "placement.data_resource=data"])
+CONFIG = load_config(None, ["placement.train_nodes=zone=a", "placement.data_nodes=data"])
 # Of several machines: on one, work is done in this process and asks for nothing.
 CLUSTER = Cluster("", False, 4, 0, "", largest_node_cpus=4)
 
@@ -32,7 +33,7 @@ class Asked(Exception):
 
 
 def ask(*given: Any, **options: Any) -> Any:
-    raise Asked(options["resources"])
+    raise Asked({n: options[n] for n in ("resources", "label_selector") if n in options})
 
 
 class Work:
@@ -43,14 +44,14 @@ class Work:
 
 def remote(*functions: Any, **given: Any) -> Any:
     """Stand in for `ray.remote`, with or without options."""
-    if "resources" in given:
+    if {"resources", "label_selector"} & set(given):
         ask(**given)
     return Work if functions else lambda function: Work
 
 
 def read_hashes(folder: Path) -> None:
     manifest = data_set(folder, probe=[1, 2], test=[3, 4])
-    find_leaks(str(folder), manifest, data_resource=CONFIG.placement.data_resource)
+    find_leaks(str(folder), manifest, mark=CONFIG.placement.data_nodes)
 
 
 def train_probes(folder: Path) -> None:
@@ -77,27 +78,27 @@ def measure_change(folder: Path) -> None:
 
 def measure_density(folder: Path) -> None:
     found = scoring.ScoredSet(["a"], np.zeros(1, np.int64))
-    scoring._density(found, "trained", 1, CONFIG.placement.train_resource, lambda *said: None)
+    scoring._density(found, "trained", 1, CONFIG.placement.train_nodes, lambda *said: None)
 
 
 @pytest.mark.parametrize(
-    ("work", "resource"),
+    ("work", "mark"),
     [
         (read_hashes, "data"),
-        (train_probes, "train"),
-        (embed_images, "train"),
-        (measure_change, "train"),
-        (measure_density, "train"),
+        (train_probes, "zone=a"),
+        (embed_images, "zone=a"),
+        (measure_change, "zone=a"),
+        (measure_density, "zone=a"),
     ],
 )
 def test_work_is_asked_for_on_its_nodes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     work: Callable[[Path], None],
-    resource: str,
+    mark: str,
 ) -> None:
     monkeypatch.setattr(ray, "remote", remote)
     monkeypatch.setattr(feed, "decoded_rows", lambda *given, **how: Work)
     with pytest.raises(Asked) as asked:
         work(tmp_path)
-    assert asked.value.args == (on_nodes_with(resource),)
+    assert asked.value.args == (on_nodes(mark),)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.connect import own_node
+from pipeline.cluster.marked_nodes import own_node
 from tests.conftest import REPO
 
 
@@ -18,9 +18,9 @@ def test_a_node_with_a_cpu_beside_its_ranks_keeps_their_tasks(ray_cluster: None)
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    assert own_node({}, num_ranks=3) == here  # of four CPUs
-    assert own_node({}, num_ranks=4) is None
-    assert own_node({"data_node": 0.001}, num_ranks=1) is None
+    assert own_node(None, num_ranks=3) == here  # of four CPUs
+    assert own_node(None, num_ranks=4) is None
+    assert own_node("data_node", num_ranks=1) is None
 
 
 @pytest.mark.slow

@@ -33,10 +33,10 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def ray_nodes() -> Iterator[LoopbackRay]:
-    """A head without work, one node for data and two for training."""
+    """A head without work, one node for data and two for training, marked in both ways."""
     with LoopbackRay(num_cpus=0) as ray_cluster:
-        for kind in ("data", "train", "train"):
-            ray_cluster.add_node(2, json.dumps({kind: 1}))
+        for kind, market in (("data", "on-demand"), ("train", "spot"), ("train", "spot")):
+            ray_cluster.add_node(2, json.dumps({kind: 1}), f"ray.io/market-type={market}")
         wait_for_nodes(environment_of(ray_cluster), 4)
         yield ray_cluster
 
@@ -81,11 +81,18 @@ def work_with(environment: dict[str, str], *names: str) -> Any:
     return wait_for(complete, deadline_s=60)
 
 
+BY_RESOURCE = ("placement.train_nodes=train", "placement.data_nodes=data")
+BY_LABEL = (
+    "placement.train_nodes=ray.io/market-type=spot",
+    "placement.data_nodes=ray.io/market-type=on-demand",
+)
+
+
+@pytest.mark.parametrize("names", [BY_RESOURCE, BY_LABEL], ids=["resources", "labels"])
 def test_data_tasks_and_training_workers_run_on_their_own_nodes(
-    cluster: dict[str, str], tmp_path: Path
+    cluster: dict[str, str], tmp_path: Path, names: tuple[str, ...]
 ) -> None:
     words = ("train.epochs=1", "train.methods=[sdclr]", "evaluate.protocols=[knn]")
-    names = ("placement.train_resource=train", "placement.data_resource=data")
     result = run(cluster, tmp_path, *words, *names)
     assert result.returncode == 0, result.stderr
     found = work_with(cluster, "ingest_task", "ShardDecoder", "RayTrainWorker", "Extractor")
@@ -103,11 +110,12 @@ def test_data_tasks_and_training_workers_run_on_their_own_nodes(
     assert extractors == {"train"}, found["actors"]
 
 
+@pytest.mark.parametrize("name", [BY_RESOURCE[0], BY_LABEL[0]], ids=["resource", "label"])
 def test_trials_of_a_sweep_run_on_the_nodes_for_training(
-    cluster: dict[str, str], tmp_path: Path
+    cluster: dict[str, str], tmp_path: Path, name: str
 ) -> None:
     words = ("tune.objective=train_loss", "tune.search={lr}", "tune.trials=2", "train.epochs=2")
-    words += ("tune.retrain_seeds=0", "train.methods=[sdclr]", "placement.train_resource=train")
+    words += ("tune.retrain_seeds=0", "train.methods=[sdclr]", name)
     result = run(cluster, tmp_path, "tune", *words)
     assert result.returncode == 0, result.stderr
     found = work_with(cluster, "ImplicitFunc")
@@ -115,13 +123,14 @@ def test_trials_of_a_sweep_run_on_the_nodes_for_training(
     assert nodes and all("train" in found["nodes"][node] for node in nodes), found
 
 
-def test_a_resource_that_no_node_has_ends_with_exit_code_5_before_work_starts(
-    cluster: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize("mark", ["trainer", "ray.io/market-type=free"])
+def test_a_mark_that_no_node_has_ends_with_exit_code_5_before_work_starts(
+    cluster: dict[str, str], tmp_path: Path, mark: str
 ) -> None:
-    names = ("placement.train_resource=trainer", "placement.wait_s=1")
+    names = (f"placement.train_nodes={mark}", "placement.wait_s=1")
     result = run(cluster, tmp_path, "train.epochs=1", *names)
     assert result.returncode == 5, result.stderr
-    assert "no node of the cluster has the resource 'trainer'; there are: data, train" in (
+    assert f"{mark!r}; there are: data, ray.io/market-type=on-demand, ray.io/market-type=spot" in (
         result.stderr
     )
 
@@ -130,7 +139,7 @@ def test_nodes_that_come_later_are_waited_for(
     ray_nodes: LoopbackRay, cluster: dict[str, str], tmp_path: Path
 ) -> None:
     words = ("train.epochs=1", "train.methods=[sdclr]", "train.workers=1", "run.root=runs")
-    words += ("evaluate.protocols=[knn]", "placement.train_resource=late")
+    words += ("evaluate.protocols=[knn]", "placement.train_nodes=late")
     process = subprocess.Popen(
         [sys.executable, str(REPO / "pipeline" / "run.py"), *words, "placement.wait_s=120"],
         cwd=tmp_path, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -105,7 +105,9 @@ def test_placement_follows_the_resources() -> None:
     nested = place(config("tune.trial_workers=2"), num_cpus=16, num_gpus=4)
     assert nested.concurrent == 2 and nested.gpus == 2 and nested.resources["CPU"] < 0.1
     assert place(config("train.device=cpu"), num_cpus=4, num_gpus=4).gpus == 0
-    marked = place(config("placement.train_resource=train"), num_cpus=2, num_gpus=0)
+    labelled = place(config("placement.train_nodes=zone=a"), num_cpus=2, num_gpus=0)
+    assert (labelled.resources, labelled.labels) == ({"CPU": 1.0}, {"zone": "a"})
+    marked = place(config("placement.train_nodes=train"), num_cpus=2, num_gpus=0)
     assert marked.resources["CPU"] == 1 and 0 < marked.resources["train"] < 0.01
 
 
@@ -135,7 +137,7 @@ def test_the_estimate_adds_up() -> None:
                "train.warmup_epochs=0")  # fmt: skip
     sets, nothing = {"pretrain": PlannedSet(391, None, 1, 1)}, None
     plan = DryRun("", True, None, sets, 391, nothing, nothing)  # type: ignore[arg-type]
-    on_gpu = Placement({}, cpus=1, gpus=1, gpus_per_worker=1, concurrent=4)
+    on_gpu = Placement({}, {}, cpus=1, gpus=1, gpus_per_worker=1, concurrent=4)
     found = of_seconds(c, plan, on_gpu, 0.5, 0.01)
     epoch_s = 3 * 0.5 + 782 * 0.01  # three steps of 128, and two views of all images
     assert found.most_h == pytest.approx((20 + 6) * EPOCHS * epoch_s / 4 / 3600)

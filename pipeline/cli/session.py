@@ -11,7 +11,8 @@ from pipeline import storage
 from pipeline.cli.command_line import Command
 from pipeline.cli.next_steps import show_results
 from pipeline.cluster import auto
-from pipeline.cluster.connect import Cluster, check_placement, connected, wait_for_nodes
+from pipeline.cluster.connect import Cluster, connected, wait_for_nodes
+from pipeline.cluster.marked_nodes import check_placement
 from pipeline.cluster.retry import cluster_error_of
 from pipeline.config import Config
 from pipeline.config.file import config_hash, dump_config
@@ -72,17 +73,17 @@ class Session:
         if self._cluster is None:
             self.console.stage("ray", "connecting")
             self._cluster = self._stack.enter_context(connected())
-            resources = self._resources()
+            marks = self._marks()
             if self.config.placement.wait_s:
                 self._cluster = wait_for_nodes(
                     self._cluster,
                     self._num_workers(),
                     use_gpu=self.config.train.device == "cuda",
-                    worker_resource=self.config.placement.train_resource,
-                    resources=resources,
+                    worker_mark=self.config.placement.train_nodes,
+                    marks=marks,
                     wait_s=self.config.placement.wait_s,
                 )
-            check_placement(self._cluster, *resources)
+            check_placement(self._cluster.marks, *marks)
             c = self._cluster
             where = "this machine" if c.is_local else c.address
             dashboard = f", dashboard {c.dashboard_url}" if c.dashboard_url else ""
@@ -93,12 +94,12 @@ class Session:
                     self.console.stage("ray", f"{key} must be a folder that every node mounts")
         return self._cluster
 
-    def _resources(self) -> list[str]:
-        """Return the custom resources of the nodes that the stage needs."""
+    def _marks(self) -> list[str]:
+        """Return the marks of the nodes that the stage needs."""
         placement, stage = self.config.placement, self.command.stage
         names = [
-            placement.train_resource if stage in _ON_TRAIN_NODES else None,
-            placement.data_resource if stage in _ON_DATA_NODES else None,
+            placement.train_nodes if stage in _ON_TRAIN_NODES else None,
+            placement.data_nodes if stage in _ON_DATA_NODES else None,
         ]
         return [name for name in names if name is not None]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pipeline.cluster.connect import Cluster, on_nodes_with, usable_cpus
+from pipeline.cluster.connect import Cluster, usable_cpus
+from pipeline.cluster.marked_nodes import on_nodes
 from pipeline.config import Config
 
 Precision = Literal["float32", "bfloat16"]
@@ -31,8 +32,8 @@ def native_on(cluster: Cluster, config: Config) -> Precision:
         return native_precision(on_gpu)
     import ray
 
-    resources = on_nodes_with(config.placement.train_resource)
-    task = ray.remote(num_cpus=1, num_gpus=int(on_gpu), resources=resources)(native_precision)
+    there = on_nodes(config.placement.train_nodes)
+    task = ray.remote(num_cpus=1, num_gpus=int(on_gpu), **there)(native_precision)
     found: Precision = ray.get(task.remote(on_gpu))
     return found
 

@@ -10,13 +10,14 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import startup
+from pipeline.cluster.marked_nodes import labels_on, marks_of, resources_on
 from pipeline.errors import ClusterError, PipelineError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -47,8 +48,6 @@ DATA_CPUS = 1
 _BUGS = (PipelineError, AttributeError, NameError, TypeError, AssertionError)
 _GCS_PORT = "RAY_GCS_SERVER_PORT"
 _GROW_POLL_S = 2.0
-_SHARE_OF_RESOURCE = 0.001
-_BUILT_IN = ("CPU", "GPU", "TPU", "memory", "object_store_memory", "node:", "accelerator_type:")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Cluster:
     num_gpus: int
     dashboard_url: str
     largest_node_cpus: int
-    custom_resources: frozenset[str] = frozenset()
+    marks: frozenset[str] = frozenset()
 
 
 @contextmanager
@@ -172,25 +171,6 @@ def smallest_object_store_bytes() -> int:
     return min(sizes, default=0)
 
 
-def own_node(resources: Mapping[str, float], *, num_ranks: int) -> str | None:
-    """Return the id of this node if its ranks' tasks can run here, else None.
-
-    A task that is bound to a node waits there for ever, so a CPU must be left beside one for each
-    rank.
-
-    Args:
-        resources: custom ones that the tasks ask for.
-        num_ranks: training workers on this node.
-    """
-    import ray
-
-    here = ray.get_runtime_context().get_node_id()
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    found: dict[str, float] = next((n["Resources"] for n in nodes if n["NodeID"] == here), {})
-    is_marked = all(found.get(name, 0) >= share for name, share in resources.items())
-    return here if is_marked and found.get("CPU", 0) > num_ranks else None
-
-
 def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:
     """Refuse a number of training workers that could never be placed.
 
@@ -215,21 +195,13 @@ def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:
         )
 
 
-def on_nodes_with(resource: str | None) -> dict[str, float]:
-    """Return the resources to request for running on marked nodes; empty without a mark.
-
-    The share is so small that a node started with 1 of the resource never runs out of it.
-    """
-    return {resource: _SHARE_OF_RESOURCE} if resource is not None else {}
-
-
 def wait_for_nodes(
     cluster: Cluster,
     num_workers: int,
     *,
     use_gpu: bool,
-    worker_resource: str | None,
-    resources: Sequence[str],
+    worker_mark: str | None,
+    marks: Sequence[str],
     wait_s: float,
 ) -> Cluster:
     """Wait until the cluster can hold the workers, or for `wait_s`; return it.
@@ -240,21 +212,24 @@ def wait_for_nodes(
         cluster: as it is.
         num_workers: training workers at the same time; 0 where nothing is trained.
         use_gpu: whether each needs a GPU beside its CPU.
-        worker_resource: custom resource of the nodes of these workers.
-        resources: all custom resources that some node must have.
+        worker_mark: of the nodes of these workers; None = any node.
+        marks: all marks that some node must have.
         wait_s: how long to wait.
     """
     from ray.autoscaler.sdk import request_resources
 
     def fits(found: Cluster) -> bool:
         enough = found.num_cpus > num_workers and (not use_gpu or found.num_gpus >= num_workers)
-        return enough and found.custom_resources.issuperset(resources)
+        return enough and found.marks.issuperset(marks)
 
     end_s = time.monotonic() + wait_s
-    worker = {"CPU": 1, **({"GPU": 1} if use_gpu else {}), **on_nodes_with(worker_resource)}
-    others = [r for r in resources if r != worker_resource or num_workers == 0]
-    bundles = [worker] * num_workers + [{"CPU": 1, **on_nodes_with(r)} for r in others]
-    request_resources(bundles=bundles)
+    worker = {"CPU": 1, **({"GPU": 1} if use_gpu else {})}
+    others = [mark for mark in marks if mark != worker_mark or num_workers == 0]
+    wanted = [(worker, worker_mark)] * num_workers + [({"CPU": 1}, mark) for mark in others]
+    request_resources(
+        bundles=[bundle | resources_on(mark) for bundle, mark in wanted],
+        bundle_label_selectors=[labels_on(mark) for _, mark in wanted],
+    )
     try:
         while not fits(cluster) and time.monotonic() < end_s:
             time.sleep(min(_GROW_POLL_S, wait_s))
@@ -267,24 +242,6 @@ def wait_for_nodes(
 def refreshed(cluster: Cluster) -> Cluster:
     """Return the same cluster with the nodes that it has by now."""
     return _describe(is_local=cluster.is_local)
-
-
-def check_placement(cluster: Cluster, *resources: str | None) -> None:
-    """Refuse custom resources that no node has: what asks for them would wait for ever.
-
-    Raises:
-        ClusterError: naming the resource and those that there are.
-    """
-    for resource in resources:
-        if resource is not None and resource not in cluster.custom_resources:
-            offered = ", ".join(sorted(cluster.custom_resources)) or "none"
-            raise ClusterError(
-                "E-CLUSTER-003",
-                f"no node of the cluster has the resource {resource!r}; there are: {offered}",
-                where="placement",
-                todo=f"start nodes with --resources='{{\"{resource}\": 1}}', set placement.wait_s "
-                "if an autoscaler adds them, or set the key to null",
-            )
 
 
 def _describe(*, is_local: bool) -> Cluster:
@@ -301,7 +258,7 @@ def _describe(*, is_local: bool) -> Cluster:
         num_gpus=int(resources.get("GPU", 0)),
         dashboard_url=f"http://{dashboard}" if dashboard else "",
         largest_node_cpus=max(int(n["Resources"].get("CPU", 0)) for n in nodes if n["Alive"]),
-        custom_resources=frozenset(name for name in resources if not name.startswith(_BUILT_IN)),
+        marks=frozenset().union(*(marks_of(n) for n in nodes if n["Alive"])),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeAlias
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.cluster.connect import on_nodes_with
+from pipeline.cluster.marked_nodes import on_nodes
 from pipeline.errors import ClusterError, ErrorReport, PipelineError
 
 
@@ -73,11 +73,11 @@ class RayTasks:
 
     Args:
         where: what the tasks work on, for messages and the dashboard.
-        data_resource: custom resource of the nodes that may run them; None for any node.
+        mark: of the nodes that may run them; None for any node.
     """
 
-    def __init__(self, where: str, data_resource: str | None = None) -> None:
-        self._where, self._data_resource = where, data_resource
+    def __init__(self, where: str, mark: str | None = None) -> None:
+        self._where, self._mark = where, mark
         self.num_retries = 0
 
     def map(
@@ -104,7 +104,7 @@ class RayTasks:
             done = source.map(
                 ingest_task,  # type: ignore[arg-type]  # Ray's stub leaves no room for fn_kwargs
                 fn_kwargs={"job": job, "shared": None if shared is None else ray.put(shared)},
-                resources=on_nodes_with(self._data_resource) or None,
+                **on_nodes(self._mark),
             )
             done.set_name(self._where.rpartition("/")[2])  # on the dashboard
             for row in done.iter_rows() if rows else ():

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.auto import uses_gpu
-from pipeline.cluster.connect import Cluster, on_nodes_with
+from pipeline.cluster.connect import Cluster
+from pipeline.cluster.marked_nodes import marks_of, on_nodes
 from pipeline.config import Config
 from pipeline.errors import ClusterError
 
@@ -89,17 +90,17 @@ def driver_version(file: Path = _DRIVER) -> str:
     return next((w for w in words if w[0].isdigit() and "." in w), "unknown")
 
 
-def kinds_of(nodes: Sequence[Mapping[str, Any]], resource: str | None) -> list[Mapping[str, Any]]:
+def kinds_of(nodes: Sequence[Mapping[str, Any]], mark: str | None) -> list[Mapping[str, Any]]:
     """Return one node of each kind that has GPUs: of each type and number of them.
 
     Args:
         nodes: of `ray.nodes()`.
-        resource: custom resource of the nodes that train; None = any.
+        mark: of the nodes that train; None = any.
     """
     found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for node in nodes:
         has = node["Resources"]
-        if node["Alive"] and has.get("GPU", 0) >= 1 and (resource is None or resource in has):
+        if node["Alive"] and has.get("GPU", 0) >= 1 and (mark is None or mark in marks_of(node)):
             types = sorted(name for name in has if name.startswith("accelerator_type:"))
             found.setdefault((*types, has["GPU"]), node)
     return list(found.values())
@@ -122,12 +123,12 @@ def look_at_nodes(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    resource = config.placement.train_resource
+    mark = config.placement.train_nodes
     waiting = {}
-    for node in kinds_of(ray.nodes(), resource):  # type: ignore[no-untyped-call]
+    for node in kinds_of(ray.nodes(), mark):  # type: ignore[no-untyped-call]
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         # Given here, GPUs make Ray end the process with its task, which frees their memory.
-        task = ray.remote(num_cpus=0, num_gpus=1, resources=on_nodes_with(resource))(looks)
+        task = ray.remote(num_cpus=0, num_gpus=1, **on_nodes(mark))(looks)
         name = str(node["NodeManagerAddress"])
         waiting[task.options(scheduling_strategy=there).remote(name)] = name
     ready, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=deadline_s)

@@ -8,25 +8,29 @@ from pydantic import AfterValidator, Field, JsonValue
 
 from pipeline.config.types import Section, clean_text
 
-ResourceName = Annotated[
-    str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,62}$"), AfterValidator(clean_text)
+_NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,62}"
+Mark = Annotated[
+    str,
+    Field(
+        pattern=rf"^{_NAME}$|^([A-Za-z0-9.-]{{1,253}}/)?{_NAME}=[A-Za-z0-9][A-Za-z0-9_.-]{{0,62}}$"
+    ),
+    AfterValidator(clean_text),
 ]
-_WORDS: dict[str, JsonValue] = {
-    "words": "null or 1 to 63 of A-Z a-z 0-9 . _ - that start with a letter"
-}
+_WORDS: dict[str, JsonValue] = {"words": "null, a label such as ray.io/market-type=spot, or the "
+                                "name of a custom resource such as train"}  # fmt: skip
 
 
 class Placement(Section):
-    """Nodes by custom resource, as in ray start --resources='{"train": 1}'."""
+    """Nodes by a label of Ray, or by a custom resource: ray start --resources='{"train": 1}'."""
 
-    train_resource: ResourceName | None = Field(
+    train_nodes: Mark | None = Field(
         default=None,
-        description="resource of the nodes that training workers run on; null = any node",
+        description="nodes that training workers run on; null = any node",
         json_schema_extra=_WORDS,
     )
-    data_resource: ResourceName | None = Field(
+    data_nodes: Mark | None = Field(
         default=None,
-        description="resource of the nodes that read, check and decode images; null = any node",
+        description="nodes that read, check and decode images; null = any node",
         json_schema_extra=_WORDS,
     )
     wait_s: float = Field(

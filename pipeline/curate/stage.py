@@ -133,7 +133,7 @@ def curate(
     units = _unit_vectors({name: features[name].by_model[source.name] for name in features}, run)
     unit_NF = units[set_name]
     folder = folder_of(run.run_uri, record)
-    tasks = tasks or RayTasks(folder, run.config.placement.train_resource)
+    tasks = tasks or RayTasks(folder, run.config.placement.train_nodes)
     tree = Levels(folder, tasks).tree(
         unit_NF,
         lambda done, total: progress("clusters", done, total),

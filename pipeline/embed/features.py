@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import feed
-from pipeline.cluster.connect import Cluster, on_nodes_with
+from pipeline.cluster.connect import Cluster
+from pipeline.cluster.marked_nodes import on_nodes
 from pipeline.config import Config
 from pipeline.dataset.decoding import Columns
 from pipeline.feed.rows import in_order
@@ -151,9 +152,7 @@ def extract(
     place = placement(config, cluster)
     rows = feed.decoded_rows(config, run.data_uri, manifest, *set_names)
     arguments = (*extractor_arguments(run, sources, place), "pretrain")
-    extracted = over_blocks(
-        rows, Extractor, arguments, place, resource=config.placement.train_resource
-    )
+    extracted = over_blocks(rows, Extractor, arguments, place, mark=config.placement.train_nodes)
     parts: dict[str, list[Columns]] = {name: [] for name in set_names}
     num_rows = {str(name): info.rows for name, info in manifest.sets.items()}
     total = sum(num_rows[name] for name in set_names)
@@ -207,7 +206,7 @@ def over_blocks(
     arguments: tuple[Any, ...],
     place: Placement,
     *,
-    resource: str | None,
+    mark: str | None,
 ) -> Iterator[Columns]:
     """Yield what workers make of decoded rows, each block whole, in arbitrary order.
 
@@ -216,7 +215,7 @@ def over_blocks(
         worker: class, made of `arguments`, called with one block.
         arguments: plain values.
         place: resources of each worker.
-        resource: custom resource of the nodes for them; None = any node.
+        mark: of the nodes for them; None = any node.
     """
     if place.is_here:
         with kept_threads():
@@ -238,7 +237,7 @@ def over_blocks(
             compute=ActorPoolStrategy(size=place.num_workers),
             num_cpus=place.num_cpus,
             num_gpus=place.num_gpus,
-            resources=on_nodes_with(resource) or None,
+            **on_nodes(mark),
             max_restarts=0,
         )
     yield from made.iter_batches(batch_size=None, batch_format="numpy")

@@ -155,7 +155,7 @@ def _make(
         )
         written = over_blocks(
             rows, Embedder, (folders, dtype, arguments), place,
-            resource=config.placement.train_resource,
+            mark=config.placement.train_nodes,
         )  # fmt: skip
         for batch in written:
             for name, text in zip(batch["model"].tolist(), batch["shard"].tolist(), strict=True):
@@ -172,7 +172,7 @@ def _kept(
     """Return the files that an interrupted stage left whole, by the place of the first image."""
     there = storage.list_sizes(one.folder)
     items = [{"first_row": first} for first in parts if name_of(first) in there]
-    tasks = RayTasks(one.folder, run.config.placement.train_resource)
+    tasks = RayTasks(one.folder, run.config.placement.train_nodes)
     found = tasks.map(_check_kept, items, (one.folder, one.embedding.dtype, parts)) if items else ()
     shards = [VectorShard(**result.values) for _, result in found if result.values is not None]
     return {shard.first_row: shard for shard in shards}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.cluster.connect import on_nodes_with
+from pipeline.cluster.marked_nodes import on_nodes
 from pipeline.embed.features import Placement
 from sdclr.crossval import MOST_TOGETHER, CrossValidation, predict_together
 from sdclr.logistic import is_large, one_thread
@@ -148,24 +148,24 @@ def _folds_together(batch: Sequence[Fit]) -> list[list[Ints]]:
 
 
 def fit_anywhere(
-    fits: Sequence[Fit], place: Placement, *, resource: str | None, progress: Progress
+    fits: Sequence[Fit], place: Placement, *, mark: str | None, progress: Progress
 ) -> list[Ints]:
     """Return the predictions of all fits: of small ones from here, of others from Ray tasks.
 
     Args:
         fits: what to fit, one for each model and draw.
         place: whether there are GPUs.
-        resource: custom resource of the nodes that may be used; None = any.
+        mark: of the nodes that may be used; None = any.
         progress: called with the parts that are done, and all, every few seconds or more often.
     """
     progress(0, sum(1 + len(fit.folds) for fit in fits))
     if sum(fit.work for fit in fits) < _WORTH_TASKS:
         return fit_here(fits, progress)
-    return _fit_in_tasks(fits, place, resource, progress)
+    return _fit_in_tasks(fits, place, mark, progress)
 
 
 def _fit_in_tasks(
-    fits: Sequence[Fit], place: Placement, resource: str | None, progress: Progress
+    fits: Sequence[Fit], place: Placement, mark: str | None, progress: Progress
 ) -> list[Ints]:
     """Start one task for each fold and one for the end of each fit; Ray passes the parts on."""
     import ray
@@ -186,7 +186,7 @@ def _fit_in_tasks(
         options: dict[str, Any] = {
             "num_cpus": 1,
             "num_gpus": 1 if device == "cuda" else 0,
-            "resources": on_nodes_with(resource),
+            **on_nodes(mark),
         }
         train, test, labels_N = stored(fit.train_ND), stored(fit.test_MD), fit.labels_N
         if fit.k is not None:

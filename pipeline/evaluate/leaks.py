@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from pipeline.cluster.connect import on_nodes_with
+from pipeline.cluster.marked_nodes import on_nodes
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sets import Part, parts_of
 from pipeline.dataset.shards import read_hashes
@@ -22,15 +22,13 @@ _TRAINED_ON = ("pretrain", "probe", "fewshot")
 _SHOWN = 5
 
 
-def find_leaks(
-    data_uri: str, manifest: Manifest, *, data_resource: str | None = None
-) -> list[Leak]:
+def find_leaks(data_uri: str, manifest: Manifest, *, mark: str | None = None) -> list[Leak]:
     """Find pairs of sets that share images; one Ray task per shard reads its hashes.
 
     Args:
         data_uri: the data set.
         manifest: what is in it.
-        data_resource: custom resource of the nodes that may read it; None for any node.
+        mark: of the nodes that may read it; None for any node.
 
     Returns:
         One `Leak` for each pair with shared images; test against val comes first.
@@ -38,7 +36,7 @@ def find_leaks(
     import ray
 
     task: Any = ray.remote(read_hashes)
-    task = task.options(resources=on_nodes_with(data_resource))
+    task = task.options(**on_nodes(mark))
     pending = {shard.name: task.remote(data_uri, shard) for shard in manifest.shards()}
     found = dict(zip(pending, ray.get(list(pending.values())), strict=True))
     hashes = {

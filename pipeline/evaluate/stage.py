@@ -80,9 +80,7 @@ def evaluate(
     if groups is not None:
         check_sets(config, manifest)
         with clock("leaks"):
-            found_leaks = leaks.find_leaks(
-                run.data_uri, manifest, data_resource=config.placement.data_resource
-            )
+            found_leaks = leaks.find_leaks(run.data_uri, manifest, mark=config.placement.data_nodes)
         leaks.refuse(found_leaks, manifest, max_frac=config.evaluate.max_leak_frac)
     ended = EndedProtocols(run, candidates)
     wanted = config.evaluate.protocols if groups is not None else ()
@@ -258,7 +256,7 @@ class Scoring:
             fit = partial(
                 fit_anywhere,
                 place=place,
-                resource=config.placement.train_resource,
+                mark=config.placement.train_nodes,
                 progress=partial(self._console.progress, protocol, unit="fits"),
             )
             with self.clock(protocol):

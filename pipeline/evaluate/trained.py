@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import feed
-from pipeline.cluster.connect import on_nodes_with
+from pipeline.cluster.marked_nodes import on_nodes
 from pipeline.config import Config
 from pipeline.config.stages import NEEDS_VAL
 from pipeline.console import Console
@@ -185,7 +185,7 @@ class TrainedProbes:
         )
         task = task.options(
             num_returns="streaming",
-            resources=on_nodes_with(self.config.placement.train_resource),
+            **on_nodes(self.config.placement.train_nodes),
         )
         held = {
             name: [None, self.pictures]

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.cluster.connect import on_nodes_with
+from pipeline.cluster.marked_nodes import on_nodes
 from pipeline.config import Config
 from pipeline.dataset.decoding import Columns, ShardDecoder, shard_items
 from pipeline.dataset.image import ImageLimits
@@ -68,7 +68,7 @@ def decoded_rows(
     decoded = dataset.map_batches(
         replace(decoder(config, data_uri, manifest), with_sha256=with_sha256),
         batch_size=1,
-        resources=on_nodes_with(config.placement.data_resource) or None,
+        **on_nodes(config.placement.data_nodes),
     )
     decoded.set_name(f"{manifest.name}-{'-'.join(set_names)}")  # on the dashboard
     return decoded

@@ -6,7 +6,8 @@ from typing import TypeAlias
 
 import torch
 
-from pipeline.cluster.connect import on_nodes_with, own_node, smallest_object_store_bytes
+from pipeline.cluster.connect import smallest_object_store_bytes
+from pipeline.cluster.marked_nodes import own_node
 from pipeline.cluster.ranks import fail_together
 from pipeline.config import Config
 from pipeline.dataset.manifest import Manifest
@@ -59,15 +60,15 @@ def streamed_set(
         data_uri: where it is.
         num_ranks: training workers on this node.
     """
-    resources = on_nodes_with(config.placement.data_resource)
+    mark = config.placement.data_nodes
     return StreamedSet(
         decoder=decoder(config, data_uri, manifest),
         shards=manifest.sets["pretrain"].shards,
         budget=stream_budget(config, manifest, object_store_bytes=smallest_object_store_bytes()),
         seed=config.run.seed,
         epochs=config.train.epochs,
-        resources=resources,
-        node=own_node(resources, num_ranks=num_ranks),
+        mark=mark,
+        node=own_node(mark, num_ranks=num_ranks),
         deadline_s=min(_DEADLINE_S, config.train.collective_timeout_s),
     )
 

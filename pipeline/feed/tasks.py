@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.cluster.marked_nodes import on_nodes
 from pipeline.dataset.decoding import (
     Columns,
     ShardDecoder,
@@ -47,7 +48,7 @@ class StreamedSet:
         budget: of each rank.
         seed: of the run.
         epochs: of the run; nothing is read ahead beyond the last one.
-        resources: custom resources that each task asks for.
+        mark: of the nodes for the tasks; None = any node.
         node: id of the node that the tasks run on while it lives, that of the rank; None for any.
         deadline_s: how long images may take to arrive.
     """
@@ -57,7 +58,7 @@ class StreamedSet:
     budget: StreamBudget
     seed: int
     epochs: int
-    resources: dict[str, float]
+    mark: str | None
     node: str | None
     deadline_s: float
 
@@ -198,7 +199,7 @@ def _tasks(stream: StreamedSet) -> tuple[Callable[[int], Any], Any]:
     # full. "DEFAULT" sends up to half of them to other nodes, and the images through the network.
     strategy = NodeAffinitySchedulingStrategy(stream.node, soft=True) if stream.node else "DEFAULT"
     read, decode = (
-        partial(ray.remote(work).options, resources=stream.resources, scheduling_strategy=strategy)
+        partial(ray.remote(work).options, **on_nodes(stream.mark), scheduling_strategy=strategy)
         for work in (read_raw_parts if stream.decoder.is_raw else read_parts, decode_part)
     )
     return (

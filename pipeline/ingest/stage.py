@@ -113,7 +113,7 @@ def ingest(
         note("made before, of the same source: delete the folder to ingest it again")
         return uri, manifest
     if tasks is None:
-        tasks = RayTasks(where=uri, data_resource=config.placement.data_resource)
+        tasks = RayTasks(where=uri, mark=config.placement.data_nodes)
     with Claim(uri) as claim:
         if storage.exists(storage.join(uri, MANIFEST_NAME)):  # by another ingest, just now
             return uri, _reuse(config, uri)

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import feed
-from pipeline.cluster.connect import Cluster, on_nodes_with
+from pipeline.cluster.connect import Cluster
+from pipeline.cluster.marked_nodes import on_nodes
 from pipeline.dataset.manifest import SetName
 from pipeline.embed.features import over_blocks, placement
 from pipeline.embed.shards import read_vectors
@@ -84,7 +85,7 @@ def scored_set(
     embedded: Mapping[str, tuple[str, Embedding]],
     *,
     k: int,
-    resource: str | None,
+    mark: str | None,
     progress: Progress,
 ) -> ScoredSet:
     """Read the vectors of a set under each model, and measure how thin the set is around each.
@@ -92,22 +93,22 @@ def scored_set(
     Args:
         embedded: model -> folder and manifest of its vectors.
         k: neighbours whose distance is averaged.
-        resource: custom resource of the nodes for the tasks; None = any node.
+        mark: of the nodes for the tasks; None = any node.
         progress: gets (what, images done, images in all).
 
     Raises:
         DataError: a file of vectors is broken.
     """
-    found = _read(embedded, resource)
+    found = _read(embedded, mark)
     for model in embedded:
-        found.knn_distance[model] = _density(found, model, k, resource, progress)
+        found.knn_distance[model] = _density(found, model, k, mark, progress)
     return found
 
 
-def _read(embedded: Mapping[str, tuple[str, Embedding]], resource: str | None) -> ScoredSet:
+def _read(embedded: Mapping[str, tuple[str, Embedding]], mark: str | None) -> ScoredSet:
     import ray
 
-    task = ray.remote(num_returns=2, resources=on_nodes_with(resource))(_read_block)
+    task = ray.remote(num_returns=2, **on_nodes(mark))(_read_block)
     num_images = next(iter(embedded.values()))[1].rows
     found = ScoredSet([], np.full(num_images, -1, np.int64))
     ids = np.empty(num_images, object)
@@ -162,7 +163,7 @@ def disagreements(
     )
     rows = feed.decoded_rows(config, run.data_uri, manifest, set_name)
     measured = over_blocks(
-        rows, DisagreementExtractor, arguments, place, resource=config.placement.train_resource
+        rows, DisagreementExtractor, arguments, place, mark=config.placement.train_nodes
     )
     num_images = manifest.sets[set_name].rows
     ledger = RowLedger("mine --set", num_images)
@@ -179,9 +180,7 @@ def disagreements(
     return found
 
 
-def _density(
-    found: ScoredSet, model: str, k: int, resource: str | None, progress: Progress
-) -> Floats:
+def _density(found: ScoredSet, model: str, k: int, mark: str | None, progress: Progress) -> Floats:
     """Return distances to the nearest of a fixed sample, one task for each block."""
     import ray
 
@@ -189,7 +188,7 @@ def _density(
     chosen_M = reference_sample(num_images, REFERENCE_IMAGES)
     own_N = np.full(num_images, -1, np.int64)
     own_N[chosen_M] = np.arange(len(chosen_M))
-    distance = ray.remote(resources=on_nodes_with(resource))(_block_distance)
+    distance = ray.remote(**on_nodes(mark))(_block_distance)
     reference = ray.put(found.features(model, chosen_M))
     tasks = {
         distance.remote(refs[model], reference, own_N[rows], k): rows for rows, refs in found.blocks

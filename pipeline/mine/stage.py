@@ -114,7 +114,7 @@ def mine(
     scored = scored_set(
         {name: vectors[one.name] for name, one in models.items()},
         k=config.mine.knn_k,
-        resource=config.placement.train_resource,
+        mark=config.placement.train_nodes,
         progress=progress,
     )
     if with_pruning:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline import storage
-from pipeline.cluster.connect import on_nodes_with
+from pipeline.cluster.marked_nodes import labels_on, resources_on
 from pipeline.config import Config
 from pipeline.record.gauges import run_name
 from pipeline.storage import arrow
@@ -154,8 +154,9 @@ def _scaling(config: Config, workers: Workers) -> ScalingConfig:
         resources_per_worker={
             "CPU": workers.cpus,
             "GPU": workers.gpus,
-            **on_nodes_with(config.placement.train_resource),
+            **resources_on(config.placement.train_nodes),
         },
+        label_selector=labels_on(config.placement.train_nodes) or None,
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.cluster.connect import Cluster, on_nodes_with, usable_cpus
+from pipeline.cluster.connect import Cluster, usable_cpus
+from pipeline.cluster.marked_nodes import labels_on, resources_on
 from pipeline.config import Config
 from pipeline.errors import ClusterError, ConfigError
 
@@ -23,12 +24,14 @@ class Placement:
 
     Args:
         resources: of the trial's own process, for Ray Tune.
+        labels: of the nodes for that process; empty = any node.
         cpus, gpus: of the whole trial, its workers included.
         gpus_per_worker: 0 on CPUs.
         concurrent: trials at the same time, >= 1.
     """
 
     resources: dict[str, float]
+    labels: dict[str, str]
     cpus: float
     gpus: float
     gpus_per_worker: float
@@ -75,10 +78,12 @@ def place(
             todo="lower them, or join a larger cluster",
         )
     resources = {"CPU": cpus} | ({"GPU": gpus} if on_gpu else {})
-    resources |= on_nodes_with(config.placement.train_resource)
+    mark = config.placement.train_nodes
+    resources |= resources_on(mark)
+    labels = labels_on(mark)
     if t.trial_workers > 1:
-        resources = {"CPU": _DRIVER_CPUS}
-    return Placement(resources, cpus, gpus, gpus_per_worker, concurrent=fits)
+        resources, labels = {"CPU": _DRIVER_CPUS}, {}
+    return Placement(resources, labels, cpus, gpus, gpus_per_worker, concurrent=fits)
 
 
 def place_on(config: Config, cluster: Cluster) -> Placement:

@@ -173,7 +173,7 @@ def run_trials(
     with tempfile.TemporaryDirectory(prefix="sdclr-tune-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(run_trial, job=job, sets=sets), placement.resources
+                tune.with_parameters(run_trial, job=job, sets=sets), _bundle(placement)
             ),
             param_space=_space(base, points),
             tune_config=tune.TuneConfig(
@@ -223,6 +223,11 @@ def _fit(tuner: tune.Tuner, failure: list[BaseException]) -> None:
         tuner.fit()
     except BaseException as error:  # raised by the main thread
         failure.append(error)
+
+
+def _bundle(placement: Placement) -> tune.PlacementGroupFactory:
+    selector = [placement.labels] if placement.labels else None
+    return tune.PlacementGroupFactory([placement.resources], bundle_label_selector=selector)
 
 
 def _check_placed(trials: Trials, recorder: Recorder, base: Config, placement: Placement) -> None:
