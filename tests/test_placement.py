@@ -19,14 +19,17 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 # Which process ran where, asked of the cluster once the run is done.
 LIST_WORK = """
-import json, ray
+import json, ray, sys
 from ray.util.state import list_actors, list_tasks
 ray.init(address="auto", log_to_driver=False)
 options = {"limit": 10000, "raise_on_missing_output": False}
 print(json.dumps({
     "nodes": {n["NodeID"]: sorted(n["Resources"]) for n in ray.nodes()},
-    "tasks": [[t.name, t.node_id] for t in list_tasks(**options) if t.node_id],
-    "actors": [[a.class_name, a.node_id] for a in list_actors(**options) if a.node_id],
+    "tasks": [[t.name, t.node_id] for t in list_tasks(**options)
+              if t.node_id and t.job_id not in sys.argv],
+    "actors": [[a.class_name, a.node_id] for a in list_actors(**options)
+               if a.node_id and a.job_id not in sys.argv],
+    "jobs": sorted({t.job_id for t in list_tasks(**options)}),
 }))
 """
 
@@ -62,19 +65,19 @@ def run(environment: dict[str, str], folder: Path, *words: str) -> Any:
     )
 
 
-def work(environment: dict[str, str]) -> Any:
-    result = subprocess.run(
-        [sys.executable, "-c", LIST_WORK], env=environment, capture_output=True, text=True
-    )
+def work(environment: dict[str, str], *others: str) -> Any:
+    """Return nodes and work, but of these jobs."""
+    command = [sys.executable, "-c", LIST_WORK, *others]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def work_with(environment: dict[str, str], *names: str) -> Any:
+def work_with(environment: dict[str, str], *names: str, others: list[str]) -> Any:
     """Return the work once all these names are in it: events of tasks arrive once a second."""
 
     def complete() -> Any:
-        found = work(environment)
+        found = work(environment, *others)
         seen = [name for name, _ in [*found["tasks"], *found["actors"]]]
         return found if all(any(n in name for name in seen) for n in names) else None
 
@@ -93,9 +96,11 @@ def test_data_tasks_and_training_workers_run_on_their_own_nodes(
     cluster: dict[str, str], tmp_path: Path, names: tuple[str, ...]
 ) -> None:
     words = ("train.epochs=1", "train.methods=[sdclr]", "evaluate.protocols=[knn]")
+    others = work(cluster)["jobs"]
     result = run(cluster, tmp_path, *words, *names)
     assert result.returncode == 0, result.stderr
-    found = work_with(cluster, "ingest_task", "ShardDecoder", "RayTrainWorker", "Extractor")
+    asked = ("ingest_task", "ShardDecoder", "RayTrainWorker", "Extractor")
+    found = work_with(cluster, *asked, others=others)
     kind = {
         node: next((name for name in ("train", "data") if name in resources), "head")
         for node, resources in found["nodes"].items()
@@ -116,9 +121,10 @@ def test_trials_of_a_sweep_run_on_the_nodes_for_training(
 ) -> None:
     words = ("tune.objective=train_loss", "tune.search={lr}", "tune.trials=2", "train.epochs=2")
     words += ("tune.retrain_seeds=0", "train.methods=[sdclr]", name)
+    others = work(cluster)["jobs"]
     result = run(cluster, tmp_path, "tune", *words)
     assert result.returncode == 0, result.stderr
-    found = work_with(cluster, "ImplicitFunc")
+    found = work_with(cluster, "ImplicitFunc", others=others)
     nodes = {node for name, node in found["actors"] if name == "ImplicitFunc"}
     assert nodes and all("train" in found["nodes"][node] for node in nodes), found
 
