@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from pipeline import storage
-from pipeline.console import duration, program
+from pipeline.console import counted, duration, program
 from pipeline.evaluate.comparison import welch_half_width
 from pipeline.record.scores import ABSENT
 from pipeline.record.sweep import MethodSearch, SearchedTrial, Spread, SweepResult
@@ -24,6 +24,7 @@ from pipeline.report.template import to_html
 from pipeline.report.verdict import Answer, Tone
 
 _NONE = "No difference shown"
+_ROUNDING = 1e-9  # of differences of fractions
 _WORDS = {
     "fewshot": "few-shot accuracy",
     "view_retrieval": "view retrieval",
@@ -121,20 +122,23 @@ def remarks(inputs: Inputs, sweep: SweepResult, best: SearchedTrial) -> list[str
     """Return what has to be known before the numbers are believed."""
     found = []
     val = inputs.manifest.sets.get(sweep.scored_on) if inputs.manifest is not None else None
+    one_image = 0.0
     if val is not None and sweep.first == "fewshot":
+        one_image = 1 / max(1, val.rows)
         found.append(
-            f"The scores rest on {val.rows} {sweep.scored_on} images: one image is "
-            f"{100 / max(1, val.rows):.1f} points in 100, so smaller differences mean nothing."
+            f"The scores rest on {counted(val.rows, f'{sweep.scored_on} image')}: one image is "
+            f"{100 * one_image:.1f} points in 100, so smaller differences mean nothing."
         )
     points = [(e, v) for e, v in best.course if v is not None]
     if len(points) > 1:
         peak = max(points, key=lambda point: sweep.sign * point[1])
         last = points[-1]
-        if sweep.sign * (peak[1] - last[1]) > 0 and peak[0] < last[0]:
+        loss = sweep.sign * (peak[1] - last[1])
+        if loss > one_image + _ROUNDING and peak[0] < last[0]:
             found.append(
-                f"Training made the best trial worse: {_text(peak[1])} after {peak[0]:g} epochs, "
-                f"{_text(last[1])} after {last[0]:g}. Try fewer epochs or a lower "
-                "train.lr_per_256."
+                f"Training made the best trial worse: {_text(peak[1])} after "
+                f"{counted(peak[0], 'epoch')}, {_text(last[1])} after {last[0]}. Try fewer epochs "
+                "or a lower train.lr_per_256."
             )
     return found
 
