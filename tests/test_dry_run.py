@@ -129,6 +129,10 @@ def test_what_a_sweep_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[s
             ["augment.crop_px=16", "feed.canvas_px=16", "evaluate.split=val"],
             "E-CONFIG-013",
         ),
+        (
+            ["augment.crop_px=16", "feed.canvas_px=16", "evaluate.shots_per_class=6"],
+            "E-DATA-036",
+        ),
     ],
 )
 def test_what_training_would_refuse_is_refused(tmp_path: Path, words: list[str], id: str) -> None:

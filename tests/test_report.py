@@ -462,6 +462,10 @@ def test_protocols_that_disagree_are_not_one_answer(run_uri: str) -> None:
     edit(run_uri, "evaluation.json", split)
     _, answer, _ = verdict(load(run_uri)).answers
     assert answer.word == "It depends on the protocol"
+    assert [" by " in text for text in answer.texts[1:]] == [True] * 3
+    assert [text.partition(" by ")[0] for text in answer.texts[1:]] == [
+        "Better", "Worse", "No difference",
+    ]  # fmt: skip
 
 
 def test_more_test_images_narrow_the_interval() -> None:
@@ -481,6 +485,20 @@ def test_more_test_images_narrow_the_interval() -> None:
     assert narrow == pytest.approx(0.25 / 1004 / 2) and wide > 50 * narrow
     certain = score.model_copy(update={"per_class": (1.0, 1.0)})
     assert few_variance(certain, (0, 1), (10, 10)) > 0
+
+
+def test_a_class_without_test_images_makes_no_interval_narrower() -> None:
+    def of(*per_class: float | None) -> Score:
+        return Score(
+            protocol="x", n=1, many=None, medium=None, few=0.5, std=None, all=None,
+            per_class=per_class, spread=None, note="",
+        )  # fmt: skip
+
+    three = few_variance(of(0.0, 0.0, 2 / 3), (0, 1, 2), (3, 3, 3))
+    assert few_variance(of(0.0, 0.0, 2 / 3, None), (0, 1, 2, 3), (3, 3, 3, 0)) == three
+    # 2 of 9 images against 0 of 9 is no difference.
+    other = few_variance(of(0.0, 0.0, 0.0), (0, 1, 2), (3, 3, 3))
+    assert 1.96 * (three + other) ** 0.5 > 2 / 9
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline.config import Config
 from pipeline.config.stages import NEEDS_VAL
 from pipeline.dataset.manifest import Manifest
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
+
+_SHOWN = 5
 
 
 def check_scored_sets(config: Config, manifest: Manifest) -> None:
@@ -13,6 +17,7 @@ def check_scored_sets(config: Config, manifest: Manifest) -> None:
 
     Raises:
         ConfigError: naming the sets that there are.
+        DataError: a protocol draws more images of a class than there are.
     """
     split, have = config.evaluate.split, ", ".join(manifest.sets)
     if split not in manifest.sets:
@@ -32,3 +37,37 @@ def check_scored_sets(config: Config, manifest: Manifest) -> None:
             todo="give data.sets.val and ingest, or use cached-linear or paper-fewshot-last, "
             "which need none",
         )
+    counts = manifest.sets["probe"].class_counts if "probe" in manifest.sets else None
+    if counts is not None and any("fewshot" in p for p in config.evaluate.protocols):
+        shots_per_class(config, manifest, counts)
+
+
+def shots_per_class(config: Config, manifest: Manifest, counts: Sequence[int]) -> int:
+    """Return how many labelled images of each class a few-shot draw has.
+
+    One percent of the labels where no number is given, as in the paper's few-shot sets.
+
+    Args:
+        config: may give the number.
+        manifest: may hold lists, which are used as they are.
+        counts: labelled images of each class.
+
+    Raises:
+        DataError: naming the classes with fewer images.
+    """
+    names = manifest.class_names or ()
+    shots = config.evaluate.shots_per_class
+    if shots is None:
+        shots = max(1, round(0.01 * sum(counts) / max(1, len(names))))
+    small = [f"{names[c]} ({count})" for c, count in enumerate(counts) if 0 < count < shots]
+    if small and not manifest.fewshot:
+        listed = ", ".join(small[:_SHOWN]) + (", ..." if len(small) > _SHOWN else "")
+        raise DataError(
+            "E-DATA-036",
+            f"few-shot sets of {shots} images a class cannot be drawn: the labelled set has fewer "
+            f"of {listed}",
+            where=f"evaluate.shots_per_class, data set {manifest.name}",
+            todo=f"set evaluate.shots_per_class={min(c for c in counts if c)} or less, set fewer "
+            "images aside, or leave the few-shot protocols out of evaluate.protocols",
+        )
+    return shots

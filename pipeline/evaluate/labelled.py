@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Config
-from pipeline.dataset.checks import check_scored_sets
+from pipeline.dataset.checks import check_scored_sets, shots_per_class
 from pipeline.dataset.manifest import Manifest
 from pipeline.embed.features import SetFeatures
 from pipeline.errors import ConfigError, DataError
@@ -173,24 +173,13 @@ def fewshot_rows(
 def _drawn(
     config: Config, manifest: Manifest, labels_N: NDArray[np.int64]
 ) -> list[NDArray[np.int64]]:
-    shots = config.evaluate.shots_per_class
-    if shots is None:
-        # One percent of the labels, as in the paper's few-shot sets.
-        shots = max(1, round(0.01 * len(labels_N) / len(manifest.class_names or ())))
-    try:
-        return fewshot_draws(
-            labels_N,
-            shots_per_class=shots,
-            num_draws=config.evaluate.fewshot_draws,
-            seed=config.run.seed,
-        )
-    except ValueError as error:
-        raise DataError(
-            "E-DATA-036",
-            f"few-shot sets cannot be drawn: {error}",
-            where=f"data set {manifest.name}",
-            todo=f"lower evaluate.shots_per_class (now {shots})",
-        ) from error
+    counts = np.bincount(labels_N, minlength=len(manifest.class_names or ()))
+    return fewshot_draws(
+        labels_N,
+        shots_per_class=shots_per_class(config, manifest, counts.tolist()),
+        num_draws=config.evaluate.fewshot_draws,
+        seed=config.run.seed,
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

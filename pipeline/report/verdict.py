@@ -44,7 +44,7 @@ class Difference:
         values: accuracy of a and of b.
         half: half of the 95 % interval; None when the images of each class are not known.
         num_images: test images of the rare classes; None when not known.
-        num_classes: rare classes.
+        num_classes: rare classes that have test images.
     """
 
     protocol: str
@@ -172,26 +172,28 @@ def differences(
             variance = sum(few_variance(score, classes, counts) for score in (one, other))
             half = _NORMAL975 * math.sqrt(variance)
         images = sum(counts[c] for c in classes) if known else None
-        yield Difference(protocol, a, b, (one.few, other.few), half, images, len(classes))
+        measured = sum(counts[c] > 0 for c in classes) if known else len(classes)
+        yield Difference(protocol, a, b, (one.few, other.few), half, images, measured)
 
 
 def few_variance(score: Score, classes: Sequence[int], counts: Sequence[int]) -> float:
-    """Return the variance of the mean accuracy over `classes`, fractions squared.
+    """Return the variance of the mean accuracy over those of `classes` that have images.
 
     Binomial within each class, with two successes and two failures added (Agresti and Coull), so
     that a class without an error is not certain; plus that of the mean over the draws.
     """
-    total = 0.0
+    total, measured = 0.0, 0
     for c in classes:
         share = score.per_class[c]
         if share is None or not counts[c]:
             continue
+        measured += 1
         n = counts[c] + 4
         p = (share * counts[c] + 2) / n
         total += p * (1 - p) / n
     spread = score.spread.few if score.spread is not None else None
     draws = spread**2 / score.n if spread is not None and score.n > 1 else 0.0
-    return total / len(classes) ** 2 + draws
+    return total / max(1, measured) ** 2 + draws
 
 
 def better(found: Sequence[Difference], a: str, b: str) -> Answer:
@@ -223,12 +225,13 @@ def by_protocols(
         known: whether there are intervals.
     """
     word, tone = _word(set(signs.values()), known=known)
-    open_ = [protocol for protocol, sign in signs.items() if sign == 0]
     texts = [text]
     if len(signs) > 1 and len(set(signs.values())) == 1:
         texts.append(f"The same answer by all {len(signs)} protocols.")
-    elif open_ and len(signs) > 1:
-        texts.append(f"No difference by {listed(open_)}.")
+    elif len(signs) > 1:
+        for sign, said in ((1, "Better"), (-1, "Worse"), (0, "No difference")):
+            if names := [protocol for protocol, found in signs.items() if found == sign]:
+                texts.append(f"{said} by {listed(names)}.")
     return Answer(question, word, tone, tuple(texts))
 
 
