@@ -101,7 +101,7 @@ def test_what_a_sweep_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[s
     text = capsys.readouterr().out
     assert "sdclr: sdclr.prune_ratio 0.3 to 0.98\n" in text
     assert "simclr: simclr.temperature 0.05 to 1, by logarithm" in text
-    assert "20 trials of 27 epochs, then 9 trainings with fresh seeds" in text
+    assert "20 trials of 27 epochs, then up to 9 trainings with fresh seeds" in text
     assert "at most" in text and "with early stopping" in text and "no price" in text
     assert "scored on 300 val images: one is 0.3 points" in text
     assert not list(tmp_path.iterdir())

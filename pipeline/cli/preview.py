@@ -116,8 +116,8 @@ def _show_sweep(config: Config, plan: DryRun, console: Console) -> None:
     cost, placement = estimate(config, plan)
     console.stage(
         "tune",
-        f"{cost.num_trials} trials of {cost.epochs} epochs, then {cost.num_retrained} trainings "
-        f"with fresh seeds; {placement.concurrent} at a time; {1e3 * cost.step_s:.0f} ms a step",
+        f"{cost.num_trials} trials of {cost.epochs} epochs, then up to {cost.num_retrained} "
+        f"trainings with fresh seeds; {placement.concurrent} at a time; {1e3 * cost.step_s:.0f} ms a step",
     )
     val = plan.sets.get("val")
     if config.tune.objective == "fewshot" and val is not None:
@@ -188,7 +188,11 @@ def _show_training(
     check_data(config, plan.manifest, object_store_bytes=_UNKNOWN_BYTES)
     timing = measure(config, build.crop_px(config, plan.manifest), where=where)
     labelled = plan.sets["pretrain"].class_counts is not None
-    console.stage("device", f"{timing.device}; times below are this machine's, from a few steps")
+    console.stage(
+        "device",
+        f"{timing.device}; times below are this machine's, from a few steps, "
+        "without the start of Ray",
+    )
     for text in (*conflicts(config, plan.manifest), *_device_warnings(config)):
         console.stage("warning", text)
     epoch, t = feed.epoch_plan(config, plan.manifest), config.train
@@ -267,7 +271,11 @@ def _show_vectors(command: Command, folder: RunFolder, config: Config, console: 
     info = manifest.sets[set_name]
     labelled = manifest.has_labels(set_name)
     timing = measure(config, build.crop_px(config, manifest), where=folder.uri)
-    console.stage("device", f"{timing.device}; times below are this machine's, from a few steps")
+    console.stage(
+        "device",
+        f"{timing.device}; times below are this machine's, from a few steps, "
+        "without the start of Ray",
+    )
     what = f"{manifest.name}, {info.rows} images of the set {set_name}"
     if command.stage == "curate":
         _show_curation(command, config, manifest, timing, console)
