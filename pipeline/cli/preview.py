@@ -117,7 +117,8 @@ def _show_sweep(config: Config, plan: DryRun, console: Console) -> None:
     console.stage(
         "tune",
         f"{cost.num_trials} trials of {cost.epochs} epochs, then up to {cost.num_retrained} "
-        f"trainings with fresh seeds; {placement.concurrent} at a time; {1e3 * cost.step_s:.0f} ms a step",
+        f"trainings with fresh seeds; {placement.concurrent} at a time; "
+        f"{1e3 * cost.step_s:.0f} ms a step",
     )
     val = plan.sets.get("val")
     if config.tune.objective == "fewshot" and val is not None:
