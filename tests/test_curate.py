@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 import sys
@@ -47,6 +48,17 @@ def tree_of(unit: torch.Tensor, folder: Path) -> Tree:
     return Levels(str(folder), ThreadTasks()).tree(unit, lambda *_: None)
 
 
+def slow_rule(unit: torch.Tensor, rows: list[int], similarity: float) -> list[tuple[int, int]]:
+    kept, gone = list[int](), []
+    for row in rows:
+        alike = [float(unit[row] @ unit[other]) for other in kept]
+        if alike and max(alike) >= similarity:
+            gone.append((row, kept[alike.index(max(alike))]))
+        else:
+            kept.append(row)
+    return gone
+
+
 def test_near_duplicates_equal_the_slow_rule_and_copies_are_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -57,16 +69,45 @@ def test_near_duplicates_equal_the_slow_rule_and_copies_are_found(
     for cell in range(len(cells.centres_KF)):
         rows = [r for r in range(len(unit)) if cells.labels_N[r] == cell]
         rows.sort(key=lambda r: -float((unit[r] - cells.centres_KF[cell]).square().sum()))
-        for place, row in enumerate(rows):
-            alike = [float(unit[row] @ unit[other]) for other in rows[:place]]
-            if alike and max(alike) >= 0.9999:
-                slow.append((row, rows[alike.index(max(alike))]))
+        slow += slow_rule(unit, rows, 0.9999)
     for chunk in (1024, 3):
         monkeypatch.setattr(selection, "_CHUNK_ROWS", chunk)
         found = selection.near_duplicates(unit, cells, 0.9999)
         assert sorted((near.row, near.other) for near in found) == sorted(slow)
     assert {frozenset(pair) for pair in slow} == {frozenset((3, 5)), frozenset((30, 31))}
     assert selection.near_duplicates(clouds((20, 9, 4)), cells, 0.9999) == []
+
+
+def test_a_chain_does_not_drift_and_each_image_goes_for_one_that_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    angles = torch.arange(12) * 0.1
+    unit = torch.stack([angles.cos(), angles.sin()], dim=1)
+    cells = Cells(np.zeros(12, np.int64), -unit[:1])  # so the first is the outermost
+    similarity = math.cos(0.15)  # of neighbours, and of no others
+    for chunk in (1024, 4, 1):
+        monkeypatch.setattr(selection, "_CHUNK_ROWS", chunk)
+        found = [(n.row, n.other) for n in selection.near_duplicates(unit, cells, similarity)]
+        assert found == [(row, row - 1) for row in range(1, 12, 2)]
+
+
+@pytest.mark.parametrize("similarity", [0.5, 0.9, 0.95])
+def test_where_most_are_alike_what_is_left_out_equals_the_slow_rule(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, similarity: float
+) -> None:
+    unit = clouds((60, 30, 20), spread=0.3)
+    cells = tree_of(unit, tmp_path).cells
+    slow = list[tuple[int, int]]()
+    for cell in range(len(cells.centres_KF)):
+        rows = np.flatnonzero(cells.labels_N == cell).tolist()
+        rows.sort(key=lambda r: -float((unit[r] - cells.centres_KF[cell]).square().sum()))
+        slow += slow_rule(unit, rows, similarity)
+    assert len(slow) > 10
+    for chunk in (1024, 5):
+        monkeypatch.setattr(selection, "_CHUNK_ROWS", chunk)
+        found = selection.near_duplicates(unit, cells, similarity)
+        assert [(near.row, near.other) for near in found] == sorted(slow)
+        assert {near.other for near in found}.isdisjoint(near.row for near in found)
 
 
 def test_leaks_are_held_out_images_that_are_nearly_one_of_the_set(tmp_path: Path) -> None:

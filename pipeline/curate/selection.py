@@ -1,8 +1,9 @@
 """Near-duplicates within cells, and a balanced choice from a tree of clusters; no labels.
 
-SemDeDup (Abbas et al. 2023) looks for pairs inside the cells of a k-means only. The tree is the
-hierarchical k-means of Vo et al. 2024, without their resampling steps: clusters of images, clusters
-of their centres, and so on; at each node the images wanted are shared out evenly.
+SemDeDup (Abbas et al. 2023) looks for pairs inside the cells of a k-means only; here an image goes
+only for one that stays. The tree is the hierarchical k-means of Vo et al. 2024, without their
+resampling steps: clusters of images, clusters of their centres, and so on; at each node the images
+wanted are shared out evenly.
 
 Shapes: N images, A held-out images, F features, K cells.
 """
@@ -109,10 +110,11 @@ def nearest(unit_NF: Tensor, centres_KF: Tensor) -> Ints:
 
 
 def near_duplicates(unit_NF: Tensor, cells: Cells, similarity: float) -> list[Near]:
-    """Return the images that SemDeDup drops, each with the image that it is nearest to, by row.
+    """Return the images to leave out, each with the one that stays and is nearest, by row.
 
-    In each cell the images are taken from the outside in; one goes when an image before it is at
-    least as alike as `similarity`.
+    In each cell the images are taken from the outside in, as SemDeDup takes them. One goes when an
+    image before it that stays is at least as alike as `similarity`. SemDeDup compares with images
+    that go as well: over a chain of them an image may go for one that it is not like.
     """
     found = []
     for cell in range(len(cells.centres_KF)):
@@ -123,18 +125,32 @@ def near_duplicates(unit_NF: Tensor, cells: Cells, similarity: float) -> list[Ne
         distance_n = (own_nF - cells.centres_KF[cell]).square().sum(dim=1)
         order = torch.argsort(-distance_n, stable=True)
         rows, own_nF = rows[order.numpy()], own_nF[order]
+        kept_m = np.zeros(0, np.int64)  # places in `rows`
         for start in range(0, len(rows), _CHUNK_ROWS):
             chunk_BF = own_nF[start : start + _CHUNK_ROWS]
-            alike_BM = chunk_BF @ own_nF[: start + len(chunk_BF)].T
-            before = torch.arange(alike_BM.shape[1])[None] < start + torch.arange(len(chunk_BF))[
-                :, None
-            ]  # fmt: skip
-            alike_BM[~before] = -torch.inf
+            # Places of the images that may stay: those before this chunk that do, then its own.
+            places = np.append(kept_m, np.arange(start, start + len(chunk_BF)))
+            alike_BM = chunk_BF @ (own_nF[places] if start else chunk_BF).T
+            stays_M = _stays(alike_BM.numpy() >= similarity, len(kept_m))
+            alike_BM[:, torch.from_numpy(~stays_M)] = -torch.inf
+            own = alike_BM[:, len(kept_m) :]
+            own[torch.ones_like(own, dtype=torch.bool).triu()] = -torch.inf
             most_B, which_B = alike_BM.max(dim=1)
-            for i in torch.nonzero(most_B >= similarity)[:, 0].tolist():
-                row, other = int(rows[start + i]), int(rows[int(which_B[i])])
+            for i in np.flatnonzero(~stays_M[len(kept_m) :]).tolist():
+                row, other = int(rows[start + i]), int(rows[places[int(which_B[i])]])
                 found.append(Near(row, other, round(float(most_B[i]), 6)))
+            kept_m = places[stays_M]
     return sorted(found, key=lambda near: near.row)
+
+
+def _stays(near_BM: NDArray[np.bool_], num_kept: int) -> NDArray[np.bool_]:
+    """Return which of M images stay: the first `num_kept`, and of the other B each in its turn."""
+    before_BM = np.tril(near_BM, k=num_kept - 1)
+    stays_M = np.ones(near_BM.shape[1], bool)
+    # Only images that are near an earlier one wait for what becomes of it.
+    for i in np.flatnonzero(before_BM.any(axis=1)).tolist():
+        stays_M[num_kept + i] = not bool((before_BM[i] & stays_M).any())
+    return stays_M
 
 
 def select(

@@ -1,6 +1,6 @@
 """The curate stage: what to leave out of a set, and what to train on, from its vectors alone.
 
-    RUN/curation/duplicates.csv   dropped image, the one it is nearly, their similarity
+    RUN/curation/duplicates.csv   dropped image, the one that stays for it, their similarity
     RUN/curation/across_sets.csv  held-out set and image, the image it is nearly, their similarity
     RUN/curation/selected.csv     path and label: a list that ingest takes
     RUN/curation/pictures.json    pictures of the examples

@@ -85,7 +85,7 @@ class Curation(Record):
 
 @dataclass(frozen=True)
 class Selection:
-    """The ids that a curation selected, and for each near-duplicate the image that it is nearly."""
+    """The ids that a curation selected, and for each near-duplicate the image that stays for it."""
 
     selected: frozenset[str]
     near: dict[str, str]

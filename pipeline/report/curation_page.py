@@ -170,8 +170,8 @@ def _sheets(found: Curation, pictures: CurationPictures) -> tuple[Sheet, ...]:
               "Candidates: images of test and val, each with the one that it is nearly. Where both "
               "are the same, a score on it is too high.",
               ACROSS_SETS, across_sets),
-        Sheet("duplicates", "Near-duplicates", "Each image that is left out, with the one that it "
-              "is nearly and its cosine. Where the first pairs differ, raise --similarity.",
+        Sheet("duplicates", "Near-duplicates", "Each image that is left out, with the one that "
+              "stays for it and their cosine. Where the first pairs differ, raise --similarity.",
               DUPLICATES,
               (("From the least to the most alike", duplicates),) if duplicates else ()),
         Sheet("clusters", "The largest clusters", "Some of their selected images.", SELECTED,
