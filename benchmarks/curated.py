@@ -32,7 +32,7 @@ from torch import Tensor
 from pipeline.cluster.jobs import ThreadTasks
 from pipeline.curate import selection
 from pipeline.curate.levels import Levels
-from pipeline.curate.stage import SIMILARITY
+from pipeline.curate.words import SIMILARITY
 from pipeline.ingest.sources.cifar_files import read_cifar
 from sdclr import EpochPlan, ImageSet, Trainer, build_network, centre_view, cifar_recipe
 from sdclr.accuracy import per_class_accuracy

@@ -39,6 +39,8 @@ def test_words_of_one_stage() -> None:
     assert (mine.data, mine.set_name, mine.resume) == ("s3://b/d", "test", "r")
     embed = parse(["embed", "--checkpoint", "w.pt", "--set", "probe", "--dtype", "float16"])
     assert (embed.checkpoint, embed.set_name, embed.dtype) == ("w.pt", "probe", "float16")
+    curate = parse(["curate", "--similarity", "1", "--keep", "1"])
+    assert (curate.similarity, curate.keep) == (1.0, 1)
     assert parse(["train", "--extend", "r", "train.epochs=9"]).extend == "r"
 
 
@@ -56,6 +58,9 @@ def test_words_of_one_stage() -> None:
         (["evaluate", "a", "b", "--resume", "c"], "E-CONFIG-004"),
         (["evaluate", "a", "b", "--checkpoint", "c"], "E-CONFIG-004"),
         (["mine", "a"], "E-CONFIG-002"),
+        (["curate", "--similarity", "1.5"], "E-CONFIG-661"),
+        (["curate", "--similarity", "0"], "E-CONFIG-661"),
+        (["curate", "--keep", "0"], "E-CONFIG-662"), (["curate", "--keep=-3"], "E-CONFIG-662"),
     ],
 )  # fmt: skip
 def test_words_that_do_not_go_together_are_refused(words: list[str], error_id: str) -> None:

@@ -20,7 +20,8 @@ from pipeline.config.file import load_config
 from pipeline.curate import levels, selection, stage
 from pipeline.curate.levels import Levels, Tree
 from pipeline.curate.selection import Cells, Near
-from pipeline.curate.stage import check_words, curate
+from pipeline.curate.stage import curate
+from pipeline.curate.words import check_words
 from pipeline.embed.shards import Vectors, write_vectors
 from pipeline.embed.wanted import wanted
 from pipeline.model import build
@@ -161,9 +162,9 @@ def test_features_that_all_point_one_way_are_told_apart_from_their_mean() -> Non
 def test_numbers_that_no_selection_can_have_are_refused(
     keep: int, similarity: float, error_id: str
 ) -> None:
-    check_words(10, 10, 1.0)
+    check_words(10, 1.0, 10)
     with raises(error_id):
-        check_words(10, keep, similarity)
+        check_words(keep, similarity, 10)
 
 
 def with_vectors(run: RunContext, uri: str, vectors: dict[str, np.ndarray]) -> None:

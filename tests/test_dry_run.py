@@ -11,6 +11,7 @@ from PIL import Image
 from pipeline.cli import preview as preview_module
 from pipeline.cli.command_line import parse
 from pipeline.cli.preview import preview
+from pipeline.cli.stages import run_stages
 from pipeline.cluster import auto
 from pipeline.config.file import dump_config, load_config
 from pipeline.console import Console
@@ -260,3 +261,6 @@ def test_what_vectors_would_take(
     assert sorted(tmp_path.rglob("*")) == before
     with raises("E-CONFIG-662"):
         preview(parse(["curate", "--keep", "18", "--resume", run, "--dry-run"]), Console())
+    with raises("E-CONFIG-662"):
+        run_stages(parse(["curate", "--keep", "18", "--resume", run]), Console())
+    assert "[ray]" not in capsys.readouterr().out  # refused before it starts

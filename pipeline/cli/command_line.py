@@ -22,6 +22,7 @@ from pipeline.cli.words import (
     TrackerName,
 )
 from pipeline.console import program
+from pipeline.curate.words import SIMILARITY, check_words
 from pipeline.errors import ConfigError
 
 _TAKES_NAMES = ("evaluate", "report", "log", "reproduce")
@@ -250,6 +251,9 @@ def _check(command: Command) -> None:
             where="mine --rare",
             todo="use --labels CSV --rare LABEL,LABEL",
         )
+    if command.stage == "curate":
+        given_similarity = SIMILARITY if command.similarity is None else command.similarity
+        check_words(command.keep, given_similarity)
     if command.stage == "log":
         _check_log(command)
     elif command.stage == "gc":

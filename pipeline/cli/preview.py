@@ -304,12 +304,13 @@ def _show_curation(
 ) -> None:
     from pipeline.cli.timing import clusters_s, vector_bytes
     from pipeline.curate import selection
-    from pipeline.curate.stage import SIMILARITY, check_words, held_out
+    from pipeline.curate.stage import held_out
+    from pipeline.curate.words import SIMILARITY, check_words
 
     set_name = command.set_name or "pretrain"
     rows = manifest.sets[set_name].rows
     given = SIMILARITY if command.similarity is None else command.similarity
-    check_words(rows, command.keep, given)
+    check_words(command.keep, given, rows)
     compared = held_out(manifest, set_name)
     in_all = rows + sum(manifest.sets[name].rows for name in compared)
     size = vector_bytes(config, "float32")

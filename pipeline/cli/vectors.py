@@ -59,19 +59,26 @@ def embed(session: Session) -> None:
 
 def curate(session: Session) -> None:
     """Find near-duplicates, select, and show what was found."""
-    from pipeline.curate.stage import SIMILARITY, curate
+    from pipeline.curate.stage import curate
+    from pipeline.curate.words import SIMILARITY, check_words
+    from pipeline.embed.wanted import check_set
 
     command, console = session.command, session.console
+    set_name = command.set_name or "pretrain"
+    similarity = SIMILARITY if command.similarity is None else command.similarity
     with session.stage("curate"):
         run = _context(session)
+        # Before the cluster is joined, which may take half a minute.
+        check_set(run.manifest, set_name, stage="curate")
+        check_words(command.keep, similarity, run.manifest.sets[set_name].rows)
         found = retry_lost_work(
             lambda: curate(
                 run,
                 cluster=refreshed(session.cluster),
                 progress=console.progress,
-                set_name=command.set_name or "pretrain",
+                set_name=set_name,
                 keep=command.keep,
-                similarity=SIMILARITY if command.similarity is None else command.similarity,
+                similarity=similarity,
             ),
             say=lambda text: console.stage("curate", text),
         )

@@ -27,13 +27,14 @@ from pipeline.cluster.jobs import RayTasks, Tasks
 from pipeline.curate import selection
 from pipeline.curate.levels import Levels, folder_of
 from pipeline.curate.selection import Near
+from pipeline.curate.words import SIMILARITY, check_words
 from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.dataset.pictures import originals
 from pipeline.embed.collapse import SAMPLE_IMAGES, earlier_ranks, vector_health
 from pipeline.embed.features import SetFeatures
 from pipeline.embed.stage import embed
 from pipeline.embed.wanted import check_set, read_set, run_model
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
 from pipeline.model.source import ModelSource
 from pipeline.record.context import RunContext
 from pipeline.record.curation import (
@@ -47,36 +48,12 @@ from pipeline.record.curation import (
 from pipeline.record.embedding import VectorHealth
 from sdclr.seeds import numpy_generator
 
-SIMILARITY = 0.99
-"""Cosine from which on two images are near-duplicates, unless another one is asked for."""
 _HELD_OUT: tuple[SetName, ...] = ("test", "val")
 _NUM_EXAMPLES = 20
 _NUM_LEAVES, _NUM_OF_LEAF = 12, 8
 
 Floats = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
-
-
-def check_words(num_images: int, keep: int | None, similarity: float) -> None:
-    """Refuse numbers that no selection can have.
-
-    Raises:
-        ConfigError: naming the word.
-    """
-    if not 0 < similarity <= 1:
-        raise ConfigError(
-            "E-CONFIG-661",
-            f"a cosine similarity of near-duplicates is above 0 and at most 1, got {similarity:g}",
-            where="curate --similarity",
-            todo=f"choose one such as {SIMILARITY}",
-        )
-    if keep is not None and not 1 <= keep <= num_images:
-        raise ConfigError(
-            "E-CONFIG-662",
-            f"{keep} images cannot be selected from {num_images}",
-            where="curate --keep",
-            todo=f"choose a number from 1 to {num_images}",
-        )
 
 
 def held_out(manifest: Manifest, set_name: SetName) -> list[SetName]:
@@ -113,7 +90,7 @@ def curate(
     manifest = run.manifest
     check_set(manifest, set_name, stage="curate")
     num_images = manifest.sets[set_name].rows
-    check_words(num_images, keep, similarity)
+    check_words(keep, similarity, num_images)
     source = run_model(run).source
     compared = held_out(manifest, set_name)
     features: dict[str, SetFeatures] = {}
