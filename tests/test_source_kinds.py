@@ -300,6 +300,16 @@ def test_small_classes_stay_whole_and_are_named(tmp_path: Path) -> None:
     assert "classes that have most images in test: Hat (8 of 9), Shirt (8 of 12)" in index.notes
 
 
+def test_a_class_without_test_images_is_named_with_all_that_it_has(tmp_path: Path) -> None:
+    counts = {"ant": 40, "brain": 8}
+    files = {f"{k}/{n}.png": image_bytes(n) for k, count in counts.items() for n in range(count)}
+    write_files(tmp_path, files)
+    index = index_of("folder", tmp_path, num_test_per_class=10, num_val_per_class=5)
+    assert index.class_counts("val") == [5, 5] and index.class_counts("pretrain") == [25, 3]
+    (note,) = (note for note in index.notes if "without" in note)
+    assert "brain (8)" in note and "3" not in note and "ant" not in note
+
+
 # --- lists ---
 
 ROWS = [(f"i{n:02d}.png", n % 3) for n in range(12)]

@@ -77,22 +77,30 @@ def sets_of(
 def notes_of(
     sets: Mapping[str, Indices], labels_N: npt.NDArray[np.int32], class_names: Sequence[str] | None
 ) -> list[str]:
-    """Return which classes have no image, or most of theirs, in a set that is held out."""
+    """Return which classes have no image, or most of theirs, in a set that is held out.
+
+    The number beside a class without images is that of the whole source: what the other sets left
+    of it would look like its size.
+    """
     if class_names is None:
         return []
     notes = []
+    in_all = np.bincount(labels_N[labels_N >= 0], minlength=len(class_names)).tolist()
     for name in (name for name in _HELD_OUT if name in sets):
         held, trained, left = (
             np.bincount(labels_N[sets[other]], minlength=len(class_names)).tolist()
             for other in (name, "pretrain", "probe" if "probe" in sets else "pretrain")
         )
-        counts = list(zip(class_names, held, trained, left, strict=True))
-        small = [f"{c} ({t})" for c, h, t, _ in counts if t and not h]
-        most = [f"{c} ({h} of {h + rest})" for c, h, _, rest in counts if h > rest]
-        for what, classes in (("without images in", small), ("that have most images in", most)):
+        counts = list(zip(class_names, held, trained, left, in_all, strict=True))
+        small = [f"{c} ({n})" for c, h, t, _, n in counts if t and not h]
+        most = [f"{c} ({h} of {h + rest})" for c, h, _, rest, _ in counts if h > rest]
+        for what, classes in (
+            (f"without images in {name}, with their images in all", small),
+            (f"that have most images in {name}", most),
+        ):
             if classes:
                 more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
-                notes.append(f"classes {what} {name}: {', '.join(classes[:20])}{more}")
+                notes.append(f"classes {what}: {', '.join(classes[:20])}{more}")
     return notes
 
 
