@@ -16,6 +16,7 @@ from pipeline.errors import DataError
 from pipeline.ingest.sources import open as opening
 from pipeline.ingest.sources.index import ImageIndex
 from tests.refusals import raises
+from tests.sources import image_bytes
 
 
 def index_source(data: Data) -> ImageIndex:
@@ -203,6 +204,28 @@ def test_unfit_folders_are_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "flat" / "line\nbreak.png").write_bytes(b"")
     (reject,) = index_source(folder_data(tmp_path / "flat")).rejects
     assert reject.reason == "unusable_name" and reject.id == "line\\x0abreak.png"
+
+
+def test_one_file_in_place_of_a_folder_is_refused_with_the_folder_to_give(
+    tmp_path: Path, s3: Any
+) -> None:
+    image = image_bytes(1)
+    make_folder(tmp_path / "my photos", ["a.png"])
+    (tmp_path / "my photos" / "IMG_1.jpg").write_bytes(image)
+    (tmp_path / "my photos" / "list.csv").write_text("a.png\n")
+    s3.buckets["bucket"] = {"photos/IMG_1.jpg": image}
+    for path, parent in (
+        (tmp_path / "my photos" / "IMG_1.jpg", f"'{tmp_path}/my photos'"),
+        ("s3://bucket/photos/IMG_1.jpg", "s3://bucket/photos"),
+    ):
+        data = Data(source="folder", path=str(path))
+        with raises("E-DATA-308", str(path), f"data.path={parent}"):
+            index_source(data)
+    with raises("E-DATA-308") as caught:
+        index_source(Data(source="folder", path=str(tmp_path / "my photos" / "list.csv")))
+    assert str(tmp_path) not in caught.value.todo  # its folder need not hold images
+    with raises("E-DATA-308"):
+        index_source(Data(source="parquet", path=str(tmp_path / "my photos" / "IMG_1.jpg")))
 
 
 def test_a_linked_class_folder_is_refused_and_not_left_out(tmp_path: Path) -> None:

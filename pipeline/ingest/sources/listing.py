@@ -6,6 +6,7 @@ wrote itself are counted under a name of their own. No file of a known ending is
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -109,11 +110,11 @@ def list_files(root: str, endings: tuple[str, ...], tasks: Tasks) -> Listing:
     are images, all files of this ending are taken.
 
     Raises:
-        DataError: there is no such file, or a folder is only linked.
+        DataError: there is no such file, the place is a file, or a folder is only linked.
         StorageError: the storage does not answer or denies access.
     """
     root = storage.absolute(root)
-    first = storage.scan(root, max_names=_NAMES_PER_TASK) if storage.exists(root) else None
+    first = _first_page(root, endings) if storage.exists(root) else None
     if first is None:
         what = "the folder of images does not exist or is empty"
         raise DataError(
@@ -147,6 +148,28 @@ def list_files(root: str, endings: tuple[str, ...], tasks: Tasks) -> Listing:
     newest_s = max(result.values["newest_s"] for result in results)
     sizes = table["size"].to_numpy()
     return Listing(names, sizes, excluded, wanted, newest_s, tuple(sorted(others)))
+
+
+def _first_page(root: str, endings: tuple[str, ...]) -> ScanPage:
+    """Return the first files of a place; a file is refused, with its folder if it is an image."""
+    failure = None
+    try:
+        page = storage.scan(root, max_names=_NAMES_PER_TASK)
+        if page.names or page.rest:
+            return page
+    except StorageError as error:
+        failure = error
+    try:
+        head = storage.read_bytes(root, max_bytes=63)
+    except StorageError:  # it is no file
+        if failure is not None:
+            raise failure from None
+        return page
+    todo = f"set data.path to a folder with {_words(endings)}"
+    if endings == IMAGE_ENDINGS and format_of(head) is not None:
+        parent = root.rpartition("/")[0] or "/"
+        todo = f"set data.path={shlex.quote(parent)}, which takes every image below that folder"
+    raise DataError("E-DATA-308", "a folder is expected, and this is a file", where=root, todo=todo)
 
 
 def list_part(item: dict[str, Any], shared: Any) -> Result:
