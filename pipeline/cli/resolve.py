@@ -24,6 +24,7 @@ from pipeline.record.folder import (
     numbered,
     unfinished_methods,
 )
+from pipeline.record.lineage import weights_place
 
 # The key of the order before streams; a new epoch of such a run would repeat or omit images.
 _OLD_ORDER = "\n  window_shards: "
@@ -115,8 +116,7 @@ def _extended(command: Command, earlier: str) -> RunFolder:
             todo=f"finish it first: {program()} --resume {shlex.quote(uri)}",
         )
     config = parse_config(text, origin=_file(uri), overrides=command.overrides)
-    start = storage.join(uri, "models", "{method}", "backbone.safetensors")
-    train = config.train.model_copy(update={"init_from": start})
+    train = config.train.model_copy(update={"init_from": weights_place(uri)})
     config = config.model_copy(update={"train": train})
     root = storage.absolute(config.run.root)
     name = _free_name(root, f"{config.run.name}-{config_hash(config)[:8]}")

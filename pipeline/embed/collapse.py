@@ -18,6 +18,7 @@ from pipeline import storage
 from pipeline.model.source import ModelSource
 from pipeline.record.context import RunContext
 from pipeline.record.embedding import VectorHealth
+from pipeline.record.lineage import earlier_checks
 from pipeline.record.metrics import read_rows
 from pipeline.record.rows import AlarmPart, HealthRow
 from pipeline.record.run import Run
@@ -57,14 +58,18 @@ def vector_health(vectors_nF: torch.Tensor, ranks: Sequence[float] = ()) -> Vect
 
 
 def earlier_ranks(run: RunContext, source: ModelSource, num_images: int) -> list[float]:
-    """Return RankMe at the checks of a run's own training that saw no more than `num_images`.
+    """Return RankMe at the checks of a run's training that saw no more than `num_images`.
 
-    Empty for given weights, and for a data set that the run was not trained on.
+    Those of the runs that it started from come first. Empty for given weights, and for a
+    data set that the run was not trained on.
     """
     trained = Run.find(storage.join(run.run_uri, "run.json"))
     data = trained.data if trained is not None else None
     if source.method is None or data is None or data.manifest_hash != run.manifest.hash:
         return []
-    rows = read_rows(run.run_uri, HealthRow, method=source.method)
+    rows = [
+        *earlier_checks(run.run_uri, source.method),
+        *read_rows(run.run_uri, HealthRow, method=source.method),
+    ]
     ranks = [row.measures.get("rankme") for row in rows if row.num_images <= num_images]
     return [rank for rank in ranks if rank is not None]

@@ -35,6 +35,7 @@ class Compared:
     config: Mapping[str, str]
     evaluation: Evaluation | None
     health: Sequence[HealthRow]
+    history: Sequence[HealthRow]
     alarms: Sequence[tuple[str, AlarmPart]]
     is_labelled: bool
 
@@ -96,6 +97,7 @@ def _compared(inputs: Inputs, folder: str) -> Compared:
         config=inputs.config,
         evaluation=inputs.evaluation,
         health=inputs.health,
+        history=inputs.history,
         alarms=inputs.alarms(),
         is_labelled=inputs.manifest is None or inputs.manifest.is_labelled,
     )

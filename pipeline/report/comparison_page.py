@@ -100,7 +100,7 @@ def render(
 def _learned(runs: Sequence[Compared]) -> Iterator[Answer]:
     """Yield how many of the runs learned, and what is known of some that did not."""
     found = [
-        (name, learned({row.method: row for row in run.health}, run.health))
+        (name, learned({row.method: row for row in run.health}, run.history))
         for name, run in zip(_short(runs), runs, strict=True)
         if run.health
     ]

@@ -105,7 +105,7 @@ def render(
     name, newest = found.weights.name, inputs.newest_health()
     collapsed = vectors_warning(found.vectors)
     sick = bool(collapsed) or name in {method for method, a in inputs.alarms() if a.is_severe}
-    known = learned({name: newest[name]}, inputs.health).word == "Yes" if name in newest else True
+    known = learned({name: newest[name]}, inputs.history).word == "Yes" if name in newest else True
     doubts = (*collapsed, _SICK) if sick else () if known else (_DOUBT,)
     sheets = tuple(s for s in _sheets(found, pictures) if s.twos or s.lists)
     page = Page(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -15,6 +15,7 @@ from pipeline.errors import DataError
 from pipeline.record.abandoned import with_end
 from pipeline.record.evaluation import Evaluation, Forgotten
 from pipeline.record.goodput import Goodput, goodput
+from pipeline.record.lineage import Ancestor, ancestors, start_of
 from pipeline.record.metrics import read_metrics
 from pipeline.record.rows import ROWS, AlarmPart, HealthRow, MaskRow, StepRow
 from pipeline.record.run import COMPLETE, WITH_ALARMS, Run
@@ -28,7 +29,11 @@ Masked = TypeVar("Masked", bound=Part)
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that the pages of a run are made of; None where a stage has not run yet."""
+    """All that the pages of a run are made of; None where a stage has not run yet.
+
+    `start` is the weights that it started from, if any; `ancestors` are the runs that trained them,
+    by method.
+    """
 
     run_uri: str
     run: Run
@@ -41,6 +46,8 @@ class Inputs:
     forgotten: Forgotten | None
     manifest: Manifest | None
     goodput: Goodput | None = None
+    start: str | None = None
+    ancestors: Mapping[str, Sequence[Ancestor]] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -59,6 +66,17 @@ class Inputs:
         """Return the last measures of each method."""
         return {row.method: row for row in self.health}
 
+    @property
+    def history(self) -> list[HealthRow]:
+        """Checks from before the first training on: of the runs that it started from, and own."""
+        rows = []
+        for method, newest in self.newest_health().items():
+            runs = self.ancestors.get(method, ())
+            checks = [row for run in runs for row in run.checks]
+            same = [row for row in checks if row.num_images == newest.num_images]
+            rows += [row.model_copy(update={"method": method}) for row in same]
+        return [*rows, *self.health]
+
     def alarms(self) -> list[tuple[str, AlarmPart]]:
         """Return the alarms of the last check of each method, as (method, alarm)."""
         return [(m, alarm) for m, row in self.newest_health().items() for alarm in row.alarms]
@@ -74,6 +92,8 @@ def load(run_uri: str) -> Inputs:
     data_uri = run.data.uri if run.data is not None else None  # with no part masked
     rows = ROWS.validate_json(_masked_json(ROWS.dump_python(read_metrics(run_uri))))
     text = _text(storage.join(run_uri, "config.yaml"))
+    health, start = [row for row in rows if isinstance(row, HealthRow)], start_of(run_uri)
+    methods = dict.fromkeys(row.method for row in health)
     return Inputs(
         run_uri=redact(run_uri),
         run=_masked(run),
@@ -81,11 +101,13 @@ def load(run_uri: str) -> Inputs:
         config=_flat(text),
         steps=[row for row in rows if isinstance(row, StepRow)],
         masks=[row for row in rows if isinstance(row, MaskRow) and row.kept_frac],
-        health=[row for row in rows if isinstance(row, HealthRow)],
+        health=health,
         evaluation=find(Evaluation, storage.join(run_uri, "evaluation.json")),
         forgotten=find(Forgotten, storage.join(run_uri, "forgotten.json")),
         manifest=_manifest(storage.join(data_uri, "manifest.json")) if data_uri else None,
         goodput=goodput(rows),
+        start=None if start is None else redact(start),
+        ancestors={method: ancestors(run_uri, method) for method in methods} if start else {},
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from markupsafe import Markup
@@ -15,6 +15,7 @@ from markupsafe import Markup
 from pipeline.record.evaluation import Evaluation, Score
 from pipeline.record.rows import HealthRow
 from pipeline.record.scores import percent
+from pipeline.redact import redact
 from pipeline.report.charts.forest import Gap, forest
 from pipeline.report.inputs import Inputs
 from pipeline.report.names import listed, signed, style, title
@@ -79,7 +80,10 @@ class Verdict:
 
 def verdict(inputs: Inputs) -> Verdict:
     """Return the answers that the records allow."""
-    answers = [learned(inputs.newest_health(), inputs.health)] if inputs.health else []
+    answers = []
+    if inputs.health:
+        found = learned(inputs.newest_health(), inputs.history)
+        answers.append(replace(found, texts=(*started_from(inputs), *found.texts)))
     evaluation, manifest = inputs.evaluation, inputs.manifest
     gaps: list[Difference] = []
     if evaluation is not None:
@@ -88,9 +92,9 @@ def verdict(inputs: Inputs) -> Verdict:
         for other in ("simclr", "untrained"):
             if ours is None or ours == other or other not in names:
                 continue
-            found = list(differences(evaluation, manifest, ours, other))
-            answers.append(better(found, ours, other))
-            gaps += found
+            some = list(differences(evaluation, manifest, ours, other))
+            answers.append(better(some, ours, other))
+            gaps += some
     note = ""
     if gaps:
         images = gaps[0].num_images
@@ -123,6 +127,23 @@ def learned(newest: dict[str, HealthRow], rows: Sequence[HealthRow]) -> Answer:
         word = "No" if "No" in words else "Not shown"
     tone: Tone = "good" if set(words) == {"Yes"} else "bad" if "No" in words else "open"
     return Answer("Did it learn?", word, tone, tuple(texts))
+
+
+def started_from(inputs: Inputs) -> list[str]:
+    """Return which weights a run started from, and what it is compared with; empty if by seed."""
+    if inputs.start is None:
+        return []
+    chains = list(inputs.ancestors.values())
+    start = chains[0][-1].name if chains and chains[0] else inputs.start
+    compared = [next((run for run in chain if run.checks), None) for chain in chains]
+    baselines = {
+        "these weights" if run is None
+        else f"the untrained network of {run.name}" if run.is_first
+        else f"the weights that {run.name} started from"
+        for run in compared
+    }  # fmt: skip
+    against = listed(sorted(baselines)) or "these weights"
+    return [redact(f"Started from the weights of {start}; compared with {against}.")]
 
 
 def _learned(first: HealthRow, last: HealthRow) -> tuple[str, str]:

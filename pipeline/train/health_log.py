@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 from pipeline.config import Config
 from pipeline.console import Console
+from pipeline.record.lineage import earlier_checks, steps_before
 from pipeline.record.metrics import read_rows
 from pipeline.record.rows import AlarmPart, HealthRow
 from pipeline.record.run import RunAlarm
@@ -33,7 +34,8 @@ class HealthLog:
         method: the method with the features to measure.
         trainer: holds them.
         images: of the pre-training set; a fixed part of them is measured.
-        run_uri: where the rows are that a resumed run continues.
+        run_uri: where the rows are that a resumed run continues, and the configuration, which
+            names the run that this one started from.
     """
 
     def __init__(
@@ -45,7 +47,10 @@ class HealthLog:
             num_images=NUM_IMAGES,
             crop_px=trainer.recipe.augment.crop_px,
         )
-        earlier = read_rows(run_uri, HealthRow, method=method)
+        num_images = len(self._checkup.images)
+        before = [r for r in earlier_checks(run_uri, method) if r.num_images == num_images]
+        self._steps_before = steps_before(before)
+        earlier = [*before, *read_rows(run_uri, HealthRow, method=method)]
         self._history: list[Mapping[str, float | None]] = [row.measures for row in earlier]
         self._reports: deque[StepReport] = deque(maxlen=_NUM_LOSSES)
 
@@ -64,9 +69,10 @@ class HealthLog:
         """Look now; return the row for metrics.jsonl."""
         start_s = time.monotonic()
         measures: dict[str, float | None] = {**self._checkup(self._trainer.model)}
-        self._history.append(measures)
         step = self._trainer.step
-        found = alarms(self._history, num_steps=step)
+        # Before the first step masks are whole, also where another run had trained the weights.
+        self._history.append(measures if step else measures | {"disagreement": None})
+        found = alarms(self._history, num_steps=self._steps_before + step)
         stuck = loss_alarm(
             [report.loss for report in self._reports],
             temperature=self._reports[-1].temperature if self._reports else 1.0,

@@ -1,0 +1,111 @@
+"""Ancestors of a run by `train --extend` or `train.init_from`, and the checks of their features.
+
+Weights that another run trained are no untrained network. What is compared with the state before
+training begins with the first run of such a chain.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pydantic import JsonValue
+
+from pipeline import storage
+from pipeline.config import strict_yaml
+from pipeline.errors import PipelineError
+from pipeline.record.folder import data_of
+from pipeline.record.metrics import read_rows
+from pipeline.record.rows import HealthRow
+
+_OWN_METHOD = "{method}"
+_LAST_WEIGHTS = re.compile(r"(?P<run>.+)/models/(?P<method>[^/]+)/backbone\.safetensors")
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A run whose last weights another one started from.
+
+    Args:
+        uri: its folder.
+        checks: of the features of one method, in the order of training; empty where they were
+            taken on another data set or on views of another size.
+        is_first: whether it started from no given weights itself.
+    """
+
+    uri: str
+    checks: tuple[HealthRow, ...]
+    is_first: bool
+
+    @property
+    def name(self) -> str:
+        """The last part of its folder."""
+        return self.uri.rstrip("/").rpartition("/")[2]
+
+
+def weights_place(run_uri: str) -> str:
+    """Return where a run's last weights are, with a placeholder for the method."""
+    return storage.join(run_uri, "models", _OWN_METHOD, "backbone.safetensors")
+
+
+def start_of(run_uri: str) -> str | None:
+    """Return the weights that a run names as its first ones; None = by the seed, or unknown."""
+    start = _recorded(run_uri, "train", "init_from")
+    return start if isinstance(start, str) else None
+
+
+def ancestors(run_uri: str, method: str) -> list[Ancestor]:
+    """Return the runs that a method's first weights come from, the oldest first.
+
+    A run that is gone or cannot be read ends the chain: no training fails for want of a comparison.
+    """
+    return list(_upwards(run_uri, method))[::-1]
+
+
+def earlier_checks(run_uri: str, method: str) -> list[HealthRow]:
+    """Return the checks of those runs in the order of training, those before training first."""
+    return [row for run in ancestors(run_uri, method) for row in run.checks]
+
+
+def steps_before(checks: list[HealthRow]) -> int:
+    """Return the steps behind the last of such checks; each run counts its own from 0."""
+    return sum(max(0, after.step - row.step) for row, after in pairwise(checks))
+
+
+def _upwards(run_uri: str, method: str) -> Iterator[Ancestor]:
+    images, seen = _images(run_uri), {run_uri}
+    while (found := _LAST_WEIGHTS.fullmatch(start_of(run_uri) or "")) is not None:
+        run_uri = storage.absolute(found["run"])
+        method = method if found["method"] == _OWN_METHOD else found["method"]
+        if run_uri in seen:
+            return
+        seen.add(run_uri)
+        try:
+            checks = read_rows(run_uri, HealthRow, method=method)
+        except PipelineError:
+            return
+        is_same = images is not None and _images(run_uri) == images
+        yield Ancestor(run_uri, tuple(checks) if is_same else (), start_of(run_uri) is None)
+
+
+def _images(run_uri: str) -> tuple[str, JsonValue] | None:
+    """Return what decides which images and views are measured; None = unknown."""
+    try:
+        manifest_hash = data_of(run_uri).get("manifest_hash")
+    except PipelineError:
+        return None
+    crop_px = _recorded(run_uri, "augment", "crop_px")
+    return (manifest_hash, crop_px) if isinstance(manifest_hash, str) else None
+
+
+def _recorded(run_uri: str, section: str, key: str) -> JsonValue:
+    """Return a value of a run's configuration, of this version or an older one; None = none."""
+    try:
+        text = storage.read_bytes(storage.join(run_uri, "config.yaml")).decode()
+        content, _ = strict_yaml.read(text)
+    except (PipelineError, UnicodeDecodeError, strict_yaml.YamlRefusedError):
+        return None
+    part = content.get(section) if isinstance(content, dict) else None
+    return part.get(key) if isinstance(part, dict) else None
