@@ -1,8 +1,8 @@
 """The parts of docs/ that are made of the code, by `python docs/make.py`.
 
 Configuration reference from the schema, every error message from the source, the library from its
-docstrings, the tables of scale.md from its formulas, and the rest of the index. A page keeps the
-text before its marker.
+docstrings, the tables of scale.md from its formulas, those of evidence.md from the results of
+`benchmarks.evidence`, and the rest of the index. A page keeps the text before its marker.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import inspect
 import io
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -282,10 +283,23 @@ def _markdown(doc: str | None) -> str:
     return "\n".join(lines)
 
 
+def evidence() -> str:
+    """Return the text that `python -m benchmarks.evidence table` wrote, without its title."""
+    text = (ROOT / "benchmarks" / "results" / "evidence" / "evidence.md").read_text()
+    return re.sub(r"(?m)^(?=\w|- ).*$", lambda line: _wrapped(line[0]), text.partition("\n")[2])
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(
+        line, 100, subsequent_indent="  " * line.startswith("- "), break_on_hyphens=False
+    )
+
+
 PAGES = {
     "README.md": index,
     "api.md": library,
     "configuration.md": configuration,
+    "evidence.md": evidence,
     "troubleshooting.md": troubleshooting,
     "scale.md": scale_tables,
 }
