@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.advice import conflicts
+from pipeline.cli.advice import conflicts, left_out
 from pipeline.cluster import auto
 from pipeline.cluster.connect import Cluster
 from pipeline.config import Config
@@ -95,7 +95,7 @@ PHOTOS = ["data.source=folder", "data.path=x", "augment.hflip_prob=0.5"]
         (["augment.crop_px=64", "evaluate.resize_px=256"], 1280, ["centre 64 px", "enlarged"]),
         (["augment.crop_px=64", "evaluate.resize_px=90"], 1280, []),
         (["augment.crop_px=64", "feed.canvas_px=60"], 1280, ["feed.canvas_px"]),
-        (["augment.crop_px=64", "train.global_batch=256"], 400, ["leaves out 144 of 400"]),
+        (["augment.crop_px=64", "train.global_batch=256"], 400, ["144 of 400 images wait"]),
         (["augment.crop_px=64", "train.global_batch=256", "train.drop_last=false"], 400, []),
         (["augment.crop_px=64", "augment.hflip_prob=0"], 1280, ["photos.yaml"]),
     ],
@@ -107,3 +107,30 @@ def test_settings_that_fight_are_named(words: list[str], rows: int, named: list[
     found = conflicts(config(*photos, *words), replace(manifest, sets=sets))
     assert len(found) == len(named), found
     assert all(word in text for word, text in zip(named, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "text"),
+    [
+        ([], 175, "47 of 175 images wait for another epoch: train.drop_last=false takes them, as"),
+        ([], 128, ""),
+        (["train.drop_last=false"], 175, "1 of 175 images wait"),  # two workers take 46
+        (["train.workers=1", "train.drop_last=false"], 175, ""),
+        (["train.workers=2"], 175, "train.drop_last=false takes 46 of them"),
+        (["train.workers=[1, 2]"], 175, "47 of 175 images wait for another epoch: they do not"),
+        ([], 129, "1 of 129 images wait for another epoch: they do not fill a batch of 64"),
+        ([], 112, ""),  # 48 are more than a third: a conflict
+    ],
+)
+def test_images_that_an_epoch_leaves_out_are_counted_once(
+    words: list[str], rows: int, text: str
+) -> None:
+    workers = ["train.workers=2" if "train.drop_last=false" in words else "train.workers=1"]
+    own = [] if any("workers" in word for word in words) else workers
+    c = config("train.global_batch=64", *own, *words)
+    manifest = manifest_of(ImageInfo("raw", 8, 8), [])
+    manifest = replace(manifest, sets={"pretrain": replace(manifest.sets["pretrain"], rows=rows)})
+    found = left_out(c, manifest)
+    assert len(found) == bool(text) and all(text in one for one in found)
+    said = [one for one in conflicts(c, manifest) if "wait for another epoch" in one]
+    assert bool(said) is (rows == 112)

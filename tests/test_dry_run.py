@@ -148,6 +148,7 @@ def test_a_training_that_would_start_is_shown_with_its_feed(
     text = capsys.readouterr().out
     assert "the decoded set, 0.0 MiB, is kept in memory" in text
     assert "2 epochs, 4 steps of 4 images on 2 workers" in text
+    assert "[train] 2 of 10 images wait for another epoch: train.drop_last=false takes" in text
 
 
 def training(root: Path, *words: str) -> list[str]:
@@ -198,7 +199,7 @@ def test_what_a_run_would_be_warned_of_is_shown(
 ) -> None:
     monkeypatch.setattr(auto, "native_precision", lambda on_gpu: "float32")
     text = seen(capsys, tmp_path, *DEMO, "train.precision=bfloat16", "train.global_batch=256")
-    assert "[warning] each epoch leaves out 135 of 391 images" in text
+    assert "[warning] 135 of 391 images wait for another epoch: train.drop_last=false" in text
     assert "[warning] train.precision=bfloat16 is emulated" in text
 
 

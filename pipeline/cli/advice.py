@@ -5,8 +5,11 @@ What cannot work is refused elsewhere: `pipeline.train.driver.check`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline import feed
 from pipeline.config import Config
+from pipeline.console import counted
 from pipeline.dataset.manifest import Manifest
 from pipeline.model import build
 
@@ -58,11 +61,33 @@ def _small_canvas(config: Config, manifest: Manifest) -> str:
 
 
 def _dropped(config: Config, manifest: Manifest) -> str:
-    rows, batch = manifest.sets["pretrain"].rows, config.train.global_batch
-    dropped = rows % batch
-    if not config.train.drop_last or rows < batch or dropped < _MOST_DROPPED * rows:
+    return _waiting(config, manifest) if _is_much(config, manifest) else ""
+
+
+def left_out(config: Config, manifest: Manifest) -> list[str]:
+    """Say how many images an epoch leaves out; empty when none, or when `conflicts` says it.
+
+    Raises:
+        DataError: the set does not fill a batch.
+    """
+    text = "" if _is_much(config, manifest) else _waiting(config, manifest)
+    return [text] if text else []
+
+
+def _is_much(config: Config, manifest: Manifest) -> bool:
+    rows = manifest.sets["pretrain"].rows
+    return rows % config.train.global_batch >= _MOST_DROPPED * rows and config.train.drop_last
+
+
+def _waiting(config: Config, manifest: Manifest) -> str:
+    epoch, t = feed.epoch_plan(config, manifest), config.train
+    rest = epoch.num_images % t.global_batch
+    num = rest - epoch.tail
+    if num == 0:
         return ""
-    return (
-        f"each epoch leaves out {dropped} of {rows} images, since a batch has {batch}: set "
-        "train.drop_last=false, or a smaller train.global_batch"
-    )
+    text = f"{num} of {counted(epoch.num_images, 'image')} wait for another epoch"
+    more = 0 if isinstance(t.workers, tuple) else replace(epoch, drop_last=False).tail - epoch.tail
+    if more == 0:  # too few for a batch of their own, or the keys allow none
+        return f"{text}: they do not fill a batch of {t.global_batch}"
+    them = "them" if more == num else f"{more} of them"
+    return f"{text}: train.drop_last=false takes {them}, as may another train.global_batch"

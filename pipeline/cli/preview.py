@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pipeline import storage
-from pipeline.cli.advice import conflicts
+from pipeline.cli.advice import conflicts, left_out
 from pipeline.cli.command_line import Command
 from pipeline.cli.gc import gc
 from pipeline.cli.resolve import resolve
@@ -217,7 +217,8 @@ def _show_training(
             )
         for text in pruning_texts(config):
             console.stage("train", text)
-        console.stage("train", feed.described(config, plan.manifest))
+        for text in (feed.described(config, plan.manifest), *left_out(config, plan.manifest)):
+            console.stage("train", text)
     if not labelled:
         console.stage("evaluate", "nothing, without labels")
     else:

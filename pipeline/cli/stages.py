@@ -131,6 +131,7 @@ class Stages:
     def pretrain(self, *, ingest_first: bool) -> None:
         """Ingest if asked to, check, and train; the run exists from here on."""
         from pipeline import feed
+        from pipeline.cli.advice import left_out
         from pipeline.ingest.plan import data_set_uri
         from pipeline.train.checks import check, check_memory, uses_gpu
         from pipeline.train.driver import train
@@ -159,7 +160,9 @@ class Stages:
         device = "GPU" if uses_gpu(config, session.cluster) else "CPU"
         workers = counted(config.train.workers_text, f"{device} worker")
         console.stage("train", f"{methods}, {counted(config.train.epochs, 'epoch')}, {workers}")
-        console.stage("train", feed.described(config, session.dataset.manifest))
+        manifest = session.dataset.manifest
+        for text in (feed.described(config, manifest), *left_out(config, manifest)):
+            console.stage("train", text)
         for text in self._warnings():
             console.stage("warning", text)
         with session.stage("train") as end:
