@@ -188,7 +188,7 @@ def _density(found: ScoredSet, model: str, k: int, mark: str | None, progress: P
     chosen_M = reference_sample(num_images, REFERENCE_IMAGES)
     own_N = np.full(num_images, -1, np.int64)
     own_N[chosen_M] = np.arange(len(chosen_M))
-    distance = ray.remote(**on_nodes(mark))(_block_distance)
+    distance = ray.remote(_block_distance).options(**on_nodes(mark))
     reference = ray.put(found.features(model, chosen_M))
     tasks = {
         distance.remote(refs[model], reference, own_N[rows], k): rows for rows, refs in found.blocks
