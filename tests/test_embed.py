@@ -311,7 +311,7 @@ def test_an_error_in_a_worker_arrives_as_it_was(
     rows = feed.decoded_rows(run.config, run.data_uri, run.manifest, "pretrain")
     place = Placement("cpu", 1, 1, 0, 1, is_here)
     with raises("E-DATA-660") as caught, plain_errors():
-        list(over_blocks(rows, Failing, (), place, resource=None))
+        list(over_blocks(rows, Failing, (), place, mark=None))
     assert caught.value.todo == "try another" and caught.value.where
 
 

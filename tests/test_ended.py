@@ -151,7 +151,7 @@ def test_fits_in_tasks_equal_those_here(
     seen: list[tuple[int, int]] = []
     monkeypatch.setattr(fits, "_WORTH_TASKS", 0)
     monkeypatch.setattr(fits, "fit_here", None)
-    found = fit_anywhere(given, CPU, resource=None, progress=lambda *n: seen.append(n))
+    found = fit_anywhere(given, CPU, mark=None, progress=lambda *n: seen.append(n))
     total = 14 if apart else 4  # five folds of two linear probes
     assert seen[0] == (0, total) and seen[-1] == (total, total)
     digests = [hashlib.sha256(predictions.tobytes()).hexdigest() for predictions in found]

@@ -29,7 +29,7 @@ blocks = ray.data.from_items(items, override_num_blocks=3)
 decode = lambda block: {"shard": np.repeat(block["shard"], 5 + block["shard"][0])}
 rows = blocks.map_batches(decode, batch_size=1)
 place = Placement("cuda", num_workers=2, num_cpus=1, num_gpus=1, num_threads=1)
-found = over_blocks(rows, Extractor, ("block",), place, resource=None)
+found = over_blocks(rows, Extractor, ("block",), place, mark=None)
 print("TOLD", sorted(str(block["told"][0]) for block in found))
 """
 
