@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.config.file import load_config
+from pipeline.dataset.checks import shots_per_class
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.embed.features import SetFeatures
 from pipeline.errors import ConfigError, DataError
@@ -103,6 +104,16 @@ def test_shots_default_to_one_percent_of_the_labels() -> None:
     config = load_config(None, ["evaluate.fewshot_draws=2"])
     found = scorer(config=config, num_labelled=1200)
     assert [len(draw) for draw in found.draws] == [2 * NUM_CLASSES] * 2
+
+
+def test_the_default_shots_fit_the_smallest_class() -> None:
+    counts = [500, 500, 500, 500, 500, 3]
+    default = load_config(None, [])
+    assert shots_per_class(default, some_manifest(), counts) == 3
+    assert shots_per_class(default, some_manifest(), [*counts[:5], 0]) == 4
+    given = load_config(None, ["evaluate.shots_per_class=4"])
+    with raises("E-DATA-036", "f (3)"):
+        shots_per_class(given, some_manifest(), counts)
 
 
 def test_too_many_shots_are_refused_with_the_key() -> None:

@@ -189,11 +189,7 @@ def _show_training(
     check_data(config, plan.manifest, object_store_bytes=_UNKNOWN_BYTES)
     timing = measure(config, build.crop_px(config, plan.manifest), where=where)
     labelled = plan.sets["pretrain"].class_counts is not None
-    console.stage(
-        "device",
-        f"{timing.device}; times below are this machine's, from a few steps, "
-        "without the start of Ray",
-    )
+    _show_device(timing, console)
     for text in (*conflicts(config, plan.manifest), *_device_warnings(config)):
         console.stage("warning", text)
     epoch, t = feed.epoch_plan(config, plan.manifest), config.train
@@ -242,6 +238,11 @@ _PROTOCOL_TIMES = {
 }
 
 
+def _show_device(timing: Timing, console: Console) -> None:
+    text = "times below are this machine's, from a few steps, without the start of Ray"
+    console.stage("device", f"{timing.device}; {text}")
+
+
 def _device_warnings(config: Config) -> list[str]:
     num_gpus = auto.gpus_here()
     native = auto.native_precision(num_gpus > 0 and auto.uses_gpu(config, num_gpus))
@@ -273,11 +274,7 @@ def _show_vectors(command: Command, folder: RunFolder, config: Config, console: 
     info = manifest.sets[set_name]
     labelled = manifest.has_labels(set_name)
     timing = measure(config, build.crop_px(config, manifest), where=folder.uri)
-    console.stage(
-        "device",
-        f"{timing.device}; times below are this machine's, from a few steps, "
-        "without the start of Ray",
-    )
+    _show_device(timing, console)
     what = f"{manifest.name}, {info.rows} images of the set {set_name}"
     if command.stage == "curate":
         _show_curation(command, config, manifest, timing, console)

@@ -252,7 +252,9 @@ class Evaluate(Section):
     )
     fewshot_draws: int = Field(default=10, ge=1, description="few-shot sets to average over")
     shots_per_class: int | None = Field(
-        default=None, ge=1, description="null = 1 % of the labels, >= 1"
+        default=None,
+        ge=1,
+        description="null = 1 % of the labels, >= 1, at most those of the smallest class",
     )
     cv_folds: int = Field(default=5, ge=2, description="cross-validation of the regularisation")
     resize_px: int | None = Field(

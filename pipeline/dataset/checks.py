@@ -45,7 +45,8 @@ def check_scored_sets(config: Config, manifest: Manifest) -> None:
 def shots_per_class(config: Config, manifest: Manifest, counts: Sequence[int]) -> int:
     """Return how many labelled images of each class a few-shot draw has.
 
-    One percent of the labels where no number is given, as in the paper's few-shot sets.
+    Where no number is given, one percent of the labels, as in the paper's few-shot sets, but no
+    more than the smallest class has.
 
     Args:
         config: may give the number.
@@ -58,7 +59,8 @@ def shots_per_class(config: Config, manifest: Manifest, counts: Sequence[int]) -
     names = manifest.class_names or ()
     shots = config.evaluate.shots_per_class
     if shots is None:
-        shots = max(1, round(0.01 * sum(counts) / max(1, len(names))))
+        fewest = min((count for count in counts if count), default=1)
+        shots = min(fewest, max(1, round(0.01 * sum(counts) / max(1, len(names)))))
     small = [f"{names[c]} ({count})" for c, count in enumerate(counts) if 0 < count < shots]
     if small and not manifest.fewshot:
         listed = ", ".join(small[:_SHOWN]) + (", ..." if len(small) > _SHOWN else "")

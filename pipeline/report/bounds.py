@@ -20,7 +20,7 @@ _NAMES = {
 _TODO = {
     "wait": "docs/feed.md says what makes the feed faster",
     "views": "more CPU threads for each worker, or a GPU, make them faster",
-    "compute": "train.precision, train.compile and faster devices change it",
+    "compute": "try train.precision=bfloat16, train.compile=true or a faster device",
     "exchange": "the panel of own time by rank shows a slow worker; a larger batch exchanges less",
     "checkpoint": "raise train.checkpoint_every_s or train.checkpoint_every_epochs",
     "health": "raise health.every_epochs",
@@ -51,4 +51,4 @@ def _sentence(method: str, rows: Sequence[StepRow]) -> str:
     reached = [row.roofline_frac for row in rows if row.roofline_frac is not None]
     if reached:
         text += f"; {100 * fmean(reached):.0f} % of what the devices could do"
-    return f"{text}. To change it: {_TODO[first]}."
+    return f"{text}. What to do: {_TODO[first]}."
