@@ -45,7 +45,7 @@ def smooth_images(num_images: int, side_px: int) -> Tensor:
 def ours(images_BCHW: Tensor, recipe: AugmentRecipe) -> Callable[[], Tensor]:
     """Draw one view of each image, with new parameters on each call."""
     sizes_B2 = torch.tensor(images_BCHW.shape[2:]).expand(len(images_BCHW), 2)
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
     return lambda: apply_view(images_BCHW, sample_view(recipe, sizes_B2, generator), recipe)
 
 

@@ -58,7 +58,7 @@ from sdclr.checkup import probe_views
 from sdclr.groups import groups_by_tercile
 from sdclr.health import disagreement
 from sdclr.rarity import knn_distance, rank_share, stratified_batch
-from sdclr.seeds import torch_generator
+from sdclr.seeds import numpy_generator
 
 BATCH, NUM_VIEWS, RATIOS, NEIGHBOURS = 128, 4, (0.5, 0.7, 0.9), 10
 SIDE_PX = {"digits": 8, "cifar10": 16}
@@ -115,7 +115,7 @@ def make(name: str, split: int, seed: int, out: Path, data: str, lists: str) -> 
     views = probe_views(crop_px)
     shown = [centre_view(*found.take(torch.arange(len(found))), crop_px=crop_px, resize_px=crop_px)]
     for view in range(1, NUM_VIEWS):
-        params = sample_view(views, found.sizes_N2, torch_generator(0, "mine", 0, view))
+        params = sample_view(views, found.sizes_N2, numpy_generator(0, "mine", 0, view))
         shown.append(apply_view(found.images_NCHW, params, views))
     network = build_network("resnet8", stem="cifar", head_depth=2, seed=seed)
     first_NF, untrained_NF, untrained_NR = measured(Twin(network), shown)

@@ -18,13 +18,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sdclr.colour import HUE, blur_, blur_kernel_px, gray_, jitter_
-from sdclr.resample import Window, resample, sample_crops
+from sdclr.resample import CROP_NUMBERS, Window, resample, sample_crops
 
 _CHUNK_PX = 2**16  # canvas or view pixels worked on together on a CPU, so that they stay in cache
+
+VIEW_NUMBERS = 36
+"""Random numbers that each image of a view takes, of which `CROP_NUMBERS` are for its crop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,16 +133,19 @@ class ViewParams:
         return ViewParams(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
 
 
-def sample_view(recipe: AugmentRecipe, sizes_B2: Tensor, generator: torch.Generator) -> ViewParams:
+def sample_view(
+    recipe: AugmentRecipe, sizes_B2: Tensor, generator: np.random.Generator
+) -> ViewParams:
     """Draw one view of each image, on the CPU.
 
-    Which numbers are drawn depends on B alone: to switch one operation off leaves the others as
-    they were, and R ranks that each cut `rows` out of one draw see the views of a single rank.
+    Each image takes `VIEW_NUMBERS` doubles, whatever the recipe and the other images are. To switch
+    one operation off leaves the others as they were. With `sdclr.seeds.place_generator` a rank
+    draws the views of its own images that a single rank would draw.
 
     Args:
         recipe: the distributions.
         sizes_B2: int64, height and width in px of each image's valid area.
-        generator: a CPU generator; advanced.
+        generator: advanced by B times `VIEW_NUMBERS` doubles.
 
     Raises:
         ValueError: an image without pixels.
@@ -146,19 +153,21 @@ def sample_view(recipe: AugmentRecipe, sizes_B2: Tensor, generator: torch.Genera
     sizes_B2 = sizes_B2.cpu()
     if bool((sizes_B2 < 1).any()):
         raise ValueError(f"every image needs pixels, sizes_B2 goes down to {int(sizes_B2.min())}")
-    num_images = len(sizes_B2)
+    numbers_BK = generator.random((len(sizes_B2), VIEW_NUMBERS))
+    numbers_KB = torch.from_numpy(np.ascontiguousarray(numbers_BK.T))
+    rest = iter(numbers_KB[CROP_NUMBERS + 4 :].unbind())
 
     def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:
-        return torch.rand(num_images, generator=generator).mul_(high - low).add_(low)
+        return next(rest).mul(high - low).add_(low).float()
 
     def factor(strength: float) -> Tensor:
         return uniform(max(0.0, 1.0 - strength), 1.0 + strength)
 
     top_B, left_B, height_B, width_B = sample_crops(
         sizes_B2,
+        numbers_KB[:CROP_NUMBERS],
         scale=(recipe.crop_scale_min, recipe.crop_scale_max),
         ratio=(recipe.crop_ratio_min, recipe.crop_ratio_max),
-        generator=generator,
     )
     return ViewParams(
         top=top_B,
@@ -167,7 +176,7 @@ def sample_view(recipe: AugmentRecipe, sizes_B2: Tensor, generator: torch.Genera
         width=width_B,
         flip=uniform() < recipe.hflip_prob,
         jitter=uniform() < recipe.jitter_prob,
-        order=torch.rand(num_images, 4, generator=generator, dtype=torch.float64).argsort(dim=1),
+        order=numbers_KB[CROP_NUMBERS : CROP_NUMBERS + 4].T.argsort(dim=1),
         brightness=factor(recipe.brightness),
         contrast=factor(recipe.contrast),
         saturation=factor(recipe.saturation),

@@ -27,7 +27,7 @@ from sdclr.augment import AugmentRecipe, ViewParams, sample_view
 from sdclr.imageset import Images, ImageSet
 from sdclr.kmeans import kmeans
 from sdclr.rendering import render_views
-from sdclr.seeds import numpy_generator, torch_generator
+from sdclr.seeds import numpy_generator
 from sdclr.twin import SimCLR, Twin
 
 Measures = dict[str, float]
@@ -117,7 +117,7 @@ class Checkup:
         chosen = ImageSet(*images.take(rows_N))
         recipe = probe_views(crop_px)
         first, second = (
-            sample_view(recipe, chosen.sizes_N2, torch_generator(_SEED, "checkup view", which))
+            sample_view(recipe, chosen.sizes_N2, numpy_generator(_SEED, "checkup view", which))
             for which in (1, 2)
         )
         return cls(chosen, (first, second), recipe)

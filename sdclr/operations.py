@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +21,8 @@ from torch import Tensor
 from sdclr.transfer import to_device
 
 MAX_BLEND, MAX_SHEAR, MAX_SHIFT, MAX_DEGREES, MAX_BITS = 0.9, 0.3, 150 / 331, 30.0, 4
+OPERATION_NUMBERS = 4
+"""Random numbers that each operation takes: whether, which, how strong, in which direction."""
 _GRAY = (0.2989, 0.587, 0.114)
 
 
@@ -55,28 +58,25 @@ class OperationParams:
     which_BK: Tensor
     amount_BK: Tensor
 
-    def rows(self, start: int, stop: int) -> OperationParams:
-        """Return the operations of images start..stop - 1: one rank's part of the batch."""
-        return OperationParams(self.which_BK[start:stop], self.amount_BK[start:stop])
-
 
 def sample_operations(
-    rule: OperationRule, strengths_B: Tensor, generator: torch.Generator
+    rule: OperationRule, strengths_B: Tensor, generator: np.random.Generator
 ) -> OperationParams:
     """Draw the operations of one view of each image, on the CPU.
 
     Each happens with the image's strength as its probability, at a magnitude that is drawn up to
-    that strength times the rule's (Zhou et al. 2022). Which numbers are drawn depends
-    on B and K alone, so ranks that cut `rows` out of one draw agree with a single rank.
+    that strength times the rule's (Zhou et al. 2022). Each image takes K `OPERATION_NUMBERS`
+    doubles, so with `sdclr.seeds.place_generator` ranks agree with a single rank.
 
     Args:
         rule: how many, how strong.
         strengths_B: in [0, 1].
-        generator: a CPU generator; advanced.
+        generator: advanced.
     """
-    shape = (len(strengths_B), rule.num_operations)
-    which_BK = torch.randint(len(OPERATIONS), shape, generator=generator)
-    chance_BK, part_BK, side_BK = torch.rand((3, *shape), generator=generator)
+    shape = (len(strengths_B), rule.num_operations, OPERATION_NUMBERS)
+    numbers_BK4 = torch.from_numpy(generator.random(shape))
+    chance_BK, which_BK, part_BK, side_BK = numbers_BK4.unbind(dim=2)
+    which_BK, part_BK = (which_BK * len(OPERATIONS)).long(), part_BK.float()
     strengths_B1 = strengths_B.cpu().float()[:, None]
     amount_BK = rule.strength * strengths_B1 * part_BK * torch.where(side_BK < 0.5, -1.0, 1.0)
     return OperationParams(torch.where(chance_BK < strengths_B1, which_BK, -1), amount_BK)

@@ -17,12 +17,14 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sdclr.augment import AugmentRecipe, ViewParams, apply_view, check_images, sample_view
 from sdclr.colour import blur_kernel_px
 from sdclr.recipe import cifar_recipe
+from sdclr.seeds import numpy_generator
 from sdclr.transfer import to_device
 
 MAX_SMALL_PX = 64  # of a side; a larger view does not fit the registers of one program
@@ -103,9 +105,9 @@ def problem_on(device: torch.device) -> str:
     """Return why Triton cannot make small views on a GPU, empty if it can; takes seconds once."""
     published = cifar_recipe("sdclr", epochs=1, seed=0).augment
     recipe = replace(published, crop_px=16, jitter_prob=1.0)
-    draws = torch.Generator().manual_seed(0)
+    draws = numpy_generator(0, "views that are tried")
     shape = (_CHECKED_IMAGES, 3, 32, 32)
-    images_BCHW = torch.randint(0, 256, shape, generator=draws, dtype=torch.uint8)
+    images_BCHW = torch.from_numpy(draws.integers(256, size=shape, dtype=np.uint8))
     sizes_B2 = torch.tensor(shape[2:]).expand(len(images_BCHW), 2)
     params = sample_view(recipe, sizes_B2, draws)
     return problem_of(to_device(images_BCHW, device), [params], recipe)

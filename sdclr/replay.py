@@ -35,7 +35,7 @@ from sdclr.schedule import TemperatureSchedule
 from sdclr.trainer import Trainer
 from sdclr.twin import build_network
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _RULES = {
     "augment": AugmentRecipe,
     "prune": PruneRule,

@@ -21,14 +21,16 @@ from torch import Tensor
 
 Kernel = Literal["bicubic", "bilinear"]
 _NUM_CANDIDATES = 10  # as many attempts as torchvision's RandomResizedCrop makes
+CROP_NUMBERS = 2 * _NUM_CANDIDATES + 2
+"""Random numbers that a crop takes: area and shape of each candidate, and its place."""
 
 
 def sample_crops(
     sizes_B2: Tensor,
+    numbers_KB: Tensor,
     *,
     scale: tuple[float, float],
     ratio: tuple[float, float],
-    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw top, left, height, width (B) int64 in px as torchvision's RandomResizedCrop does.
 
@@ -38,13 +40,12 @@ def sample_crops(
 
     Args:
         sizes_B2: int64, height and width of each image in px, at least 1.
+        numbers_KB: float64, K = `CROP_NUMBERS` random numbers in [0, 1) for each image.
         scale: least and largest share of the area, in (0, 1].
         ratio: least and largest width / height, above 0.
-        generator: a CPU generator; advanced by the same amount whatever the other arguments are.
     """
     # Double: with 53 random bits floor(u * n) < n holds for every n, so no crop leaves its image.
-    shape = (2, len(sizes_B2), _NUM_CANDIDATES)
-    share_BA, log_ratio_BA = torch.rand(shape, generator=generator, dtype=torch.float64)
+    share_BA, log_ratio_BA = torch.split(numbers_KB[:-2].T, _NUM_CANDIDATES, dim=1)
     share_BA = share_BA * (scale[1] - scale[0]) + scale[0]
     log_ratio_BA = log_ratio_BA * math.log(ratio[1] / ratio[0]) + math.log(ratio[0])
     size_2B = sizes_B2.T
@@ -54,8 +55,7 @@ def sample_crops(
     fits_BA = ((crop_2BA >= 1) & (crop_2BA <= size_2B[:, :, None])).all(dim=0)
     first_B1 = fits_BA.long().argmax(dim=1, keepdim=True)
     crop_2B = crop_2BA.gather(2, first_B1.expand(2, -1, 1))[:, :, 0]
-    place_2B = torch.rand(2, len(sizes_B2), generator=generator, dtype=torch.float64)
-    place_2B = (place_2B * (size_2B - crop_2B + 1)).long()
+    place_2B = (numbers_KB[-2:] * (size_2B - crop_2B + 1)).long()
 
     height_B, width_B = size_2B
     tallest_B = (width_B / ratio[0]).round().long().clamp_min(1)

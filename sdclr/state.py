@@ -16,7 +16,7 @@ from sdclr.optimizers import give_back, kept_of_each_weight
 from sdclr.trainer import Trainer
 from sdclr.transfer import host_copies
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: draws by a counter, so a run of before would go on with other views
 LOSS_MEMORY = "loss_memory"
 _MODEL, _METHOD = "model.", "method."
 

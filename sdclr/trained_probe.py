@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from sdclr.imageset import ImageSet
 from sdclr.logistic import LinearProbe
 from sdclr.order import epoch_order
-from sdclr.resample import Window, resample, sample_crops
+from sdclr.resample import CROP_NUMBERS, Window, resample, sample_crops
 from sdclr.seeds import torch_generator
 
 # RandomCrop(32, padding=4) of the CIFAR protocol; other sides in proportion.
@@ -89,10 +89,12 @@ class ProbeView:
         self, images_BCHW: Tensor, sizes_B2: Tensor, generator: torch.Generator
     ) -> Tensor:
         device, num_images = images_BCHW.device, len(images_BCHW)
+        shape = (CROP_NUMBERS + 1, num_images)
+        numbers_KB = torch.rand(shape, generator=generator, dtype=torch.float64)
         crop_4B = sample_crops(
-            sizes_B2.cpu(), scale=_CROP_SCALE, ratio=_CROP_RATIO, generator=generator
+            sizes_B2.cpu(), numbers_KB[:-1], scale=_CROP_SCALE, ratio=_CROP_RATIO
         )
-        flip_B = torch.rand(num_images, generator=generator) < self.hflip_prob
+        flip_B = numbers_KB[-1] < self.hflip_prob
         top_B, left_B, height_B, width_B = (part.to(device) for part in crop_4B)
         view_CBSS = images_BCHW.new_empty(
             (3, num_images, self.crop_px, self.crop_px), dtype=torch.float32

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdclr import collective, parts
-from sdclr.augment import sample_view
+from sdclr.augment import VIEW_NUMBERS, sample_view
 from sdclr.backbone import random_layers
 from sdclr.batchnorm import synchronise
 from sdclr.gradcache import chunked_backward
@@ -41,7 +41,7 @@ from sdclr.rendering import render_views
 from sdclr.replicas import Comparison, ReplicaError
 from sdclr.reports import NonFiniteError, StepReport
 from sdclr.schedule import learning_rate, warmup_steps
-from sdclr.seeds import torch_generator
+from sdclr.seeds import place_generator
 from sdclr.transfer import HostCopy
 from sdclr.twin import Network, Twin
 
@@ -160,17 +160,15 @@ class Trainer:
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the two views (B, 3, h, w) of this rank's images, on the training device.
 
-        Parameters are drawn for the whole global batch and cut by rank: they do not depend on the
-        ranks. On a GPU a bfloat16 step gets views in bfloat16.
+        The draws of an image are a function of its place in the global batch, so they do not depend
+        on the ranks. On a GPU a bfloat16 step gets views in bfloat16.
         """
         images_BCHW = batch.images_BCHW.to(self.device, non_blocking=True)
-        stop = batch.start + len(images_BCHW)
-        sizes_G2 = torch.tensor(images_BCHW.shape[2:]).repeat(batch.num_global, 1)
-        sizes_G2[batch.start : stop] = batch.sizes_B2
         augment, params = self.recipe.augment, []
         for which in (1, 2):
-            generator = torch_generator(self.recipe.seed, "view", which, self.step)
-            params.append(sample_view(augment, sizes_G2, generator).rows(batch.start, stop))
+            path = self.recipe.seed, "view", which, self.step
+            generator = place_generator(*path, place=batch.start, num_each=VIEW_NUMBERS)
+            params.append(sample_view(augment, batch.sizes_B2, generator))
         halved = self.device.type == "cuda" and self.recipe.precision == "bfloat16"
         dtype = torch.bfloat16 if halved else torch.float32
         view1_BCHW, view2_BCHW = (

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdclr import rendering
 from sdclr.augment import AugmentRecipe, ViewParams, sample_view
-from tests.test_augment import RECIPE, STRONG, generator, noise
+from tests.test_augment import RECIPE, STRONG, draws, noise
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Case:
         return [self._view(number) for number in range(self.num_views)]
 
     def _view(self, number: int) -> ViewParams:
-        some = sample_view(self.recipe, torch.tensor(self.sizes), generator(number))
+        some = sample_view(self.recipe, torch.tensor(self.sizes), draws(number))
         place = torch.arange(len(some)) + number
         blur = place % 4 < 2 if self.recipe.blur_prob else torch.zeros(len(some), dtype=torch.bool)
         return replace(

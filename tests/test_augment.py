@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -39,6 +40,10 @@ NOTHING = replace(RECIPE, hflip_prob=0.0, jitter_prob=0.0, gray_prob=0.0, blur_p
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def draws(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
 def noise(num: int, height: int, width: int) -> Tensor:
@@ -105,7 +110,7 @@ def test_views_are_torchvisions(
     recipe: AugmentRecipe, canvas_px: int, low_px: int, num: int, tolerance: float
 ) -> None:
     images, sizes = noise(num, canvas_px, canvas_px), random_sizes(num, low_px, canvas_px)
-    params = sample_view(recipe, sizes, generator())
+    params = sample_view(recipe, sizes, draws())
     ours = apply_view(images, params, recipe)
     assert ours.shape == (num, 3, recipe.crop_px, recipe.crop_px)
     assert ours.dtype == torch.float32
@@ -119,7 +124,7 @@ def test_views_are_torchvisions(
 def test_one_wrong_parameter_shows(name: str) -> None:
     images, sizes = noise(40, 40, 40), random_sizes(40, 36, 40)
     recipe = replace(RECIPE, jitter_prob=1.0, gray_prob=0.0, crop_scale_max=0.5)
-    params = sample_view(recipe, sizes, generator())
+    params = sample_view(recipe, sizes, draws())
     values = getattr(params, name)
     wrong = ~values if values.dtype == torch.bool else values.flip(0)
     ours = apply_view(images, replace(params, **{name: wrong}), recipe)
@@ -131,14 +136,14 @@ def test_one_wrong_parameter_shows(name: str) -> None:
 def test_with_nothing_on_and_the_whole_image_the_view_is_the_image() -> None:
     images = noise(3, 32, 32)
     recipe = replace(NOTHING, crop_scale_min=1.0, crop_ratio_min=1.0, crop_ratio_max=1.0)
-    params = sample_view(recipe, torch.tensor([[32, 32]] * 3), generator())
+    params = sample_view(recipe, torch.tensor([[32, 32]] * 3), draws())
     view = apply_view(images, params, recipe)
     torch.testing.assert_close(view, images / 255, atol=1e-6, rtol=0)
 
 
 def test_what_lies_outside_the_valid_area_is_never_seen() -> None:
     sizes = random_sizes(60, 5, 30)
-    params = sample_view(RECIPE, sizes, generator())
+    params = sample_view(RECIPE, sizes, draws())
     dark, bright = noise(60, 32, 32), noise(60, 32, 32)
     for row, (height, width) in enumerate(sizes.tolist()):
         bright[row, :, height:], bright[row, :, :, width:] = 255, 255
@@ -149,7 +154,7 @@ def test_what_lies_outside_the_valid_area_is_never_seen() -> None:
 def test_parts_of_a_batch_equal_the_whole() -> None:
     """To the last bits: how the batch is cut may change the order of sums, nothing else."""
     images, sizes = noise(250, 32, 32), random_sizes(250, 20, 32)
-    params = sample_view(RECIPE, sizes, generator())
+    params = sample_view(RECIPE, sizes, draws())
     whole = apply_view(images, params, RECIPE)
     parts = [(0, 125), (125, 249), (249, 250)]
     cut = [apply_view(images[a:b], params.rows(a, b), RECIPE) for a, b in parts]
@@ -159,10 +164,10 @@ def test_parts_of_a_batch_equal_the_whole() -> None:
 
 
 def test_an_empty_batch_and_images_of_one_pixel() -> None:
-    nothing = sample_view(RECIPE, torch.empty(0, 2, dtype=torch.int64), generator())
+    nothing = sample_view(RECIPE, torch.empty(0, 2, dtype=torch.int64), draws())
     assert apply_view(noise(0, 32, 32), nothing, RECIPE).shape == (0, 3, 32, 32)
     sizes = torch.ones(20, 2, dtype=torch.int64)
-    params = sample_view(NOTHING, sizes, generator())
+    params = sample_view(NOTHING, sizes, draws())
     images = noise(20, 8, 8)
     view = apply_view(images, params, NOTHING)
     expected = (images[:, :, :1, :1] / 255).expand_as(view)
@@ -197,7 +202,7 @@ def test_centre_view_refuses_images_smaller_than_the_crop() -> None:
 
 
 def test_wrong_inputs_are_refused() -> None:
-    params = sample_view(RECIPE, random_sizes(2, 8, 8), generator())
+    params = sample_view(RECIPE, random_sizes(2, 8, 8), draws())
     with pytest.raises(ValueError, match="uint8"):
         apply_view(noise(2, 8, 8).float(), params, RECIPE)
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\), got .*\(2, 1, 8, 8\)"):
@@ -205,13 +210,13 @@ def test_wrong_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match="2 params for 3 images"):
         apply_view(noise(3, 8, 8), params, RECIPE)
     with pytest.raises(ValueError, match="goes down to 0"):
-        sample_view(RECIPE, torch.tensor([[4, 0]]), generator())
+        sample_view(RECIPE, torch.tensor([[4, 0]]), draws())
 
 
 def test_nothing_waits_for_the_device() -> None:
     """Tensors on "meta" have no values, so any step that reads one back would fail here."""
     images, sizes = noise(64, 48, 48).to("meta"), random_sizes(64, 20, 48)
-    params = sample_view(RECIPE, sizes, generator())
+    params = sample_view(RECIPE, sizes, draws())
     view = apply_view(images, params, RECIPE)
     assert (view.device.type, view.shape) == ("meta", (64, 3, 32, 32))
     assert centre_view(images, sizes, crop_px=32, resize_px=40).device.type == "meta"
@@ -223,7 +228,7 @@ def test_nothing_waits_for_the_device() -> None:
 @pytest.mark.parametrize("params_on", ["cpu", "cuda"])
 def test_a_gpu_makes_the_same_views(params_on: str) -> None:
     images, sizes = noise(64, 48, 48), random_sizes(64, 20, 48)
-    params = sample_view(RECIPE, sizes, generator())
+    params = sample_view(RECIPE, sizes, draws())
     expected = apply_view(images, params, RECIPE)
     ours = apply_view(images.cuda(), params.to(params_on), RECIPE)
     torch.testing.assert_close(ours.cpu(), expected, atol=1e-5, rtol=0)

@@ -11,24 +11,24 @@ import torch
 from scipy import stats  # type: ignore[import-untyped]
 
 from sdclr.augment import ViewParams, apply_view, sample_view
-from tests.test_augment import NOTHING, RECIPE, STRONG, generator, noise, random_sizes
+from tests.test_augment import NOTHING, RECIPE, STRONG, draws, noise, random_sizes
 
 
 def test_a_seed_names_a_view() -> None:
     sizes = random_sizes(50, 20, 32)
-    first, again, other = (sample_view(RECIPE, sizes, generator(s)) for s in (1, 1, 2))
+    first, again, other = (sample_view(RECIPE, sizes, draws(s)) for s in (1, 1, 2))
     for field in fields(ViewParams):
         assert torch.equal(getattr(first, field.name), getattr(again, field.name))
         assert not torch.equal(getattr(first, field.name), getattr(other, field.name))
     before = torch.random.get_rng_state()
     apply_view(noise(50, 32, 32), first, RECIPE)
-    sample_view(RECIPE, sizes, generator())
+    sample_view(RECIPE, sizes, draws())
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_to_switch_operations_off_leaves_the_other_parameters() -> None:
     sizes = random_sizes(50, 20, 32)
-    on, off = (sample_view(recipe, sizes, generator()) for recipe in (RECIPE, NOTHING))
+    on, off = (sample_view(recipe, sizes, draws()) for recipe in (RECIPE, NOTHING))
     for name in ("top", "left", "height", "width", "order", "brightness", "hue", "blur_sigma"):
         assert torch.equal(getattr(on, name), getattr(off, name))
     assert bool(on.flip.any() and on.jitter.any() and on.gray.any() and on.blur.any())
@@ -38,7 +38,7 @@ def test_to_switch_operations_off_leaves_the_other_parameters() -> None:
 def test_parameters_follow_the_recipe() -> None:
     """20,000 draws: probabilities by binomial test, factors by KS, the 24 orders by chi-square."""
     num = 20_000
-    p = sample_view(RECIPE, torch.tensor([32, 32]).expand(num, 2), generator(11))
+    p = sample_view(RECIPE, torch.tensor([32, 32]).expand(num, 2), draws(11))
     probabilities = {"flip": 0.5, "jitter": 0.8, "gray": 0.2, "blur": 0.5}
     for name, probability in probabilities.items():
         count = int(getattr(p, name).sum())
@@ -65,7 +65,7 @@ def test_parameters_follow_the_recipe() -> None:
 
 
 def test_strong_factors_stop_at_zero() -> None:
-    p = sample_view(STRONG, torch.tensor([32, 32]).expand(5000, 2), generator())
+    p = sample_view(STRONG, torch.tensor([32, 32]).expand(5000, 2), draws())
     assert 0 <= float(p.brightness.min()) < 0.01
     assert 2.49 < float(p.brightness.max()) <= 2.5
 

@@ -25,11 +25,12 @@ from sdclr import (
     restore,
     sample_view,
 )
+from sdclr.augment import VIEW_NUMBERS
 from sdclr.imageset import Batch
 from sdclr.methods.bcl import memorisation
-from sdclr.operations import OperationParams, apply_operations, sample_operations
+from sdclr.operations import OperationParams, apply_operations
 from sdclr.replay import capture_step, read_capture, replay
-from sdclr.seeds import torch_generator
+from sdclr.seeds import place_generator
 from tests.recipes import some_images, some_plan, some_trainer
 from tests.test_models import manifest
 
@@ -66,22 +67,21 @@ def slow_views(trainer: Trainer, batch: Batch, scores: list[float]) -> list[torc
     found, rule = [], trainer.recipe.boost
     assert rule is not None
     for which in (1, 2):
-        generator = torch_generator(trainer.recipe.seed, "view", which, trainer.step)
+        path = trainer.recipe.seed, "view", which, trainer.step
+        generator = place_generator(*path, place=0, num_each=VIEW_NUMBERS)
         usual = sample_view(trainer.recipe.augment, batch.sizes_B2, generator)
         view = apply_view(batch.images_BCHW, usual, trainer.recipe.augment)
-        generator = torch_generator(trainer.recipe.seed, "boost", which, trainer.step)
-        drawn = sample_operations(rule, torch.ones(8), generator)
-        generator = torch_generator(trainer.recipe.seed, "boost", which, trainer.step)
-        torch.randint(11, (8, 2), generator=generator)
-        chance, part, side = torch.rand((3, 8, 2), generator=generator).tolist()
+        path = trainer.recipe.seed, "boost", which, trainer.step
+        numbers = place_generator(*path, place=0, num_each=8).random((8, 2, 4)).tolist()
         images = []
         for row, image in enumerate(view):
             score = scores[int(batch.rows_B[row])]
             for k in range(2):
-                if chance[row][k] < score:
-                    sign = -1.0 if side[row][k] < 0.5 else 1.0
-                    amount = torch.tensor([[rule.strength * score * part[row][k] * sign]])
-                    one = OperationParams(drawn.which_BK[row : row + 1, k : k + 1], amount)
+                chance, number, part, side = numbers[row][k]
+                if chance < score:
+                    sign = -1.0 if side < 0.5 else 1.0
+                    amount = torch.tensor([[rule.strength * score * part * sign]])
+                    one = OperationParams(torch.tensor([[math.floor(11 * number)]]), amount)
                     image = apply_operations(image[None], one)[0]
             images.append(image)
         found.append(torch.stack(images))

@@ -24,7 +24,7 @@ from tests.interpreted_views import CASES
 from tests.recipes import some_images, some_plan, some_trainer
 from tests.simulated_gpu import DEVICE, SimulatedGPU
 from tests.simulated_kernels import parameters_of
-from tests.test_augment import RECIPE, generator, noise
+from tests.test_augment import RECIPE, draws, noise
 
 TOLERANCE = 1e-5
 LARGE = replace(RECIPE, crop_px=80)
@@ -149,7 +149,7 @@ def test_kernels_compile_for_other_gpus(
 
 def some_views(num: int, recipe: Any = RECIPE) -> tuple[Tensor, list[ViewParams]]:
     sizes = torch.tensor([48, 40]).expand(num, 2)
-    return noise(num, 48, 48), [sample_view(recipe, sizes, generator(s)) for s in (0, 1)]
+    return noise(num, 48, 48), [sample_view(recipe, sizes, draws(s)) for s in (0, 1)]
 
 
 def test_a_block_holds_all_parameters() -> None:

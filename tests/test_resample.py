@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from sdclr.resample import Kernel, Window, axis_weights, resample, sample_crops
+from sdclr.resample import CROP_NUMBERS, Kernel, Window, axis_weights, resample, sample_crops
 
 MODES: dict[Kernel, InterpolationMode] = {
     "bicubic": InterpolationMode.BICUBIC,
@@ -25,7 +25,9 @@ def crops(
 ) -> tuple[Tensor, ...]:
     limits: dict[str, Any] = {"scale": SCALE, "ratio": RATIO} | changes
     sizes_B2 = torch.tensor([height, width]).expand(num, 2)
-    return sample_crops(sizes_B2, generator=torch.Generator().manual_seed(seed), **limits)
+    generator = torch.Generator().manual_seed(seed)
+    numbers_KB = torch.rand(CROP_NUMBERS, num, generator=generator, dtype=torch.float64)
+    return sample_crops(sizes_B2, numbers_KB, **limits)
 
 
 def resized(images: Tensor, rows: Window, columns: Window, out_px: int, kernel: Kernel) -> Tensor:

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 from sdclr import ImageSet, build_network
 from sdclr.logistic import LinearProbe
 from sdclr.order import epoch_order
-from sdclr.resample import sample_crops
+from sdclr.resample import CROP_NUMBERS, sample_crops
 from sdclr.seeds import torch_generator
 from sdclr.trained_probe import (
     PAPER_FEWSHOT,
@@ -131,8 +131,9 @@ def test_resized_crop_equals_torchvisions() -> None:
     images, sizes = pixels(12, px=40), torch.tensor([[40, 40], [30, 40], [25, 18]] * 4)
     found = view(images, sizes, torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(5)
-    crops = sample_crops(sizes, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), generator=generator)
-    flip = torch.rand(12, generator=generator) < 0.5
+    numbers = torch.rand(CROP_NUMBERS + 1, 12, generator=generator, dtype=torch.float64)
+    crops = sample_crops(sizes, numbers[:-1], scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+    flip = numbers[-1] < 0.5
     assert 0 < flip.sum() < 12
     for i, (top, left, height, width) in enumerate(torch.stack(crops, dim=1).tolist()):
         expected = tv.resized_crop(

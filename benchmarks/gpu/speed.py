@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -88,7 +89,7 @@ def _time_views(bench: Bench, case: Case) -> None:
     """Time both views of a batch with their draws: by Triton, by torch, and the draws alone."""
     images_BCHW = batch_of(case, bench.device).images_BCHW
     sizes_B2 = torch.tensor(images_BCHW.shape[2:]).expand(case.batch, 2)
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
 
     def draw() -> list[ViewParams]:
         return [sample_view(case.augment, sizes_B2, generator) for _ in range(2)]

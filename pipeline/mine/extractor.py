@@ -28,7 +28,7 @@ from sdclr import (
 )
 from sdclr.checkup import probe_views
 from sdclr.health import disagreement
-from sdclr.seeds import numpy_generator, torch_generator
+from sdclr.seeds import numpy_generator
 
 TRAINED = "trained"
 _SEED = 0
@@ -119,7 +119,7 @@ class DisagreementExtractor:
     def _random_views(self, sizes_n2: Tensor, *, first_row: int) -> list[ViewParams]:
         """Draw views 2..V of a shard, the same for whichever actor and at any time."""
         return [
-            sample_view(self.recipe, sizes_n2, torch_generator(_SEED, "mine", first_row, view))
+            sample_view(self.recipe, sizes_n2, numpy_generator(_SEED, "mine", first_row, view))
             for view in range(1, self.config.mine.num_views)
         ]
 

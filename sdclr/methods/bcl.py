@@ -9,7 +9,7 @@ in [0, 1], 1/2 at the mean. On top of the usual view, an image gets RandAugment'
 start of each epoch; an image that no step has seen yet has 0, the usual view. BCL-I changes SimCLR,
 BCL-D changes SDCLR.
 
-Shapes: N images in the set, G images in the global batch.
+Shapes: N images in the set.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from sdclr.loss_memory import LossMemory
 from sdclr.methods.method import Method
 from sdclr.methods.sdclr import SDCLR
 from sdclr.methods.simclr import SimCLRMethod
-from sdclr.operations import apply_operations, sample_operations
+from sdclr.operations import OPERATION_NUMBERS, apply_operations, sample_operations
 from sdclr.recipe import Recipe
-from sdclr.seeds import torch_generator
+from sdclr.seeds import place_generator
 
 
 def memorisation(means_N: Tensor) -> Tensor:
@@ -69,13 +69,11 @@ class Boosted(Method):
 
     def change_view(self, view_BCHW: Tensor, batch: Batch, *, which: int, step: int) -> Tensor:
         """Return a view with operations of its images' strength."""
-        stop = batch.start + len(view_BCHW)
-        # The draw is the whole global batch's; the strengths of other ranks' images are not needed.
-        strengths_G = torch.zeros(batch.num_global)
-        strengths_G[batch.start : stop] = self.scores_N[batch.rows_B.cpu()]
-        generator = torch_generator(self.recipe.seed, "boost", which, step)
-        params = sample_operations(self.boost, strengths_G, generator)
-        return apply_operations(view_BCHW, params.rows(batch.start, stop))
+        path = self.recipe.seed, "boost", which, step
+        num_each = self.boost.num_operations * OPERATION_NUMBERS
+        generator = place_generator(*path, place=batch.start, num_each=num_each)
+        params = sample_operations(self.boost, self.scores_N[batch.rows_B.cpu()], generator)
+        return apply_operations(view_BCHW, params)
 
     def state(self) -> dict[str, Tensor]:
         """Return the scores that the epoch began with."""

@@ -21,7 +21,7 @@ class Method:
     """One way to train a network on two views of each image; a trainer makes one.
 
     A method keeps no state but what `state` returns, so that a resume is exact. What it draws comes
-    from `sdclr.seeds.torch_generator`, for the whole global batch, so that ranks agree.
+    from `sdclr.seeds`: for an image by its place in the global batch, so that ranks agree.
 
     Args:
         recipe: of the training.
