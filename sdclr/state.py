@@ -16,7 +16,7 @@ from sdclr.optimizers import give_back, kept_of_each_weight
 from sdclr.trainer import Trainer
 from sdclr.transfer import host_copies
 
-FORMAT_VERSION = 2  # 2: draws by a counter, so a run of before would go on with other views
+FORMAT_VERSION = 2  # 2: views are drawn by a counter
 LOSS_MEMORY = "loss_memory"
 _MODEL, _METHOD = "model.", "method."
 
