@@ -22,6 +22,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from sdclr.heif import HEAD_BYTES, HEIF_BRANDS, NEEDS_HEIF, brands_of, reads_heif
 from sdclr.imageset import ImageSet
 
 # Endings of what Pillow may be able to read; torchvision brings Pillow along.
@@ -115,6 +116,10 @@ def read_photographs(
 def _read(path: Path, canvas_px: int) -> Tensor | str:
     """Return the pixels (3, h, w) uint8 on the scale of the canvas, or why there are none."""
     try:
+        with path.open("rb") as file:
+            is_heif = bool(brands_of(file.read(HEAD_BYTES)) & HEIF_BRANDS)
+        if is_heif and not reads_heif():
+            return NEEDS_HEIF
         pixels = _decode(path)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return str(error).strip().partition("\n")[0][:200] or type(error).__name__

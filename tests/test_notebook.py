@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sdclr
+from sdclr import photographs
 from sdclr.checkup import Measures
 from sdclr.photographs import find_photographs, read_photographs
 from sdclr.weights_file import WeightsFileError, read_weights, save_weights
@@ -55,6 +56,20 @@ def test_what_cannot_be_read_is_named_with_its_reason(folder: Path, tmp_path: Pa
     assert [path for path, _ in found.rejects] == [broken] and found.rejects[0][1]
     with pytest.raises(ValueError, match="no photograph can be read"):
         read_photographs([broken], canvas_px=16)
+
+
+def test_photographs_of_a_phone_bring_the_package_that_reads_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photographs, "reads_heif", lambda: False)
+    files = {"a.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "b.heic": b"text"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    whole = find_photographs(folder)[0]
+    found = read_photographs([whole, *(tmp_path / name for name in files)], canvas_px=16)
+    assert ["pip install pillow-heif" in why for _, why in found.rejects] == [True, False]
+    with pytest.raises(ValueError, match="pip install pillow-heif"):
+        sdclr.pretrain([tmp_path / "a.heic"])
 
 
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_classes_one_folder_deeper_are_pointed_to(tmp_path: Path) -> None:
 def test_photographs_of_a_phone_bring_the_package_that_reads_them(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "_reads_heif", lambda: False)
+    monkeypatch.setattr(formats, "reads_heif", lambda: False)
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
     write_files(tmp_path / "in", {"IMG_1.HEIC": heic if kind == "heic" else b"text"})
     with raises("E-DATA-079") as caught:

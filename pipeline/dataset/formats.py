@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Literal, get_args
 
-HEAD_BYTES = 64  # what `format_of` needs
-NEEDS_PLUGIN = "HEIC: it is read once pillow-heif is installed"
+from sdclr.heif import HEAD_BYTES, HEIF_BRANDS, NEEDS_HEIF, brands_of, reads_heif
 
 RejectReason = Literal[
     "missing",  # a list names it, the storage does not have it
@@ -39,7 +35,7 @@ _MAGIC = {
     b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
 }  # fmt: skip
 _BITMAP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
-_AVIF, _HEIF = {b"avif", b"avis"}, {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"}
+_AVIF_BRANDS = {b"avif", b"avis"}
 
 
 def format_of(head: bytes) -> str | None:
@@ -52,10 +48,8 @@ def format_of(head: bytes) -> str | None:
     # Two letters are no proof: the size of the header of a bitmap is one of a few.
     if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BITMAP_HEADERS:
         return "BMP"
-    if head[4:8] == b"ftyp":
-        end = min(int.from_bytes(head[:4], "big"), HEAD_BYTES)
-        brands = {head[start : start + 4] for start in (8, *range(16, end, 4))}
-        return "AVIF" if brands & _AVIF else "HEIF" if brands & _HEIF else None
+    if brands := brands_of(head):
+        return "AVIF" if brands & _AVIF_BRANDS else "HEIF" if brands & HEIF_BRANDS else None
     return None
 
 
@@ -66,21 +60,13 @@ def sniffed(data: bytes) -> str:
         RejectedImage: it is none of those taken.
     """
     found = format_of(data[:HEAD_BYTES])
-    if found == "HEIF" and not _reads_heif():
-        raise RejectedImage("unsupported_format", NEEDS_PLUGIN)
+    if found == "HEIF" and not reads_heif():
+        raise RejectedImage("unsupported_format", NEEDS_HEIF)
     if found is not None:
         return found
     if data[4:8] == b"ftyp":
         raise RejectedImage("unsupported_format", "a video, or a still of an unknown kind")
     raise RejectedImage("not_an_image", "the first bytes are of no known image format")
-
-
-@functools.cache
-def _reads_heif() -> bool:
-    if find_spec("pillow_heif") is None:
-        return False
-    import_module("pillow_heif").register_heif_opener()
-    return True
 
 
 def without_texts(data: bytes) -> bytes:

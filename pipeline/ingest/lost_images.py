@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import Config
-from pipeline.dataset.formats import NEEDS_PLUGIN
 from pipeline.dataset.manifest import RejectExample
 from pipeline.errors import DataError
 from pipeline.ingest.sources.index import ImageIndex
+from sdclr.heif import INSTALL_HEIF, NEEDS_HEIF
 
 # A class that loses more than this share of its images has lost most of them.
 _MOST_FRAC = 0.5
@@ -111,8 +111,8 @@ def refuse_rejects(
     reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
     first = "; ".join(f"{r.id} ({r.reason}: {r.detail})" for r in rejects[:3])
     fix = "repair or remove these images, or raise ingest.max_reject_frac"
-    if any(reject.detail == NEEDS_PLUGIN for reject in rejects):
-        fix = f"run pip install pillow-heif, on every node, to read HEIC; {fix}"
+    if any(reject.detail == NEEDS_HEIF for reject in rejects):
+        fix = f"run {INSTALL_HEIF}, on every node, to read HEIC; {fix}"
     return DataError(
         "E-DATA-079",
         f"{len(rejects)} of {num_images} images are unfit ({reasons}), more than the allowed share "

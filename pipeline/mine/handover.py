@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.dataset.formats import HEAD_BYTES, format_of
+from pipeline.dataset.formats import format_of
 from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.dataset.pictures import stored_images
 from pipeline.ingest.sources import names
 from pipeline.mine import given_labels
 from pipeline.record.curation import Selection
+from sdclr.heif import HEAD_BYTES
 from sdclr.rarity import rank_share
 
 ANNOTATE = "annotate.csv"
