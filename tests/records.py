@@ -201,13 +201,17 @@ def forgotten(num_classes: int) -> dict[str, Any]:
         ]
 
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "method": "sdclr",
         "prune_ratio": 0.9,
         "scored": 500,
         "most": items(0.6, 0.9),
         "least": items(0.02, 0.08),
-        "group_mean": {"many": 0.213, "medium": 0.287, "few": 0.371},
+        "group_mean": {
+            "many": {"images": 400, "mean": 0.213, "half": 0.01},
+            "medium": {"images": 80, "mean": 0.287, "half": 0.02},
+            "few": {"images": 20, "mean": 0.371, "half": 0.05},
+        },
     }
 
 

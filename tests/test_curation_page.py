@@ -57,6 +57,7 @@ def test_the_page_shows_counts_pairs_and_clusters(tmp_path: Path, num_leaves: in
     page = Page(Path(write_curation_page(run_uri)).read_text())
     assert_inert(page)
     for claim in ("7 of 500 images", "2 of 40 images of test", "123 of the other 493",
+                  "Each gives as many as the others", "near-duplicates included",
                   f"{num_leaves} clusters in 5 groups", "Look at pairs across sets"):  # fmt: skip
         assert claim in page.text
     assert len([label for label in charts(page) if f"{num_leaves} clusters" in label]) == 2

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from contextlib import suppress
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.record.evaluation import Score
 from pipeline.record.keeper import RunRecord
+from pipeline.record.provenance import versions
 from pipeline.record.rows import AlarmPart, HealthRow
+from pipeline.record.scores import ABSENT
+from pipeline.report.charts.svg import shorten
+from pipeline.report.facts import facts_section
 from pipeline.report.head import head
 from pipeline.report.inputs import load
 from pipeline.report.page import write_report
@@ -209,7 +214,7 @@ def test_an_evaluation_without_curve_and_confusion_leaves_them_out(run_uri: str)
         ("evaluation.json", lambda e: e["models"][0]["scores"][0].update(few=0.12345), "12.3"),
         ("evaluation.json", lambda e: knn_of(e)["per_class"].__setitem__(0, 0.0123), "1.2"),
         ("forgotten.json", lambda f: f["most"][0].update(score=0.98765), "0.988"),
-        ("forgotten.json", lambda f: f["group_mean"].update(few=0.4444), "0.444"),
+        ("forgotten.json", lambda f: f["group_mean"]["few"].update(mean=0.4444), "0.444"),
         ("run.json", lambda r: r["versions"].update(torch="9.8.7"), "9.8.7"),
         ("run.json", lambda r: r["stages"]["train"].update(wall_s=7620.0), "2 h 07 min"),
         ("run.json", lambda r: r["git"].update(commit="f" * 40, dirty=True), "with uncommitted"),
@@ -575,6 +580,53 @@ def test_layers_differ_after_shortening(tmp_path: Path) -> None:
     page = page_of(records.write_run(tmp_path, layers=layers))
     assert {f"layer1.{i}.conv1" for i in range(4)} <= set(page.texts)
     assert "backbone." not in page.text
+
+
+def test_a_cut_name_keeps_its_end() -> None:
+    names = [f"a long name of a class of animals, number {n}" for n in range(20)]
+    cut = [shorten(name, 16) for name in names]
+    assert len(set(cut)) == 20 and max(map(len, cut)) == 16 and cut[0].startswith("a long")
+    assert [shorten("ab", n) for n in (1, 2)] == ["a…", "ab"]
+
+
+@pytest.mark.parametrize(
+    ("few", "says"),
+    [
+        ({}, "+0.158 ± 0.051: pruning forgets rare classes first"),
+        ({"half": 0.2}, "± 0.200: pruning is not shown to forget rare classes first"),
+        ({"mean": 0.1}, "-0.113 ± 0.051: pruning forgets frequent classes first"),
+        ({"images": 1, "half": None}, "0.371, 1 image"),
+    ],
+)
+def test_disagreement_by_group_has_its_images_and_what_it_shows(
+    run_uri: str, few: dict[str, Any], says: str
+) -> None:
+    edit(run_uri, "forgotten.json", lambda f: f["group_mean"]["few"].update(few))
+    text = page_of(run_uri).text
+    assert says in text and "0.213 ± 0.010, 400 images" in text
+
+
+def test_facts_that_are_not_known_are_left_out(run_uri: str) -> None:
+    def forget(run: dict[str, Any]) -> None:
+        run["versions"]["jinja2"] = None
+        run["hardware"]["memory_bytes"] = None
+        run["data"] = None
+
+    edit(run_uri, "run.json", forget)
+    facts = {name: dict(pairs) for name, pairs in facts_section(load(run_uri))}
+    assert "jinja2" not in facts["Versions"] and "torch" in facts["Versions"]
+    assert "Data" not in facts and "CPUs" in facts["Hardware"]
+    assert not {ABSENT, ""} & {value for pairs in facts.values() for value in pairs.values()}
+    assert versions()["sdclr"]  # a checkout knows its own
+
+
+def test_the_rankme_of_an_alarm_says_what_it_is_of(run_uri: str) -> None:
+    """Pages that rank have another one, of the vectors they rank by."""
+    inputs = load(run_uri)
+    assert not head(inputs, "", ()).alarms
+    health = [row.model_copy(update={"alarms": (COLLAPSE,)}) for row in inputs.health]
+    (_, text, _), *_ = head(replace(inputs, health=health), "", ()).alarms
+    assert text == "collapsing (random crops of 391 images, in training)"
 
 
 def test_epochs_count_trained_ones_everywhere(run_uri: str) -> None:

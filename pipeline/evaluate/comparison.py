@@ -23,6 +23,7 @@ from pipeline.errors import DataError
 from pipeline.evaluate.score import fields_of, values_of
 from pipeline.record.aggregate import MeanDifference
 from pipeline.record.evaluation import METRICS, Evaluation, GroupValues
+from pipeline.record.intervals import NORMAL975
 from pipeline.record.study import GapClosed
 from sdclr.groups import GroupScores, mean_scores
 
@@ -32,7 +33,6 @@ _T975 = (
     2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
     2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-_NORMAL975 = 1.959964
 
 
 # (protocol, model) -> pair -> scores. A pair is what two models must share to be compared: a split
@@ -207,5 +207,5 @@ def student_t975(degrees: int) -> float:
         raise ValueError(f"degrees of freedom must be >= 1, got {degrees}")
     if degrees <= len(_T975):
         return _T975[degrees - 1]
-    x = _NORMAL975
+    x = NORMAL975
     return x + (x**3 + x) / (4 * degrees) + (5 * x**5 + 16 * x**3 + 3 * x) / (96 * degrees**2)

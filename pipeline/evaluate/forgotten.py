@@ -6,6 +6,7 @@ Disagreement is 1 - cosine between the embeddings of the dense and of the pruned
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,8 @@ from pipeline.dataset.shards import read_table
 from pipeline.embed.features import SetFeatures
 from pipeline.feed import decoder
 from pipeline.record.context import RunContext
-from pipeline.record.evaluation import Forgotten, GroupMeans, Picture
+from pipeline.record.evaluation import Forgotten, GroupMean, GroupMeans, Picture
+from pipeline.record.intervals import NORMAL975
 from sdclr.groups import Groups
 
 _NUM_SHOWN = 24
@@ -48,9 +50,13 @@ def forgotten_images(
             for row in rows
         )
 
-    def mean(classes: Sequence[int]) -> float | None:
-        member_N = np.isin(pretrain.labels_N, classes)
-        return float(scores_N[member_N].mean()) if member_N.any() else None
+    def mean(classes: Sequence[int]) -> GroupMean | None:
+        own_n = scores_N[np.isin(pretrain.labels_N, classes)].astype(np.float64)
+        if not len(own_n):
+            return None
+        error = float(own_n.std(ddof=1)) / math.sqrt(len(own_n)) if len(own_n) > 1 else None
+        half = None if error is None else NORMAL975 * error
+        return GroupMean(images=len(own_n), mean=float(own_n.mean()), half=half)
 
     return Forgotten(
         method=method,

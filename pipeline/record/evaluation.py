@@ -147,12 +147,20 @@ class Picture(Part):
     png_base64: str
 
 
+class GroupMean(Part):
+    """A mean over images; `half` is half of its 95 % interval, null for a single image."""
+
+    images: int
+    mean: float
+    half: Measured
+
+
 class GroupMeans(Part):
     """A mean for each frequency group; null for an empty one."""
 
-    many: Measured
-    medium: Measured
-    few: Measured
+    many: GroupMean | None
+    medium: GroupMean | None
+    few: GroupMean | None
 
 
 class Forgotten(Record):
@@ -166,7 +174,7 @@ class Forgotten(Record):
         group_mean: mean score; null without labels.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     method: str
     prune_ratio: float
     scored: int

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+NORMAL975 = 1.959964
+"""Standard errors on each side of a mean that make its 95 % interval."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -22,7 +25,7 @@ def wilson(share: float, num: int) -> Interval:
     """
     if num < 1 or not math.isfinite(share):
         return Interval(share, math.nan, math.nan)
-    z = 1.959964
+    z = NORMAL975
     centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
     half = z / (1 + z**2 / num) * math.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half))

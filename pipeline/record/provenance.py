@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import sdclr
 from pipeline.record.schema import Part
 from pipeline.redact import redact
 
@@ -54,8 +55,8 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
     for name in packages:
         try:
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
+        except metadata.PackageNotFoundError:  # a checkout of our own need not be installed
+            found[name] = sdclr.__version__ if name == "sdclr" else None
     return found
 
 

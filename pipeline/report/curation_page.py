@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from pipeline import storage
+from pipeline.console import counted
 from pipeline.record.curation import (
     ACROSS_SETS,
     DUPLICATES,
@@ -129,7 +130,7 @@ def _word(found: Curation, *, sick: bool, is_across: bool) -> str:
 def clusters_text(found: Curation) -> str:
     """Return the clusters of each level in words."""
     leaves, *groups = found.levels
-    return " in ".join([f"{leaves} clusters", *(f"{num} groups" for num in groups)])
+    return " in ".join([counted(leaves, "cluster"), *(counted(num, "group") for num in groups)])
 
 
 def texts(found: Curation) -> tuple[str, ...]:
@@ -145,7 +146,8 @@ def texts(found: Curation) -> tuple[str, ...]:
         f"cosine of {found.similarity:g} on, by {found.weights.name}.",
         *across_sets,
         f"{found.kept} of the other {found.images - found.duplicates} images are selected, evenly "
-        f"over {clusters_text(found)}.",
+        f"over {clusters_text(found)}. Each gives as many as the others, or all that it has but "
+        "near-duplicates; what it lacks the others give.",
     )
 
 
@@ -159,7 +161,7 @@ def _sheets(found: Curation, pictures: CurationPictures) -> tuple[Sheet, ...]:
     )  # fmt: skip
     duplicates = _twos(found.examples, own, own)
     clusters = tuple(
-        (f"Cluster {number}: {images} images, {kept} selected",
+        (f"Cluster {number}: {counted(images, 'image')}, {kept} selected",
          tuple(_thumb(name, own) for name in names))
         for number, (names, images, kept) in enumerate(
             zip(pictures.leaves, found.leaf_images, found.leaf_kept, strict=False), 1)
@@ -200,14 +202,14 @@ def _caption(id: str) -> str:
 def _figures(found: Curation) -> tuple[Figure, ...]:
     """Return the sizes of the clusters, and how many of each are selected."""
     drawn = (
-        ("Images of each cluster", found.leaf_images, "c3"),
-        ("Selected images of each cluster", found.leaf_kept, "c1"),
+        ("Images of each cluster", found.leaf_images, "c3", ", near-duplicates included"),
+        ("Selected images of each cluster", found.leaf_kept, "c1", ""),
     )
     figures = []
-    for name, values, style in drawn:
+    for name, values, style, also in drawn:
         data = [Bar(str(i), float(n), style, str(n)) for i, n in enumerate(values, 1)]
-        svg = bars(data, label=f"{name}, {len(data)} clusters", x_label="clusters by size",
-                   y_label="images")  # fmt: skip
-        caption = f"{len(data)} clusters, the largest first; {sum(values)} images."
+        clusters = counted(len(data), "cluster")
+        svg = bars(data, label=f"{name}, {clusters}", x_label="clusters by size", y_label="images")
+        caption = f"{clusters}, the largest first; {counted(sum(values), 'image')}{also}."
         figures.append(Figure(name, Markup(svg), caption))
     return tuple(figures)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipeline.record.evaluation import Evaluation, Forgotten
+from pipeline.console import counted
+from pipeline.record.evaluation import Evaluation, Forgotten, GroupMean
 from pipeline.report.charts import plots
 from pipeline.report.charts.plots import Bar
 from pipeline.report.names import GROUPS, frequency_order, group_of, title
@@ -106,10 +108,11 @@ def forgotten_section(forgotten: Forgotten, manifest: Manifest | None) -> Forgot
 
 def _group_figure(forgotten: Forgotten) -> Figure | None:
     means = forgotten.group_mean
+    found: dict[str, GroupMean | None] = {key: getattr(means, key, None) for key, _, _ in GROUPS}
     bars = [
-        Bar(name, mean, css, f"{mean:.3f}")
+        Bar(name, one.mean, css, f"{one.mean:.3f}{_half(one.half)}, {counted(one.images, 'image')}")
         for key, name, css in GROUPS
-        if means is not None and (mean := getattr(means, key)) is not None
+        if (one := found[key]) is not None
     ]
     if len(bars) < 2:
         return None
@@ -120,4 +123,19 @@ def _group_figure(forgotten: Forgotten) -> Figure | None:
         x_label="",
         y_label="mean disagreement",
     )
-    return Figure("Mean disagreement by group", Markup(drawing), "")
+    caption = "± is half of a 95 % interval over images."
+    many, few = found["many"], found["few"]
+    if many is not None and few is not None and many.half is not None and few.half is not None:
+        gap, half = few.mean - many.mean, math.hypot(many.half, few.half)
+        word = "within chance" if abs(gap) <= half else "more" if gap > 0 else "less"
+        says = {
+            "within chance": "is not shown to forget rare classes first",
+            "more": "forgets rare classes first",
+            "less": "forgets frequent classes first",
+        }
+        caption += f" Few minus Many is {gap:+.3f}{_half(half)}: pruning {says[word]}."
+    return Figure("Mean disagreement by group", Markup(drawing), caption)
+
+
+def _half(half: float | None) -> str:
+    return "" if half is None else f" ± {half:.3f}"

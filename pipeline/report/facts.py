@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pipeline.console import duration
-from pipeline.record.scores import ABSENT
 from pipeline.report.inputs import Inputs
 from pipeline.report.parts import Pairs
 
@@ -13,12 +12,12 @@ _STAGES = ("ingest", "train", "evaluate", "mine", "export", "report", "tune", "c
 
 
 def facts_section(inputs: Inputs) -> tuple[tuple[str, Pairs], ...]:
-    """Return all else that the record says, as titled lists of (name, value)."""
+    """Return all else that the record knows, as titled lists of (name, value)."""
     run = inputs.run
     dirty = ", with uncommitted changes" if run.git.dirty else ""
     memory = run.hardware.memory_bytes
     data = run.data
-    return (
+    facts: tuple[tuple[str, Pairs], ...] = (
         ("Run", (
             ("Name", run.run),
             ("Folder", inputs.run_uri),
@@ -29,9 +28,9 @@ def facts_section(inputs: Inputs) -> tuple[tuple[str, Pairs], ...]:
             ("Git commit", (run.git.commit or "none recorded") + dirty),
         )),
         ("Data", (
-            ("Folder", data.uri if data else ABSENT),
-            ("Name", data.name if data else ABSENT),
-            ("Manifest hash", data.manifest_hash if data else ABSENT),
+            ("Folder", data.uri if data else ""),
+            ("Name", data.name if data else ""),
+            ("Manifest hash", data.manifest_hash if data else ""),
         )),
         ("Time", (
             *(tuple((n, duration(s)) for n, s in run.timings_s.items())
@@ -39,13 +38,15 @@ def facts_section(inputs: Inputs) -> tuple[tuple[str, Pairs], ...]:
             *_goodput(inputs),
         )),
         ("Hardware", (
-            ("Platform", run.hardware.platform or ABSENT),
-            ("CPUs", str(run.hardware.cpu_count or ABSENT)),
-            ("Memory", f"{memory / 2**30:.1f} GiB" if memory else ABSENT),
+            ("Platform", run.hardware.platform),
+            ("CPUs", str(run.hardware.cpu_count or "")),
+            ("Memory", f"{memory / 2**30:.1f} GiB" if memory else ""),
             ("GPUs", ", ".join(run.hardware.gpus) or "none"),
         )),
-        ("Versions", tuple((name, v or ABSENT) for name, v in run.versions.items())),
+        ("Versions", tuple((name, v) for name, v in run.versions.items() if v)),
     )  # fmt: skip
+    known = ((name, tuple(pair for pair in pairs if pair[1])) for name, pairs in facts)
+    return tuple((name, pairs) for name, pairs in known if pairs)
 
 
 def _goodput(inputs: Inputs) -> Pairs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 
-from pipeline.console import program
+from pipeline.console import counted, program
 from pipeline.errors import ErrorReport
 from pipeline.report.inputs import Inputs
 from pipeline.report.names import data_title, listed, title
@@ -41,16 +41,19 @@ class Head:
 def head(inputs: Inputs, kicker: str, links: tuple[Link, ...]) -> Head:
     """Return the head that every page of a run shares."""
     run = inputs.run
+    checked = inputs.newest_health()
     alarms = tuple(
-        (f"{a.level[0].upper()}{a.level[1:]}, {title(m)}", a.text, a.change)
+        (f"{a.level[0].upper()}{a.level[1:]}, {title(m)}",
+         f"{a.text} (random crops of {counted(checked[m].num_images, 'image')}, in training)",
+         a.change)
         for m, a in inputs.alarms()
-    )
+    )  # fmt: skip
     status = inputs.status
     tone = {"complete": "complete", "running": "open"}.get(status, "failed")
     epochs = max((row.epoch + 1 for row in inputs.steps), default=0)
     words = [
         listed([title(m) for m in inputs.methods]),
-        f"{epochs} epochs" if epochs else "",
+        counted(epochs, "epoch") if epochs else "",
         f"seed {run.seed}",
         run.started_utc.replace("T", " ").replace("+00:00", " UTC"),
     ]

@@ -160,8 +160,8 @@ def vectors_warning(found: VectorHealth | None) -> tuple[str, ...]:
     rank, cosine = (ABSENT if v is None else f"{v:.4g}" for v in (found.rankme, found.mean_cosine))
     return (
         "The network hardly distinguishes these images. Do not rely on what follows.",
-        f"Over {found.num_images} of them two have a mean cosine of {cosine}, and RankMe is "
-        f"{rank}.",
+        f"Over the centre crops of {found.num_images} of them two have a mean cosine of {cosine}, "
+        f"and RankMe is {rank}.",
         *(f"{alarm.text[0].upper()}{alarm.text[1:]}." for alarm in found.alarms),
         f"To do: {found.alarms[0].change}.",
     )

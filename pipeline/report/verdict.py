@@ -13,6 +13,7 @@ from typing import Literal
 from markupsafe import Markup
 
 from pipeline.record.evaluation import Evaluation, Score
+from pipeline.record.intervals import NORMAL975
 from pipeline.record.rows import HealthRow
 from pipeline.record.scores import percent
 from pipeline.redact import redact
@@ -22,7 +23,6 @@ from pipeline.report.names import listed, signed, style, title
 from pipeline.report.views import Manifest
 
 Tone = Literal["good", "bad", "open"]
-_NORMAL975 = 1.96
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def differences(
         half = None
         if known and classes:
             variance = sum(few_variance(score, classes, counts) for score in (one, other))
-            half = _NORMAL975 * math.sqrt(variance)
+            half = NORMAL975 * math.sqrt(variance)
         images = sum(counts[c] for c in classes) if known else None
         measured = sum(counts[c] > 0 for c in classes) if known else len(classes)
         yield Difference(protocol, a, b, (one.few, other.few), half, images, measured)

@@ -59,8 +59,11 @@ def minus(text: str) -> str:
 
 
 def shorten(text: str, num_chars: int) -> str:
-    """Cut a text to at most `num_chars` characters, with an ellipsis at the end."""
-    return text if len(text) <= num_chars else text[: max(1, num_chars - 1)] + "…"
+    """Cut a text to at most `num_chars` characters, in its middle: many names differ at the end."""
+    if len(text) <= num_chars:
+        return text
+    head = max(1, num_chars // 2)
+    return text[:head] + "…" + text[len(text) - max(0, num_chars - 1 - head) :]
 
 
 @dataclass(frozen=True)
