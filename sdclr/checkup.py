@@ -53,6 +53,8 @@ AlarmName = Literal[
     "branches unrelated", "stuck loss",
 ]  # fmt: skip
 MIN_STEPS_TO_LEARN = 100
+ADVISED_STEPS = 4 * MIN_STEPS_TO_LEARN
+"""Steps to train for where there were too few: at the fewest that count, little is learned yet."""
 LOWER_LR = "lower the learning rate"
 _FALLING_RANK_SHARE, _COLLAPSED_RANK_SHARE, _DEAD_ALARM, _STUCK_SHARE = 0.5, 0.2, 0.5, 0.05
 # A prune ratio of 0.3, as published for photographs, was measured at 0.009 to 0.011, and one of 0.9

@@ -18,7 +18,7 @@ from pipeline.record.metrics import read_rows
 from pipeline.record.rows import AlarmPart, HealthRow
 from pipeline.record.run import RunAlarm
 from sdclr import Images, StepReport, Trainer
-from sdclr.checkup import MIN_STEPS_TO_LEARN, Checkup, alarms, loss_alarm
+from sdclr.checkup import ADVISED_STEPS, Checkup, alarms, loss_alarm
 
 _NUM_LOSSES = 20
 
@@ -112,7 +112,7 @@ def _words(config: Config, alarm: AlarmPart, num_steps: int) -> tuple[str, ...]:
     if name == "falling rank":
         return ()  # it may pass
     if name == "not learned" and alarm.level == "warning" and num_steps > 0:
-        epochs = math.ceil(config.train.epochs * MIN_STEPS_TO_LEARN / num_steps)
+        epochs = math.ceil(config.train.epochs * ADVISED_STEPS / num_steps)
         return (f"train.epochs={epochs}",)
     return (f"train.lr_per_256={config.train.lr_per_256 / 4:.3g}",)
 
