@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,7 +93,17 @@ PHOTOS = ["data.source=folder", "data.path=x", "augment.hflip_prob=0.5"]
     ("words", "rows", "named"),
     [
         (["augment.crop_px=64"], 1280, []),
-        (["augment.crop_px=64", "evaluate.resize_px=256"], 1280, ["centre 64 px", "enlarged"]),
+        (["augment.crop_px=64", "evaluate.resize_px=256"], 1280, ["centre 64 px"]),
+        (
+            ["augment.crop_px=200", "evaluate.resize_px=280", "feed.canvas_px=240"],
+            1280,
+            ["leave out feed.canvas_px"],
+        ),
+        (
+            ["augment.crop_px=64", "evaluate.resize_px=256", "feed.canvas_px=80"],
+            1280,
+            ["centre 64 px", "enlarged again to 256 px: leave out feed.canvas_px"],
+        ),
         (["augment.crop_px=64", "evaluate.resize_px=90"], 1280, []),
         (["augment.crop_px=64", "feed.canvas_px=60"], 1280, ["feed.canvas_px"]),
         (["augment.crop_px=64", "train.global_batch=256"], 400, ["144 of 400 images wait"]),
@@ -101,12 +112,15 @@ PHOTOS = ["data.source=folder", "data.path=x", "augment.hflip_prob=0.5"]
     ],
 )
 def test_settings_that_fight_are_named(words: list[str], rows: int, named: list[str]) -> None:
+    """Each by a key that was given."""
     photos = [word for word in PHOTOS if word.split("=")[0] not in " ".join(words)]
     manifest = manifest_of(ImageInfo("original", None, None), [])
     sets = {"pretrain": replace(manifest.sets["pretrain"], rows=rows)}
     found = conflicts(config(*photos, *words), replace(manifest, sets=sets))
     assert len(found) == len(named), found
     assert all(word in text for word, text in zip(named, found, strict=True))
+    keys = re.findall(r"leave out (\S+)", " ".join(found))
+    assert all(any(word.startswith(f"{key}=") for word in words) for key in keys)
 
 
 @pytest.mark.parametrize(

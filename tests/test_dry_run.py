@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipeline.cli import here
 from pipeline.cli import preview as preview_module
 from pipeline.cli.command_line import parse
 from pipeline.cli.preview import preview
 from pipeline.cli.stages import run_stages
-from pipeline.cluster import auto
+from pipeline.cluster import auto, connect
+from pipeline.cluster.preflight import GpuReport
 from pipeline.config.file import dump_config, load_config
 from pipeline.console import Console
 from pipeline.dataset.manifest import described
@@ -139,6 +141,68 @@ def test_what_a_sweep_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_what_training_would_refuse_is_refused(tmp_path: Path, words: list[str], id: str) -> None:
     with raises(id):
         preview(parse(training(tmp_path, *words)), Console())
+
+
+@pytest.mark.parametrize(
+    ("words", "id"),
+    [
+        (["train.device=cuda"], "E-CLUSTER-001"),
+        (["train.device=cuda", "train.workers=2"], "E-CLUSTER-001"),
+        (["train.device=cpu", "train.workers=4"], "E-CLUSTER-002"),
+        (["placement.train_nodes=train"], "E-CLUSTER-003"),
+        (["placement.data_nodes=ray.io/market-type=spot"], "E-CLUSTER-003"),
+    ],
+)
+def test_what_this_machine_lacks_is_refused_unless_a_cluster_is_named(
+    words: list[str], id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(auto, "gpus_here", lambda: 0)
+    monkeypatch.setattr(connect, "usable_cpus", lambda: 2)
+    fixed = ["--dry-run", "train.methods=[sdclr]", f"run.root={tmp_path}", f"data.root={tmp_path}"]
+    with raises(id):
+        preview(parse([*fixed, *words]), Console())
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    preview(parse([*fixed, *words]), Console())
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1")
+    with raises("E-CLUSTER-381"):
+        preview(parse([*fixed, *words]), Console())
+
+
+def test_a_gpu_that_training_could_not_use_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(auto, "gpus_here", lambda: 1)
+    words = ["--dry-run", "train.workers=1", f"run.root={tmp_path}", f"data.root={tmp_path}"]
+    broken = GpuReport("here", driver="570", problem="torch sees no GPU")
+    monkeypatch.setattr(here, "look", lambda: broken)
+    with raises("E-CLUSTER-870"):
+        preview(parse(words), Console())
+    full = GpuReport("here", "small", free_bytes=2**20, total_bytes=2**30)
+    monkeypatch.setattr(here, "look", lambda: full)
+    with raises("E-CONFIG-872"):
+        preview(parse(words), Console())
+
+
+def test_what_evaluation_would_refuse_after_the_training_is_refused(tmp_path: Path) -> None:
+    words = ["augment.crop_px=16", "feed.canvas_px=16"]
+    public = "evaluate.public=[torchvision:squeezenet1_1:IMAGENET1K_V1]"  # too deep for 16 px
+    with raises("E-CONFIG-762"):
+        preview(parse(training(tmp_path, *words, public)), Console())
+
+
+def test_without_labels_the_plan_says_what_evaluation_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["augment.crop_px=16", "feed.canvas_px=16", "data.labelled=false"]
+    one = training(tmp_path, *words)
+    one.remove("data.num_test_per_class=1")
+    preview(parse(one), Console())
+    assert re.search(r"no scores, without labels; images .*: \d", capsys.readouterr().out)
+    other = [word.replace("[sdclr]", "[simclr]") for word in one]
+    preview(parse(other), Console())
+    assert "no scores, without labels\n" in capsys.readouterr().out  # no pruned branch
 
 
 def test_a_training_that_would_start_is_shown_with_its_feed(

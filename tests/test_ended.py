@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config.file import load_config
 from pipeline.embed.features import Placement, SetFeatures
-from pipeline.evaluate import fits, stage
+from pipeline.evaluate import fits, forgotten, stage
 from pipeline.evaluate.candidates import Candidate, Candidates
 from pipeline.evaluate.finished import EndedProtocols
 from pipeline.evaluate.fits import Fit, fit_anywhere, fit_here
@@ -63,8 +63,12 @@ def given_features(*_: object) -> dict[str, SetFeatures]:
     }
 
 
+def no_cluster() -> None:
+    """Nothing here needs one."""
+
+
 def evaluated(run: RunContext, screen: Screen | None = None) -> Evaluation:
-    found = stage.evaluate(run, cluster=None, console=screen or Screen())  # type: ignore[arg-type]
+    found = stage.evaluate(run, cluster=no_cluster, console=screen or Screen())  # type: ignore[arg-type]
     assert found is not None
     return found
 
@@ -101,6 +105,25 @@ def test_protocols_that_ended_before_an_interruption_are_not_repeated(
     # A third time nothing is fitted at all, and no feature is needed.
     monkeypatch.setattr(stage, "_features", None)
     assert without_times(evaluated(run)) == without_times(whole) and len(scored) == 4
+
+
+def test_without_labels_a_cluster_is_asked_for_only_where_something_is_left(
+    run: RunContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It takes most of a minute to start, and there are no scores."""
+    unlabelled = replace(run, manifest=replace(run.manifest, class_names=None))
+    scored = features(20 * NUM_CLASSES, 1, noise=2.0)
+    scored.disagreement_N = np.linspace(0, 1, len(scored.ids))
+    own = ModelSource("sdclr", str(tmp_path / "w.safetensors"), method="sdclr")
+    found = Candidates([Candidate(own, 5, 1)])
+    monkeypatch.setattr(stage, "find_candidates", lambda *_, **__: found)
+    monkeypatch.setattr(stage, "_features", lambda *_: {"pretrain": scored})
+    monkeypatch.setattr(forgotten, "pictures", lambda *_, **__: dict.fromkeys(range(999), ""))
+    asked: list[str] = []
+    for _ in range(2):
+        cluster = lambda: asked.append("cluster")  # noqa: E731
+        assert stage.evaluate(unlabelled, cluster=cluster, console=Screen()) is None  # type: ignore[arg-type]
+        assert asked == ["cluster"] and (tmp_path / "forgotten.json").exists()
 
 
 def changed(run: RunContext, what: str) -> RunContext:

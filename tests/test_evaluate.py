@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.config.file import load_config
-from pipeline.dataset.checks import shots_per_class
+from pipeline.dataset.checks import check_scored_sets, shots_per_class
 from pipeline.dataset.manifest import ImageInfo, Manifest, Rejects, SetInfo
 from pipeline.embed.features import SetFeatures
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.cached import CachedProbes
 from pipeline.evaluate.fits import Fit, fit_here
-from pipeline.evaluate.labelled import check_labels, check_sets, fewshot_rows, labelled_images
+from pipeline.evaluate.labelled import check_labels, fewshot_rows, labelled_images
 from pipeline.record.evaluation import Score
 from sdclr import crossval
 from sdclr.groups import Groups
@@ -221,31 +221,31 @@ def test_published_lists_without_a_class_are_refused_by_name() -> None:
 
 
 def test_sets_that_fit_are_accepted() -> None:
-    check_sets(CONFIG, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN))
+    check_scored_sets(CONFIG, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN))
     for protocol in ("paper-fewshot-last", "finetune-fewshot", "finetune-10pct"):
         config = load_config(None, [f"evaluate.protocols=[{protocol}]"])
-        check_sets(config, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN))
+        check_scored_sets(config, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN))
 
 
 def test_classes_that_nothing_teaches_are_refused_by_name() -> None:
     without = (5, 0, 5, 5, 0, 5)
     with raises("E-DATA-031", "test", "b", "e"):
-        check_sets(CONFIG, sets_of(pretrain=EVEN, probe=without, test=EVEN))
-    check_sets(CONFIG, sets_of(pretrain=EVEN, probe=EVEN, test=without))
+        check_scored_sets(CONFIG, sets_of(pretrain=EVEN, probe=without, test=EVEN))
+    check_scored_sets(CONFIG, sets_of(pretrain=EVEN, probe=EVEN, test=without))
 
 
 def test_missing_sets_are_refused_by_name() -> None:
     for split in ("test", "val"):
         with raises("E-CONFIG-013", split):
             config = load_config(None, [f"evaluate.split={split}"])
-            check_sets(config, sets_of(pretrain=EVEN, probe=EVEN))
+            check_scored_sets(config, sets_of(pretrain=EVEN, probe=EVEN))
     with raises("E-CONFIG-561"):
-        check_sets(CONFIG, sets_of(pretrain=EVEN, test=EVEN))
+        check_scored_sets(CONFIG, sets_of(pretrain=EVEN, test=EVEN))
     for protocol in ("paper-linear", "paper-fewshot"):
         config = load_config(None, [f"evaluate.protocols=[{protocol}, knn]"])
         with pytest.raises(ConfigError, match=f"{protocol} choose the epoch on a val set"):
-            check_sets(config, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN))
-        check_sets(config, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN, val=EVEN))
+            check_scored_sets(config, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN))
+        check_scored_sets(config, sets_of(pretrain=EVEN, probe=EVEN, test=EVEN, val=EVEN))
 
 
 def test_labels_that_are_not_the_manifests_are_refused() -> None:

@@ -298,6 +298,9 @@ def test_small_classes_stay_whole_and_are_named(tmp_path: Path) -> None:
     assert not any("most images" in note for note in index.notes)
     index = index_of("folder", tmp_path, num_test_per_class=8)
     assert "classes that have most images in test: Hat (8 of 9), Shirt (8 of 12)" in index.notes
+    # All that is held out counts: 3 + 3 of 9 and 12, and a half is not most.
+    index = index_of("folder", tmp_path, num_test_per_class=3, num_val_per_class=3)
+    assert "classes that have most images in test and val: Hat (6 of 9)" in index.notes
 
 
 def test_a_class_without_test_images_is_named_with_all_that_it_has(tmp_path: Path) -> None:

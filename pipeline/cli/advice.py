@@ -54,9 +54,12 @@ def _small_canvas(config: Config, manifest: Manifest) -> str:
     side = min(feed.canvas_size(config, manifest))
     if manifest.image.height_px is not None or side >= max(crop, resize):
         return ""
+    key = "evaluate.resize_px" if config.feed.canvas_px is None else "feed.canvas_px"
+    if key in _small_crop(config, manifest):  # one key, one warning
+        return ""
     return (
         f"images are reduced to {side} px and enlarged again to {max(crop, resize)} px: leave out "
-        "feed.canvas_px"
+        f"{key}"
     )
 
 

@@ -77,6 +77,11 @@ class Command:
         """Return the name or file of the study to reproduce."""
         return self.runs[0] if self.stage == "reproduce" else None
 
+    @property
+    def cosine(self) -> float:
+        """Return the cosine of near-duplicates: the given one, or the usual one."""
+        return SIMILARITY if self.similarity is None else self.similarity
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -252,8 +257,7 @@ def _check(command: Command) -> None:
             todo="use --labels CSV --rare LABEL,LABEL",
         )
     if command.stage == "curate":
-        given_similarity = SIMILARITY if command.similarity is None else command.similarity
-        check_words(command.keep, given_similarity)
+        check_words(command.keep, command.cosine)
     if command.stage == "log":
         _check_log(command)
     elif command.stage == "gc":

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from pipeline import storage
 from pipeline.cli.advice import conflicts, left_out
 from pipeline.cli.command_line import Command
 from pipeline.cli.gc import gc
+from pipeline.cli.here import check_start, check_workers_here
+from pipeline.cli.preview_vectors import show_new_vectors, show_vectors
 from pipeline.cli.resolve import resolve
 from pipeline.cli.scale import si
 from pipeline.cli.session import dataset_of
@@ -23,13 +24,9 @@ from pipeline.config import Config
 from pipeline.config.file import changed_keys
 from pipeline.console import Console, counted, duration
 from pipeline.dataset.image import remarked
-from pipeline.dataset.manifest import Manifest, left_out_text, read_manifest
+from pipeline.dataset.manifest import left_out_text
 from pipeline.ingest.plan import DryRun, dry_run, made_before
 from pipeline.ingest.sample import SIDES_PX, Sample
-from pipeline.record.folder import RunFolder
-
-if TYPE_CHECKING:
-    from pipeline.cli.timing import Timing
 
 _NUM_REJECTS = 10
 _NUM_CLASSES = 40
@@ -52,12 +49,13 @@ def preview(command: Command, console: Console) -> None:
     console.stage("run", f"{'new run' if folder.is_new else 'resume'} {folder.uri}")
     for change in changed_keys(Config(), folder.config):
         console.line(f"  {change}")
+    check_start(config, command.stage)
     found = None
     if folder.data_uri and command.data is None and command.stage not in ("report", "tune"):
         found = dataset_of(folder, config, folder.data_uri)
         folder = replace(folder, data_uri=found.uri)
     if command.stage in ("embed", "curate", "mine") and not folder.is_new:
-        _show_vectors(command, folder, config, console)
+        show_vectors(command, folder, config, console)
         return
     if command.stage in ("export", "report"):
         return
@@ -66,7 +64,7 @@ def preview(command: Command, console: Console) -> None:
     if command.stage == "tune":
         _show_sweep(config, plan, console)
     elif command.stage == "embed":
-        _show_new_vectors(command, config, plan, console, where=folder.uri)
+        show_new_vectors(command, config, plan, console, where=folder.uri)
     elif command.stage != "ingest":
         _show_training(config, plan, console, where=folder.uri, stage=command.stage)
 
@@ -89,8 +87,7 @@ def _show_data(plan: DryRun, console: Console) -> None:
     if plan.manifest.left_out:
         console.line(f"left out: {left_out_text(plan.manifest)}")
     _show_classes(plan, console)
-    if plan.sample is not None:
-        _show_sample(plan.sample, plan.num_images, console)
+    _show_sample(plan.sample, plan.num_images, console)
 
 
 def _show_reading(command: Command, console: Console) -> None:
@@ -149,7 +146,9 @@ def _show_classes(plan: DryRun, console: Console) -> None:
     console.line("images per class: " + ", ".join(names))
 
 
-def _show_sample(sample: Sample, num_images: int, console: Console) -> None:
+def _show_sample(sample: Sample | None, num_images: int, console: Console) -> None:
+    if sample is None:  # the data set is there
+        return
     n = sample.num_images
     counts = ", ".join(
         f"{name} {count}"
@@ -181,15 +180,23 @@ def _show_training(
     config: Config, plan: DryRun, console: Console, *, where: str, stage: str
 ) -> None:
     from pipeline import feed
-    from pipeline.cli.timing import evaluation_images, kept_checkpoints, measure, mining_images
+    from pipeline.cli.timing import (
+        evaluation_images,
+        kept_checkpoints,
+        measure,
+        mining_images,
+        show_device,
+    )  # fmt: skip
     from pipeline.model import build
     from pipeline.model.backbone import pruning_texts
     from pipeline.train.checks import check_data
 
     check_data(config, plan.manifest, object_store_bytes=_UNKNOWN_BYTES)
+    if stage in ("all", "train"):
+        check_workers_here(config, plan.manifest)
     timing = measure(config, build.crop_px(config, plan.manifest), where=where)
-    labelled = plan.sets["pretrain"].class_counts is not None
-    _show_device(timing, console)
+    labelled = plan.manifest.has_labels()
+    show_device(timing, console)
     for text in (*conflicts(config, plan.manifest), *_device_warnings(config)):
         console.stage("warning", text)
     epoch, t = feed.epoch_plan(config, plan.manifest), config.train
@@ -206,7 +213,7 @@ def _show_training(
             weight_bytes, state_bytes = build.state_bytes(config, method)
             written, kept = kept_checkpoints(config)
             console.line(
-                f"  {duration(steps * timing.step_s)} at {_step(timing.step_s)} a step; "
+                f"  {duration(steps * timing.step_s)} at {timing.step_text} a step; "
                 f"{si(timing.worker_bytes, 'B')} of memory for each worker; "
                 f"{written} checkpoints of {si(state_bytes, 'B')}, {kept} kept: "
                 f"{si(kept * state_bytes + weight_bytes, 'B')} of disk"
@@ -215,19 +222,16 @@ def _show_training(
             console.stage("train", text)
         for text in (feed.described(config, plan.manifest), *left_out(config, plan.manifest)):
             console.stage("train", text)
+    features_s = timing.features_s(evaluation_images(config, plan))
     if not labelled:
-        console.stage("evaluate", "nothing, without labels")
+        also = f"; images that pruning forgets: {duration(features_s)}" if features_s else ""
+        console.stage("evaluate", f"no scores, without labels{also}")
     else:
-        features_s = timing.features_s(evaluation_images(config, plan))
         console.stage("evaluate", f"features {duration(features_s)}, which all protocols share")
         for protocol in config.evaluate.protocols:
             console.line(f"  {protocol}: {_PROTOCOL_TIMES[protocol.partition('-')[0]]}")
     mined = mining_images(config, plan.sets["pretrain"].rows, labelled=labelled)
     console.stage("mine", f"{duration(timing.features_s(mined))}, if you mine the run afterwards")
-
-
-def _step(seconds: float) -> str:
-    return f"{1e3 * seconds:.0f} ms" if seconds < 1 else duration(seconds)
 
 
 _PROTOCOL_TIMES = {
@@ -238,90 +242,7 @@ _PROTOCOL_TIMES = {
 }
 
 
-def _show_device(timing: Timing, console: Console) -> None:
-    text = "times below are this machine's, from a few steps, without the start of Ray"
-    console.stage("device", f"{timing.device}; {text}")
-
-
 def _device_warnings(config: Config) -> list[str]:
     num_gpus = auto.gpus_here()
     native = auto.native_precision(num_gpus > 0 and auto.uses_gpu(config, num_gpus))
     return [*auto.warnings(config, num_gpus, native), *auto.unseen_gpus(num_gpus)]
-
-
-def _show_new_vectors(
-    command: Command, config: Config, plan: DryRun, console: Console, *, where: str
-) -> None:
-    from pipeline.cli.timing import measure, vector_bytes
-    from pipeline.model import build
-
-    timing = measure(config, build.crop_px(config, plan.manifest), where=where)
-    rows = plan.sets[command.set_name or "pretrain"].rows
-    size = rows * vector_bytes(config, command.dtype or "float32")
-    took = duration(timing.features_s(rows))
-    console.stage("embed", f"{rows} images on {timing.device}: {took}, {si(size, 'B')} of vectors")
-
-
-def _show_vectors(command: Command, folder: RunFolder, config: Config, console: Console) -> None:
-    """Show what the stages embed and mine would do with an ingested data set."""
-    from pipeline.cli.timing import measure, mining_images, vector_bytes
-    from pipeline.embed.wanted import check_set
-    from pipeline.model import build
-
-    uri = storage.absolute(command.data) if command.data is not None else folder.data_uri
-    manifest, set_name = read_manifest(uri), command.set_name or "pretrain"
-    check_set(manifest, set_name, stage=command.stage)
-    info = manifest.sets[set_name]
-    labelled = manifest.has_labels(set_name)
-    timing = measure(config, build.crop_px(config, manifest), where=folder.uri)
-    _show_device(timing, console)
-    what = f"{manifest.name}, {info.rows} images of the set {set_name}"
-    if command.stage == "curate":
-        _show_curation(command, config, manifest, timing, console)
-        return
-    if command.labels is not None:
-        from pipeline.mine.given_labels import read_labels
-
-        given_labels = read_labels(command.labels, command.rare)
-        console.stage("mine", f"{len(given_labels.labels)} labels in {command.labels}")
-    if command.stage == "embed":
-        size = info.rows * vector_bytes(config, command.dtype or "float32")
-        took = duration(timing.features_s(info.rows))
-        console.stage("embed", f"{what}: {took}, {si(size, 'B')} of vectors")
-        return
-    num_passes = mining_images(config, info.rows, labelled=labelled)
-    console.stage(
-        "mine",
-        f"{what}, by {config.mine.score}: {num_passes // info.rows} forward passes each, "
-        f"{duration(timing.features_s(num_passes))}; vectors that are there are read",
-    )
-
-
-def _show_curation(
-    command: Command, config: Config, manifest: Manifest, timing: Timing, console: Console
-) -> None:
-    from pipeline.cli.timing import clusters_s, vector_bytes
-    from pipeline.curate import selection
-    from pipeline.curate.stage import held_out
-    from pipeline.curate.words import SIMILARITY, check_words
-
-    set_name = command.set_name or "pretrain"
-    rows = manifest.sets[set_name].rows
-    given = SIMILARITY if command.similarity is None else command.similarity
-    check_words(command.keep, given, rows)
-    compared = held_out(manifest, set_name)
-    in_all = rows + sum(manifest.sets[name].rows for name in compared)
-    size = vector_bytes(config, "float32")
-    console.stage(
-        "curate",
-        f"{manifest.name}, {rows} images of the set {set_name}"
-        + "".join(f", {manifest.sets[name].rows} of {name}" for name in compared)
-        + f": vectors {duration(timing.features_s(in_all))}, {si(in_all * size, 'B')}; "
-        "those that are there are read",
-    )
-    num_cells, kept = selection.num_cells(rows), command.keep or max(1, rows // 2)
-    console.stage(
-        "curate",
-        f"{num_cells} clusters and near-duplicates: about {duration(clusters_s(rows, size // 4))} "
-        f"of one core, {si(2 * in_all * size, 'B')} of memory; at most {kept} images selected",
-    )

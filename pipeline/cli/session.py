@@ -51,6 +51,15 @@ def local_roots(config: Config) -> list[str]:
     return [key for key, root in roots.items() if not root.startswith("s3://")]
 
 
+def marks_of_stage(config: Config, stage: str) -> list[str]:
+    """Return the marks of the nodes that a stage needs."""
+    names = [
+        config.placement.train_nodes if stage in _ON_TRAIN_NODES else None,
+        config.placement.data_nodes if stage in _ON_DATA_NODES else None,
+    ]
+    return [name for name in names if name is not None]
+
+
 class Session:
     """One invocation of the program about one run."""
 
@@ -73,7 +82,7 @@ class Session:
         if self._cluster is None:
             self.console.stage("ray", "connecting")
             self._cluster = self._stack.enter_context(connected())
-            marks = self._marks()
+            marks = marks_of_stage(self.config, self.command.stage)
             if self.config.placement.wait_s:
                 self._cluster = wait_for_nodes(
                     self._cluster,
@@ -93,15 +102,6 @@ class Session:
                 for key in local_roots(self.config):
                     self.console.stage("ray", f"{key} must be a folder that every node mounts")
         return self._cluster
-
-    def _marks(self) -> list[str]:
-        """Return the marks of the nodes that the stage needs."""
-        placement, stage = self.config.placement, self.command.stage
-        names = [
-            placement.train_nodes if stage in _ON_TRAIN_NODES else None,
-            placement.data_nodes if stage in _ON_DATA_NODES else None,
-        ]
-        return [name for name in names if name is not None]
 
     def _num_workers(self) -> int:
         """Return the number of training workers that run at the same time, at least."""

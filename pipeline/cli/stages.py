@@ -20,6 +20,8 @@ from pipeline.console import Console, counted
 from pipeline.dataset.manifest import described, read_manifest
 from pipeline.record.folder import existing_run
 
+NO_SCORES = "the data set has no labels, so there are no scores"
+
 
 def run_stages(command: Command, console: Console) -> None:
     """Do what the command says.
@@ -189,18 +191,17 @@ class Stages:
         from pipeline.record.scores import show_evaluation
 
         session, console = self.session, self.session.console
-        console.stage("evaluate", ", ".join(session.config.evaluate.protocols))
+        protocols = ", ".join(session.config.evaluate.protocols)
+        console.stage("evaluate", protocols if session.dataset.manifest.has_labels() else NO_SCORES)
         with session.stage("evaluate"):
             evaluation = evaluate(
                 session.context,
-                cluster=session.cluster,
+                cluster=lambda: session.cluster,
                 console=console,
                 given_uri=session.command.checkpoint,
             )
-        if evaluation is None:
-            console.stage("evaluate", "the data set has no labels, so there are no scores")
-            return
-        show_evaluation(console, evaluation)
+        if evaluation is not None:
+            show_evaluation(console, evaluation)
 
     def evaluate_others(self) -> None:
         """Score a checkpoint that was given, or average the evaluations of several runs."""

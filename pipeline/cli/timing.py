@@ -13,6 +13,7 @@ import torch
 from pipeline.cluster import auto
 from pipeline.cluster.connect import usable_cpus
 from pipeline.config import Config
+from pipeline.console import Console, duration
 from pipeline.curate import selection
 from pipeline.errors import ErrorReport
 from pipeline.ingest.plan import DryRun
@@ -47,9 +48,20 @@ class Timing:
     worker_bytes: int
     num_workers: int
 
+    @property
+    def step_text(self) -> str:
+        """The seconds of a step in words."""
+        return f"{1e3 * self.step_s:.0f} ms" if self.step_s < 1 else duration(self.step_s)
+
     def features_s(self, num_images: int) -> float:
         """Return the seconds of one forward pass of so many images."""
         return num_images * self.image_s / self.num_workers
+
+
+def show_device(timing: Timing, console: Console) -> None:
+    """Say what was timed, and what its times leave out."""
+    text = "times below are this machine's, from a few steps, without the start of Ray"
+    console.stage("device", f"{timing.device}; {text}")
 
 
 def measure(config: Config, crop_px: int, *, where: str) -> Timing:
@@ -94,8 +106,11 @@ def measure(config: Config, crop_px: int, *, where: str) -> Timing:
 
 
 def evaluation_images(config: Config, plan: DryRun) -> int:
-    """Return how many forward passes of an image evaluation makes, over all networks."""
-    names = {"probe", config.evaluate.split}
+    """Return how many forward passes of an image evaluation makes, over all networks.
+
+    Without labels those are of the images that pruning forgets, for a method with a pruned branch.
+    """
+    names = {"probe", config.evaluate.split} if plan.manifest.has_labels() else set()
     images = sum(planned.rows for name, planned in plan.sets.items() if name in names)
     has_twin = any(METHODS[method].has_twin for method in config.train.methods)
     own = plan.sets["pretrain"].rows * 2 if has_twin else 0

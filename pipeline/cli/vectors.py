@@ -60,17 +60,16 @@ def embed(session: Session) -> None:
 def curate(session: Session) -> None:
     """Find near-duplicates, select, and show what was found."""
     from pipeline.curate.stage import curate
-    from pipeline.curate.words import SIMILARITY, check_words
+    from pipeline.curate.words import check_words
     from pipeline.embed.wanted import check_set
 
     command, console = session.command, session.console
     set_name = command.set_name or "pretrain"
-    similarity = SIMILARITY if command.similarity is None else command.similarity
     with session.stage("curate"):
         run = _context(session)
         # Before the cluster is joined, which may take half a minute.
         check_set(run.manifest, set_name, stage="curate")
-        check_words(command.keep, similarity, run.manifest.sets[set_name].rows)
+        check_words(command.keep, command.cosine, run.manifest.sets[set_name].rows)
         found = retry_lost_work(
             lambda: curate(
                 run,
@@ -78,7 +77,7 @@ def curate(session: Session) -> None:
                 progress=console.progress,
                 set_name=set_name,
                 keep=command.keep,
-                similarity=similarity,
+                similarity=command.cosine,
             ),
             say=lambda text: console.stage("curate", text),
         )

@@ -63,6 +63,18 @@ class Cluster:
     marks: frozenset[str] = frozenset()
 
 
+def joined_address() -> str | None:
+    """Return the address of the cluster that work would join; None = one is started here."""
+    address = os.environ.get("RAY_ADDRESS")
+    return None if address in ("", "local") else address
+
+
+def cluster_here(num_gpus: int) -> Cluster:
+    """Return the cluster that `connected` would start on this machine, with so many GPUs."""
+    num_cpus = usable_cpus() + DATA_CPUS
+    return Cluster("", True, num_cpus, num_gpus, dashboard_url="", largest_node_cpus=num_cpus)
+
+
 @contextmanager
 def connected() -> Iterator[Cluster]:
     """Join the cluster at RAY_ADDRESS (set inside a Ray job), else start one on this machine.
@@ -76,8 +88,7 @@ def connected() -> Iterator[Cluster]:
     """
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
-    address = os.environ.get("RAY_ADDRESS")
-    address = None if address in ("", "local") else address
+    address = joined_address()
     startup.check_settings(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     began_s = time.time()

@@ -85,11 +85,12 @@ CAUSES = (
 )  # fmt: skip
 
 
-def check_settings(address: str | None) -> None:
+def check_settings(address: str | None, *, makes_folder: bool = True) -> None:
     """Refuse settings with which Ray would fail late, in silence, or after minutes.
 
     Args:
         address: of RAY_ADDRESS; None to start a cluster here.
+        makes_folder: whether Ray's folder is made, which some file systems only then refuse.
 
     Raises:
         ClusterError: naming the variable and its form, or the folder.
@@ -98,7 +99,7 @@ def check_settings(address: str | None) -> None:
     if misfit is not None:
         raise ClusterError("E-CLUSTER-380", misfit.what, where=misfit.name, todo=misfit.todo)
     if address is None:
-        _check_folder()
+        _check_folder(makes=makes_folder)
     elif address != "auto":
         _check_address(address)
 
@@ -122,7 +123,7 @@ def ray_folder() -> Path:
     return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
 
 
-def _check_folder() -> None:
+def _check_folder(*, makes: bool) -> None:
     folder = ray_folder()
     socket_path = os.path.join(os.path.abspath(folder), _SOCKET.format(pid=os.getpid()))
     if len(os.fsencode(socket_path)) > _MAX_SOCKET_BYTES:
@@ -136,7 +137,9 @@ def _check_folder() -> None:
             "E-STORAGE-374": "E-CLUSTER-371",
         }
         raise _of_cause(ids.get(error.id, "E-CLUSTER-374"), str(folder)) from error
-    try:  # Ray makes it in a moment; some file systems only refuse it when it is made
+    if not makes:
+        return
+    try:
         os.makedirs(folder / "ray", exist_ok=True)
     except OSError as error:
         raise _of_cause("E-CLUSTER-374", str(folder), str(error.strerror)) from error

@@ -17,7 +17,8 @@ def check_scored_sets(config: Config, manifest: Manifest) -> None:
 
     Raises:
         ConfigError: naming the sets that there are.
-        DataError: a protocol draws more images of a class than there are.
+        DataError: classes of the scored set have no labelled image to learn from, or a protocol
+            draws more images of a class than there are.
     """
     split, have = config.evaluate.split, ", ".join(manifest.sets)
     if split not in manifest.sets:
@@ -37,9 +38,35 @@ def check_scored_sets(config: Config, manifest: Manifest) -> None:
             todo="give data.sets.val and ingest, or use cached-linear or paper-fewshot-last, "
             "which need none",
         )
-    counts = manifest.sets["probe"].class_counts if "probe" in manifest.sets else None
-    if counts is not None and any("fewshot" in p for p in config.evaluate.protocols):
-        shots_per_class(config, manifest, counts)
+    if "probe" not in manifest.sets:
+        raise ConfigError(
+            "E-CONFIG-561",
+            f"the data set has no probe set to learn from, it has {have}",
+            where=f"data set {manifest.name}",
+            todo="give data.sets.probe and ingest",
+        )
+    labelled, scored = (manifest.sets[n].class_counts for n in ("probe", split))
+    names = manifest.class_names or ()
+    if labelled is None or scored is None:
+        raise DataError(
+            "E-DATA-030",
+            "a set without class counts cannot be scored",
+            where=f"data set {manifest.name}",
+            todo="delete the data set and ingest again, one folder per class",
+        )
+    unknown = [
+        names[c] for c, (a, b) in enumerate(zip(labelled, scored, strict=True)) if b and not a
+    ]
+    if unknown:
+        raise DataError(
+            "E-DATA-031",
+            f"{len(unknown)} classes of {split} have no labelled image: {_listed(unknown)}",
+            where=f"data set {manifest.name}, set probe",
+            todo=f"add labelled images of these classes, or leave them out of {split}; then "
+            "delete the data set and ingest again",
+        )
+    if any("fewshot" in p for p in config.evaluate.protocols):
+        shots_per_class(config, manifest, labelled)
 
 
 def shots_per_class(config: Config, manifest: Manifest, counts: Sequence[int]) -> int:
@@ -63,13 +90,16 @@ def shots_per_class(config: Config, manifest: Manifest, counts: Sequence[int]) -
         shots = min(fewest, max(1, round(0.01 * sum(counts) / max(1, len(names)))))
     small = [f"{names[c]} ({count})" for c, count in enumerate(counts) if 0 < count < shots]
     if small and not manifest.fewshot:
-        listed = ", ".join(small[:_SHOWN]) + (", ..." if len(small) > _SHOWN else "")
         raise DataError(
             "E-DATA-036",
             f"few-shot sets of {shots} images a class cannot be drawn: the labelled set has fewer "
-            f"of {listed}",
+            f"of {_listed(small)}",
             where=f"evaluate.shots_per_class, data set {manifest.name}",
             todo=f"set evaluate.shots_per_class={min(c for c in counts if c)} or less, set fewer "
             "images aside, or leave the few-shot protocols out of evaluate.protocols",
         )
     return shots
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

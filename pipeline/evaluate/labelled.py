@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Config
-from pipeline.dataset.checks import check_scored_sets, shots_per_class
+from pipeline.dataset.checks import shots_per_class
 from pipeline.dataset.manifest import Manifest
 from pipeline.embed.features import SetFeatures
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
 from sdclr.fewshot import fewshot_draws
 from sdclr.groups import Groups, groups_by_tercile, groups_by_threshold
 
@@ -28,44 +28,6 @@ def class_groups(config: Config, manifest: Manifest) -> Groups | None:
         return None
     by_threshold = config.evaluate.groups == "threshold"
     return (groups_by_threshold if by_threshold else groups_by_tercile)(list(counts))
-
-
-def check_sets(config: Config, manifest: Manifest) -> None:
-    """Refuse sets that cannot be scored, from what the manifest says, before anything is computed.
-
-    Raises:
-        ConfigError: the set to score on, or the one to choose the epoch on, does not exist.
-        DataError: classes of the scored set have no labelled image to learn from.
-    """
-    check_scored_sets(config, manifest)
-    scored_on = config.evaluate.split
-    if "probe" not in manifest.sets:
-        raise ConfigError(
-            "E-CONFIG-561",
-            f"the data set has no probe set to learn from, it has {', '.join(manifest.sets)}",
-            where=f"data set {manifest.name}",
-            todo="give data.sets.probe and ingest",
-        )
-    labelled, scored = (manifest.sets[n].class_counts for n in ("probe", scored_on))
-    names = manifest.class_names or ()
-    if labelled is None or scored is None:
-        raise DataError(
-            "E-DATA-030",
-            "a set without class counts cannot be scored",
-            where=f"data set {manifest.name}",
-            todo="delete the data set and ingest again, one folder per class",
-        )
-    unknown = [
-        names[c] for c, (a, b) in enumerate(zip(labelled, scored, strict=True)) if b and not a
-    ]
-    if unknown:
-        raise DataError(
-            "E-DATA-031",
-            f"{len(unknown)} classes of {scored_on} have no labelled image: {_listed(unknown)}",
-            where=f"data set {manifest.name}, set probe",
-            todo=f"add labelled images of these classes, or leave them out of {scored_on}; then "
-            "delete the data set and ingest again",
-        )
 
 
 def check_labels(manifest: Manifest, set_name: str, found: SetFeatures) -> None:

@@ -15,6 +15,7 @@ from pipeline import storage
 from pipeline.cluster.connect import Cluster, refreshed
 from pipeline.cluster.retry import retry_lost_work
 from pipeline.console import Console, duration
+from pipeline.dataset.checks import check_scored_sets
 from pipeline.embed.features import SetFeatures, extract, placement
 from pipeline.embed.wanted import read_models
 from pipeline.evaluate import cached, leaks, trained
@@ -23,13 +24,7 @@ from pipeline.evaluate.candidates import Candidate, Candidates, find_candidates
 from pipeline.evaluate.finished import EndedProtocols
 from pipeline.evaluate.fits import fit_anywhere
 from pipeline.evaluate.forgotten import forgotten_images
-from pipeline.evaluate.labelled import (
-    check_labels,
-    check_sets,
-    class_groups,
-    fewshot_rows,
-    labelled_images,
-)
+from pipeline.evaluate.labelled import check_labels, class_groups, fewshot_rows, labelled_images
 from pipeline.evaluate.probe_task import ProbeEnd
 from pipeline.evaluate.score import score_of
 from pipeline.evaluate.trained import TrainedProbes
@@ -56,11 +51,16 @@ Scores = dict[str, Score]
 
 
 def evaluate(
-    run: RunContext, *, cluster: Cluster, console: Console, given_uri: str | None = None
+    run: RunContext,
+    *,
+    cluster: Callable[[], Cluster],
+    console: Console,
+    given_uri: str | None = None,
 ) -> Evaluation | None:
     """Score the run's models, or the given weights; writes evaluation.json and forgotten.json.
 
-    A protocol that ended in an earlier, interrupted stage is not repeated.
+    A protocol that ended in an earlier, interrupted stage is not repeated. Without labels a cluster
+    is asked for only if the images that pruning forgets are not found yet.
 
     Returns:
         The record; None when the data set has no labels to score with.
@@ -78,7 +78,8 @@ def evaluate(
     found_leaks: list[Leak] = []
     clock = Clock()
     if groups is not None:
-        check_sets(config, manifest)
+        check_scored_sets(config, manifest)
+        cluster()  # the search for leaks runs on it
         with clock("leaks"):
             found_leaks = leaks.find_leaks(run.data_uri, manifest, mark=config.placement.data_nodes)
         leaks.refuse(found_leaks, manifest, max_frac=config.evaluate.max_leak_frac)
@@ -98,13 +99,13 @@ def evaluate(
     features: dict[str, SetFeatures] = {}
     if set_names:
         with clock("features"):
-            features = _features(run, candidates, set_names, cluster, console)
+            features = _features(run, candidates, set_names, cluster(), console)
     if twin:
         forgotten_images(run, twin, features["pretrain"], groups).write(forgotten_uri)
         ended.write(_FORGOTTEN, {}, clock.seconds["features"])
     if groups is None:
         return None
-    scoring = Scoring(run, features, groups, candidates, cluster, console, ended, kept)
+    scoring = Scoring(run, features, groups, candidates, cluster(), console, ended, kept)
     scores = scoring.all()
     evaluation = Evaluation(
         class_names=tuple(manifest.class_names or ()),

@@ -14,6 +14,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ConfigError
 from pipeline.model import build, memory
 from pipeline.model.backbone import check_view
+from pipeline.model.public import own_config
 
 
 def check(config: Config, manifest: Manifest, cluster: Cluster) -> None:
@@ -36,7 +37,9 @@ def check_data(config: Config, manifest: Manifest, *, object_store_bytes: int) -
     feed.epoch_plan(config, manifest)
     build.resize_px(config, manifest)
     check_view(config, manifest)
-    if manifest.class_names is not None:
+    for uri in config.evaluate.public:
+        check_view(own_config(config, uri), manifest)
+    if manifest.has_labels():
         check_scored_sets(config, manifest)
     for number in config.train.worker_counts:
         settled = auto.with_workers(config, number)

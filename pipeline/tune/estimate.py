@@ -5,14 +5,13 @@ Not counted: start-up, reading the data set, the fits of the few-shot probes.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from dataclasses import dataclass, replace
 
 import torch
 
-from pipeline.cluster.connect import connected
+from pipeline.cluster.connect import connected, joined_address
 from pipeline.config import Config
 from pipeline.errors import ErrorReport
 from pipeline.ingest.plan import DryRun
@@ -68,7 +67,7 @@ def estimate(config: Config, plan: DryRun) -> tuple[Estimate, Placement]:
 
 
 def _timed(config: Config, side_px: int) -> tuple[Placement, tuple[float, float]]:
-    if os.environ.get("RAY_ADDRESS"):
+    if joined_address() is not None:
         import ray
 
         with connected() as cluster:

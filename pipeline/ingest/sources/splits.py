@@ -86,21 +86,28 @@ def notes_of(
         return []
     notes = []
     in_all = np.bincount(labels_N[labels_N >= 0], minlength=len(class_names)).tolist()
-    for name in (name for name in _HELD_OUT if name in sets):
-        held, trained, left = (
-            np.bincount(labels_N[sets[other]], minlength=len(class_names)).tolist()
-            for other in (name, "pretrain", "probe" if "probe" in sets else "pretrain")
-        )
-        counts = list(zip(class_names, held, trained, left, in_all, strict=True))
-        small = [f"{c} ({n})" for c, h, t, _, n in counts if t and not h]
-        most = [f"{c} ({h} of {h + rest})" for c, h, _, rest, _ in counts if h > rest]
-        for what, classes in (
-            (f"without images in {name}, with their images in all", small),
-            (f"that have most images in {name}", most),
-        ):
-            if classes:
-                more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
-                notes.append(f"classes {what}: {', '.join(classes[:20])}{more}")
+    held_out = [name for name in _HELD_OUT if name in sets]
+    in_each = {
+        name: np.bincount(labels_N[sets[name]], minlength=len(class_names)).tolist()
+        for name in (*held_out, "pretrain", "probe" if "probe" in sets else "pretrain")
+    }
+    found: list[tuple[str, list[str]]] = []
+    for name in held_out:
+        counts = zip(class_names, in_each[name], in_each["pretrain"], in_all, strict=True)
+        small = [f"{c} ({n})" for c, held, trained, n in counts if trained and not held]
+        found.append((f"without images in {name}, with their images in all", small))
+    held_N = [sum(in_each[name][c] for name in held_out) for c in range(len(class_names))]
+    left_N = in_each["probe" if "probe" in sets else "pretrain"]
+    most = [
+        f"{c} ({h} of {h + left})"
+        for c, h, left in zip(class_names, held_N, left_N, strict=True)
+        if h > left
+    ]
+    found.append((f"that have most images in {' and '.join(held_out)}", most))
+    for what, classes in found:
+        if classes:
+            more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
+            notes.append(f"classes {what}: {', '.join(classes[:20])}{more}")
     return notes
 
 
