@@ -106,6 +106,12 @@ PHOTOS = ["data.source=folder", "data.path=x", "augment.hflip_prob=0.5"]
         ),
         (["augment.crop_px=64", "evaluate.resize_px=90"], 1280, []),
         (["augment.crop_px=64", "feed.canvas_px=60"], 1280, ["feed.canvas_px"]),
+        (["augment.crop_px=64", "ingest.resize_short_px=73"], 1280, []),
+        (
+            ["augment.crop_px=64", "ingest.resize_short_px=72"],
+            1280,
+            ["enlarged again to 73 px: raise ingest.resize_short_px"],
+        ),
         (["augment.crop_px=64", "train.global_batch=256"], 400, ["144 of 400 images wait"]),
         (["augment.crop_px=64", "train.global_batch=256", "train.drop_last=false"], 400, []),
         (["augment.crop_px=64", "augment.hflip_prob=0"], 1280, ["photos.yaml"]),

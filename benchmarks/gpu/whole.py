@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.io import decode_jpeg
 from torchvision.transforms.functional import to_pil_image
 
 from benchmarks.augment import smooth_images
@@ -48,6 +49,7 @@ def stream(bench: Bench) -> None:
     photographs = _encoded(bench, case)
     spent = bench.seconds(lambda: _decoded(photographs[:8]), budget_s=3.0)
     bench.add("JPEG decoded by a core", [8 / s for s in spent], "images/s")
+    _decode_on_device(bench, photographs[: min(len(photographs), case.batch)])
     feed = _Stream(photographs, _plan(case, 8 * case.batch), num_threads=NUM_DECODERS)
     try:
         spent, wait = _run(bench, case, feed, budget_s=10.0)
@@ -56,6 +58,21 @@ def stream(bench: Bench) -> None:
     name = f"{case.name}: streamed by {NUM_DECODERS} threads"
     bench.add(name, [case.batch / s for s in spent], "images/s")
     bench.add(name, [100 * wait], "%", bench.goal(1.0), at_most=True, versus=WAITING)
+
+
+def _decode_on_device(bench: Bench, photographs: list[bytes]) -> None:
+    """Decode a batch of photographs by nvJPEG, and compare its pixels with Pillow's."""
+    files = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in photographs]
+    name = "JPEG decoded by the device"
+    try:
+        images = decode_jpeg(files, device=bench.device)
+        spent = bench.seconds(lambda: decode_jpeg(files, device=bench.device), budget_s=3.0)
+    except Exception as error:  # torchvision may be built without it; threads decode as well
+        bench.failed(name, error)
+        return
+    bench.add(name, [len(files) / s for s in spent], "images/s", note=f"{len(files)} at once")
+    apart_BCHW = torch.stack(images).cpu().float() - _decoded(photographs).float()
+    bench.add(f"{name}: levels apart from Pillow's, mean", [float(apart_BCHW.abs().mean())], "")
 
 
 def training(bench: Bench) -> None:

@@ -25,7 +25,7 @@ def conflicts(config: Config, manifest: Manifest) -> list[str]:
     """
     return [text for text in (
         _views(config), _small_crop(config, manifest), _small_canvas(config, manifest),
-        _dropped(config, manifest),
+        _small_stored(config, manifest), _dropped(config, manifest),
     ) if text]  # fmt: skip
 
 
@@ -60,6 +60,17 @@ def _small_canvas(config: Config, manifest: Manifest) -> str:
     return (
         f"images are reduced to {side} px and enlarged again to {max(crop, resize)} px: leave out "
         f"{key}"
+    )
+
+
+def _small_stored(config: Config, manifest: Manifest) -> str:
+    stored = config.ingest.resize_short_px
+    least = build.resize_px(config, manifest) or build.crop_px(config, manifest)
+    if manifest.image.height_px is not None or stored is None or stored >= least:
+        return ""
+    return (
+        f"photos are stored with a short side of {stored} px and enlarged again to {least} px: "
+        f"raise ingest.resize_short_px, or set it to null"
     )
 
 
