@@ -12,6 +12,8 @@ Shapes: B images on this rank, C channels, R ranks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -169,6 +171,19 @@ class GlobalBatchNorm(_BatchNorm):
         own = (self.weight, self.bias, self.running_mean, self.running_var)
         out: Tensor = _GpuBatchNormFunction.apply(x, *own, self.update_rate, self.eps)
         return out
+
+
+@contextmanager
+def running_statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Restore the running statistics of all norms on exit."""
+    norms = [module for module in model.modules() if isinstance(module, AnyBatchNorm)]
+    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+    copies = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, copy in zip(buffers, copies, strict=True):
+            buffer.copy_(copy)
 
 
 def synchronise(network: nn.Module) -> nn.Module:

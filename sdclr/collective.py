@@ -7,13 +7,15 @@ is the gradient of mean_r L_r, with no extra factor anywhere.
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sdclr import parts
 
@@ -115,3 +117,20 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Average a tensor over ranks, without gradient. A NaN on any rank gives NaN on all."""
     return stack_over_ranks(value).mean(0)
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model as one whose gradients are averaged over ranks; needs several."""
+    # Masks are equal on all ranks, and so are BatchNorm statistics, unless they are meant to be
+    # each rank's own. Newer releases of torch renamed the switch.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    newer = "forward_sync_buffers" in known
+    without_buffers: dict[str, Any] = {
+        "forward_sync_buffers" if newer else "broadcast_buffers": False
+    }
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **without_buffers,
+    )

@@ -19,14 +19,14 @@ Shapes: B images on this rank, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdclr.batchnorm import AnyBatchNorm
+from sdclr.batchnorm import running_statistics_kept
 
 Embed = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 LEAST_MICRO_BATCH = 3  # equal chunks of at most this many images have two at least, as a norm needs
@@ -60,7 +60,7 @@ def chunked_backward(
     num_chunks = -(-len(view1_BCHW) // micro_batch)
     chunks = _cut(view1_BCHW, view2_BCHW, num_chunks)
     plain = model.module if isinstance(model, DistributedDataParallel) else model
-    with torch.no_grad(), _running_statistics_kept(plain):
+    with torch.no_grad(), running_statistics_kept(plain):
         embedded = [embed(plain, *chunk) for chunk in chunks]
     f1_BD, f2_BD = (torch.cat(parts).requires_grad_() for parts in zip(*embedded, strict=True))
     value = loss(f1_BD, f2_BD)
@@ -81,16 +81,3 @@ def _reduced(model: nn.Module, *, now: bool) -> AbstractContextManager[None]:
     if now or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return model.no_sync()
-
-
-@contextmanager
-def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Restore the batch-norm statistics on exit."""
-    norms = [module for module in model.modules() if isinstance(module, AnyBatchNorm)]
-    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-    copies = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        for buffer, copy in zip(buffers, copies, strict=True):
-            buffer.copy_(copy)

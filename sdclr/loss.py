@@ -17,7 +17,7 @@ from torch import Tensor
 from sdclr import collective
 
 
-def nt_xent(u_BD: Tensor, v_BD: Tensor, *, temperature: float) -> Tensor:
+def nt_xent(u_BD: Tensor, v_BD: Tensor, *, temperature: float | Tensor) -> Tensor:
     """Return the mean loss of this rank's 2B rows against the 2N rows of all ranks.
 
     Row i of both inputs shows the same image; every other row, of either view and any rank, is a
@@ -30,7 +30,8 @@ def nt_xent(u_BD: Tensor, v_BD: Tensor, *, temperature: float) -> Tensor:
         u_BD: embeddings of the first views, need not be normalised; computed in float32 (float64
             stays).
         v_BD: embeddings of the second views, same shape on every rank.
-        temperature: divides cosine similarities, dimensionless, > 0.
+        temperature: divides cosine similarities, dimensionless, > 0; as a tensor on the device it
+            is not checked, which would wait.
 
     Returns:
         A scalar; its gradient reaches both inputs on every rank.
@@ -45,7 +46,7 @@ def nt_xent(u_BD: Tensor, v_BD: Tensor, *, temperature: float) -> Tensor:
 
 
 @torch.no_grad()
-def image_losses(u_BD: Tensor, v_BD: Tensor, *, temperature: float) -> Tensor:
+def image_losses(u_BD: Tensor, v_BD: Tensor, *, temperature: float | Tensor) -> Tensor:
     """Return the loss of each of this rank's images (B,), without gradient: its two rows' mean.
 
     Their mean is `nt_xent`, whose arguments it takes.
@@ -55,13 +56,13 @@ def image_losses(u_BD: Tensor, v_BD: Tensor, *, temperature: float) -> Tensor:
         return F.cross_entropy(logits, partner, reduction="none").view(2, -1).mean(dim=0)
 
 
-def _logits(u_BD: Tensor, v_BD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _logits(u_BD: Tensor, v_BD: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
     """Return similarities of this rank's 2B rows to all 2N rows, and each partner's column."""
     if u_BD.shape != v_BD.shape or u_BD.ndim != 2:
         raise ValueError(
             f"two (B, D) tensors expected, got {tuple(u_BD.shape)}, {tuple(v_BD.shape)}"
         )
-    if not temperature > 0:
+    if not isinstance(temperature, Tensor) and not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
     u_BD, v_BD = _unit(u_BD), _unit(v_BD)
     z_rows = torch.cat([u_BD, v_BD])  # (2B, D)

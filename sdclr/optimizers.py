@@ -72,7 +72,8 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """Return the recipe's optimizer of all parameters.
 
     On a GPU it keeps everything as it is while its attribute `found_inf`, a flag on the device, is
-    not 0: there torch's own optimizers have one kernel for all weights, which reads the flag.
+    not 0: there torch's own optimizers have one kernel for all weights, which reads the flag. All
+    of them take a learning rate that is a tensor there, and can be captured in a CUDA graph.
 
     Raises:
         ValueError: there is no optimizer of that name.
@@ -83,7 +84,9 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
     if recipe.optimizer == "adamw":
         betas = (recipe.momentum, SECOND_BETA)
-        return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, fused=fused)
+        return torch.optim.AdamW(
+            groups, lr=recipe.lr, betas=betas, fused=fused, capturable=bool(fused)
+        )
     if recipe.optimizer == "lars":
         return LARS(groups, lr=recipe.lr, momentum=recipe.momentum)
     raise ValueError(f"there is no optimizer {recipe.optimizer!r}; use sgd, adamw or lars")

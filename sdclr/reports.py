@@ -1,12 +1,15 @@
-"""Report of a step of a trainer, and the error of one that is not finite."""
+"""Report of a step of a trainer, and the errors that its figures turn out to be."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdclr.imageset import Batch
 from sdclr.parts import StepParts
+from sdclr.prune import StarvedLayerError, refuse_starved
+from sdclr.replicas import Comparison, ReplicaError
 from sdclr.transfer import HostCopy
 
 
@@ -55,3 +58,34 @@ class StepReport:
     def grad_norm(self) -> float:
         """L2 norm of the gradient that was applied; waits as `loss`."""
         return float(self.figures.read()[1])
+
+
+BAD_STEP = (NonFiniteError, StarvedLayerError, ReplicaError)
+"""What `refuse_bad` raises."""
+
+
+def refuse_bad(report: StepReport, batch: Batch, comparison: Comparison | None) -> None:
+    """Raise what a step turns out to be once its figures are read; waits for a GPU.
+
+    Args:
+        report: of the step.
+        batch: of the step.
+        comparison: of the ranks, if there was one before the step.
+
+    Raises:
+        NonFiniteError: as `Trainer.run`.
+        StarvedLayerError: as `Trainer.run`.
+        ReplicaError: as `Trainer.run`.
+    """
+    if comparison is not None:
+        comparison.refuse()
+    if report.kept_frac is not None:
+        refuse_starved(report.kept_frac)
+    if not (math.isfinite(report.loss) and math.isfinite(report.grad_norm)):
+        raise NonFiniteError(
+            f"step {report.step - 1} (epoch {report.epoch}): loss {report.loss}, gradient norm "
+            f"{report.grad_norm}; stopped before the update: lower lr, or raise temperature",
+            batch=batch,
+            loss=report.loss,
+            grad_norm=report.grad_norm,
+        )

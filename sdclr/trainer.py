@@ -13,16 +13,12 @@ All randomness is a function of (seed, epoch, step), so a trainer has no hidden 
 
 from __future__ import annotations
 
-import inspect
-import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from sdclr import collective, parts
 from sdclr.augment import VIEW_NUMBERS, sample_view
@@ -35,13 +31,13 @@ from sdclr.loss import image_losses
 from sdclr.loss_memory import LossMemory
 from sdclr.methods import method_class
 from sdclr.optimizers import align_gradients, make_optimizer
-from sdclr.prune import StarvedLayerError, refuse_starved
 from sdclr.recipe import Recipe
 from sdclr.rendering import render_views
-from sdclr.replicas import Comparison, ReplicaError
-from sdclr.reports import NonFiniteError, StepReport
+from sdclr.replicas import Comparison
+from sdclr.reports import BAD_STEP, StepReport, refuse_bad
 from sdclr.schedule import learning_rate, warmup_steps
 from sdclr.seeds import place_generator
+from sdclr.step_graph import Outputs, StepGraphs, problem_of
 from sdclr.transfer import HostCopy
 from sdclr.twin import Network, Twin
 
@@ -98,20 +94,23 @@ class Trainer:
             self.model.compile()
         self._forward: nn.Module = self.model
         if collective.is_distributed():
-            self._forward = DistributedDataParallel(
-                self.model,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-                **_without_buffer_sync(),
-            )
+            self._forward = collective.data_parallel(self.model, self.device)
             if not recipe.compile:  # what comes after the gradient of the first layer is exchange
                 first = next(p for p in network.parameters() if p.requires_grad)
                 first.register_hook(parts.gradient_is_here)  # type: ignore[no-untyped-call]
         self.optimizer = make_optimizer(recipe, self.model)
         # 1 from the first step on that is not finite: what must not change then reads it.
         self._broken = torch.zeros((), device=self.device)
+        # What the host says of a step, where a graph can read it; on a CPU numbers are enough.
+        self._lr, self._temperature = torch.zeros(2, device=self.device)
+        self._training: StepGraphs | None = None
         if self.device.type == "cuda":
+            self._training = StepGraphs(
+                self._train, self.model, self.optimizer, self._broken, problem=problem_of(recipe)
+            )
             self.optimizer.found_inf = self._broken  # type: ignore[attr-defined]
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._lr
             if isinstance(self.model, Twin):
                 self.model.keep_masks = self._broken
         if memory is not None:
@@ -188,21 +187,22 @@ class Trainer:
             NonFiniteError: as `run`: of this step on a CPU, of the step before on a GPU.
             StarvedLayerError: as `run`, of the mask of that step.
         """
+        lr, temperature = self.lr, self.method.temperature(self.epoch)
         times = parts.begin(self.device)
         view1_BCHW, view2_BCHW = self.views(batch)
         times.end("views")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(view1_BCHW, view2_BCHW)
-        times.end("exchange" if self._forward is not self.model else "compute")
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        grad_norm = torch.nn.utils.get_total_norm(grads)
-        figures_2 = torch.stack([collective.mean_over_ranks(loss), grad_norm])
+        if self._training is not None:
+            self._lr.fill_(lr)
+            self._temperature.fill_(temperature)
+            figures_2, self._losses_B = self._training(view1_BCHW, view2_BCHW)
+        else:
+            figures_2 = self._gradient(view1_BCHW, view2_BCHW)
         report = StepReport(
             epoch=self.epoch,
             step=self.step + 1,
             figures=HostCopy(figures_2),
-            lr=self.lr,
-            temperature=self.method.temperature(self.epoch),
+            lr=lr,
+            temperature=temperature,
             num_images=batch.num_global,
             wait_s=wait_s,
             kept_frac=kept_frac,
@@ -210,14 +210,13 @@ class Trainer:
         )
         self._unread.append((report, batch, self._comparison))
         self._comparison = None
-        is_lazy = self.device.type == "cuda"
-        if is_lazy:
-            align_gradients(self.model)
-            self._broken.copy_(torch.maximum(self._broken, (~figures_2.isfinite()).any().float()))
-        self.settle(but=int(is_lazy))
-        for group in self.optimizer.param_groups:
-            group["lr"] = report.lr
-        self.optimizer.step()
+        if self._training is not None:
+            self.settle(but=1)
+        else:
+            self.settle()
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
         times.end("compute")
         parts.close()
         self.step += 1
@@ -230,8 +229,8 @@ class Trainer:
         """Whether `settle` would raise nothing; waits for a GPU."""
         try:
             for unread in self._unread:
-                _refuse_bad(*unread)
-        except _BAD:
+                refuse_bad(*unread)
+        except BAD_STEP:
             return False
         return True
 
@@ -246,8 +245,8 @@ class Trainer:
         while len(self._unread) > but:
             unread = self._unread.popleft()
             try:
-                _refuse_bad(*unread)
-            except _BAD:
+                refuse_bad(*unread)
+            except BAD_STEP:
                 self.begin_at(unread[0].step - 1)
                 raise
 
@@ -256,9 +255,29 @@ class Trainer:
         self.step, self._comparison = step, None
         self._unread.clear()
         self._broken.zero_()
+        if self._training is not None:
+            self._training.forget()
+
+    def _train(self, view1_BCHW: Tensor, view2_BCHW: Tensor) -> Outputs:
+        """Take a step on a GPU, unless it is not finite; return its figures, and images' losses."""
+        figures_2 = self._gradient(view1_BCHW, view2_BCHW)
+        align_gradients(self.model)
+        self._broken.copy_(torch.maximum(self._broken, (~figures_2.isfinite()).any().float()))
+        self.optimizer.step()
+        return figures_2, self._losses_B
+
+    def _gradient(self, view1_BCHW: Tensor, view2_BCHW: Tensor) -> Tensor:
+        """Put the gradient where the optimizer looks for it; return loss and gradient norm."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._backward(view1_BCHW, view2_BCHW)
+        if self._forward is not self.model:
+            parts.end("exchange")
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        grad_norm = torch.nn.utils.get_total_norm(grads)
+        return torch.stack([collective.mean_over_ranks(loss), grad_norm])
 
     def _backward(self, view1_BCHW: Tensor, view2_BCHW: Tensor) -> Tensor:
-        """Put the gradient of the step where the optimizer looks for it; returns the loss."""
+        """Add the gradient of the step to `.grad`; returns the loss."""
         micro_batch = self.recipe.micro_batch
         if micro_batch is not None and micro_batch < len(view1_BCHW):
             return chunked_backward(
@@ -274,7 +293,9 @@ class Trainer:
         return loss.detach()
 
     def _loss(self, f1_BD: Tensor, f2_BD: Tensor) -> Tensor:
-        temperature = self.method.temperature(self.epoch)
+        temperature: float | Tensor = self._temperature
+        if self._training is None:
+            temperature = self.method.temperature(self.epoch)
         if self.memory is not None:
             self._losses_B = image_losses(f1_BD, f2_BD, temperature=temperature)
         return self.method.loss(f1_BD, f2_BD, temperature=temperature)
@@ -297,30 +318,3 @@ class Trainer:
         if is_due and collective.is_distributed():
             self._comparison = Comparison(self.model, with_statistics=self.recipe.sync_batchnorm)
         return kept_frac
-
-
-_BAD = (NonFiniteError, StarvedLayerError, ReplicaError)
-
-
-def _refuse_bad(report: StepReport, batch: Batch, comparison: Comparison | None) -> None:
-    """Raise what a step turns out to be once its figures are read."""
-    if comparison is not None:
-        comparison.refuse()
-    if report.kept_frac is not None:
-        refuse_starved(report.kept_frac)
-    if not (math.isfinite(report.loss) and math.isfinite(report.grad_norm)):
-        raise NonFiniteError(
-            f"step {report.step - 1} (epoch {report.epoch}): loss {report.loss}, gradient norm "
-            f"{report.grad_norm}; stopped before the update: lower lr, or raise temperature",
-            batch=batch,
-            loss=report.loss,
-            grad_norm=report.grad_norm,
-        )
-
-
-def _without_buffer_sync() -> dict[str, Any]:
-    # Masks are equal on all ranks, and so are BatchNorm statistics, unless they are meant to be
-    # each rank's own. Newer releases of torch renamed the switch.
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    newer = "forward_sync_buffers" in known
-    return {"forward_sync_buffers" if newer else "broadcast_buffers": False}

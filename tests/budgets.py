@@ -27,6 +27,7 @@ BUDGETS_S = {
     "tests/test_refusals.py": 40.0,
     "tests/test_rendering.py": 60.0,
     "tests/test_replicas.py": 40.0,
+    "tests/test_step_graph.py": 60.0,
     "tests/test_sweep.py": 60.0,
     "tests/test_sweep_trial.py": 30.0,
     "tests/test_trainer.py": 30.0,

@@ -27,10 +27,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from sdclr import rendering
 from tests import simulated_kernels
+from tests.simulated_graph import CaptureError, SimulatedGraph
 
 DEVICE = torch.device("cuda", 0)
 STAGED_BYTES = 64 * 1024
@@ -75,7 +76,7 @@ class DeviceTensor(Tensor):
 
     def tolist(self) -> Any:
         """Return the values, for which the host waits."""
-        SimulatedGPU.now().waits[f"tolist at {_line()}"] += 1
+        SimulatedGPU.now().wait("tolist")
         return self.values.tolist()
 
     def __repr__(self, **_: Any) -> str:
@@ -92,6 +93,7 @@ class SimulatedGPU(TorchDispatchMode):
     Attributes:
         launches: operation -> how often it was launched on the device.
         waits: what waited, and at which line of the project -> how often.
+        capturing: the graph that is being captured, if any.
     """
 
     _current: SimulatedGPU | None = None
@@ -101,6 +103,7 @@ class SimulatedGPU(TorchDispatchMode):
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.num_events, self.num_timed = 0, 0
+        self.capturing: SimulatedGraph | None = None
         self._pinned: list[Tensor] = []  # kept, so that no address is used twice
 
     @classmethod
@@ -118,6 +121,20 @@ class SimulatedGPU(TorchDispatchMode):
         """Count from 0 again."""
         self.launches.clear()
         self.waits.clear()
+
+    def wait(self, what: str) -> None:
+        """Note that the host waits for the device, at which line of the project."""
+        self.refuse_in_capture(what)
+        self.waits[f"{what} at {_line()}"] += 1
+
+    def refuse_in_capture(self, what: str) -> None:
+        """Refuse what a GPU refuses while a graph is captured, or would do once, not in a replay.
+
+        Raises:
+            CaptureError: a graph is being captured.
+        """
+        if self.capturing is not None:
+            raise CaptureError(f"{what} at {_line()}: not permitted when a graph is captured")
 
     def __enter__(self) -> SimulatedGPU:
         self._patches = _patches()
@@ -137,8 +154,8 @@ class SimulatedGPU(TorchDispatchMode):
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Compute one operation on the values, and take note of what a GPU would have done."""
         name = func._schema.name.partition("::")[2]
-        tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
-        on, off = _sides(tensors)
+        leaves, spec = tree_flatten((args, kwargs))
+        on, off = _sides(leaves)
         target = _target(kwargs, bool(on))
         if name == "_pin_memory":
             return self._pin(off[0])
@@ -148,10 +165,17 @@ class SimulatedGPU(TorchDispatchMode):
         result_on = bool(on) if target is None else target.type == "cuda"
         if result_on and name not in _FREE:
             self.launches[name] += 1
-        inside = {k: v for k, v in kwargs.items() if k != "pin_memory"}
+        graph = self.capturing if result_on else None
+        held = _values if graph is None else _frozen
+        values, named = tree_unflatten([held(leaf) for leaf in leaves], spec)
+        named.pop("pin_memory", None)
         if target is not None:
-            inside["device"] = torch.device("cpu")
-        found = func(*tree_map(_values, args), **tree_map(_values, inside))
+            named["device"] = torch.device("cpu")
+        if graph is not None:
+            graph.expect((values, named))
+        found = func(*values, **named)
+        if graph is not None:
+            graph.add(func, values, named, found, is_free=name in _FREE)
         if kwargs.get("pin_memory"):
             self._pinned.append(found)
         if not result_on or name == "_local_scalar_dense":
@@ -176,20 +200,21 @@ class SimulatedGPU(TorchDispatchMode):
             if name not in _INDEXING:
                 shapes = ", ".join(str(tuple(t.shape)) for t in off if t.dim() > 0)
                 raise PlacementError(f"{name}: tensors {shapes} are on the CPU, at {_line()}")
-            self.waits[f"{name} by an index on the CPU at {_line()}"] += 1
+            self.wait(f"{name} by an index on the CPU")
         if on and name in _WAITING:
-            self.waits[f"{name} at {_line()}"] += 1
+            self.wait(name)
         elif on and name in _INDEXING and any(_is_boolean(index) for index in args[1]):
-            self.waits[f"boolean {name} at {_line()}"] += 1
+            self.wait(f"boolean {name}")
 
     def _note_copy(self, name: str, source: Tensor, *, lazy: bool, pinned_target: bool) -> None:
+        self.refuse_in_capture(f"{name} between host and device")
         if isinstance(source, DeviceTensor):
             waits, way = not (lazy and pinned_target), "to the CPU"
         else:
             small = source.numel() * source.element_size() <= STAGED_BYTES
             waits, way = not (lazy and (small or self._is_pinned(source))), "to the device"
         if waits:
-            self.waits[f"{name} {way} at {_line()}"] += 1
+            self.wait(f"{name} {way}")
 
     def _pin(self, tensor: Tensor) -> Tensor:
         self._pinned.append(tensor.clone())
@@ -212,6 +237,7 @@ class Event:
     def record(self, stream: Any = None) -> None:
         """Put the mark behind everything that was launched."""
         gpu = SimulatedGPU.now()
+        gpu.refuse_in_capture("event")
         gpu.num_timed += self._is_timed
         gpu.num_events += not self._is_timed
         self.number, self.time = gpu.num_events + 0.5 * self._is_timed, gpu.num_timed
@@ -223,7 +249,7 @@ class Event:
     def synchronize(self) -> None:
         """Wait for it."""
         if not self.query():
-            SimulatedGPU.now().waits[f"event at {_line()}"] += 1
+            SimulatedGPU.now().wait("event")
 
     def wait(self, stream: Any = None) -> None:
         """Let a stream wait, not the host."""
@@ -257,11 +283,39 @@ class Stream:
 
     def is_capturing(self) -> bool:
         """Return whether a graph is being captured."""
-        return False
+        return SimulatedGPU.now().capturing is not None
 
     def synchronize(self) -> None:
         """Wait for everything."""
-        SimulatedGPU.now().waits[f"stream at {_line()}"] += 1
+        SimulatedGPU.now().wait("stream")
+
+
+class Graph(SimulatedGraph):
+    """A graph as torch has it."""
+
+    def replay(self) -> None:
+        """Launch all of it at once."""
+        gpu = SimulatedGPU.now()
+        gpu.refuse_in_capture("replay")
+        gpu.launches["graph"] += 1
+        self.run()
+
+
+@contextmanager
+def _captured(
+    graph: Graph, *, pool: Any, stream: Stream, capture_error_mode: str
+) -> Iterator[None]:
+    """Record what is launched; the host waits for the device before that."""
+    gpu = SimulatedGPU.now()
+    gpu.wait("capture")
+    gpu.capturing, is_whole = graph, False
+    before = Counter(gpu.launches)
+    try:
+        yield
+        is_whole = True
+    finally:
+        gpu.capturing, gpu.launches = None, before
+        graph.end(is_whole=is_whole)
 
 
 @contextmanager
@@ -272,6 +326,7 @@ def _patches() -> Iterator[None]:
     def launched(name: str, num_programs: int, *arguments: Any, **constants: int) -> None:
         gpu = SimulatedGPU.now()
         assert num_programs > 0
+        gpu.refuse_in_capture(name)
         gpu._note_wait(name, arguments, {}, *_sides(arguments), None)
         gpu.launches[name] += 1
         simulated_kernels.compute(name, *tree_map(_values, arguments), **constants)
@@ -284,11 +339,13 @@ def _patches() -> Iterator[None]:
         "current_device": lambda: 0, "is_bf16_supported": lambda *_, **__: True,
         "get_device_name": lambda *_: "simulated", "current_stream": lambda *_: main,
         "stream": on_stream, "Stream": Stream, "Event": Event,
+        "CUDAGraph": Graph, "graph": _captured, "graph_pool_handle": object,
         "synchronize": lambda *_: main.synchronize(), "empty_cache": lambda: None,
     }  # fmt: skip
     with (
         mock.patch.multiple(torch.cuda, **answers),
         mock.patch.object(torch.accelerator, "current_stream", return_value=main),
+        mock.patch.object(torch.accelerator, "current_accelerator", return_value=DEVICE),
         mock.patch.object(torch.Tensor, "record_stream", return_value=None),
         mock.patch.object(rendering, "launch", launched),
         # The first views of a shape are compared with the CPU's, which waits.
@@ -308,6 +365,12 @@ def _target(kwargs: dict[str, Any], on_device: bool) -> torch.device | None:
 
 def _values(item: Any) -> Any:
     return item.values if isinstance(item, DeviceTensor) else item
+
+
+def _frozen(item: Any) -> Any:
+    """Return memory of the device as it is, and a number of the host as it is now."""
+    is_of_host = isinstance(item, Tensor) and not isinstance(item, DeviceTensor)
+    return item.clone() if is_of_host else _values(item)
 
 
 def _sides(items: Iterable[Any]) -> tuple[list[DeviceTensor], list[Tensor]]:

@@ -55,6 +55,8 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 MOST_LAUNCHES = 750
 """Of a step of a ResNet-18, views by Triton, optimizer and all."""
+CAPTURE = 2
+"""Waits when a step becomes a graph."""
 MOST_LAUNCHES_BY_TORCH = 1200
 """Of a step whose views are made by torch operations."""
 MOST_LAUNCHES_OF_MASKS = 170
@@ -109,6 +111,10 @@ def test_losses_are_those_of_the_cpu_and_neither_steps_nor_masks_wait(
     # AdamW moves a weight whose gradient is only rounding by its whole learning rate.
     assert len(found) == 9
     assert found == pytest.approx(expected, rel=0.1 if kind == "adamw" else 1e-4)
+    # The fourth step is captured as a graph, which waits before it, and for a comparison.
+    captured = {name: n for name, n in waits[3].items() if "step_graph.py" in name}
+    assert sum(captured.values()) == 2
+    waits[3] -= Counter(captured)
     # BCL decides on the host, once an epoch: it reads the losses, and the last step before.
     at_epochs = waits[::3] if kind == "bcl" else []
     assert all(sum(counts.values()) <= 2 for counts in at_epochs)
@@ -126,12 +132,14 @@ def test_what_would_wait_is_seen_in_every_step(fault: str) -> None:
         gpu.forget()
         if fault == "loss":
             losses = [report.loss for report in trainer.run(there.feed(PLAN, seed=0))]
-            assert len(losses) == 9 == sum(gpu.waits.values())
+            assert len(losses) == 9 == sum(gpu.waits.values()) - CAPTURE
             return
         with mock.patch.object(imageset, "to_device", plain):
             _, waits = steps_of(trainer, there if fault == "row numbers" else images)
     # The batch of an epoch's last step is staged in the step before.
-    assert [bool(counts) for counts in waits] == [True, True, False] * 3
+    counts = [sum(step.values()) for step in waits]
+    counts[3] -= CAPTURE
+    assert [count > 0 for count in counts] == [True, True, False] * 3
 
 
 def test_launches_of_a_step_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

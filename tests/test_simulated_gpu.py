@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sdclr.transfer import HostCopy, to_device
 from tests.simulated_gpu import DEVICE, STAGED_BYTES, Event, PlacementError, SimulatedGPU
+from tests.simulated_graph import CaptureError
 
 WAITS: dict[str, Callable[[Tensor], object]] = {
     "item": lambda x: x.sum().item(),
@@ -113,3 +114,73 @@ def test_a_module_trains_there_as_on_the_cpu() -> None:
         found = gradient("cuda:0")
         assert gpu.launches["addmm"] == 1
     torch.testing.assert_close(found, expected)
+
+
+def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.graph(graph, pool=None, stream=stream, capture_error_mode="global"):
+        work()
+    return graph
+
+
+def test_a_capture_runs_nothing_and_a_replay_runs_all_on_the_same_memory() -> None:
+    with SimulatedGPU() as gpu:
+        x_2, sum_2 = torch.ones(2, device=DEVICE), torch.zeros(2, device=DEVICE)
+        norm, made = nn.BatchNorm1d(2).to(DEVICE), []
+
+        def work() -> None:
+            made.append((x_2 * 2).view(1, 2))
+            sum_2.add_(made[0][0])
+            norm(torch.stack([x_2, -x_2]))  # writes statistics that its schema does not name
+
+        gpu.forget()
+        graph = captured(work)
+        assert not gpu.launches and sum(gpu.waits.values()) == 1
+        assert sum_2.tolist() == [0, 0] and made[0].isnan().all()
+        assert norm.num_batches_tracked.tolist() == 0 and norm.running_var.tolist() == [1, 1]
+        gpu.forget()
+        graph.replay()
+        assert gpu.launches == {"graph": 1} and not gpu.waits
+        x_2.fill_(5)
+        graph.replay()
+        assert made[0].tolist() == [[10, 10]] and sum_2.tolist() == [12, 12]
+        assert norm.num_batches_tracked.tolist() == 2 and norm.running_var[0].tolist() > 1
+
+
+def test_a_replay_has_the_numbers_and_the_memory_of_the_capture() -> None:
+    with SimulatedGPU():
+        x_2, number, places = torch.ones(2, device=DEVICE), torch.tensor(2.0), [1.0]
+        made = []
+        graph = captured(lambda: made.append(x_2 * number + places[0]))
+        number.fill_(100)
+        places[0] = 100
+        replaced, x_2 = x_2, torch.full((2,), 7.0, device=DEVICE)
+        graph.replay()
+        assert made[0].tolist() == [3, 3] and replaced.tolist() == [1, 1]
+
+
+IN_A_CAPTURE: dict[str, Callable[[Tensor], object]] = {
+    **{name: WAITS[name] for name in ("item", "tolist", "nonzero", "boolean index", "to the CPU")},
+    "little from ordinary memory": FREE["little from ordinary memory"],
+    "from pinned memory": FREE["much from pinned memory"],
+    "into pinned memory": FREE["into pinned memory"],
+    "event": lambda x: Event().record(),
+}
+
+
+@pytest.mark.parametrize("name", IN_A_CAPTURE)
+def test_what_a_capture_does_not_permit_is_refused(name: str) -> None:
+    with SimulatedGPU() as gpu:
+        x_4 = torch.ones(4, device=DEVICE)
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with (
+            pytest.raises(CaptureError, match="not permitted"),
+            torch.cuda.graph(graph, pool=None, stream=stream, capture_error_mode="global"),
+        ):
+            x_4.add_(1)
+            IN_A_CAPTURE[name](x_4)
+        assert gpu.capturing is None and x_4.tolist() == [1, 1, 1, 1]
+        with pytest.raises(CaptureError, match="replay"):
+            graph.replay()

@@ -48,8 +48,11 @@ class Method:
         """Return the temperature of an epoch, > 0."""
         return self.recipe.temperature
 
-    def loss(self, f1_BD: Tensor, f2_BD: Tensor, *, temperature: float) -> Tensor:
-        """Return the loss of this rank's images, a scalar; its mean over ranks is minimised."""
+    def loss(self, f1_BD: Tensor, f2_BD: Tensor, *, temperature: float | Tensor) -> Tensor:
+        """Return the loss of this rank's images, a scalar; its mean over ranks is minimised.
+
+        On a GPU the temperature is a tensor there: a CUDA graph reads it anew in each step.
+        """
         return nt_xent(f1_BD, f2_BD, temperature=temperature)
 
     def refresh(
