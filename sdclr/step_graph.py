@@ -1,7 +1,7 @@
 """The training part of a step as one CUDA graph: one launch instead of some 700.
 
-    training = StepGraphs(train, model, optimizer, flag, problem=problem_of(recipe))
-    outputs = training(view1_BCHW, view2_BCHW)
+    training = StepGraphs(model, optimizer, flag, problem=problem_of(recipe))
+    outputs = training(train, view1_BCHW, view2_BCHW)
 
 `train` takes two views, and does all that follows from them on the device, the optimizer's step
 included. What changes from step to step, it reads from tensors that stay where they are. Its first
@@ -11,6 +11,8 @@ Where a capture fails or its figures differ, single launches stay, and a warning
 
 Graphs share one pool of memory. Each writes all that it reads but its views and what `train` keeps,
 so they may be replayed in any order. What one returns is valid until the next call.
+
+Shapes: B images, F figures of a step, which are loss and gradient norm.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ TOLERANCE = 1e-2
 """Of figures, relative: kernels that add in arbitrary order differ by far less, in bfloat16 too."""
 MANY_LAUNCHES = "steps take hundreds of launches instead of one, since no CUDA graph can be made"
 
+Views = tuple[Tensor, Tensor]
 Outputs = tuple[Tensor, Tensor | None]
+Train = Callable[[Tensor, Tensor], Outputs]
 Key = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
 
 
@@ -56,10 +60,10 @@ def problem_of(recipe: Recipe) -> str:
 @dataclass(frozen=True)
 class _Captured:
     graph: torch.cuda.CUDAGraph
-    views: tuple[Tensor, ...]
+    views: Views
     outputs: Outputs
 
-    def replay(self, views: tuple[Tensor, ...]) -> Outputs:
+    def replay(self, views: Views) -> Outputs:
         for own, view in zip(self.views, views, strict=True):
             own.copy_(view)
         self.graph.replay()
@@ -70,7 +74,6 @@ class StepGraphs:
     """A function of two views, launched one by one at first, later as a graph for each shape.
 
     Args:
-        train: (view 1, view 2) -> figures of the step, and a further tensor or None.
         model: on a GPU; what is trained.
         optimizer: of the model.
         flag: a tensor on the GPU; while it is not 0 `train` moves nothing but running statistics.
@@ -82,14 +85,13 @@ class StepGraphs:
 
     def __init__(
         self,
-        train: Callable[[Tensor, Tensor], Outputs],
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         flag: Tensor,
         *,
         problem: str = "",
     ) -> None:
-        self._train, self._model, self._optimizer, self._flag = train, model, optimizer, flag
+        self._model, self._optimizer, self._flag = model, optimizer, flag
         self._device, self.problem = flag.device, problem
         self._launched: Counter[Key] = Counter()
         self._graphs: dict[Key, _Captured] = {}
@@ -103,21 +105,28 @@ class StepGraphs:
         """Graphs held now."""
         return len(self._graphs)
 
-    def __call__(self, view1_BCHW: Tensor, view2_BCHW: Tensor) -> Outputs:
-        """Return what `train` returns; its tensors are overwritten by a later call."""
+    def __call__(self, train: Train, view1_BCHW: Tensor, view2_BCHW: Tensor) -> Outputs:
+        """Return what `train` returns; its tensors are overwritten by a later call.
+
+        Args:
+            train: (view 1, view 2) -> figures of the step, and a further tensor or None; the same
+                in all calls. It is not kept: memory of a GPU must not wait for a cycle to be found.
+            view1_BCHW: on the device.
+            view2_BCHW: on the device.
+        """
         views = (view1_BCHW, view2_BCHW)
         if self.problem:
-            return self._train(*views)
+            return train(*views)
         key = tuple((view.shape, view.stride(), view.dtype) for view in views)
         if key not in self._graphs and self._launched[key] and self._launched.total() >= WARM_UP:
-            self._capture(key, views)
+            self._capture(train, key, views)
         if key in self._graphs:
             return self._graphs[key].replay(views)
         if not self._launched[key]:
             # Beside a graph's memory a step of single launches might not fit.
             self._drop()
         self._launched[key] += 1
-        return self._one_by_one(views)
+        return self._one_by_one(train, views)
 
     def forget(self) -> None:
         """Begin anew: what graphs read and write may have been replaced."""
@@ -130,32 +139,35 @@ class StepGraphs:
             self._graphs.clear()
             self._pool = torch.cuda.graph_pool_handle()  # a pool ends with its graphs
 
-    def _one_by_one(self, views: tuple[Tensor, ...]) -> Outputs:
+    def _one_by_one(self, train: Train, views: Views) -> Outputs:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            outputs = self._train(*views)
+            outputs = train(*views)
         current.wait_stream(self._stream)
         return outputs
 
-    def _capture(self, key: Key, views: tuple[Tensor, ...]) -> None:
+    def _capture(self, train: Train, key: Key, views: Views) -> None:
         """Make the graph of a shape, and keep it if its figures are those of single launches."""
-        own = tuple(torch.empty_like(view).copy_(view) for view in views)
+        own = (
+            torch.empty_like(views[0]).copy_(views[0]),
+            torch.empty_like(views[1]).copy_(views[1]),
+        )
         graph = torch.cuda.CUDAGraph()
         try:
             with self._at_rest():
-                expected_F = self._one_by_one(own)[0]
-                outputs = self._record(graph, own)
+                expected_F = self._one_by_one(train, own)[0]
+                outputs = self._record(train, graph, own)
                 graph.replay()
-                both_2F = torch.stack([expected_F, outputs[0]]).cpu()
+                expected_F, found_F = torch.stack([expected_F, outputs[0]]).cpu()
         except Exception as error:  # drivers, compilers and libraries have no class in common
             first = (str(error).splitlines() or [""])[0]
             self._give_up(f"{type(error).__name__}: {first}")
             return
-        if torch.allclose(*both_2F, rtol=TOLERANCE, atol=TOLERANCE**2, equal_nan=True):
+        if torch.allclose(found_F, expected_F, rtol=TOLERANCE, atol=TOLERANCE**2, equal_nan=True):
             self._graphs[key] = _Captured(graph, own, outputs)
         else:
-            expected, found = both_2F.tolist()
+            found, expected = found_F.tolist(), expected_F.tolist()
             self._give_up(f"loss and gradient norm are {found} instead of {expected}")
 
     @contextmanager
@@ -169,7 +181,7 @@ class StepGraphs:
         finally:
             self._flag.copy_(before)
 
-    def _record(self, graph: torch.cuda.CUDAGraph, views: tuple[Tensor, ...]) -> Outputs:
+    def _record(self, train: Train, graph: torch.cuda.CUDAGraph, views: Views) -> Outputs:
         """Let a graph record what `train` launches; nothing runs."""
         self._optimizer.zero_grad()
         # Inside a stream's own context: a capture that fails leaves its stream behind. Other
@@ -180,7 +192,7 @@ class StepGraphs:
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ),
         ):
-            outputs = self._train(*views)
+            outputs = train(*views)
         self._optimizer.zero_grad()
         return outputs
 

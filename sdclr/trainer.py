@@ -5,7 +5,8 @@
 
 On a GPU the host never waits for a step. It launches the next one while the figures of the last are
 on their way, so a loss that is not finite is found a step late. A flag on the device keeps
-parameters, momentum and masks as they were before that step.
+parameters, momentum and masks as they were before that step. Behind its views a step is one CUDA
+graph there, see `sdclr.step_graph`.
 
 All randomness is a function of (seed, epoch, step), so a trainer has no hidden state: what
 `sdclr.state` captures between two steps is everything.
@@ -106,7 +107,7 @@ class Trainer:
         self._training: StepGraphs | None = None
         if self.device.type == "cuda":
             self._training = StepGraphs(
-                self._train, self.model, self.optimizer, self._broken, problem=problem_of(recipe)
+                self.model, self.optimizer, self._broken, problem=problem_of(recipe)
             )
             self.optimizer.found_inf = self._broken  # type: ignore[attr-defined]
             for group in self.optimizer.param_groups:
@@ -132,6 +133,11 @@ class Trainer:
         return learning_rate(
             self.step, num_steps=self.num_steps, num_warmup=num_warmup, peak=r.lr, final=r.final_lr
         )
+
+    @property
+    def num_graphs(self) -> int:
+        """CUDA graphs that stand for steps now, one for each shape of a batch; 0 on a CPU."""
+        return 0 if self._training is None else self._training.num_graphs
 
     def run(self, feed: Feed) -> Iterator[StepReport]:
         """Train from the current step to the end; yields after each step.
@@ -194,7 +200,7 @@ class Trainer:
         if self._training is not None:
             self._lr.fill_(lr)
             self._temperature.fill_(temperature)
-            figures_2, self._losses_B = self._training(view1_BCHW, view2_BCHW)
+            figures_2, self._losses_B = self._training(self._train, view1_BCHW, view2_BCHW)
         else:
             figures_2 = self._gradient(view1_BCHW, view2_BCHW)
         report = StepReport(

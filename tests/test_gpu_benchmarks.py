@@ -21,7 +21,9 @@ from benchmarks.paper.pretrain import Pretraining, plan_of
 from benchmarks.paper.score import kept
 from tests.conftest import REPO
 
-CPU_PARTS = ("ceilings", "agreement", "waits", "faults", "resnet18", "kept", "stream", "training")
+CPU_PARTS = (
+    "ceilings", "agreement", "waits", "graph", "faults", "resnet18", "kept", "stream", "training",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("part", CPU_PARTS)

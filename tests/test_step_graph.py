@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -73,7 +75,7 @@ def test_graphs_give_the_numbers_of_single_launches(kind: str) -> None:
     with SimulatedGPU():
         trainer = a_trainer(**KINDS[kind])
         found = outcome(trainer)
-        assert trainer._training is not None and trainer._training.num_graphs == 2
+        assert trainer.num_graphs == 2
     assert differing(found, expected) == []
 
 
@@ -177,11 +179,11 @@ def test_a_non_finite_replay_is_found_a_step_late_and_has_changed_nothing(
             factor.fill_(torch.inf)
         before = values_of(trainer)
         next(reports)
-        assert trainer._training is not None and trainer._training.num_graphs == 2
+        assert trainer.num_graphs == 2
         assert not trainer.is_sound
         with pytest.raises(NonFiniteError, match="step 5 "):
             next(reports)
-        assert trainer.step == 5 and trainer._training.num_graphs == 0
+        assert trainer.step == 5 and trainer.num_graphs == 0
         after = values_of(trainer)
     counts = ("running_mean", "running_var", "num_batches_tracked")  # the norms saw the batch
     assert [n for n in differing(after, before) if not n.endswith(counts)] == []
@@ -218,7 +220,7 @@ class Small:
         self.flag = torch.zeros((), device=DEVICE)
         self.optimizer = torch.optim.SGD(self.layer.parameters(), lr=0.1, momentum=0.9, fused=True)
         self.optimizer.found_inf = self.flag  # type: ignore[attr-defined]
-        self.graphs = StepGraphs(self.train, self.layer, self.optimizer, self.flag)
+        self.graphs = StepGraphs(self.layer, self.optimizer, self.flag)
 
     def train(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, None]:
         self.optimizer.zero_grad()
@@ -236,7 +238,7 @@ class Small:
 
     def step(self, num_images: int, value: float) -> float:
         view = torch.full((num_images, 3), value, device=DEVICE)
-        return float(self.graphs(view, view + 1)[0][0].cpu())
+        return float(self.graphs(self.train, view, view + 1)[0][0].cpu())
 
 
 @pytest.mark.parametrize("fault", ["", "waits", "breaks", "figures"])
@@ -267,6 +269,20 @@ def test_a_shape_that_is_new_has_the_memory_to_itself() -> None:
             held.append(small.graphs.num_graphs)
         assert held == [0, 0, 0, 1, 0, 1, 2, 2, 2]
         assert sum(n for name, n in gpu.waits.items() if "stream" in name) == 1
+
+
+def test_a_trainer_that_is_dropped_gives_its_memory_back_at_once() -> None:
+    with SimulatedGPU():
+        trainer = a_trainer()
+        list(reports_of(trainer))
+        assert trainer.num_graphs == 2
+        gc.disable()
+        try:
+            gone = weakref.ref(trainer)
+            del trainer
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 def test_reasons_for_single_launches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Parts that compare: ceilings, agreement with float64, host waits, a stop, a resume, two ranks."""
+"""Parts that compare: ceilings, float64, host waits, graphs, a stop, a resume, two ranks."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sdclr import EpochPlan, ImageSet, NonFiniteError, Trainer, capture, nt_xent
 from sdclr.augment import apply_view, sample_view
 from sdclr.prune import PruneRule, magnitude_masks
 from sdclr.rendering import fused_views
+from sdclr.step_graph import WARM_UP
 
 CEILING, COPY = "bfloat16 ceiling, matrix product", "memory ceiling, copy"
 
@@ -129,12 +130,37 @@ def waits(bench: Bench) -> None:
         bench.add(name, counts, "", 0, at_most=True, note=note)
 
 
+def graph(bench: Bench) -> None:
+    """Compare the losses of steps as CUDA graphs with those of single launches."""
+    name = "losses of steps as CUDA graphs differ from single launches by"
+    if not bench.is_cuda:
+        bench.add(name, [], "", note="needs a GPU")
+        return
+    _exact(True)
+    case = case_of("resnet18", small=bench.small)
+    batch, losses, num_graphs = batch_of(case, bench.device), {}, 0
+    for as_graph in (False, True):
+        trainer = trainer_of(case, bench.device, cuda_graph=as_graph)
+        reports = [trainer.update(batch) for _ in range(WARM_UP + 4)]
+        trainer.settle()
+        losses[as_graph] = [report.loss for report in reports]
+        num_graphs = trainer.num_graphs
+    pairs = zip(losses[True], losses[False], strict=True)
+    worst = [abs(a - b) / abs(b) for a, b in pairs][WARM_UP:]
+    note = "four replays, the first of them first"
+    bench.add(name, worst, "", 1e-3, at_most=True, note=note)
+    bench.add("CUDA graphs made for one shape", [num_graphs], "", 1)
+    _exact(False)
+
+
 def faults(bench: Bench) -> None:
     """Stop before a step that is not finite, and resume from a state, both on the device."""
     _exact(True)
     case = case_of("resnet18", small=bench.small)
     trainer, batch = trainer_of(case, bench.device), batch_of(case, bench.device)
     trainer.num_steps = 100
+    factor = torch.ones((), device=bench.device)  # of a gradient; a graph reads it as well
+    trainer.network.head[0].weight.register_hook(lambda grad: grad * factor)
     for _ in range(3):
         trainer.update(batch)
     state = capture(trainer)
@@ -147,7 +173,7 @@ def faults(bench: Bench) -> None:
     bench.add("losses after a resume differ by", [worst], "", 1e-3, at_most=True)
     _exact(False)
     before = capture(trainer).tensors
-    trainer.network.head[0].weight.register_hook(lambda grad: grad * torch.inf)
+    factor.fill_(torch.inf)
     try:
         for _ in range(2):
             trainer.update(batch)
