@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdclr import ImageSet, collective, trainer
+from sdclr import ImageSet, collective
 from sdclr.batchnorm import GlobalBatchNorm, synchronise
 from tests import norm_operators
 from tests.ranks import run_on_ranks
@@ -163,7 +163,7 @@ class AveragedGradients(nn.Module):
 def training_there() -> dict[str, Any]:
     plan = some_plan(num_ranks=collective.world_size())
     waits, launches = [], []
-    simple = mock.patch.object(trainer, "DistributedDataParallel", AveragedGradients)
+    simple = mock.patch.object(collective, "DistributedDataParallel", AveragedGradients)
     with norm_operators.on_the_cpu(), SimulatedGPU() as gpu, simple:
         made = some_trainer(plan, dtype=torch.float64, epochs=1, device="cuda:0")
         norms = [m for m in made.model.modules() if isinstance(m, GlobalBatchNorm)]
