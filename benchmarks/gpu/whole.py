@@ -7,6 +7,7 @@ import itertools
 import queue
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -65,8 +66,11 @@ def _decode_on_device(bench: Bench, photographs: list[bytes]) -> None:
     files = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in photographs]
     name = "JPEG decoded by the device"
     try:
-        images = decode_jpeg(files, device=bench.device)
-        spent = bench.seconds(lambda: decode_jpeg(files, device=bench.device), budget_s=3.0)
+        with warnings.catch_warnings():
+            # torchvision means to move it to another package, which is none of this project's yet.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            images = decode_jpeg(files, device=bench.device)
+            spent = bench.seconds(lambda: decode_jpeg(files, device=bench.device), budget_s=3.0)
     except Exception as error:  # torchvision may be built without it; threads decode as well
         bench.failed(name, error)
         return
