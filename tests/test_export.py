@@ -191,11 +191,11 @@ def test_programs_of_other_families_give_the_networks_features(
     card, wide = (tmp_path / "README.md").read_text(), check_images(side_px, 1, width_px=70)
     # At 32 px the last map of these networks has one pixel: a program of its own.
     if side_px == 32:
-        assert "(B, 3, 32, 32)" in card
+        assert "(B, 3, 32, 32)" in card and ", images of 32 x 32 px only" in card
         with pytest.raises(AssertionError, match="Guard"):
             program(wide)
     else:
-        assert f"(B, 3, H, W), H and W from {side_px} px on" in card
+        assert f"(B, 3, H, W), H and W from {side_px} px on" in card and "px only" not in card
         for images in (wide, check_images(97, 2, width_px=130)):
             assert largest_difference(program(images), expected_of(network, images)) < 1e-5
 
@@ -223,6 +223,14 @@ def test_timms_own_network_loads_the_renamed_file(tmp_path: Path) -> None:
     with torch.inference_mode():
         found = theirs((images - network.mean) / network.std)
     assert largest_difference(found, expected_of(network, images)) < 1e-5
+
+
+def test_the_card_says_which_program_takes_one_size_only() -> None:
+    card = model_card(FACTS, ("features.pt2", "features.onnx"), any_size=("features.pt2",))
+    assert "(B, 3, H, W), H and W from 16 px on" in card and "(B, 3, 16, 16)" in card
+    assert [line for line in card.splitlines() if "px only" in line] == [
+        "- `features.onnx`: the same as ONNX, images of 16 x 16 px only"
+    ]
 
 
 def test_metadata_holds_the_facts_and_the_card_the_numbers(tmp_path: Path) -> None:

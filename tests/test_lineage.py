@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from pipeline.embed.collapse import earlier_ranks
 from pipeline.model.source import ModelSource
 from pipeline.record.context import RunContext
 from pipeline.record.keeper import RunRecord
-from pipeline.record.lineage import ancestors, earlier_checks, steps_before, weights_place
+from pipeline.record.lineage import (
+    ancestors,
+    earlier_checks,
+    keep_ancestors,
+    steps_before,
+    weights_place,
+)  # fmt: skip
 from pipeline.record.metrics import read_rows
 from pipeline.record.rows import HealthRow
 from pipeline.report.inputs import load
@@ -86,13 +93,31 @@ def test_what_cannot_be_read_ends_the_chain(tmp_path: Path, fault: str) -> None:
     assert [run.name for run in ancestors(last, "sdclr") if run.checks] == expected
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_removed_ancestor_is_known_from_what_the_run_kept(tmp_path: Path, is_kept: bool) -> None:
+    write_run(tmp_path, "first", WELL, COLLAPSED)
+    second = write_run(tmp_path, "second", COLLAPSED, parent="first")
+    if is_kept:
+        keep_ancestors(second, ["sdclr"])
+    third = write_run(tmp_path, "third", COLLAPSED, parent="second")
+    shutil.rmtree(tmp_path / "first")
+    for uri in (second, third):
+        first, *_ = ancestors(uri, "sdclr")
+        assert first.name == "first" and first.is_first
+        assert [row.measures["rankme"] for row in first.checks] == [50.5, 7.24] * is_kept
+    keep_ancestors(str(tmp_path / "first"), ["sdclr"])  # no weights were given: nothing to keep
+    assert not (tmp_path / "first").exists()
+    other = write_run(tmp_path, "other", COLLAPSED, parent="second", crop_px=16)
+    assert not [run for run in ancestors(other, "sdclr") if run.checks]
+
+
 @pytest.mark.parametrize("is_extended", [True, False])
 def test_a_run_from_a_collapsed_one_keeps_its_alarm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_extended: bool
 ) -> None:
     """With the rank of an untrained network far above; control: the same run from the start."""
     monkeypatch.setattr(health_log, "NUM_IMAGES", 16)
-    write_run(tmp_path, "first", (1e-6, 1e6), num_images=16)
+    write_run(tmp_path, "first", (-1.0, 1e6), num_images=16)  # below any share that is found now
     parent = "first" if is_extended else None
     uri = write_run(tmp_path, "second", parent=parent, num_images=16)
     log = HealthLog(CONFIG, "sdclr", some_trainer(some_plan()), some_images(), run_uri=uri)

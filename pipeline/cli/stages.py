@@ -19,6 +19,7 @@ from pipeline.config.file import load_config
 from pipeline.console import Console, counted
 from pipeline.dataset.manifest import described, read_manifest
 from pipeline.record.folder import existing_run
+from pipeline.record.lineage import keep_ancestors
 
 NO_SCORES = "the data set has no labels, so there are no scores"
 
@@ -156,6 +157,7 @@ class Stages:
         check_memory(config, session.dataset.manifest, gpus)
         session.open_record()
         session.record_data()
+        keep_ancestors(session.folder.uri, config.train.methods)
         if ingest_s is not None:
             session.record.add_stage("ingest", ingest_s)
         methods = " and ".join(config.train.methods)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pipeline.export.facts import Facts
 from pipeline.export.loading import library_of, loading_code
 from pipeline.record.evaluation import METRICS
@@ -15,7 +17,7 @@ features = program(images)  # (B, 3, {sides} in [0, 1] to (B, F)
 """
 _ONNX = """import onnxruntime
 session = onnxruntime.InferenceSession("features.onnx")
-(features,) = session.run(["features"], {{"images": images}})  # float32, as above
+(features,) = session.run(["features"], {{"images": images}})  # float32 (B, 3, {sides} as above
 """
 _FILES = {
     "backbone.safetensors": "weights under {library}'s key names; the metadata entry `sdclr` "
@@ -26,13 +28,13 @@ _FILES = {
 }
 
 
-def model_card(facts: Facts, files: tuple[str, ...], *, any_size: bool = False) -> str:
+def model_card(facts: Facts, files: tuple[str, ...], *, any_size: Collection[str] = ()) -> str:
     """Write the model card in Markdown.
 
     Args:
         facts: of the export stage.
         files: names of the files beside the card.
-        any_size: whether the programs take images of other sizes than `facts.crop_px`.
+        any_size: those of the programs that take images of other sizes than `facts.crop_px`.
     """
     title = f"# {facts.architecture}, {facts.method.upper()}"
     alarms = "\n".join(f"> **Alarm of the training:** {text}." for text in facts.alarms)
@@ -72,18 +74,22 @@ def _table(facts: Facts) -> str:
     return "\n".join(["## Scores", "", intro, "", *rows, "", *notes])
 
 
-def _loading(facts: Facts, files: tuple[str, ...], *, any_size: bool) -> str:
+def _loading(facts: Facts, files: tuple[str, ...], *, any_size: Collection[str]) -> str:
     side = facts.crop_px
-    sides = f"H, W), H and W from {side} px on," if any_size else f"{side}, {side})"
+    sides = {
+        name: f"H, W), H and W from {side} px on," if name in any_size else f"{side}, {side})"
+        for name in ("features.pt2", "features.onnx")
+    }
     codes = {
-        "features.pt2": _PROGRAM.format(sides=sides),
+        "features.pt2": _PROGRAM.format(sides=sides["features.pt2"]),
         "backbone.safetensors": loading_code(facts),
-        "features.onnx": _ONNX.format(),
+        "features.onnx": _ONNX.format(sides=sides["features.onnx"]),
     }
     blocks = [f"```python\n{code}```" for name, code in codes.items() if code and name in files]
     library = library_of(facts.architecture)
     listed = [
         f"- `{name}`: {text.format(library=library)}"
+        + (f", images of {side} x {side} px only" if name in sides and name not in any_size else "")
         for name, text in _FILES.items()
         if name in files
     ]

@@ -82,12 +82,13 @@ def export_network(
     """
     model, side_px = FeatureModel(network), facts.crop_px
     contents: dict[str, bytes] = {}
-    any_size = False
+    any_size: list[str] = []
     if "safetensors" in formats:
         contents |= _state_dicts(network, facts)
     if "torch-export" in formats:
         content = exported_program(model, side_px=side_px)
-        any_size = _check("features.pt2", content, _run_program, network, side_px, folder_uri)
+        if _check("features.pt2", content, _run_program, network, side_px, folder_uri):
+            any_size.append("features.pt2")
         contents["features.pt2"] = content
     if "onnx" in formats:
         try:
@@ -95,7 +96,8 @@ def export_network(
             import onnxscript  # noqa: F401
 
             content = onnx_program(model, side_px=side_px)
-            any_size = _check("features.onnx", content, _run_onnx, network, side_px, folder_uri)
+            if _check("features.onnx", content, _run_onnx, network, side_px, folder_uri):
+                any_size.append("features.onnx")
         except ImportError as error:
             raise ConfigError(
                 "E-CONFIG-016",

@@ -7,9 +7,9 @@ training begins with the first run of such a chain.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import Literal
 
 from pydantic import JsonValue
 
@@ -19,13 +19,13 @@ from pipeline.errors import PipelineError
 from pipeline.record.folder import data_of
 from pipeline.record.metrics import read_rows
 from pipeline.record.rows import HealthRow
+from pipeline.record.schema import Part, Record
 
 _OWN_METHOD = "{method}"
 _LAST_WEIGHTS = re.compile(r"(?P<run>.+)/models/(?P<method>[^/]+)/backbone\.safetensors")
 
 
-@dataclass(frozen=True)
-class Ancestor:
+class Ancestor(Part):
     """A run whose last weights another one started from.
 
     Args:
@@ -45,6 +45,20 @@ class Ancestor:
         return self.uri.rstrip("/").rpartition("/")[2]
 
 
+class Lineage(Record):
+    """RUN/lineage.json: the ancestors of each method, which may be removed after the run began."""
+
+    schema_version: Literal[1] = 1
+    ancestors: dict[str, tuple[Ancestor, ...]]
+
+
+def keep_ancestors(run_uri: str, methods: Iterable[str]) -> None:
+    """Write the ancestors of a run that starts from another one's weights, once."""
+    uri = _kept(run_uri)
+    if start_of(run_uri) is not None and not storage.exists(uri):
+        Lineage(ancestors={m: tuple(ancestors(run_uri, m)) for m in methods}).write(uri)
+
+
 def weights_place(run_uri: str) -> str:
     """Return where a run's last weights are, with a placeholder for the method."""
     return storage.join(run_uri, "models", _OWN_METHOD, "backbone.safetensors")
@@ -59,7 +73,8 @@ def start_of(run_uri: str) -> str | None:
 def ancestors(run_uri: str, method: str) -> list[Ancestor]:
     """Return the runs that a method's first weights come from, the oldest first.
 
-    A run that is gone or cannot be read ends the chain: no training fails for want of a comparison.
+    In place of a run that is gone stands what its descendant kept of the chain. One that cannot be
+    read ends it: no training fails for want of a comparison.
     """
     return list(_upwards(run_uri, method))[::-1]
 
@@ -77,17 +92,32 @@ def steps_before(checks: list[HealthRow]) -> int:
 def _upwards(run_uri: str, method: str) -> Iterator[Ancestor]:
     images, seen = _images(run_uri), {run_uri}
     while (found := _LAST_WEIGHTS.fullmatch(start_of(run_uri) or "")) is not None:
-        run_uri = storage.absolute(found["run"])
+        child, run_uri = (run_uri, method), storage.absolute(found["run"])
         method = method if found["method"] == _OWN_METHOD else found["method"]
         if run_uri in seen:
             return
         seen.add(run_uri)
         try:
+            kept = None if storage.exists(_record(run_uri)) else Lineage.find(_kept(child[0]))
             checks = read_rows(run_uri, HealthRow, method=method)
         except PipelineError:
             return
+        if kept is not None:
+            is_same = images is not None and _images(child[0]) == images
+            for run in reversed(kept.ancestors.get(child[1], ())):
+                yield run if is_same else run.model_copy(update={"checks": ()})
+            return
         is_same = images is not None and _images(run_uri) == images
-        yield Ancestor(run_uri, tuple(checks) if is_same else (), start_of(run_uri) is None)
+        is_first = start_of(run_uri) is None
+        yield Ancestor(uri=run_uri, checks=tuple(checks) if is_same else (), is_first=is_first)
+
+
+def _kept(run_uri: str) -> str:
+    return storage.join(run_uri, "lineage.json")
+
+
+def _record(run_uri: str) -> str:
+    return storage.join(run_uri, "run.json")
 
 
 def _images(run_uri: str) -> tuple[str, JsonValue] | None:
