@@ -41,7 +41,10 @@ def program() -> str:
 
 def counted(number: int | str, noun: str) -> str:
     """Return a number of things in words: `1 step`, `2 steps`, `3 or 4 steps`."""
-    return f"{number} {noun}{'' if str(number) == '1' else 's'}"
+    if str(number) == "1":
+        return f"{number} {noun}"
+    head, of, rest = noun.partition(" of ")  # `draw of labels`
+    return f"{number} {head}{'es' if head.endswith('s') else 's'}{of}{rest}"
 
 
 class Console:

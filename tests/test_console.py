@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import ast
 import errno
 import io
+import itertools
 import os
+import re
 
 import pytest
 
 from pipeline import console as console_module
 from pipeline.console import Console, clean, counted, duration
 from pipeline.errors import TrainingError
+from tests.conftest import REPO
 
 
 class Clock:
@@ -199,3 +203,49 @@ def test_one_of_a_thing_is_singular() -> None:
     assert [counted(number, "step") for number in (0, 1, 2, "1", "1 or 2")] == [
         "0 steps", "1 step", "2 steps", "1 step", "1 or 2 steps",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (1, "class", "1 class"), (2, "class", "2 classes"), (0, "image", "0 images"),
+        ("1", "forward pass", "1 forward pass"), ("2 to 3", "worker", "2 to 3 workers"),
+        (2, "draw of labels", "2 draws of labels"),
+    ],
+)  # fmt: skip
+def test_things_are_counted_in_words(number: int | str, noun: str, text: str) -> None:
+    assert counted(number, noun) == text
+
+
+_PLURALS = (
+    "images|epochs|steps|checkpoints|forward passes|trials|trainings|workers|runs|files|vectors|"
+    "classes|clusters|neighbours|seeds|labels"
+)
+
+
+def bare_counts(source: str) -> list[str]:
+    """Return the counts that stand before a plural as they are: `1 epochs` one day.
+
+    A sentence whose verb depends on the number as well is another matter.
+    """
+    verb = "are|have|were|hold|need|lack|has|that|cannot"
+    plural = re.compile(rf" (?!over |of |more )(?:[a-z-]+ )?({_PLURALS})\b(?! (?:{verb})\b)")
+    return [
+        ast.unparse(value.value) + str(after.value)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.JoinedStr)
+        for value, after in itertools.pairwise(node.values)
+        if isinstance(value, ast.FormattedValue) and value.format_spec is None
+        and isinstance(value.value, ast.Attribute | ast.Name | ast.Call)
+        and isinstance(after, ast.Constant) and plural.match(str(after.value))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ["cli", "export", "report", "track", "train", "tune", "cluster"])
+def test_what_a_user_reads_has_singulars(room: str) -> None:
+    assert bare_counts("f'{n} epochs, {m} labelled images'") and not bare_counts(
+        "f'{x} over steps'"
+    )
+    found = {p: bare_counts(p.read_text()) for p in (REPO / "pipeline" / room).rglob("*.py")}
+    texts = {"evaluation.scored_on", "join("}  # words, no numbers
+    assert not [t for one in found.values() for t in one if not any(w in t for w in texts)]

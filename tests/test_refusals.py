@@ -117,7 +117,7 @@ def test_more_workers_than_cores(
     ray_cluster: None, capsys: pytest.CaptureFixture[str], in_an_empty_folder: Path
 ) -> None:
     code, text = refused(capsys, "train.workers=64")
-    assert code == 5 and "64 training workers need a CPU each" in text
+    assert code == 5 and "takes 64 CPUs" in text
     assert not (in_an_empty_folder / "runs").exists()
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline import storage
-from pipeline.console import Console, program
+from pipeline.console import Console, counted, program
 from pipeline.dataset.manifest import MANIFEST_NAME, read_manifest
 from pipeline.errors import ConfigError
 from pipeline.record.abandoned import with_end
@@ -195,7 +195,7 @@ def gc(root: str, token: str | None, console: Console) -> None:
     for orphan in found.orphans:
         _remove(orphan)
     total = sum(orphan.num_bytes for orphan in found.orphans) / 1e6
-    console.stage("gc", f"removed {len(found.orphans)} folders, {total:.1f} MB")
+    console.stage("gc", f"removed {counted(len(found.orphans), 'folder')}, {total:.1f} MB")
 
 
 def _remove(orphan: Orphan) -> None:

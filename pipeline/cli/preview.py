@@ -97,7 +97,9 @@ def _show_reading(command: Command, console: Console) -> None:
     elif command.stage == "log":
         console.line(f"log {command.runs[0]}: reads its metrics, writes to {command.tracker}")
     else:
-        console.line(f"{command.stage} {len(command.runs)} runs: reads their records, no images")
+        console.line(
+            f"{command.stage} {counted(len(command.runs), 'run')}: reads their records, no images"
+        )
 
 
 def _show_sweep(config: Config, plan: DryRun, console: Console) -> None:
@@ -113,15 +115,17 @@ def _show_sweep(config: Config, plan: DryRun, console: Console) -> None:
     cost, placement = estimate(config, plan)
     console.stage(
         "tune",
-        f"{cost.num_trials} trials of {cost.epochs} epochs, then up to {cost.num_retrained} "
-        f"trainings with fresh seeds; {placement.concurrent} at a time; "
+        f"{counted(cost.num_trials, 'trial')} of {counted(cost.epochs, 'epoch')}, then up to "
+        f"{counted(cost.num_retrained, 'training')} with fresh seeds; {placement.concurrent} at "
+        "a time; "
         f"{1e3 * cost.step_s:.0f} ms a step",
     )
     val = plan.sets.get("val")
     if config.tune.objective == "fewshot" and val is not None:
         console.stage(
             "tune",
-            f"scored on {val.rows} val images: one is {100 / val.rows:.1f} points in 100, and "
+            f"scored on {counted(val.rows, 'val image')}: one is {100 / val.rows:.1f} points in "
+            "100, and "
             "smaller differences mean nothing",
         )
     most, likely = duration(3600 * cost.most_h), duration(3600 * cost.likely_h)
@@ -155,7 +159,10 @@ def _show_sample(sample: Sample | None, num_images: int, console: Console) -> No
         for name, count in zip(_side_names(), sample.side_counts, strict=True)
         if count
     )
-    console.line(f"of {n} images drawn by seed, shorter side in px: {counts or 'none can be used'}")
+    console.line(
+        f"of {counted(n, 'image')} drawn by seed, shorter side in px: "
+        f"{counts or 'none can be used'}"
+    )
     for reject in sample.rejects[:_NUM_REJECTS]:
         console.line(f"  would be rejected: {reject.id} ({reject.reason}: {reject.detail})")
     if len(sample.rejects) > _NUM_REJECTS:
@@ -206,7 +213,7 @@ def _show_training(
             console.stage(
                 "train",
                 f"{method}: {config.model.backbone}, {counted(t.epochs, 'epoch')}, "
-                f"{counted(steps, 'step')} of {t.global_batch} images on "
+                f"{counted(steps, 'step')} of {counted(t.global_batch, 'image')} on "
                 f"{counted(t.workers_text, 'worker')} in {t.forward_precision}, "
                 f"peak lr {build.peak_lr(config):g}",
             )
@@ -215,7 +222,7 @@ def _show_training(
             console.line(
                 f"  {duration(steps * timing.step_s)} at {timing.step_text} a step; "
                 f"{si(timing.worker_bytes, 'B')} of memory for each worker; "
-                f"{written} checkpoints of {si(state_bytes, 'B')}, {kept} kept: "
+                f"{counted(written, 'checkpoint')} of {si(state_bytes, 'B')}, {kept} kept: "
                 f"{si(kept * state_bytes + weight_bytes, 'B')} of disk"
             )
         for text in pruning_texts(config):

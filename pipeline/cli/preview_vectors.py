@@ -8,7 +8,7 @@ from pipeline import storage
 from pipeline.cli.command_line import Command
 from pipeline.cli.scale import si
 from pipeline.config import Config
-from pipeline.console import Console, duration
+from pipeline.console import Console, counted, duration
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.ingest.plan import DryRun
 from pipeline.record.folder import RunFolder
@@ -28,7 +28,9 @@ def show_new_vectors(
     rows = plan.sets[command.set_name or "pretrain"].rows
     size = rows * vector_bytes(config, command.dtype or "float32")
     took = duration(timing.features_s(rows))
-    console.stage("embed", f"{rows} images on {timing.device}: {took}, {si(size, 'B')} of vectors")
+    console.stage(
+        "embed", f"{counted(rows, 'image')} on {timing.device}: {took}, {si(size, 'B')} of vectors"
+    )
 
 
 def show_vectors(command: Command, folder: RunFolder, config: Config, console: Console) -> None:
@@ -44,7 +46,7 @@ def show_vectors(command: Command, folder: RunFolder, config: Config, console: C
     labelled = manifest.has_labels(set_name)
     timing = measure(config, build.crop_px(config, manifest), where=folder.uri)
     show_device(timing, console)
-    what = f"{manifest.name}, {info.rows} images of the set {set_name}"
+    what = f"{manifest.name}, {counted(info.rows, 'image')} of the set {set_name}"
     if command.stage == "curate":
         _show_curation(command, config, manifest, timing, console)
         return
@@ -52,7 +54,7 @@ def show_vectors(command: Command, folder: RunFolder, config: Config, console: C
         from pipeline.mine.given_labels import read_labels
 
         given_labels = read_labels(command.labels, command.rare)
-        console.stage("mine", f"{len(given_labels.labels)} labels in {command.labels}")
+        console.stage("mine", f"{counted(len(given_labels.labels), 'label')} in {command.labels}")
     if command.stage == "embed":
         size = info.rows * vector_bytes(config, command.dtype or "float32")
         took = duration(timing.features_s(info.rows))
@@ -61,7 +63,7 @@ def show_vectors(command: Command, folder: RunFolder, config: Config, console: C
     num_passes = mining_images(config, info.rows, labelled=labelled)
     console.stage(
         "mine",
-        f"{what}, by {config.mine.score}: {num_passes // info.rows} forward passes each, "
+        f"{what}, by {config.mine.score}: {counted(num_passes // info.rows, 'forward pass')} each, "
         f"{duration(timing.features_s(num_passes))}; vectors that are there are read",
     )
 
@@ -82,7 +84,7 @@ def _show_curation(
     size = vector_bytes(config, "float32")
     console.stage(
         "curate",
-        f"{manifest.name}, {rows} images of the set {set_name}"
+        f"{manifest.name}, {counted(rows, 'image')} of the set {set_name}"
         + "".join(f", {manifest.sets[name].rows} of {name}" for name in compared)
         + f": vectors {duration(timing.features_s(in_all))}, {si(in_all * size, 'B')}; "
         "those that are there are read",
@@ -90,6 +92,8 @@ def _show_curation(
     num_cells, kept = selection.num_cells(rows), command.keep or max(1, rows // 2)
     console.stage(
         "curate",
-        f"{num_cells} clusters and near-duplicates: about {duration(clusters_s(rows, size // 4))} "
-        f"of one core, {si(2 * in_all * size, 'B')} of memory; at most {kept} images selected",
+        f"{counted(num_cells, 'cluster')} and near-duplicates: about "
+        f"{duration(clusters_s(rows, size // 4))} "
+        f"of one core, {si(2 * in_all * size, 'B')} of memory; at most {counted(kept, 'image')} "
+        "selected",
     )

@@ -53,7 +53,7 @@ def _log(command: Command, console: Console) -> None:
     uri = existing_run(command.runs[0], load_config(command.config_file).run.root)
     console.stage("log", f"{uri} to {command.tracker}")
     added, where = log_run(uri, command.tracker, follow=command.follow)
-    console.stage("log", f"{added} new points and pictures in {where}")
+    console.stage("log", f"{counted(added, 'new point')} and pictures in {where}")
 
 
 def _gc(command: Command, console: Console) -> None:

@@ -23,7 +23,7 @@ from pipeline.cluster.connect import connected
 from pipeline.config import Config
 from pipeline.config.file import config_hash
 from pipeline.config.study import Study, Training, load_study
-from pipeline.console import Console, duration, program
+from pipeline.console import Console, counted, duration, program
 from pipeline.errors import ConfigError
 from pipeline.record.keeper import read_run
 from pipeline.record.run import COMPLETE, WITH_ALARMS
@@ -44,7 +44,7 @@ def reproduce(command: Command, console: Console) -> None:
         _preview(command, study, trainings, console)
         return
     began_s, runs = time.monotonic(), []
-    console.stage("study", f"{study.title}: {len(trainings)} runs, {_seeds(study)}")
+    console.stage("study", f"{study.title}: {counted(len(trainings), 'run')}, {_seeds(study)}")
     _estimate(trainings, console)
     with ExitStack() as stack:
         stack.callback(setattr, console, "how_to_resume", "the same command resumes the study")
@@ -102,7 +102,8 @@ def _estimate(trainings: tuple[Training, ...], console: Console) -> None:
     timing = measure(settled_here(first), crop_px, where=_folder(left[0]))
     console.stage(
         "study",
-        f"{len(left)} runs to train, {steps} steps: about {duration(steps * timing.step_s)} of "
+        f"{counted(len(left), 'run')} to train, {counted(steps, 'step')}: about "
+        f"{duration(steps * timing.step_s)} of "
         f"training on this machine ({timing.device}), and the scores on top",
     )
 
@@ -125,7 +126,7 @@ def _seeds(study: Study) -> str:
 def _preview(
     command: Command, study: Study, trainings: tuple[Training, ...], console: Console
 ) -> None:
-    console.stage("study", f"{study.title}: {len(trainings)} runs, {_seeds(study)}")
+    console.stage("study", f"{study.title}: {counted(len(trainings), 'run')}, {_seeds(study)}")
     _estimate(trainings, console)
     for training in trainings:
         uri = _folder(training)

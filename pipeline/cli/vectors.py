@@ -9,7 +9,7 @@ from pipeline.cli.session import Session
 from pipeline.cluster.connect import refreshed
 from pipeline.cluster.retry import retry_lost_work
 from pipeline.config.public_weights import absolute
-from pipeline.console import duration
+from pipeline.console import counted, duration
 from pipeline.record.context import RunContext
 
 
@@ -51,8 +51,8 @@ def embed(session: Session) -> None:
     size = sum(shard.bytes for shard in embedding.shards)
     console.stage(
         "embed",
-        f"{embedding.rows} vectors of {embedding.dim} {embedding.dtype} in "
-        f"{len(embedding.shards)} files, {size / 1e6:.1f} MB, "
+        f"{counted(embedding.rows, 'vector')} of {embedding.dim} {embedding.dtype} in "
+        f"{counted(len(embedding.shards), 'file')}, {size / 1e6:.1f} MB, "
         f"{duration(time.monotonic() - start_s)}: {folder}",
     )
 
@@ -91,7 +91,8 @@ def curate(session: Session) -> None:
     for across in (one for one in found.across_sets if one.images):
         console.stage(
             "curate",
-            f"look at these pairs: {across.images} of {across.of} images of {across.set} are "
+            f"look at these pairs: {across.images} of {counted(across.of, 'image')} of "
+            f"{across.set} are "
             f"near-duplicates of one of {found.set} by the vectors of this network",
         )
     from pipeline.report.curation_page import clusters_text, write_curation_page
@@ -103,7 +104,8 @@ def curate(session: Session) -> None:
     page = write_curation_page(session.folder.uri)
     folder = storage.join(session.folder.uri, "curation")
     console.stage(
-        "curate", f"{found.kept} images selected, evenly over {clusters_text(found)}: {folder}"
+        "curate",
+        f"{counted(found.kept, 'image')} selected, evenly over {clusters_text(found)}: {folder}",
     )
     console.stage("curate", f"pictures: {page}")
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.cluster import startup
 from pipeline.cluster.marked_nodes import labels_on, marks_of, resources_on
+from pipeline.console import counted
 from pipeline.errors import ClusterError, PipelineError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -191,7 +192,8 @@ def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:
     if use_gpu and num_workers > cluster.num_gpus:
         raise ClusterError(
             "E-CLUSTER-001",
-            f"{num_workers} training workers need a GPU each, the cluster has {cluster.num_gpus}",
+            f"training takes {counted(num_workers, 'GPU')}, one a worker; the cluster has "
+            f"{cluster.num_gpus}",
             where=f"train.workers={num_workers}",
             todo="lower train.workers, add GPU nodes, or set train.device=cpu",
         )
@@ -199,8 +201,9 @@ def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:
     if num_workers > available:
         raise ClusterError(
             "E-CLUSTER-002",
-            f"{num_workers} training workers need a CPU each, the cluster has {available} for them"
-            f" ({DATA_CPUS} more feeds the data)",
+            f"training takes {counted(num_workers, 'CPU')}, one a worker; the cluster has "
+            f"{available} "
+            f"for it ({DATA_CPUS} more feeds the data)",
             where=f"train.workers={num_workers}",
             todo=f"set train.workers={max(1, available)} or less, or join a larger cluster",
         )

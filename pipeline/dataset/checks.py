@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.config import Config
 from pipeline.config.stages import NEEDS_VAL
+from pipeline.console import counted
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ConfigError, DataError
 
@@ -60,7 +61,7 @@ def check_scored_sets(config: Config, manifest: Manifest) -> None:
     if unknown:
         raise DataError(
             "E-DATA-031",
-            f"{len(unknown)} classes of {split} have no labelled image: {_listed(unknown)}",
+            f"no labelled image of {counted(len(unknown), 'class')} of {split}: {_listed(unknown)}",
             where=f"data set {manifest.name}, set probe",
             todo=f"add labelled images of these classes, or leave them out of {split}; then "
             "delete the data set and ingest again",
@@ -92,7 +93,8 @@ def shots_per_class(config: Config, manifest: Manifest, counts: Sequence[int]) -
     if small and not manifest.fewshot:
         raise DataError(
             "E-DATA-036",
-            f"few-shot sets of {shots} images a class cannot be drawn: the labelled set has fewer "
+            f"few-shot sets of {counted(shots, 'image')} a class cannot be drawn: the labelled "
+            "set has fewer "
             f"of {_listed(small)}",
             where=f"evaluate.shots_per_class, data set {manifest.name}",
             todo=f"set evaluate.shots_per_class={min(c for c in counts if c)} or less, set fewer "

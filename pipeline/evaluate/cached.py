@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import Config
+from pipeline.console import counted
 from pipeline.embed.features import SetFeatures
 from pipeline.evaluate.fits import Fit, Ints, fit_here
 from pipeline.evaluate.score import score_of
@@ -86,13 +87,13 @@ class CachedProbes:
 
     def _note(self, protocol: str) -> str:
         if protocol == "cached-fewshot":
-            return f"{len(self.draws[0])} labels per draw"
-        note = f"{len(self.all_rows)} labels"
+            return f"{counted(len(self.draws[0]), 'label')} per draw"
+        note = f"{counted(len(self.all_rows), 'label')}"
         if protocol == "knn":
             note += ", cosine"
             k = self.neighbours
             if k < _MOST_NEIGHBOURS:
-                note += f", {k} votes as the smallest class has {k} labelled images"
+                note += f", {k} votes as the smallest class has {counted(k, 'labelled image')}"
         return note
 
     def _fit(self, model: str, rows: NDArray[np.int64], k: int | None) -> Fit:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.console import counted
 from pipeline.errors import CheckpointError
 from pipeline.model import checkpoint
 from pipeline.model.source import (
@@ -96,7 +97,8 @@ def _add_method(
     numbers = state.numbers
     if numbers["step"] != numbers["num_steps"]:
         found.notes.append(
-            f"{method}: trained in part, {numbers['step']} of {numbers['num_steps']} steps"
+            f"{method}: trained in part, {numbers['step']} of "
+            f"{counted(numbers['num_steps'], 'step')}"
         )
     source = ModelSource(method, newest.uri, method, config_hash)
     found.models.append(Candidate(source, int(numbers["step"]), trained_epochs(config, state)))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Config
+from pipeline.console import counted
 from pipeline.dataset.checks import shots_per_class
 from pipeline.dataset.manifest import Manifest
 from pipeline.embed.features import SetFeatures
@@ -123,7 +124,7 @@ def fewshot_rows(
         if empty:
             raise DataError(
                 "E-DATA-035",
-                f"few-shot list {number + 1} has no image of {len(empty)} classes: "
+                f"few-shot list {number + 1} has no image of {counted(len(empty), 'class')}: "
                 f"{_listed([names[c] for c in empty])}",
                 where=where,
                 todo="use lists with images of every class (data.sets.fewshot), or none: then "

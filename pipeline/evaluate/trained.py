@@ -23,7 +23,7 @@ from pipeline import feed
 from pipeline.cluster.marked_nodes import on_nodes
 from pipeline.config import Config
 from pipeline.config.stages import NEEDS_VAL
-from pipeline.console import Console
+from pipeline.console import Console, counted
 from pipeline.dataset.manifest import Manifest
 from pipeline.embed.features import Placement, SetFeatures
 from pipeline.errors import ConfigError
@@ -144,14 +144,14 @@ class TrainedProbes:
         num = len(self.draws[training][0])
         per = "" if protocol == "paper-linear" else " per draw"
         flips = " with flips" if self.view.hflip_prob else ""
-        chosen = f"last of {recipe.epochs} epochs, no other label"
+        chosen = f"last of {counted(recipe.epochs, 'epoch')}, no other label"
         if _is_tuned(training):
             chosen = f"all weights trained, {chosen}"
         elif protocol in NEEDS_VAL:
             best = ", ".join(str(result.best_epoch) for result in results)
             num_val = self.manifest.sets["val"].rows
-            chosen = f"epoch {best} of {recipe.epochs} chosen on {num_val} val images"
-        return f"{num} labels{per}, {self.view.kind}{flips}, {chosen}"
+            chosen = f"epoch {best} of {recipe.epochs} chosen on {counted(num_val, 'val image')}"
+        return f"{counted(num, 'label')}{per}, {self.view.kind}{flips}, {chosen}"
 
     def _job(
         self, source: ModelSource, training: str, rows: NDArray[np.int64], test: SetFeatures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from pipeline.console import counted
 from pipeline.export.facts import Facts
 from pipeline.export.loading import library_of, loading_code
 from pipeline.record.evaluation import METRICS
@@ -47,8 +48,8 @@ def _what(facts: Facts) -> str:
     entry = METHODS.get(facts.method)
     method = entry.source if entry else "contrastive learning"
     return (
-        f"Pre-trained without labels by {method} on {facts.pretrain_images} images of "
-        f"`{facts.data_name}`, {facts.epochs} epochs "
+        f"Pre-trained without labels by {method} on {counted(facts.pretrain_images, 'image')} of "
+        f"`{facts.data_name}`, {counted(facts.epochs, 'epoch')} "
         f"{card_step(facts.step)}, seed {facts.seed}. This is the dense branch "
         "without projection head and classifier: images to features."
     )

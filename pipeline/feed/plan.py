@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config import Config
+from pipeline.console import counted
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.feed.schedule import streams_of
@@ -179,7 +180,8 @@ def stream_budget(config: Config, manifest: Manifest, *, object_store_bytes: int
         if least > allowed:
             raise ConfigError(
                 "E-CONFIG-019",
-                f"streaming takes at least {_size(least)}: {ranks * (streams + 1)} shards, "
+                f"streaming takes at least {_size(least)}: "
+                f"{counted(ranks * (streams + 1), 'shard')}, "
                 f"{_size(units_bytes)}, {ranks * parts} parts of {plan.num_streams} streams in "
                 f"Ray's object store, {_size(parts_bytes)}, and "
                 f"{_size(least - units_bytes - parts_bytes)} of batches ready for use; {key} "
@@ -249,7 +251,10 @@ def described(config: Config, manifest: Manifest) -> str:
     if is_cached(config, manifest):
         return f"the decoded set, {size}, is kept in memory"
     num_shards, streams = len(manifest.sets["pretrain"].shards), stream_count(config, manifest)
-    return f"the decoded set, {size}, is streamed, {streams} of {num_shards} shards at a time"
+    return (
+        f"the decoded set, {size}, is streamed, {streams} of {counted(num_shards, 'shard')} "
+        "at a time"
+    )
 
 
 def _size(num_bytes: int) -> str:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.cluster.jobs import Tasks
 from pipeline.config.data import Data
+from pipeline.console import counted
 from pipeline.dataset.manifest import Place
 from pipeline.errors import DataError, StorageError
 from pipeline.ingest.sources import listing, path_list
@@ -164,7 +165,7 @@ def _difference(then: Place, now: Place) -> str:
 
 def _words(place: Place) -> str:
     newest = f", the newest of {place.newest}" if place.newest else ""
-    files = "1 file" if place.files == 1 else f"{place.files} files"
+    files = "1 file" if place.files == 1 else f"{counted(place.files, 'file')}"
     return f"{files} of {place.bytes} bytes{newest}"
 
 

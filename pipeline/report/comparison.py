@@ -15,7 +15,7 @@ from collections.abc import Hashable, Sequence
 from statistics import fmean, stdev
 
 from pipeline import storage
-from pipeline.console import Console
+from pipeline.console import Console, counted
 from pipeline.evaluate import comparison
 from pipeline.evaluate.comparison import (
     check_same_classes,
@@ -42,7 +42,7 @@ def compare(names: Sequence[str], root: str, console: Console) -> None:
     """
     uris = [existing_run(name, root) for name in names]
     page = write_comparison(uris, storage.absolute(root))
-    console.stage("report", f"comparison of {len(uris)} runs: {page}")
+    console.stage("report", f"comparison of {counted(len(uris), 'run')}: {page}")
 
 
 def write_comparison(run_uris: Sequence[str], root: str) -> str:

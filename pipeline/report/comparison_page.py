@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from pipeline.console import counted
 from pipeline.record.aggregate import MeanDifference, RunDifference
 from pipeline.record.scores import ABSENT, difference_text, percent
 from pipeline.report.charts import dotplot
@@ -109,7 +110,7 @@ def _learned(runs: Sequence[Compared]) -> Iterator[Answer]:
     words = Counter(answer.word for _, answer in found)
     counts = ", ".join(f"{word}: {count}" for word, count in words.items())
     texts = [f"{name}. {text}" for name, a in found if a.tone != "good" for text in a.texts]
-    texts = [f"{counts} of {len(found)} runs.", *texts[:_MAX_TEXTS]]
+    texts = [f"{counts} of {counted(len(found), 'run')}.", *texts[:_MAX_TEXTS]]
     tones = {answer.tone for _, answer in found}
     tone: Tone = "good" if tones == {"good"} else "bad" if "bad" in tones else "open"
     some = "Not all" if {"Yes", "With alarms", "Partly"} & set(words) else "None shown"
@@ -129,7 +130,7 @@ def _better(methods: Sequence[MeanDifference]) -> Iterator[Answer]:
             continue
         half = own[0].half("few")
         by = signed(100 * (own[0].few or 0.0), None if half is None else 100 * half)
-        text = f"{own[0].protocol}: {by} points over {own[0].n} runs, paired."
+        text = f"{own[0].protocol}: {by} points over {counted(own[0].n, 'run')}, paired."
         yield by_protocols(question, text, {e.protocol: e.sign("few") for e in own})
 
 
@@ -138,7 +139,8 @@ def _note(runs: Sequence[Compared], methods: Sequence[MeanDifference]) -> str:
     if not methods or methods[0].n < 2:
         return ""
     text = (
-        f"Differences are taken within each run and averaged over n = {methods[0].n} runs, with "
+        "Differences are taken within each run and averaged over n = "
+        f"{counted(methods[0].n, 'run')}, with "
         "the 95 % interval of Student's paired t."
     )
     keys = [(run.data, run.seed, tuple(sorted(run.settings.items()))) for run in runs]

@@ -124,7 +124,7 @@ def render(
 def _word(found: Curation, *, sick: bool, is_across: bool) -> str:
     if sick:
         return "Not to be relied on"
-    return "Look at pairs across sets" if is_across else f"{found.kept} images selected"
+    return "Look at pairs across sets" if is_across else f"{counted(found.kept, 'image')} selected"
 
 
 def clusters_text(found: Curation) -> str:
@@ -136,7 +136,8 @@ def clusters_text(found: Curation) -> str:
 def texts(found: Curation) -> tuple[str, ...]:
     """Return what was found, one sentence a fact."""
     across_sets = (
-        f"Look at these pairs: {across.images} of {across.of} images of {across.set} are "
+        f"Look at these pairs: {across.images} of {counted(across.of, 'image')} of {across.set} "
+        "are "
         f"near-duplicates of one of {found.set} by the vectors of this network."
         for across in found.across_sets
         if across.images

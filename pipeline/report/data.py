@@ -59,7 +59,7 @@ def _histogram(manifest: Manifest, evaluation: Evaluation | None) -> Figure | No
         for i in frequency_order(counts)
     ]
     ratio = max(counts) / max(1, min(counts))
-    text = f"{len(counts)} classes from {max(counts)} to {min(counts)} images"
+    text = f"{counted(len(counts), 'class')} from {max(counts)} to {counted(min(counts), 'image')}"
     drawing = plots.bars(
         bars,
         label=f"Images per class in the pre-training set: {text}",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from pipeline import storage
-from pipeline.console import program
+from pipeline.console import counted, program
 from pipeline.record.embedding import VectorHealth
 from pipeline.record.mining import Findings, LabelledBatch, Mining, ScoreFound
 from pipeline.record.run import Run
@@ -86,7 +86,8 @@ def evidence(mining: Mining) -> Evidence:
     )
     text = (
         f"AUROC {own.auroc:.3f} (95 % interval {own.auroc_low:.3f} to {own.auroc_high:.3f}, chance "
-        f"0.5) for finding the {found.num_few} images of the rare classes {classes} among "
+        f"0.5) for finding the {counted(found.num_few, 'image')} of the rare classes {classes} "
+        "among "
         f"{mining.scored}."
     )
     others = {"untrained": "The untrained network reaches", "pixels": "Raw pixels reach"}
@@ -143,13 +144,17 @@ def how_scored(mining: Mining) -> str:
     }.get(mining.score, mining.score)
     ratios = listed([f"{100 * ratio:g}" for ratio in mining.prune_ratios])
     with_pruning = mining.score in ("disagreement", "both")
-    how = f", pruned by {ratios} %, {mining.num_views} views an image" if with_pruning else ""
+    how = (
+        f", pruned by {ratios} %, {counted(mining.num_views, 'view')} an image"
+        if with_pruning
+        else ""
+    )
     network = "The given weights"
     if mining.step is not None:
-        network = f"{title(mining.method)} after {mining.step} steps"
+        network = f"{title(mining.method)} after {counted(mining.step, 'step')}"
     return (
-        f"The score is {by}. {network}{how}, {mining.knn_k} neighbours among "
-        f"{mining.num_reference} images. Labels took no part."
+        f"The score is {by}. {network}{how}, {counted(mining.knn_k, 'neighbour')} among "
+        f"{counted(mining.num_reference, 'image')}. Labels took no part."
     )
 
 
@@ -195,9 +200,10 @@ def batch_text(found: Findings) -> str:
     """Return how many of the suggested images are of rare classes."""
     batch = found.batch
     return (
-        f"Of the {batch.images} images suggested for annotation {batch.few} are of rare classes; "
-        f"{batch.few_expected_by_chance:.1f} would be by chance. They cover {batch.classes} "
-        "classes."
+        f"Of the {counted(batch.images, 'image')} suggested for annotation {batch.few} are of "
+        "rare classes; "
+        f"{batch.few_expected_by_chance:.1f} would be by chance. They cover "
+        f"{counted(batch.classes, 'class')}."
     )
 
 
@@ -205,7 +211,7 @@ def labelled_text(found: LabelledBatch) -> str:
     """Return what given labels say of the suggested images."""
     rare = listed(found.rare[:_MAX_LISTED])
     more = len(found.rare) - _MAX_LISTED
-    counted = ", the labels with the fewest images in the CSV" if found.rare_by_count else ""
+    by_count = ", the labels with the fewest images in the CSV" if found.rare_by_count else ""
     shares = [f"{100 * share:.0f} % of the first {k}" for k, share in found.first.items()]
     others = f" {found.others} labelled images are not among them." if found.others else ""
     if found.absent:
@@ -215,8 +221,9 @@ def labelled_text(found: LabelledBatch) -> str:
         f"{100 * found.precision:.0f} % (95 % interval {100 * found.low:.0f} to "
         f"{100 * found.high:.0f})"
         + (f"; {listed(shares)}" if shares else "")
-        + f". {found.labelled} of {found.suggested} have a label, of {len(found.classes)} classes; "
-        f"rare are {rare}{f' and {more} more' if more > 0 else ''}{counted}.{others}"
+        + f". {found.labelled} of {found.suggested} have a label, of "
+        f"{counted(len(found.classes), 'class')}; "
+        f"rare are {rare}{f' and {more} more' if more > 0 else ''}{by_count}.{others}"
     )
 
 
@@ -270,10 +277,11 @@ def map_figures(mining: Mining) -> tuple[Figure, ...]:
                         )
                         for name, css, rows in clouds
                     ],
-                    label=f"Map of {len(one.x)} images by {one.method}",
+                    label=f"Map of {counted(len(one.x), 'image')} by {one.method}",
                 )
             ),
-            f"{len(one.x)} images, {one.note}. Near means alike to the network; the axes have no "
+            f"{counted(len(one.x), 'image')}, {one.note}. Near means alike to the network; the "
+            "axes have no "
             "unit.",
             legend,
         )

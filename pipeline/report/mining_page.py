@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from pipeline import storage
-from pipeline.console import Console
+from pipeline.console import Console, counted
 from pipeline.record.gallery import Gallery, gallery_uri
 from pipeline.record.mining import Mining
 from pipeline.redact import redact
@@ -144,7 +144,7 @@ def render(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = Page(
         head=head(inputs, "Rare images", ways),
-        data=f"{found.scored} images of the {found.set} set",
+        data=f"{counted(found.scored, 'image')} of the {found.set} set",
         outdated=outdated,
         warnings=mining.vectors_warning(found.vectors),
         evidence=mining.evidence(found),
@@ -194,7 +194,7 @@ def show_mining(console: Console, run_uri: str) -> None:
             list(mining.FINDINGS_HEADERS), [list(row) for row in mining.findings_rows(labels)]
         )
         console.line(
-            f"how well each score finds the {labels.num_few} images of the rare classes "
+            f"how well each score finds the {counted(labels.num_few, 'image')} of the rare classes "
             f"({', '.join(labels.few_classes)}); labels were used for this table only"
         )
         console.line()

@@ -162,8 +162,8 @@ def _findings(sweep: SweepResult) -> tuple[str, Tone, list[str]]:
         signs.add(gain > half)
         verdict = "more" if gain > half else "no more"
         found.append(
-            f"{first.label} is {gain:+.4f} ± {half:.4f} better than {entry.label} over {mine.n} "
-            f"fresh seeds (95 %, Welch's t): {verdict} than chance explains."
+            f"{first.label} is {gain:+.4f} ± {half:.4f} better than {entry.label} over "
+            f"{counted(mine.n, 'fresh seed')} (95 %, Welch's t): {verdict} than chance explains."
         )
     if signs == {True}:
         return "Yes", "good", found

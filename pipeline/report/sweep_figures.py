@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from markupsafe import Markup
 
+from pipeline.console import counted
 from pipeline.record.sweep import MethodSearch, Searched, SearchedTrial
 from pipeline.report.charts import plots, sweeps
 from pipeline.report.charts.plots import Bar
@@ -38,7 +39,7 @@ def method_figures(
     yield from _figure(
         "Course of the trials",
         sweeps.objective_curves(curves, y_label=what, label=f"{name}: {what} over the epochs of "
-                       f"{len(curves)} trials"),
+                       f"{counted(len(curves), 'trial')}"),
         "Crosses mark where a trial was stopped. Compare lines at one epoch, not their ends.",
         _legend(kinds.values()),
     )  # fmt: skip
@@ -101,7 +102,8 @@ def _parallel(
     drawing = sweeps.parallel(
         [*axes, Axis("score", min(values), max(values))],
         drawn,
-        label=f"{title(part.method)}: parameters of {len(drawn)} trials and their {what}",
+        label=f"{title(part.method)}: parameters of {counted(len(drawn), 'trial')} and their "
+        f"{what}",
     )
     yield from _figure(name, drawing, caption, _legend([d.kind for d in drawn]))
 
@@ -126,7 +128,7 @@ def _landscape(
     ]
     points = [(a, b, float(t.values[first] or 0.0)) for t, a, b in placed]
     best = next(((a, b) for t, a, b in placed if t.name == part.best), None)
-    label = f"{name}: {what} over {x.key} and {y.key}, {len(points)} trials"
+    label = f"{name}: {what} over {x.key} and {y.key}, {counted(len(points), 'trial')}"
     return sweeps.landscape(_axis(x), _axis(y), points, best=best, label=label)
 
 

@@ -9,6 +9,7 @@ from statistics import fmean, median
 
 from markupsafe import Markup
 
+from pipeline.console import counted
 from pipeline.record.rows import HealthRow, MaskRow, StepRow
 from pipeline.record.scores import ABSENT
 from pipeline.report.bounds import bounds
@@ -199,7 +200,8 @@ def pruning_section(masks: Sequence[MaskRow]) -> PruningSection | None:
     fewest = f"{layer_name(lowest)} ({_percent_text(layers[lowest])})"
     drawing = plots.bars(
         bars,
-        label=f"Weights kept in each of {len(layers)} layers in epoch {last.epoch + 1}; fewest in "
+        label=f"Weights kept in each of {counted(len(layers), 'layer')} in epoch "
+        f"{last.epoch + 1}; fewest in "
         f"{fewest}",
         x_label="pruned layers, input side first",
         y_label="weights kept, %",

@@ -12,6 +12,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from pipeline.console import counted
 from pipeline.record.evaluation import Evaluation, Score
 from pipeline.record.intervals import NORMAL975
 from pipeline.record.rows import HealthRow
@@ -104,7 +105,8 @@ def verdict(inputs: Inputs) -> Verdict:
             else "few images"
         )
         note = (
-            f"Few is {gaps[0].num_classes} rare classes, measured on {rests}. Intervals are 95 % "
+            f"Few is {counted(gaps[0].num_classes, 'rare class')}, measured on {rests}. "
+            "Intervals are 95 % "
             "over those images and the draws of labels, with the two models taken as independent. "
             "They do not cover another training seed: for that, compare runs of several seeds."
         )
@@ -169,7 +171,7 @@ def _learned(first: HealthRow, last: HealthRow) -> tuple[str, str]:
         return "No", f"{text} That is no rise."
     margin = (
         f"{text} {percent(before)} to {percent(after)} %: a rise of less than "
-        f"{200 * error:.1f} points is within chance for {last.num_images} images."
+        f"{200 * error:.1f} points is within chance for {counted(last.num_images, 'image')}."
     )
     return ("No" if severe else "Not shown"), margin
 
@@ -248,7 +250,7 @@ def by_protocols(
     word, tone = _word(set(signs.values()), known=known)
     texts = [text]
     if len(signs) > 1 and len(set(signs.values())) == 1:
-        texts.append(f"The same answer by all {len(signs)} protocols.")
+        texts.append(f"The same answer by all {counted(len(signs), 'protocol')}.")
     elif len(signs) > 1:
         for sign, said in ((1, "Better"), (-1, "Worse"), (0, "No difference")):
             if names := [protocol for protocol, found in signs.items() if found == sign]:
@@ -258,10 +260,13 @@ def by_protocols(
 
 def _interval(gap: Difference) -> str:
     points = f"a difference of {signed(100 * gap.value)} points"
-    if gap.half is None:
+    if gap.half is None or gap.num_images is None:
         return points
     low, high = 100 * (gap.value - gap.half), 100 * (gap.value + gap.half)
-    return f"{points} (95 % interval {signed(low)} to {signed(high)}, n = {gap.num_images} images)"
+    return (
+        f"{points} (95 % interval {signed(low)} to {signed(high)}, n = "
+        f"{counted(gap.num_images, 'image')})"
+    )
 
 
 def _word(signs: set[int], *, known: bool) -> tuple[str, Tone]:

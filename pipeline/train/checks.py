@@ -9,6 +9,7 @@ from pipeline.cluster import auto
 from pipeline.cluster.connect import Cluster, check_workers, smallest_object_store_bytes
 from pipeline.cluster.preflight import GpuReport
 from pipeline.config import Config
+from pipeline.console import counted
 from pipeline.dataset.checks import check_scored_sets
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ConfigError
@@ -67,7 +68,8 @@ def check_memory(config: Config, manifest: Manifest, gpus: Sequence[GpuReport]) 
         fits = memory.fitting_micro_batch(config, crop_px, gpu.free_bytes)
         raise ConfigError(
             "E-CONFIG-872",
-            f"a step of {held} images a worker needs about {needed / 2**30:.1f} GiB of GPU memory, "
+            f"a step of {counted(held, 'image')} a worker needs about {needed / 2**30:.1f} GiB "
+            "of GPU memory, "
             f"{gpu.name} of node {gpu.node} has {gpu.memory}",
             where=_sizes(config),
             todo=f"set train.micro_batch={fits}, use more train.workers, or lower augment.crop_px",
@@ -81,7 +83,7 @@ def out_of_memory(config: Config, error: BaseException) -> ConfigError:
     words = (str(error).splitlines() or [""])[0]
     return ConfigError(
         "E-CONFIG-873",
-        f"a step of {held} images a worker does not fit the GPU: {words}",
+        f"a step of {counted(held, 'image')} a worker does not fit the GPU: {words}",
         where=_sizes(config),
         todo=f"set train.micro_batch={half}, use more train.workers, or lower augment.crop_px",
     )

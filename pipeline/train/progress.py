@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 
 from pipeline.config import Config
-from pipeline.console import Console
+from pipeline.console import Console, counted
 from pipeline.errors import PipelineError
 from pipeline.record.metrics import newest_rows, read_rows
 from pipeline.record.rows import HealthRow, RestoreRow, StepRow
@@ -54,7 +54,9 @@ class ProgressView:
             for sentence in row.refused:
                 self.console.stage("train", f"{row.method}: skipped {sentence}")
             if row.step:
-                text = "" if row.num_workers is None else f" on {row.num_workers} workers"
+                text = (
+                    "" if row.num_workers is None else f" on {counted(row.num_workers, 'worker')}"
+                )
                 self.console.stage("train", f"{row.method}: resumes from step {row.step}{text}")
             self._restored_after_s = max(self._restored_after_s, row.time_s + 1e-6)
 

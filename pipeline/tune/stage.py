@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.cluster.connect import Cluster
 from pipeline.config import Config
 from pipeline.config.file import dump_config
-from pipeline.console import Console
+from pipeline.console import Console, counted
 from pipeline.dataset.manifest import Manifest, verify_shards
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.model.build import init_uri
@@ -61,7 +61,7 @@ def grace_epochs(config: Config) -> int:
         raise ConfigError(
             "E-CONFIG-041",
             f"a trial would be judged in its warm-up of {warmup:g} epochs, or after its "
-            f"{t.epochs} epochs",
+            f"{counted(t.epochs, 'epoch')}",
             where=f"tune.grace_epochs={wanted}",
             todo=f"set it to {least} or more, at most {t.epochs}, or leave it out",
         )
@@ -128,7 +128,8 @@ class Sweep:
         verb = "resumed" if self.trials.all() else "started"
         self.console.stage(
             "tune",
-            f"{verb}: {config.tune.trials} trials of {config.train.epochs} epochs for each of "
+            f"{verb}: {counted(config.tune.trials, 'trial')} of "
+            f"{counted(config.train.epochs, 'epoch')} for each of "
             f"{' and '.join(methods)}, {self.placement.concurrent} at a time",
         )
         optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.console import Console, duration, program
+from pipeline.console import Console, counted, duration, program
 from pipeline.record.scores import ABSENT
 from pipeline.record.sweep import SweepResult
 from pipeline.tune.objective import objectives
@@ -80,7 +80,7 @@ class View:
         notes = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
         planned = max(self._planned, len(records))
         parts = [
-            f"{self._method or 'fresh seeds'}: {len(done)}/{planned} trials done"
+            f"{self._method or 'fresh seeds'}: {len(done)}/{counted(planned, 'trial')} done"
             + (f" ({notes})" if notes else ""),
             f"{running} running",
         ]
@@ -159,7 +159,9 @@ def show_result(console: Console, run_uri: str, result: SweepResult) -> None:
     console.line("mean ± standard deviation over seeds that the search did not see")
     if "fewshot" in result.objectives:
         num = result.num_scored
-        console.line(f"judged on {num} val images: one image is {100 / num:.1f} points of 100")
+        console.line(
+            f"judged on {counted(num, 'val image')}: one image is {100 / num:.1f} points of 100"
+        )
     console.line()
     best = storage.join(run_uri, "best.yaml")
     console.line(f"best settings ({result.best}): {best}")

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.data import Data
+from pipeline.console import counted
 from pipeline.errors import DataError
 from pipeline.ingest.sources import listing, splits
 from pipeline.ingest.sources.layout_notes import (
@@ -123,11 +124,13 @@ def _by_set(
         raise _mixed(first.null_count, len(folders), root)
     others = [name for name in folders if name not in roles]
     if others:
-        counted = [f"{name} ({folders[name].num_images} images)" for name in sorted(others)]
+        listed = [
+            f"{name} ({counted(folders[name].num_images, 'image')})" for name in sorted(others)
+        ]
         raise DataError(
             "E-DATA-811",
             f"{train} holds class folders and is read as a set, but other folders beside it are "
-            f"neither val nor test: {shown(counted)}",
+            f"neither val nor test: {shown(listed)}",
             where=root,
             todo=f"set data.path={root}/{train} to use it alone, move the other folders elsewhere, "
             "or set data.labelled=false; if they are classes, rename the folder",
@@ -140,7 +143,8 @@ def _by_set(
             continue
         if not folders[train].inner.keys() & folder.inner.keys():
             notes.append(
-                f"{name} holds no folder of a class of {train}, so its {folder.num_images} images "
+                f"{name} holds no folder of a class of {train}, so its "
+                f"{counted(folder.num_images, 'image')} "
                 "have no labels: they are left out"
             )
         elif folder.num_flat:
@@ -175,7 +179,11 @@ def _below_classes(
         raise DataError(
             "E-DATA-814",
             f"below the first folders there are sets, {shown(sorted(roles))}, but {what}"
-            + (f", and {first.null_count} images in no folder" if first.null_count else ""),
+            + (
+                f", and {counted(first.null_count, 'image')} in no folder"
+                if first.null_count
+                else ""
+            ),
             where=root,
             todo=f"set data.path={root}/{holder} if the sets are all below it; put every image "
             "into CLASS/train, CLASS/val or CLASS/test; or set data.labelled=false",
@@ -239,11 +247,14 @@ def _refuse_two_of_a_role(roles: Mapping[str, str], where: str) -> None:
 
 def _no_train(folders: Mapping[str, Folder], root: str) -> DataError:
     first = max(folders, key=lambda name: (name in roles_of(folders), name))
-    counted = [f"{n} ({f.num_flat} images, {len(f.inner)} folders)" for n, f in folders.items()]
+    listed = [
+        f"{n} ({counted(f.num_flat, 'image')}, {counted(len(f.inner), 'folder')})"
+        for n, f in folders.items()
+    ]
     return DataError(
         "E-DATA-812",
         "the folders are sets by their names or by what they hold, and none of them is a train "
-        f"that holds class folders alone: {shown(sorted(counted))}",
+        f"that holds class folders alone: {shown(sorted(listed))}",
         where=root,
         todo=f"set data.path={root}/{first} or another of them, put all images of train "
         "into class folders, or set data.labelled=false",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pipeline import storage
 from pipeline.config.data import Data
+from pipeline.console import counted
 from pipeline.errors import ConfigError, DataError
 from pipeline.ingest.streams import Stream, generator
 
@@ -172,7 +173,8 @@ def hold_out(
     if not chosen:
         raise DataError(
             "E-DATA-069",
-            f"the largest class, {largest[1]!r}, has {largest[0]} images, too few to set "
+            f"the largest class, {largest[1]!r}, has {counted(largest[0], 'image')}, too few to "
+            "set "
             f"{num_per_class} aside and keep one",
             where=f"data.num_{set_name}_per_class",
             todo="lower the number, or set data.labelled=false if the folders are no classes",
