@@ -15,7 +15,7 @@ import pytest
 from pipeline.dataset.manifest import (
     ShardInfo,
 )
-from pipeline.dataset.shards import read_hashes, read_shard, write_shard
+from pipeline.dataset.shards import read_hashes, read_shard, whole_column, write_shard
 from pipeline.errors import DataError
 from tests.refusals import raises
 
@@ -227,3 +227,13 @@ def test_hashes_are_read_without_the_images(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / NAME)
     with raises("E-DATA-020"):
         read_hashes(str(tmp_path), dataclasses.replace(info, rows=1))
+
+
+def test_a_column_of_one_chunk_is_not_copied() -> None:
+    table = pa.table({"image": pa.array([b"ab", b"cde"], pa.binary())})
+    column = whole_column(table, "image")
+    assert column.buffers()[2].address == table["image"].chunk(0).buffers()[2].address
+    twice = pa.concat_tables([table, table])
+    assert whole_column(twice, "image").to_pylist() == [b"ab", b"cde"] * 2
+    copied = table["image"].combine_chunks()  # control: what this avoids
+    assert copied.buffers()[2].address != column.buffers()[2].address

@@ -19,7 +19,7 @@ from pipeline.dataset.formats import RejectedImage
 from pipeline.dataset.image import ImageLimits, decode_canvas
 from pipeline.dataset.manifest import ImageInfo, Manifest, ShardInfo
 from pipeline.dataset.sets import parts_of
-from pipeline.dataset.shards import image_bytes, labels, raw_pixels
+from pipeline.dataset.shards import image_bytes, labels, raw_pixels, whole_column
 from pipeline.errors import DataError
 
 Columns = dict[str, NDArray[Any]]
@@ -90,7 +90,7 @@ class ShardDecoder:
         height_px, width_px = self._canvas_size()
         pixels_nCHW = np.empty((len(shard), 3, height_px, width_px), np.uint8)
         sizes_n2 = np.empty((len(shard), 2), np.int64)
-        ids, images = (shard[name].combine_chunks() for name in ("id", "image"))
+        ids, images = (whole_column(shard, name) for name in ("id", "image"))
         for row, data in enumerate(image_bytes(images)):
             try:
                 _, sizes_n2[row] = decode_canvas(
@@ -115,7 +115,7 @@ class ShardDecoder:
             DataError: an image has another size; naming the sample.
         """
         height_px, width_px = self._canvas_size()
-        ids, images = (shard[name].combine_chunks() for name in ("id", "image"))
+        ids, images = (whole_column(shard, name) for name in ("id", "image"))
         pixels_NHWC = raw_pixels(ids, images, height_px, width_px)
         pixels_nCHW = np.empty((len(rows_n), 3, height_px, width_px), np.uint8)
         pixels_nCHW[:] = pixels_NHWC[rows_n].transpose(0, 3, 1, 2)

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.dataset.image import ImageLimits, decode_canvas, png_bytes
 from pipeline.dataset.manifest import Manifest, SetName
 from pipeline.dataset.sets import parts_of
-from pipeline.dataset.shards import raw_pixels, read_table
+from pipeline.dataset.shards import raw_pixels, read_table, whole_column
 
 THUMB_PX, LARGE_PX = 144, 640
 _THUMB_QUALITY, _LARGE_QUALITY = 80, 85
@@ -43,7 +43,7 @@ def stored_images(
         if manifest.image.encoding == "raw":
             height_px, width_px = manifest.image.height_px, manifest.image.width_px
             assert height_px is not None and width_px is not None
-            ids, images = (table[name].combine_chunks() for name in ("id", "image"))
+            ids, images = (whole_column(table, name) for name in ("id", "image"))
             files = [png_bytes(rgb) for rgb in raw_pixels(ids, images, height_px, width_px)]
         found |= dict(zip(part.places_n[here].tolist(), files, strict=True))
     return found

@@ -177,6 +177,12 @@ def raw_pixels(
     return flat.reshape(len(images), height_px, width_px, 3)
 
 
+def whole_column(table: pa.Table, name: str) -> pa.Array:
+    """Return a column as one array; a copy only where it has several chunks."""
+    column = table[name]
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def image_bytes(images: pa.Array) -> Iterator[memoryview]:
     """Yield the bytes of each image of a column, without a copy."""
     _, ends, data = images.buffers()
@@ -188,7 +194,7 @@ def image_bytes(images: pa.Array) -> Iterator[memoryview]:
 
 def _wrong_sample(table: pa.Table) -> str | None:
     """Return the first sample whose image does not have its hash."""
-    images = image_bytes(table["image"].combine_chunks())
+    images = image_bytes(whole_column(table, "image"))
     for row, (image, expected) in enumerate(zip(images, table["sha256"].to_pylist(), strict=True)):
         if hashlib.sha256(image).hexdigest() != expected:
             return str(table["id"][row])
