@@ -21,6 +21,7 @@ from pipeline.tune.placement import CPUS_PER_WORKER, Placement, place_here, plac
 from pipeline.tune.space import configured_point, measure_every, published_point, trial_config
 from pipeline.tune.stage import REDUCTION_FACTOR, grace_epochs
 from sdclr import EpochPlan, ImageSet, NonFiniteError, Recipe, StarvedLayerError, Trainer
+from sdclr.step_graph import WARM_UP
 
 _WARM_UP_STEPS, _TIMED_STEPS = 1, 3
 _TIMING_LR = 1e-9  # what is timed learns nothing
@@ -102,7 +103,9 @@ def probe_s(
     device = "cuda" if on_gpu else "cpu"
     torch.set_num_threads(num_threads)
     batch = batch or max(2, config.train.global_batch // config.tune.trial_workers)
-    shape = (batch * (_WARM_UP_STEPS + _TIMED_STEPS), 3, side_px, side_px)
+    # A GPU launches its first steps one by one, then captures a graph: neither is a usual step.
+    num_untimed = _WARM_UP_STEPS + (WARM_UP if on_gpu else 0)
+    shape = (batch * (num_untimed + _TIMED_STEPS), 3, side_px, side_px)
     images = ImageSet(torch.randint(0, 256, shape, dtype=torch.uint8))
     plan = EpochPlan(num_images=len(images), global_batch=batch, drop_last=True)
     steps_s, image_s = [], []
@@ -125,7 +128,7 @@ def probe_s(
             now_s = time.perf_counter()
             taken.append(now_s - before_s)
             before_s = now_s
-        steps_s.append(statistics.median(taken[_WARM_UP_STEPS:]))
+        steps_s.append(statistics.median(taken[num_untimed:]))
         views = torch.rand(batch, 3, side_px, side_px, device=device)
         with torch.inference_mode():
             trainer.network.eval().features(views).sum().item()  # the first one loads kernels
