@@ -201,11 +201,13 @@ def _show_training(
     check_data(config, plan.manifest, object_store_bytes=_UNKNOWN_BYTES)
     if stage in ("all", "train"):
         check_workers_here(config, plan.manifest)
+    # Before the steps are timed, which settings that fight can make slow.
+    for text in (*conflicts(config, plan.manifest), *_device_warnings(config)):
+        console.stage("warning", text)
+    console.stage("device", "a few steps are timed")
     timing = measure(config, build.crop_px(config, plan.manifest), where=where)
     labelled = plan.manifest.has_labels()
     show_device(timing, console)
-    for text in (*conflicts(config, plan.manifest), *_device_warnings(config)):
-        console.stage("warning", text)
     epoch, t = feed.epoch_plan(config, plan.manifest), config.train
     steps = epoch.num_steps * t.epochs
     if stage in ("all", "train"):

@@ -20,7 +20,7 @@ _NAMES = {
 _TODO = {
     "wait": "docs/feed.md says what makes the feed faster",
     "views": "more CPU threads for each worker, or a GPU, make them faster",
-    "compute": "try train.precision=bfloat16, train.compile=true or a faster device",
+    "compute": "try train.precision=auto, train.compile=true on a GPU, or a faster device",
     "exchange": "the panel of own time by rank shows a slow worker; a larger batch exchanges less",
     "checkpoint": "raise train.checkpoint_every_s or train.checkpoint_every_epochs",
     "health": "raise health.every_epochs",
