@@ -15,6 +15,7 @@ import pytest
 from pipeline.console import Console
 from pipeline.errors import ConfigError, DataError
 from pipeline.record.gallery import Gallery, gallery_uri
+from pipeline.record.mining import Mining
 from pipeline.report.charts.scatter import Cloud, scatter
 from pipeline.report.compared import Compared, compared
 from pipeline.report.comparison import (
@@ -25,7 +26,7 @@ from pipeline.report.comparison import (
 )
 from pipeline.report.inputs import load
 from pipeline.report.links import relative
-from pipeline.report.mining import evidence, findings_rows
+from pipeline.report.mining import batch_text, evidence, findings_rows
 from pipeline.report.mining_page import write_mining_page
 from tests import records
 from tests.test_report import HOSTILE, Page, assert_inert, charts, edit
@@ -73,6 +74,17 @@ def test_the_evidence_comes_before_any_picture(run_uri: str) -> None:
     page = mining_page(run_uri)
     assert "31 are of rare classes; 5.0 would be by chance" in page.text
     assert "0.762 to 0.862" in page.texts and "chance" in page.texts
+
+
+def test_a_batch_of_all_images_is_no_choice(run_uri: str) -> None:
+    found = Mining.read(str(Path(run_uri) / "mining.json")).findings
+    assert found is not None
+    assert "by chance" in batch_text(found)
+    num_images = sum(place.count for place in found.classes)
+    whole = found.model_copy(
+        update={"batch": found.batch.model_copy(update={"images": num_images})}
+    )
+    assert "mine.batch_images" in batch_text(whole) and "by chance" not in batch_text(whole)
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,8 @@ def findings_tables(mining: Mining) -> tuple[Table, ...]:
 def batch_text(found: Findings) -> str:
     """Return how many of the suggested images are of rare classes."""
     batch = found.batch
+    if batch.images >= sum(place.count for place in found.classes):
+        return "All images are suggested for annotation: a smaller mine.batch_images chooses."
     return (
         f"Of the {counted(batch.images, 'image')} suggested for annotation {batch.few} are of "
         "rare classes; "
