@@ -105,7 +105,7 @@ def test_photos_have_the_published_recipe_and_all_images() -> None:
     assert other == {
         "data.path", "data.imbalance_ratio", "data.profile", "data.num_test_per_class",
         "data.labelled", "train.methods", "train.epochs", "train.checkpoint_every_epochs",
-        "train.precision", "feed.max_memory_bytes",
+        "train.precision", "feed.max_memory_bytes", "ingest.resize_short_px",
     }  # fmt: skip
     assert photos.data.drawn_imbalance is None and Config().data.drawn_imbalance == 50
 
