@@ -116,17 +116,15 @@ def _show_sweep(config: Config, plan: DryRun, console: Console) -> None:
     console.stage(
         "tune",
         f"{counted(cost.num_trials, 'trial')} of {counted(cost.epochs, 'epoch')}, then up to "
-        f"{counted(cost.num_retrained, 'training')} with fresh seeds; {placement.concurrent} at "
-        "a time; "
-        f"{1e3 * cost.step_s:.0f} ms a step",
+        f"{counted(cost.num_retrained, 'training')} with fresh seeds; {placement.concurrent} at a "
+        f"time; {1e3 * cost.step_s:.0f} ms a step",
     )
     val = plan.sets.get("val")
     if config.tune.objective == "fewshot" and val is not None:
         console.stage(
             "tune",
             f"scored on {counted(val.rows, 'val image')}: one is {100 / val.rows:.1f} points in "
-            "100, and "
-            "smaller differences mean nothing",
+            "100, and smaller differences mean nothing",
         )
     most, likely = duration(3600 * cost.most_h), duration(3600 * cost.likely_h)
     console.stage("tune", f"at most {most}, about {likely} with early stopping")
@@ -187,13 +185,7 @@ def _show_training(
     config: Config, plan: DryRun, console: Console, *, where: str, stage: str
 ) -> None:
     from pipeline import feed
-    from pipeline.cli.timing import (
-        evaluation_images,
-        kept_checkpoints,
-        measure,
-        mining_images,
-        show_device,
-    )  # fmt: skip
+    from pipeline.cli.timing import evaluation_images, kept_checkpoints, mining_images, shown
     from pipeline.model import build
     from pipeline.model.backbone import pruning_texts
     from pipeline.train.checks import check_data
@@ -204,10 +196,8 @@ def _show_training(
     # Before the steps are timed, which settings that fight can make slow.
     for text in (*conflicts(config, plan.manifest), *_device_warnings(config)):
         console.stage("warning", text)
-    console.stage("device", "a few steps are timed")
-    timing = measure(config, build.crop_px(config, plan.manifest), where=where)
+    timing = shown(config, build.crop_px(config, plan.manifest), console, where=where)
     labelled = plan.manifest.has_labels()
-    show_device(timing, console)
     epoch, t = feed.epoch_plan(config, plan.manifest), config.train
     steps = epoch.num_steps * t.epochs
     if stage in ("all", "train"):

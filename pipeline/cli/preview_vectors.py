@@ -35,7 +35,7 @@ def show_new_vectors(
 
 def show_vectors(command: Command, folder: RunFolder, config: Config, console: Console) -> None:
     """Show what the stages embed and mine would do with an ingested data set."""
-    from pipeline.cli.timing import measure, mining_images, show_device, vector_bytes
+    from pipeline.cli.timing import mining_images, shown, vector_bytes
     from pipeline.embed.wanted import check_set
     from pipeline.model import build
 
@@ -44,8 +44,7 @@ def show_vectors(command: Command, folder: RunFolder, config: Config, console: C
     check_set(manifest, set_name, stage=command.stage)
     info = manifest.sets[set_name]
     labelled = manifest.has_labels(set_name)
-    timing = measure(config, build.crop_px(config, manifest), where=folder.uri)
-    show_device(timing, console)
+    timing = shown(config, build.crop_px(config, manifest), console, where=folder.uri)
     what = f"{manifest.name}, {counted(info.rows, 'image')} of the set {set_name}"
     if command.stage == "curate":
         _show_curation(command, config, manifest, timing, console)
@@ -93,7 +92,6 @@ def _show_curation(
     console.stage(
         "curate",
         f"{counted(num_cells, 'cluster')} and near-duplicates: about "
-        f"{duration(clusters_s(rows, size // 4))} "
-        f"of one core, {si(2 * in_all * size, 'B')} of memory; at most {counted(kept, 'image')} "
-        "selected",
+        f"{duration(clusters_s(rows, size // 4))} of one core, {si(2 * in_all * size, 'B')} of "
+        f"memory; at most {counted(kept, 'image')} selected",
     )

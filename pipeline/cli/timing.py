@@ -58,10 +58,13 @@ class Timing:
         return num_images * self.image_s / self.num_workers
 
 
-def show_device(timing: Timing, console: Console) -> None:
-    """Say what was timed, and what its times leave out."""
+def shown(config: Config, crop_px: int, console: Console, *, where: str) -> Timing:
+    """Return what `measure` does; say that steps are timed, and what their times leave out."""
+    console.stage("device", "a few steps are timed")
+    timing = measure(config, crop_px, where=where)
     text = "times below are this machine's, from a few steps, without the start of Ray"
     console.stage("device", f"{timing.device}; {text}")
+    return timing
 
 
 def measure(config: Config, crop_px: int, *, where: str) -> Timing:

@@ -202,8 +202,7 @@ def check_workers(cluster: Cluster, num_workers: int, *, use_gpu: bool) -> None:
         raise ClusterError(
             "E-CLUSTER-002",
             f"training takes {counted(num_workers, 'CPU')}, one a worker; the cluster has "
-            f"{available} "
-            f"for it ({DATA_CPUS} more feeds the data)",
+            f"{available} for it ({DATA_CPUS} more feeds the data)",
             where=f"train.workers={num_workers}",
             todo=f"set train.workers={max(1, available)} or less, or join a larger cluster",
         )

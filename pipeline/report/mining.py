@@ -203,8 +203,7 @@ def batch_text(found: Findings) -> str:
         return "All images are suggested for annotation: a smaller mine.batch_images chooses."
     return (
         f"Of the {counted(batch.images, 'image')} suggested for annotation {batch.few} are of "
-        "rare classes; "
-        f"{batch.few_expected_by_chance:.1f} would be by chance. They cover "
+        f"rare classes; {batch.few_expected_by_chance:.1f} would be by chance. They cover "
         f"{counted(batch.classes, 'class')}."
     )
 
