@@ -124,9 +124,9 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(
     assert [m["counts"]["failed"] for m in found["methods"]] == [0]
     points = {tuple(t["params"].values()) for t in found["trials"]}
     assert len(found["trials"]) == len(points) == 4  # as many as asked for, none twice
-    assert any(t["status"] == "pruned" for t in found["trials"])
-    for trial in after.values():
+    for trial in after.values():  # how many ASHA stops depends on the order in which they report
         assert [row["epoch"] for row in trial["rows"]] == list(range(1, len(trial["rows"]) + 1))
+        assert (trial["status"] == "pruned") == (len(trial["rows"]) < 6), trial["status"]
     assert not list(sweep.rglob("*.pkl")), "nothing pickled is kept"
     for name in ("report.html", "study.journal", "best.yaml"):
         assert (sweep / name).stat().st_size > 0, name
