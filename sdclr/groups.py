@@ -50,6 +50,16 @@ def groups_by_threshold(
     return Groups(many, medium, few)
 
 
+def tied_with_few(counts: Sequence[int], groups: Groups) -> tuple[int, ...]:
+    """Return the classes outside Few that are no more frequent than its most frequent class.
+
+    Their index alone keeps them out: see `groups_by_tercile`.
+    """
+    most = max((counts[label] for label in groups.few), default=-1)
+    others = sorted((*groups.medium, *groups.many))
+    return tuple(label for label in others if counts[label] <= most)
+
+
 @dataclass(frozen=True)
 class GroupScores:
     """Mean per-class accuracy of each group and of all classes; `std` is the balancedness.

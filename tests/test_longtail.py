@@ -13,6 +13,7 @@ from sdclr.groups import (
     groups_by_tercile,
     groups_by_threshold,
     mean_scores,
+    tied_with_few,
 )
 from sdclr.longtail import class_order, exponential_counts, long_tail_split, pareto_counts
 
@@ -171,6 +172,20 @@ def test_terciles_of_the_published_split() -> None:
 def test_terciles_break_ties_by_class_index() -> None:
     assert groups_by_tercile([5, 5, 5]) == Groups(many=(2,), medium=(1,), few=(0,))
     assert groups_by_tercile([9, 1]) == Groups(many=(0, 1), medium=(), few=())
+
+
+@pytest.mark.parametrize(
+    ("counts", "tied"), [([5, 5, 5], (1, 2)), ([9, 4, 4], (2,)), ([9, 5, 4], ()), ([9, 1], ())]
+)
+def test_classes_that_the_order_alone_keeps_out_of_few(
+    counts: list[int], tied: tuple[int, ...]
+) -> None:
+    groups = groups_by_tercile(counts)
+    assert tied_with_few(counts, groups) == tied
+    ordered = groups.few + groups.medium + groups.many
+    slow = {b for a in groups.few for b in ordered if counts[a] == counts[b]} - {*groups.few}
+    assert set(tied) == slow
+    assert tied_with_few(counts, groups_by_threshold(counts)) == ()
 
 
 def test_threshold_bounds_are_medium() -> None:

@@ -31,6 +31,7 @@ from tests.refusals import raises
 
 GROUPS = Groups(many=(0,), medium=(1,), few=(2,))
 NAMES = ("cat", "dog", "eel")
+COUNTS = (60, 30, 10)
 COUNTS = (40, 15, 5)
 WORDS = [
     "train.methods=[sdclr]", "train.epochs=1", "train.global_batch=20", "train.workers=1",
@@ -105,13 +106,13 @@ def test_a_perfect_score_and_a_blind_one() -> None:
     blind = np.zeros(100)
     found = findings(
         {("trained", "both"): perfect, ("untrained", "both"): blind},
-        labels, GROUPS, NAMES, [99, 98, 0], used=("trained", "both"),
+        labels, GROUPS, NAMES, COUNTS, [99, 98, 0], used=("trained", "both"),
     )  # fmt: skip
     assert found is not None
     best, worst = found.scores
     assert best.auroc == best.auroc_low == 1 and best.precision["10"] == 1
     assert worst.auroc == 0.5 and worst.precision["10"] == pytest.approx(0.1)
-    assert found.base_rate == 0.1 and found.few_classes == ("eel",)
+    assert found.base_rate == 0.1 and found.few_classes == ("eel",) and found.tied_classes == ()
     assert found.batch.model_dump() == {
         "images": 3, "few": 2, "few_expected_by_chance": pytest.approx(0.3), "classes": 2
     }  # fmt: skip
@@ -119,10 +120,18 @@ def test_a_perfect_score_and_a_blind_one() -> None:
     assert first is not None and last is not None and last > first
 
 
+def test_a_class_as_rare_as_one_of_few_is_named() -> None:
+    labels = np.array([0] * 6 + [1] * 3 + [2] * 3)
+    scores = {("trained", "both"): np.arange(12.0)}
+    found = findings(scores, labels, GROUPS, NAMES, (6, 3, 3), [0], used=("trained", "both"))
+    assert found is not None and found.few_classes == ("eel",)
+    assert found.tied_classes == (NAMES[1],)
+
+
 def test_without_rare_images_there_is_nothing_to_find() -> None:
     labels = np.zeros(9, np.int64)
     scores = {("trained", "both"): np.arange(9.0)}
-    assert findings(scores, labels, GROUPS, NAMES, [0], used=("trained", "both")) is None
+    assert findings(scores, labels, GROUPS, NAMES, COUNTS, [0], used=("trained", "both")) is None
 
 
 def test_the_sample_is_fixed_sorted_and_without_repeats() -> None:

@@ -353,7 +353,22 @@ def test_runs_of_one_seed_are_named_by_what_differs(tmp_path: Path) -> None:
 
 def test_a_single_run_says_nothing_about_chance(tmp_path: Path) -> None:
     place = Path(write_comparison([records.write_run(tmp_path)], str(tmp_path)))
-    assert "says nothing about chance" in Page(place.read_text()).text
+    page = Page(place.read_text())
+    assert "says nothing about chance" in page.text
+    assert "asterisk" not in page.text and "All differences as a table" in page.text
+    two = Page(Path(write_comparison(two_runs(tmp_path / "two"), str(tmp_path))).read_text())
+    assert "asterisk" in two.text and "Are these runs of the same images?" not in two.texts
+
+
+def test_runs_of_other_images_are_compared_with_a_warning(tmp_path: Path) -> None:
+    uris = [records.write_run(tmp_path / name) for name in ("a", "b")]
+    of_b = tmp_path / "b" / "data" / "digits-lt" / "manifest.json"
+    content = json.loads(of_b.read_text())
+    content["config"].setdefault("data", {})["path"] = "/photos/cats"
+    of_b.write_text(json.dumps(content))
+    texts = Page(Path(write_comparison(uris, str(tmp_path))).read_text()).texts
+    asked = texts.index("Are these runs of the same images?")
+    assert texts[asked + 1] == "No" and "photos/cats" in texts[asked + 2]
 
 
 def test_the_names_of_compared_runs_stay_short(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_numbers_are_those_of_the_records(run_uri: str) -> None:
         for score in model["scores"]:
             assert f"{100 * score['all']:.1f}" in page.texts or score["n"] > 1
             assert all(f"{100 * v:.1f}" in page.texts for v in score["per_class"])
-    assert page.texts.count("31.0") >= 9  # rare images taken for frequent classes
+    assert page.texts.count("31.0") >= 3  # rare images taken for frequent classes
     rows = [json.loads(x) for x in (Path(run_uri) / "metrics.jsonl").read_text().splitlines()]
     for method in ("sdclr", "simclr"):
         losses = [row["loss"] for row in rows if row.get("method") == method and "loss" in row]

@@ -216,13 +216,34 @@ def test_a_sweep_answers_by_fresh_seeds(
     content = json.loads(file.read_text())
     entry = content["confirmed"][0]
     spread = {"std": std, "n": n, "by_seed": []}
+    labels = ("best sdclr", "configured sdclr", "published sdclr")
     content["confirmed"] = [
-        entry | {"values": {"fewshot": spread | {"mean": mean}}} for mean in means
+        entry | {"label": label, "values": {"fewshot": spread | {"mean": mean}}}
+        for label, mean in zip(labels, means, strict=False)
     ]
     file.write_text(json.dumps(content))
     texts = Page(Path(write_report(str(tmp_path))).read_text()).texts
     asked = texts.index("Is the best setting better than the configured one?")
     assert texts[asked + 1] == word and asked < texts.index("Result")
+
+
+@pytest.mark.parametrize(("std", "n"), [(0.01, 4), (None, 1)])
+def test_the_configured_setting_may_be_the_best(tmp_path: Path, std: float | None, n: int) -> None:
+    page_of(tmp_path)
+    file = tmp_path / "sweep.json"
+    content = json.loads(file.read_text())
+    first = content["confirmed"][0]
+    spread = {"std": std, "n": n, "by_seed": []}
+    for label, word in (("configured sdclr", ("Not known", "No difference shown")),
+                        ("published sdclr", ("It is the same",))):  # fmt: skip
+        content["confirmed"] = [
+            first | {"label": name, "values": {"fewshot": spread | {"mean": mean}}}
+            for name, mean in (("best sdclr", 0.1333), (label, 0.1667))
+        ]
+        file.write_text(json.dumps(content))
+        texts = Page(Path(write_report(str(tmp_path))).read_text()).texts
+        assert texts[texts.index("Is the best setting better than the configured one?") + 1] in word
+        assert n > 1 or any(f"{label} reached 0.1667, best sdclr 0.1333" in t for t in texts)
 
 
 def test_two_objectives_have_a_front(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.embed.features import SetFeatures
 from pipeline.errors import DataError
 from sdclr.fewshot import fewshot_draws
-from sdclr.groups import Groups, groups_by_tercile, groups_by_threshold
+from sdclr.groups import Groups, groups_by_tercile, groups_by_threshold, tied_with_few
 
 _SHOWN = 5
 
@@ -29,6 +29,17 @@ def class_groups(config: Config, manifest: Manifest) -> Groups | None:
         return None
     by_threshold = config.evaluate.groups == "threshold"
     return (groups_by_threshold if by_threshold else groups_by_tercile)(list(counts))
+
+
+def ties(manifest: Manifest, groups: Groups) -> list[str]:
+    """Say which classes are as rare as those of Few and not among them; empty without any."""
+    counts, names = manifest.sets["pretrain"].class_counts or (), manifest.class_names or ()
+    tied = [names[label] for label in tied_with_few(counts, groups)]
+    if not tied:
+        return []
+    return [
+        f"as rare as a class of Few and not in it, for the order of classes alone: {_listed(tied)}"
+    ]
 
 
 def check_labels(manifest: Manifest, set_name: str, found: SetFeatures) -> None:

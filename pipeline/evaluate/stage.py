@@ -24,7 +24,13 @@ from pipeline.evaluate.candidates import Candidate, Candidates, find_candidates
 from pipeline.evaluate.finished import EndedProtocols
 from pipeline.evaluate.fits import fit_anywhere
 from pipeline.evaluate.forgotten import forgotten_images
-from pipeline.evaluate.labelled import check_labels, class_groups, fewshot_rows, labelled_images
+from pipeline.evaluate.labelled import (
+    check_labels,
+    class_groups,
+    fewshot_rows,
+    labelled_images,
+    ties,
+)
 from pipeline.evaluate.probe_task import ProbeEnd
 from pipeline.evaluate.score import score_of
 from pipeline.evaluate.trained import TrainedProbes
@@ -114,7 +120,7 @@ def evaluate(
         sets={name: info.rows for name, info in manifest.sets.items()},
         scored_on=config.evaluate.split,
         seed=config.run.seed,
-        notes=(*candidates.notes, *leaks.sentences(found_leaks)),
+        notes=(*candidates.notes, *ties(manifest, groups), *leaks.sentences(found_leaks)),
         leaks=tuple(found_leaks),
         models=tuple(_entry(model, scores) for model in candidates.final),
         curve=_curve(candidates, scores),

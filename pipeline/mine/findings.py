@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluate.ranking import auroc, bootstrap, precision_at
 from pipeline.record.mining import Batch, ClassPlace, Findings, ScoreFound
-from sdclr.groups import Groups
+from sdclr.groups import Groups, tied_with_few
 from sdclr.rarity import rank_share
 
 Scores = NDArray[np.float32] | NDArray[np.float64]
@@ -21,6 +21,7 @@ def findings(
     labels_N: NDArray[np.int64],
     groups: Groups,
     class_names: tuple[str, ...],
+    class_counts: tuple[int, ...],
     batch_rows: list[int],
     *,
     used: tuple[str, str],
@@ -32,6 +33,7 @@ def findings(
         labels_N: all known.
         groups: by pre-training counts; the classes of `few` are looked for.
         class_names: C names.
+        class_counts: the pre-training images of each, which the groups follow.
         batch_rows: the images that were suggested for annotation.
         used: the score that the ranking is made of.
     """
@@ -56,6 +58,7 @@ def findings(
     place_N = rank_share(scores[used])
     return Findings(
         few_classes=tuple(class_names[c] for c in groups.few),
+        tied_classes=tuple(class_names[c] for c in tied_with_few(class_counts, groups)),
         num_few=num_few,
         base_rate=num_few / len(few_N),
         scores=tuple(tables),

@@ -237,6 +237,7 @@ def _findings(
         scored.labels_N,
         groups,
         manifest.class_names,
+        manifest.sets["pretrain"].class_counts or (),
         batch,
         used=(TRAINED, config.mine.score),
     )

@@ -45,9 +45,16 @@ class Batch(Part):
 
 
 class Findings(Part):
-    """The judgement of the labels on the ranking; `base_rate` is the share of rare images."""
+    """The judgement of the labels on the ranking.
+
+    Args:
+        few_classes: the rare classes, `num_few` images in all.
+        tied_classes: as rare as one of them, and not among them for the order of classes alone.
+        base_rate: the share of rare images.
+    """
 
     few_classes: tuple[str, ...]
+    tied_classes: tuple[str, ...] = ()
     num_few: int
     base_rate: float
     scores: tuple[ScoreFound, ...]

@@ -16,7 +16,7 @@ from pipeline.report.charts.dotplot import Points
 from pipeline.report.charts.forest import Gap, forest
 from pipeline.report.charts.svg import minus
 from pipeline.report.compared import Compared, differing
-from pipeline.report.names import signed, style, title
+from pipeline.report.names import listed, signed, style, title
 from pipeline.report.parts import Figure, Swatch, Table
 from pipeline.report.template import to_html
 from pipeline.report.training import health_figures
@@ -54,6 +54,7 @@ class Page:
     note: str
     forest: tuple[Figure, ...]
     methods: Table | None
+    has_asterisks: bool
     score_figures: tuple[Figure, ...]
     scores: Table | None
     differences: Table | None
@@ -66,7 +67,7 @@ def render(
     changes: Sequence[RunDifference],
 ) -> str:
     """Return the page as HTML."""
-    keys = differing(runs)
+    keys, methods_table = differing(runs), _methods(methods)
     page = Page(
         title=" and ".join(dict.fromkeys(run.data for run in runs)),
         runs=tuple(
@@ -81,7 +82,7 @@ def render(
             for run in runs
             for method, alarm in run.alarms
         ),
-        answers=(*_learned(runs), *_better(methods)),
+        answers=(*_of_other_data(runs), *_learned(runs), *_better(methods)),
         config=Table(
             "Keys that differ",
             ("Key", *_short(runs)),
@@ -89,13 +90,26 @@ def render(
         ),
         note=_note(runs, methods),
         forest=tuple(_forests(methods)),
-        methods=_methods(methods),
+        methods=methods_table,
+        has_asterisks=methods_table is not None
+        and any("*" in cell for row in methods_table.rows for cell in row),
         score_figures=tuple(_score_figures(runs)),
         scores=_scores(runs),
         differences=_differences(runs, changes),
         health_figures=tuple(_health(runs)),
     )  # fmt: skip
     return to_html("comparison.html.j2", page)
+
+
+def _of_other_data(runs: Sequence[Compared]) -> Iterator[Answer]:
+    """Yield that the runs are of different sources; splits of one source are none."""
+    sources = list(dict.fromkeys(run.data.rpartition(",")[0] or run.data for run in runs))
+    if len(sources) > 1:
+        text = (
+            f"They are of {listed(sources)}, so what differs may be the images. Compare runs of "
+            "one source to judge methods and keys."
+        )
+        yield Answer("Are these runs of the same images?", "No", "bad", (text,))
 
 
 def _learned(runs: Sequence[Compared]) -> Iterator[Answer]:

@@ -79,23 +79,27 @@ def evidence(mining: Mining) -> Evidence:
         word, tone = "Worse than chance", "bad"
     else:
         word, tone = "No better than chance", "bad"
-    classes = listed(found.few_classes[:_MAX_LISTED]) + (
-        f" and {len(found.few_classes) - _MAX_LISTED} more"
-        if len(found.few_classes) > _MAX_LISTED
-        else ""
-    )
+    classes = _some(found.few_classes)
     text = (
         f"AUROC {own.auroc:.3f} (95 % interval {own.auroc_low:.3f} to {own.auroc_high:.3f}, chance "
         f"0.5) for finding the {counted(found.num_few, 'image')} of the rare classes {classes} "
         "among "
         f"{mining.scored}."
     )
+    if found.tied_classes:
+        text += f" As rare as one of them and not counted: {_some(found.tied_classes)}."
     others = {"untrained": "The untrained network reaches", "pixels": "Raw pixels reach"}
     for e in found.scores:
         if e.model in others and e.score == mining.score:
             span = f"{e.auroc_low:.3f} to {e.auroc_high:.3f}"
             text += f" {others[e.model]} {e.auroc:.3f} ({span})."
     return Evidence(word, tone, text, _forest(found.scores))
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence, the first ones of many."""
+    more = len(names) - _MAX_LISTED
+    return listed(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _forest(scores: Sequence[ScoreFound]) -> Figure | None:

@@ -51,12 +51,13 @@ class Matrix:
 
 @dataclass(frozen=True)
 class ScoresSection:
-    """All scores, and where the images of each group are sent."""
+    """All scores, and where one protocol sends the images of each group."""
 
     headers: tuple[str, ...]
     protocols: tuple[ProtocolScores, ...]
     sets: str
-    confusions: tuple[tuple[str, tuple[Matrix, ...]], ...]
+    confused_by: str
+    matrices: tuple[Matrix, ...]
 
 
 def scores_section(evaluation: Evaluation) -> ScoresSection:
@@ -73,9 +74,8 @@ def scores_section(evaluation: Evaluation) -> ScoresSection:
         n = "one draw" if draws == [1] else f"n = {', '.join(map(str, draws))} draws of labels"
         protocols.append(ProtocolScores(protocol, n, "; ".join(notes), rows))
     sets = ", ".join(f"{rows} {name}" for name, rows in evaluation.sets.items())
-    return ScoresSection(
-        tuple(name for _, name in _COLUMNS), tuple(protocols), sets, _confusions(evaluation)
-    )
+    headers = tuple(name for _, name in _COLUMNS)
+    return ScoresSection(headers, tuple(protocols), sets, *_confusions(evaluation))
 
 
 def _cell(score: Score, key: str) -> Cell:
@@ -85,8 +85,8 @@ def _cell(score: Score, key: str) -> Cell:
     return Cell(value, f"± {percent(spread)}" if shown else "")
 
 
-def _confusions(evaluation: Evaluation) -> tuple[tuple[str, tuple[Matrix, ...]], ...]:
-    found = []
+def _confusions(evaluation: Evaluation) -> tuple[str, tuple[Matrix, ...]]:
+    """Return the first protocol that has confusions, and those of each model."""
     for protocol in evaluation.protocols:
         matrices = tuple(
             Matrix(
@@ -100,8 +100,8 @@ def _confusions(evaluation: Evaluation) -> tuple[tuple[str, tuple[Matrix, ...]],
             if score.group_confusion
         )
         if matrices:
-            found.append((protocol, matrices))
-    return tuple(found)
+            return protocol, matrices
+    return "", ()
 
 
 def _shade(share: float | None) -> int:

@@ -24,6 +24,7 @@ from pipeline.report.template import to_html
 from pipeline.report.verdict import Answer, Tone
 
 _NONE = "No difference shown"
+_SAME = "It is the same"
 _ROUNDING = 1e-9  # of differences of fractions
 _WORDS = {
     "fewshot": "few-shot accuracy",
@@ -149,14 +150,17 @@ def _findings(sweep: SweepResult) -> tuple[str, Tone, list[str]]:
         text = "No setting was trained with fresh seeds: raise tune.retrain_seeds."
         return "Not known", "open", [text]
     first, *others = sweep.confirmed
+    same = ["The configured setting is the best that was found."]
+    if any(entry.label.startswith("configured ") for entry in others):
+        same = []
     if not others:
-        return "It is the same", "open", ["The configured setting is the best that was found."]
+        return _SAME, "open", same
     mine, found, signs = first.values[sweep.first], [], set()
     for entry in others:
         other = entry.values[sweep.first]
         if mine.std is None or other.std is None or mine.mean is None or other.mean is None:
             text = "One seed says nothing about chance: raise tune.retrain_seeds."
-            return "Not known", "open", [text]
+            return _SAME if same else "Not known", "open", [*same, *_by_one_seed(sweep), text]
         gain = sweep.sign * (mine.mean - other.mean)
         half = welch_half_width(mine.std, mine.n, other.std, other.n)
         signs.add(gain > half)
@@ -165,6 +169,8 @@ def _findings(sweep: SweepResult) -> tuple[str, Tone, list[str]]:
             f"{first.label} is {gain:+.4f} ± {half:.4f} better than {entry.label} over "
             f"{counted(mine.n, 'fresh seed')} (95 %, Welch's t): {verdict} than chance explains."
         )
+    if same:
+        return _SAME, "open", [*same, *found]
     if signs == {True}:
         return "Yes", "good", found
     return (
@@ -172,6 +178,19 @@ def _findings(sweep: SweepResult) -> tuple[str, Tone, list[str]]:
         if signs == {True, False}
         else (_NONE, "open", found)
     )
+
+
+def _by_one_seed(sweep: SweepResult) -> list[str]:
+    """Return which settings reached more than the best one with the same fresh seed."""
+    first, *others = sweep.confirmed
+    mine = first.values[sweep.first].mean
+    return [
+        f"With a fresh seed {entry.label} reached {_text(other)}, {first.label} {_text(mine)}."
+        for entry in others
+        if (other := entry.values[sweep.first].mean) is not None
+        and mine is not None
+        and sweep.sign * (other - mine) > 0
+    ]
 
 
 def _confirmed(sweep: SweepResult) -> Table | None:
