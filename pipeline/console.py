@@ -25,6 +25,7 @@ INTERVAL_S = 5.0
 _REDRAW_S = 0.1
 _BAR_CELLS = 24
 _LEAST_CELLS = 6
+_PACE_S = 60.0  # over which the pace behind the time left is averaged
 _ASCII = str.maketrans({"±": "+-", "–": "-", "…": "...", "█": "#", "░": "."})
 
 
@@ -72,6 +73,7 @@ class Console:
         self._stage = ""
         self._start_s = self._shown_s = 0.0
         self._start_done = 0
+        self._pace_s = self._paced_s = 0.0  # seconds of a unit, and when they were last averaged
         self._open_line = False
         self.how_to_resume = "the same command starts again"
 
@@ -141,15 +143,20 @@ class Console:
             self._end_progress()
             self._stage, self._start_s, self._start_done = stage, now_s, done
             self._shown_s = -math.inf if self._terminal else now_s
+            self._pace_s = 0.0
         finished = total > 0 and done >= total
         wait_s = _REDRAW_S if self._terminal else self._interval_s
         if now_s - self._shown_s < wait_s and not finished:
             return
         self._shown_s = now_s
-        if per_s is None and now_s > self._start_s:
-            per_s = (done - self._start_done) / (now_s - self._start_s)
+        if per_s is not None:
+            left_s = (total - done) * self._pace(per_s, now_s)
+        else:
+            num_done, spent_s = done - self._start_done, now_s - self._start_s
+            per_s = num_done / spent_s if spent_s > 0 else None
+            left_s = (total - done) / per_s if per_s else 0.0
         width = shutil.get_terminal_size().columns - 1 if self._terminal else None
-        text = _progress_text(stage, done, total, unit, per_s, extra, width)
+        text = _progress_text(stage, done, total, unit, per_s, left_s, extra, width)
         if width is not None:
             self._write(self._stream, "\r" + clean(text)[:width].ljust(width))
             self._open_line = True
@@ -158,6 +165,15 @@ class Console:
         if finished:
             self._end_progress()
             self._stage = ""
+
+    def _pace(self, per_s: float, now_s: float) -> float:
+        """Return the seconds of a unit: of the last minute, so that the time left is steady."""
+        if per_s <= 0:
+            return self._pace_s
+        weight = 1 - math.exp((self._paced_s - now_s) / _PACE_S) if self._pace_s else 1.0
+        self._pace_s += weight * (1 / per_s - self._pace_s)
+        self._paced_s = now_s
+        return self._pace_s
 
     def _end_progress(self) -> None:
         if self._open_line:
@@ -203,6 +219,7 @@ def _progress_text(
     total: int,
     unit: str,
     per_s: float | None,
+    left_s: float,
     extra: str,
     width: int | None = None,
 ) -> str:
@@ -217,7 +234,7 @@ def _progress_text(
     speed = left = ""
     if per_s is not None and per_s > 0:
         speed = f"{per_s:.0f} {unit}/s" if per_s >= 10 else f"{per_s:.1f} {unit}/s"
-        left = f"{duration((total - done) / per_s)} left" if total > done else ""
+        left = f"{duration(left_s)} left" if total > done else ""
 
     def joined(*parts: str) -> str:
         return "  ".join(part for part in parts if part)

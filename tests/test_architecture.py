@@ -35,6 +35,7 @@ FLOORS = (
     {"tune", "curate", "mine", "report", "track"},
     {"cli"},
     {"run"},
+    {"__main__"},
 )
 MAX_ROOMS = 24
 # Each number only shrinks: lower it with the code. The last aim is files of 300 lines. The keys

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import feed
 from pipeline.cli.advice import conflicts, left_out
 from pipeline.cluster import auto
 from pipeline.cluster.connect import Cluster
 from pipeline.config import Config
 from pipeline.config.file import changed_keys, load_config
 from pipeline.dataset.manifest import ImageInfo
+from pipeline.errors import DataError
 from tests.test_feed import manifest_of
 
+ROOT = Path(__file__).resolve().parents[1]
 HERE = Cluster("here", is_local=True, num_cpus=9, num_gpus=0, dashboard_url="", largest_node_cpus=9)
 
 
@@ -127,6 +130,28 @@ def test_settings_that_fight_are_named(words: list[str], rows: int, named: list[
     assert all(word in text for word, text in zip(named, found, strict=True))
     keys = re.findall(r"leave out (\S+)", " ".join(found))
     assert all(any(word.startswith(f"{key}=") for word in words) for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("image", "batch", "hinted"),
+    [
+        (ImageInfo("original", None, None), 256, True),
+        (ImageInfo("original", None, None), 64, False),  # that of photos_small.yaml
+        (ImageInfo("raw", 8, 8), 256, False),
+    ],
+)
+def test_few_photographs_are_sent_to_the_recipe_for_them(
+    image: ImageInfo, batch: int, hinted: bool
+) -> None:
+    small = load_config(str(ROOT / "tune_configs" / "photos_small.yaml"), ["data.path=x"])
+    assert small.train.global_batch == 64
+    manifest = manifest_of(image, [])
+    few = {"pretrain": replace(manifest.sets["pretrain"], rows=50)}
+    words = ("augment.crop_px=8", f"train.global_batch={batch}")
+    with pytest.raises(DataError) as caught:
+        feed.epoch_plan(config(*words), replace(manifest, sets=few))
+    assert ("photos_small.yaml" in caught.value.todo) is hinted
+    assert "train.global_batch=50 or less" in caught.value.todo
 
 
 @pytest.mark.parametrize(

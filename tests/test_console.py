@@ -199,6 +199,20 @@ def test_epoch_step_and_loss_are_seen_at_any_width(
     assert ("█" in line or "░" in line) == (columns == 200)
 
 
+@pytest.mark.parametrize("between_s", [5.0, 30.0])
+def test_the_time_left_is_steady_where_the_speed_jumps(between_s: float) -> None:
+    stream, clock = io.StringIO(), Clock()
+    shown = console(stream, clock)
+    for done in range(0, 400, 10):  # at 5 and 20 images/s in turns
+        shown.progress("train", done, 10_000, per_s=5.0 if done % 20 else 20.0)
+        clock.now_s += between_s
+    parts = [line.split("  ") for line in stream.getvalue().splitlines()[-10:]]
+    assert {"5.0 images/s", "20 images/s"} == {part[4] for part in parts}
+    left = [part[5].removesuffix(" s left").split(" min ") for part in parts]
+    left_s = [60 * int(minutes) + int(seconds) for minutes, seconds in left]
+    assert max(left_s) < (1.1 if between_s == 5 else 1.5) * min(left_s)
+
+
 def test_one_of_a_thing_is_singular() -> None:
     assert [counted(number, "step") for number in (0, 1, 2, "1", "1 or 2")] == [
         "0 steps", "1 step", "2 steps", "1 step", "1 or 2 steps",

@@ -17,7 +17,7 @@ from pipeline.cluster import auto, connect
 from pipeline.cluster.preflight import GpuReport
 from pipeline.config.file import dump_config, load_config
 from pipeline.console import Console
-from pipeline.dataset.manifest import described
+from pipeline.dataset.description import described
 from pipeline.errors import PipelineError
 from pipeline.ingest.lost_images import surely_too_many
 from pipeline.ingest.plan import dry_run

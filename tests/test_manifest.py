@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyarrow.dataset import dataset
 
+from pipeline.dataset.description import source_name
 from pipeline.dataset.manifest import (
     ImageInfo,
     Manifest,
@@ -56,6 +58,20 @@ def test_a_manifest_comes_back_and_has_the_promised_keys(tmp_path: Path) -> None
     assert content["image"] == {"encoding": "raw", "height_px": 2, "width_px": 2, "channels": 3}
     assert set(content["sets"]["pretrain"]["shards"][0]) == {"name", "rows", "bytes", "sha256"}
     assert content["schema_version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/home/me/photos/flat", "photos/flat"), ("s3://bucket/a/b/", "a/b"), ("flat", "flat"),
+        (None, "digits"),
+    ],
+)  # fmt: skip
+def test_a_data_set_is_known_by_the_end_of_its_path(
+    path: str | None, name: str, tmp_path: Path
+) -> None:
+    named = replace(some_manifest(tmp_path), config={"data": {"path": path}})
+    assert source_name(named) == name
 
 
 def test_canonical_hash_ignores_order_and_itself_only() -> None:

@@ -31,7 +31,6 @@ from tests.refusals import raises
 
 GROUPS = Groups(many=(0,), medium=(1,), few=(2,))
 NAMES = ("cat", "dog", "eel")
-COUNTS = (60, 30, 10)
 COUNTS = (40, 15, 5)
 WORDS = [
     "train.methods=[sdclr]", "train.epochs=1", "train.global_batch=20", "train.workers=1",

@@ -16,7 +16,7 @@ from pipeline.dataset.decoding import shard_items
 from pipeline.dataset.image import ImageLimits
 from pipeline.dataset.manifest import Manifest, verify_shards
 from pipeline.dataset.pictures import stored_images
-from pipeline.dataset.sets import parts_of
+from pipeline.dataset.sets import parts_of, places_in
 from pipeline.errors import DataError
 from pipeline.ingest.sources.open import index_source
 from pipeline.ingest.stage import ingest
@@ -64,6 +64,8 @@ def test_every_set_reads_as_if_it_were_stored_alone(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids)) == 1797  # each image once
     assert manifest.sets["pretrain"].order is None and manifest.sets["test"].order is None
     assert manifest.sets["probe"].order is not None
+    for name in ("probe", "test"):  # more images, other images
+        assert places_in(uri, manifest, name, "pretrain") is None
     probe = read(uri, manifest, "probe")[1]
     files = stored_images(uri, manifest, "probe", [5, 700, 0])
     assert sorted(files) == [0, 5, 700]
@@ -124,6 +126,8 @@ def test_probe_is_pretrain_without_a_second_copy(
     pretrain, probe = (read(uri, manifest, name) for name in ("pretrain", "probe"))
     assert sorted(zip(*pretrain, strict=True)) == sorted(zip(*probe, strict=True))
     assert source in ("parquet", "webdataset") or pretrain[0] != probe[0]  # each in its own order
+    places_N = places_in(uri, manifest, "probe", "pretrain")
+    assert places_N is not None and [pretrain[0][place] for place in places_N] == probe[0]
     if source in ("folder", "list"):
         index = index_of(source, place, **keys)
         kept = [name for name in index.ids_of(index.sets["probe"]) if name in set(probe[0])]

@@ -40,13 +40,18 @@ def _views(config: Config) -> str:
 
 
 def _small_crop(config: Config, manifest: Manifest) -> str:
-    crop, resize = build.crop_px(config, manifest), build.resize_px(config, manifest)
-    if resize is None or crop >= _LEAST_CROP * resize:
+    if not _sees_the_centre_only(config, manifest):
         return ""
+    crop, resize = build.crop_px(config, manifest), build.resize_px(config, manifest) or 0
     return (
         f"evaluation, mining and export see the centre {crop} px of {resize} px only, "
         f"{100 * (crop / resize) ** 2:.0f} % of a square image: leave out evaluate.resize_px"
     )
+
+
+def _sees_the_centre_only(config: Config, manifest: Manifest) -> bool:
+    resize = build.resize_px(config, manifest)
+    return resize is not None and build.crop_px(config, manifest) < _LEAST_CROP * resize
 
 
 def _small_canvas(config: Config, manifest: Manifest) -> str:
@@ -55,8 +60,8 @@ def _small_canvas(config: Config, manifest: Manifest) -> str:
     if manifest.image.height_px is not None or side >= max(crop, resize):
         return ""
     key = "evaluate.resize_px" if config.feed.canvas_px is None else "feed.canvas_px"
-    if key in _small_crop(config, manifest):  # one key, one warning
-        return ""
+    if key == "evaluate.resize_px" and _sees_the_centre_only(config, manifest):
+        return ""  # one key, one warning
     return (
         f"images are reduced to {side} px and enlarged again to {max(crop, resize)} px: leave out "
         f"{key}"

@@ -23,8 +23,8 @@ from pipeline.cluster.connect import usable_cpus
 from pipeline.config import Config
 from pipeline.config.file import changed_keys
 from pipeline.console import Console, counted, duration
+from pipeline.dataset.description import left_out_text
 from pipeline.dataset.image import remarked
-from pipeline.dataset.manifest import left_out_text
 from pipeline.ingest.plan import DryRun, dry_run, made_before
 from pipeline.ingest.sample import SIDES_PX, Sample
 

@@ -17,7 +17,8 @@ from pipeline.cluster.preflight import look_at_nodes
 from pipeline.cluster.retry import retry_lost_work
 from pipeline.config.file import load_config
 from pipeline.console import Console, counted
-from pipeline.dataset.manifest import described, read_manifest
+from pipeline.dataset.description import described
+from pipeline.dataset.manifest import read_manifest
 from pipeline.record.folder import existing_run
 from pipeline.record.lineage import keep_ancestors
 

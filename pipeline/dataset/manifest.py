@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Literal, get_args
@@ -244,35 +243,6 @@ def read_manifest(data_uri: str) -> Manifest:
     _check_names(manifest)
     _check_sums(manifest, uri)
     return manifest
-
-
-def described(manifest: Manifest) -> str:
-    """Describe sets, class counts and rejects in a few words, for the console."""
-    parts = [f"{name} {info.rows}" for name, info in manifest.sets.items()]
-    counts = manifest.sets["pretrain"].class_counts
-    if counts:
-        present = sorted((c for c in counts if c), reverse=True)
-        parts.append(f"images per class {present[0]}..{present[-1]}")
-    if manifest.rejects.total:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejects.by_reason.items())
-        parts.append(f"{manifest.rejects.total} rejected ({reasons})")
-    if manifest.left_out:
-        parts.append(f"left out: {left_out_text(manifest)}")
-    return ", ".join(parts)
-
-
-def left_out_text(manifest: Manifest) -> str:
-    """Return what the source holds beside images, the most frequent kinds first."""
-    kinds = sorted(manifest.left_out.items(), key=lambda kind: (-kind[1].files, kind[0]))
-    shown = [f"{info.files} {_counted(kind, info.files)}" for kind, info in kinds[:8]]
-    more = sum(info.files for _, info in kinds[8:])
-    return ", ".join([*shown, f"{more} of other endings"] if more else shown)
-
-
-def _counted(kind: str, number: int) -> str:
-    """Return a kind as one of them where there is one; kinds that are no endings are plurals."""
-    is_plural = number != 1 or kind.startswith(".")
-    return kind if is_plural else re.sub(r"s\b", "", kind, count=1)
 
 
 def verify_shards(data_uri: str, manifest: Manifest) -> None:

@@ -69,6 +69,31 @@ def parts_of(data_uri: str, manifest: Manifest, set_name: str) -> list[Part]:
     return parts
 
 
+def places_in(
+    data_uri: str, manifest: Manifest, set_name: str, other: str
+) -> NDArray[np.int64] | None:
+    """Return for each image of a set its place in another set of the same images, stored once.
+
+    Returns:
+        (N,); None where the sets do not hold the same images, or each stores its own.
+
+    Raises:
+        DataError, StorageError: as `parts_of`.
+    """
+    sets: Mapping[Any, SetInfo] = manifest.sets
+    if sets[set_name].order is None or sets[other].order is not None:
+        return None
+    if sets[set_name].rows != sets[other].rows:
+        return None
+    first = {part.shard.name: part.places_n[0] for part in parts_of(data_uri, manifest, other)}
+    places_N = np.full(sets[set_name].rows, -1, np.int64)
+    for part in parts_of(data_uri, manifest, set_name):
+        if part.rows_n is not None and part.shard.name in first:
+            places_N[part.places_n] = first[part.shard.name] + part.rows_n
+    is_all = np.array_equal(np.sort(places_N), np.arange(len(places_N)))
+    return places_N if is_all else None
+
+
 def write_order(
     data_uri: str, set_name: SetName, shard_N: NDArray[np.int64], row_N: NDArray[np.int64]
 ) -> ShardInfo:

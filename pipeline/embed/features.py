@@ -24,6 +24,7 @@ from pipeline.cluster.connect import Cluster
 from pipeline.cluster.marked_nodes import on_nodes
 from pipeline.config import Config
 from pipeline.dataset.decoding import Columns
+from pipeline.dataset.sets import places_in
 from pipeline.feed.rows import in_order
 from pipeline.model import build
 from pipeline.model.source import PIXELS, ModelSource, load_model
@@ -64,7 +65,8 @@ class Extractor:
         init_from: URI of the weights that the run started from; None = by the seed.
         device: `cpu` or `cuda`.
         num_threads: threads on a CPU.
-        pruned_set: of its images, what pruning changes in `sdclr` is measured instead.
+        pruned_set: of its images, what pruning changes in the twin is measured.
+        with_features: whether their features are extracted as well.
     """
 
     def __init__(
@@ -77,9 +79,10 @@ class Extractor:
         device: str,
         num_threads: int,
         pruned_set: str | None = None,
+        with_features: bool = False,
     ) -> None:
         torch.set_num_threads(num_threads)
-        self.pruned_set = pruned_set
+        self.pruned_set, self.with_features = pruned_set, with_features
         self.config = Config.model_validate_json(config_json)
         self.crop_px, self.resize_px = crop_px, resize_px
         self.device = torch.device(device)
@@ -113,18 +116,25 @@ class Extractor:
 
     def _measure(self, views_BCHW: Tensor, set_name: str) -> dict[str, Tensor]:
         """Extract features of each model; of the pruned set, what pruning changes."""
-        if set_name != self.pruned_set:
-            found = {
-                f"feature_{name}": model.network.features(views_BCHW)
-                for name, model in self.models.items()
-            }
-            return found | (
-                {f"feature_{PIXELS}": thumbnails(views_BCHW)} if self.with_pixels else {}
+        is_pruned = set_name == self.pruned_set
+        found: dict[str, Tensor] = {}
+        if not is_pruned or self.with_features:
+            for name, model in self.models.items():
+                found[f"feature_{name}"] = model.network.features(views_BCHW)
+            if self.with_pixels:
+                found[f"feature_{PIXELS}"] = thumbnails(views_BCHW)
+        if is_pruned:
+            twins = [(n, m) for n, m in self.models.items() if isinstance(m, Twin)]
+            if not twins:
+                raise ValueError("only a method with a pruned branch has one to compare with")
+            name, twin = twins[0]
+            features_BF = found.get(f"feature_{name}")
+            if features_BF is None:
+                features_BF = twin.network.features(views_BCHW)
+            found["disagreement"] = disagreement(
+                twin.network.head(features_BF), twin.pruned(views_BCHW)
             )
-        twin = next((m for m in self.models.values() if isinstance(m, Twin)), None)
-        if twin is None:
-            raise ValueError("only a method with a pruned branch has one to compare with")
-        return {"disagreement": disagreement(twin.network(views_BCHW), twin.pruned(views_BCHW))}
+        return found
 
 
 def thumbnails(views_BCHW: Tensor) -> Tensor:
@@ -143,6 +153,7 @@ def extract(
 ) -> dict[str, SetFeatures]:
     """Extract features of the named sets; of `pretrain`, the disagreement only.
 
+    Where both are wanted and `probe` holds the images of `pretrain`, each is decoded once.
     `progress` is called with (images done, images in all).
 
     Raises:
@@ -150,19 +161,27 @@ def extract(
     """
     config, manifest = run.config, run.manifest
     place = placement(config, cluster)
-    rows = feed.decoded_rows(config, run.data_uri, manifest, *set_names)
-    arguments = (*extractor_arguments(run, sources, place), "pretrain")
+    places_N = None
+    if {"pretrain", "probe"} <= {*set_names}:
+        places_N = places_in(run.data_uri, manifest, "probe", "pretrain")
+    read_names = [name for name in set_names if places_N is None or name != "probe"]
+    rows = feed.decoded_rows(config, run.data_uri, manifest, *read_names)
+    arguments = (*extractor_arguments(run, sources, place), "pretrain", places_N is not None)
     extracted = over_blocks(rows, Extractor, arguments, place, mark=config.placement.train_nodes)
-    parts: dict[str, list[Columns]] = {name: [] for name in set_names}
+    parts: dict[str, list[Columns]] = {name: [] for name in read_names}
     num_rows = {str(name): info.rows for name, info in manifest.sets.items()}
-    total = sum(num_rows[name] for name in set_names)
+    total = sum(num_rows[name] for name in read_names)
     done = 0
     progress(done, total)
     for batch in extracted:
         parts[str(batch["set"][0])].append(batch)
         done += len(batch["row"])
         progress(done, total)
-    return {name: _assemble(name, parts[name], num_rows[name]) for name in set_names}
+    found = {name: _assemble(name, parts.pop(name), num_rows[name]) for name in read_names}
+    if places_N is not None:
+        found["probe"] = _reordered(found["pretrain"], places_N)
+        found["pretrain"].by_model = {}
+    return {name: found[name] for name in set_names}
 
 
 def extractor_arguments(
@@ -256,6 +275,12 @@ def placement(config: Config, cluster: Cluster) -> Placement:
     num_threads = max(1, min(4, free_cpus // num_workers, cluster.largest_node_cpus))
     is_here = cluster.is_local and num_workers == 1
     return Placement("cpu", num_workers, num_threads, 0, num_threads, is_here)
+
+
+def _reordered(features: SetFeatures, places_N: NDArray[np.int64]) -> SetFeatures:
+    by_model = {name: values_NF[places_N] for name, values_NF in features.by_model.items()}
+    ids = [features.ids[place] for place in places_N]
+    return SetFeatures(ids, features.labels_N[places_N], by_model)
 
 
 def _assemble(set_name: str, parts: list[Columns], num_rows: int) -> SetFeatures:

@@ -12,12 +12,10 @@ from contextlib import contextmanager
 from functools import partial
 
 from pipeline import storage
-from pipeline.cluster.connect import Cluster, refreshed
-from pipeline.cluster.retry import retry_lost_work
+from pipeline.cluster.connect import Cluster
 from pipeline.console import Console, duration
 from pipeline.dataset.checks import check_scored_sets
-from pipeline.embed.features import SetFeatures, extract, placement
-from pipeline.embed.wanted import read_models
+from pipeline.embed.features import SetFeatures, placement
 from pipeline.evaluate import cached, leaks, trained
 from pipeline.evaluate.cached import CachedProbes
 from pipeline.evaluate.candidates import Candidate, Candidates, find_candidates
@@ -34,9 +32,9 @@ from pipeline.evaluate.labelled import (
 from pipeline.evaluate.probe_task import ProbeEnd
 from pipeline.evaluate.score import score_of
 from pipeline.evaluate.trained import TrainedProbes
+from pipeline.evaluate.vectors import vectors_of
 from pipeline.model.backbone import check_view
 from pipeline.model.public import own_config
-from pipeline.model.source import ModelSource
 from pipeline.record.context import RunContext
 from pipeline.record.evaluation import (
     ClassGroups,
@@ -103,9 +101,10 @@ def evaluate(
     set_names = _sets(run, [p for p in wanted if p not in kept])
     set_names += ("pretrain",) if twin else ()
     features: dict[str, SetFeatures] = {}
+    sources = [model.source for model in candidates.models]
     if set_names:
         with clock("features"):
-            features = _features(run, candidates, set_names, cluster(), console)
+            features = vectors_of(run, sources, set_names, cluster(), console)
     if twin:
         forgotten_images(run, twin, features["pretrain"], groups).write(forgotten_uri)
         ended.write(_FORGOTTEN, {}, clock.seconds["features"])
@@ -155,51 +154,6 @@ def _sets(run: RunContext, protocols: Sequence[str]) -> tuple[str, ...]:
         names.add("val")
     have = [str(name) for name in run.manifest.sets]
     return tuple(n for n in ("probe", "fewshot", "val", "test") if n in names and n in have)
-
-
-def _features(
-    run: RunContext,
-    candidates: Candidates,
-    set_names: tuple[str, ...],
-    cluster: Cluster,
-    console: Console,
-) -> dict[str, SetFeatures]:
-    """Return the features of each set: read where the embed stage has left them, else extracted."""
-    sources = [model.source for model in candidates.models]
-    found: dict[str, SetFeatures] = {}
-    open_sets: dict[tuple[ModelSource, ...], list[str]] = {}
-    for name in set_names:
-        read = read_models(run, sources, name) if name != "pretrain" else None
-        if read is not None:
-            console.stage("evaluate", f"{name}: vectors of {', '.join(read.by_model)} are read")
-            found[name] = read
-        missing = tuple(s for s in sources if read is None or s.name not in read.by_model)
-        if missing:
-            open_sets.setdefault(missing, []).append(name)
-    for missing, names in open_sets.items():
-        extracting = partial(
-            extract,
-            run,
-            sources=list(missing),
-            set_names=tuple(names),
-            progress=partial(console.progress, "features"),
-        )
-        extracted = retry_lost_work(
-            partial(_on_live_cluster, extracting, cluster),
-            say=lambda text: console.stage("evaluate", text),
-        )
-        for name, features in extracted.items():
-            if name in found:
-                features.by_model |= found[name].by_model
-            found[name] = features
-    return {name: found[name] for name in set_names}
-
-
-def _on_live_cluster(
-    work: Callable[..., dict[str, SetFeatures]], cluster: Cluster
-) -> dict[str, SetFeatures]:
-    """Call with the cluster as it is now: each try may find other nodes."""
-    return work(cluster=refreshed(cluster))
 
 
 class Scoring:

@@ -19,6 +19,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.dataset.description import source_name
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.export.card import model_card
 from pipeline.export.facts import Facts
@@ -185,7 +186,7 @@ def _facts(run: RunContext, method: str, state: TrainState) -> Facts:
         resize_px=build.resize_px(config, manifest),
         seed=config.run.seed,
         config_hash=run.config_hash,
-        data_name=manifest.name,
+        data_name=source_name(manifest),
         data_hash=manifest.hash,
         pretrain_images=manifest.sets["pretrain"].rows,
         step=step,

@@ -13,6 +13,7 @@ from sdclr import EpochPlan
 from sdclr.encoder import CANVAS_PER_CROP
 from sdclr.methods import METHODS
 
+_SMALL_BATCH = 64  # of tune_configs/photos_small.yaml
 # A decode task makes about as much: long against the cost of a task, short against a step.
 _PART_BYTES = 16 * 2**20
 # Streams that mix as well as a permutation of the whole set, and images of a step that each rank of
@@ -66,11 +67,13 @@ def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:
         )
     except ValueError as error:
         most = num_images - num_images % config.train.num_workers
+        is_photos = manifest.image.height_px is None and config.train.global_batch > _SMALL_BATCH
+        small = "; tune_configs/photos_small.yaml is for few photographs" if is_photos else ""
         raise DataError(
             "E-DATA-040",
             f"too few images for a batch: {error}",
             where=f"data set {manifest.name}",
-            todo=f"set train.global_batch={most} or less, or add images",
+            todo=f"set train.global_batch={most} or less, or add images{small}",
         ) from error
     # Each branch of a twin sees one view of the batch; SimCLR sees both at once.
     smallest = min(plan.batch_size(0), plan.batch_size(plan.num_steps - 1)) // plan.num_ranks

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Sequence
 
+from pipeline.dataset.description import source_name
 from pipeline.record.evaluation import Evaluation
 from pipeline.report.charts.svg import minus
 from pipeline.report.views import Manifest
@@ -36,12 +36,7 @@ def data_title(manifest: Manifest | None, fallback: str | None) -> str:
     if manifest is None:
         return fallback or "a run without a data set"
     pretrain = manifest.sets.get("pretrain")
-    path = manifest.config.get("data", {}).get("path")
-    name = str(manifest.source.get("kind", manifest.name))
-    if path:
-        parts = os.path.normpath(str(path)).strip("/").split("/")
-        name = "/".join(parts[-2:])
-    return f"{name}, {pretrain.rows if pretrain else 0:,} images"
+    return f"{source_name(manifest)}, {pretrain.rows if pretrain else 0:,} images"
 
 
 def signed(points: float, half: float | None = None) -> str:
