@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pipeline.cli import preview as preview_module
 from pipeline.cli.command_line import parse
 from pipeline.cli.preview import preview
 from pipeline.cli.stages import run_stages
+from pipeline.cli.timing import reading_s
 from pipeline.cluster import auto, connect
 from pipeline.cluster.preflight import GpuReport
 from pipeline.config.file import dump_config, load_config
@@ -22,6 +24,7 @@ from pipeline.errors import PipelineError
 from pipeline.ingest.lost_images import surely_too_many
 from pipeline.ingest.plan import dry_run
 from pipeline.ingest.sample import SIDES_PX
+from pipeline.model import memory
 from pipeline.record.keeper import RunRecord
 from tests.conftest import REPO
 from tests.refusals import raises
@@ -48,6 +51,9 @@ def test_the_sample_is_counted_and_measured(tmp_path: Path) -> None:
     ]
     sizes = [len(image_bytes(n, size, "JPEG")) for n, size in enumerate(SIZES)]
     assert sample.mean_stored_bytes == sum(sizes) / 4 and sample.s_per_image > 0
+    rows = plan.sets["pretrain"].rows
+    assert reading_s(plan, "pretrain", "val") == rows * sample.s_per_image > 0  # there is no val
+    assert reading_s(replace(plan, sample=None), "pretrain") == 0
     reduced = {"resize_short_px": 16, **allowed}
     small = dry_run(settings("folder", tmp_path / "in", tmp_path / "out", ingest=reduced))
     assert small.sample is not None and small.sample.mean_stored_bytes < max(sizes) / 10
@@ -246,6 +252,9 @@ def test_device_time_memory_and_disk_are_shown(
     for words in ("no GPU here", "ms a step", "of memory for each worker", "7 checkpoints of",
                   "2 kept", "[mine]", "cached-linear: ", "peak lr 0.5"):  # fmt: skip
         assert words in text, words
+    number, unit = re.findall(r"([\d.]+) ([MG])B of memory for each", text)[0]
+    worker_bytes = float(number) * {"M": 1e6, "G": 1e9}[unit]
+    assert worker_bytes > memory.process_bytes() / 4 > 2e7  # its libraries are counted
 
 
 def test_all_classes_are_shown_or_counted(

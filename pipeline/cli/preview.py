@@ -185,7 +185,13 @@ def _show_training(
     config: Config, plan: DryRun, console: Console, *, where: str, stage: str
 ) -> None:
     from pipeline import feed
-    from pipeline.cli.timing import evaluation_images, kept_checkpoints, mining_images, shown
+    from pipeline.cli.timing import (
+        evaluation_images,
+        kept_checkpoints,
+        mining_images,
+        reading_s,
+        shown,
+    )
     from pipeline.model import build
     from pipeline.model.backbone import pruning_texts
     from pipeline.train.checks import check_data
@@ -222,6 +228,8 @@ def _show_training(
         for text in (feed.described(config, plan.manifest), *left_out(config, plan.manifest)):
             console.stage("train", text)
     features_s = timing.features_s(evaluation_images(config, plan))
+    read = {"probe", config.evaluate.split} if labelled else {"pretrain"} if features_s else set()
+    features_s += reading_s(plan, *read)
     if not labelled:
         also = f"; images that pruning forgets: {duration(features_s)}" if features_s else ""
         console.stage("evaluate", f"no scores, without labels{also}")
@@ -230,7 +238,8 @@ def _show_training(
         for protocol in config.evaluate.protocols:
             console.line(f"  {protocol}: {_PROTOCOL_TIMES[protocol.partition('-')[0]]}")
     mined = mining_images(config, plan.sets["pretrain"].rows, labelled=labelled)
-    console.stage("mine", f"{duration(timing.features_s(mined))}, if you mine the run afterwards")
+    mining_s = timing.features_s(mined) + reading_s(plan, "pretrain")
+    console.stage("mine", f"{duration(mining_s)}, if you mine the run afterwards")
 
 
 _PROTOCOL_TIMES = {

@@ -38,7 +38,7 @@ class Timing:
         device: in words.
         step_s: seconds of a training step.
         image_s: seconds of one image in a forward pass, in one worker.
-        worker_bytes: that a worker needs for its share of a step.
+        worker_bytes: that a worker needs for its share of a step; on a CPU with its libraries.
         num_workers: that share the images of evaluation and mining.
     """
 
@@ -84,6 +84,7 @@ def measure(config: Config, crop_px: int, *, where: str) -> Timing:
     share = max(2, t.global_batch // t.num_workers)
     batch = share if on_gpu else min(share, max(_FEWEST, min(_MOST, _CPU_PIXELS // crop_px**2)))
     tune = config.tune.model_copy(update={"trial_workers": t.num_workers})
+    base_bytes = 0 if on_gpu else memory.process_bytes()
     threads_before = torch.get_num_threads()
     try:
         step_s, image_s = probe_s(
@@ -103,7 +104,7 @@ def measure(config: Config, crop_px: int, *, where: str) -> Timing:
         device=device,
         step_s=step_s * share / batch,
         image_s=image_s,
-        worker_bytes=memory.worker_bytes(config, crop_px, memory.images_held(config)),
+        worker_bytes=memory.worker_bytes(config, crop_px, memory.images_held(config)) + base_bytes,
         num_workers=t.num_workers,
     )
 
@@ -117,7 +118,15 @@ def evaluation_images(config: Config, plan: DryRun) -> int:
     images = sum(planned.rows for name, planned in plan.sets.items() if name in names)
     has_twin = any(METHODS[method].has_twin for method in config.train.methods)
     own = plan.sets["pretrain"].rows * 2 if has_twin else 0
+    if names and plan.sets["pretrain"].rows == plan.sets["probe"].rows:
+        own //= 2  # the same images, whose dense features are those of the probe
     return images * (len(config.train.methods) + len(config.evaluate.public) + 1) + own
+
+
+def reading_s(plan: DryRun, *set_names: str) -> float:
+    """Return the seconds to read and decode sets; 0 where no image was read, as of a made set."""
+    rows = sum(plan.sets[name].rows for name in set_names if name in plan.sets)
+    return 0.0 if plan.sample is None else rows * plan.sample.s_per_image
 
 
 def mining_images(config: Config, num_images: int, *, labelled: bool) -> int:
