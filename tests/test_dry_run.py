@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +18,17 @@ from pipeline.cli.stages import run_stages
 from pipeline.cli.timing import reading_s
 from pipeline.cluster import auto, connect
 from pipeline.cluster.preflight import GpuReport
-from pipeline.config.file import dump_config, load_config
+from pipeline.config.file import config_hash, dump_config, load_config
 from pipeline.console import Console
 from pipeline.dataset.description import described
 from pipeline.errors import PipelineError
 from pipeline.ingest.lost_images import surely_too_many
 from pipeline.ingest.plan import dry_run
 from pipeline.ingest.sample import SIDES_PX
-from pipeline.model import memory
+from pipeline.model import checkpoint, memory
+from pipeline.model.build import new_network
 from pipeline.record.keeper import RunRecord
+from sdclr import TrainState
 from tests.conftest import REPO
 from tests.refusals import raises
 from tests.sources import image_bytes, ingested, settings, write_files
@@ -338,3 +341,30 @@ def test_what_vectors_would_take(
     with raises("E-CONFIG-662"):
         run_stages(parse(["curate", "--keep", "18", "--resume", run]), Console())
     assert "[ray]" not in capsys.readouterr().out  # refused before it starts
+
+
+def test_what_an_export_would_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_on_images(tmp_path)
+    words = ["export", "--resume", run, "--dry-run"]
+    with raises("E-CHECKPOINT-001"):
+        preview(parse(words), Console())
+    stored = load_config(f"{run}/config.yaml", [])
+    for method in stored.train.methods:
+        network = new_network(stored, method)
+        tensors = {f"model.network.{n}": t for n, t in network.state_dict().items()}
+        state = TrainState(tensors, {"step": 4, "num_steps": 4})
+        checkpoint.save(
+            checkpoint.checkpoints_uri(run, method), state, config_hash=config_hash(stored)
+        )
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    preview(parse(words), Console())
+    text = capsys.readouterr().out
+    for method in stored.train.methods:
+        assert f"{method}, step 4: safetensors, torch-export to {run}/export/{method}" in text
+    assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with raises("E-CONFIG-016"):
+        preview(parse([*words, "export.formats=[onnx]"]), Console())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import importlib.util
 import io
 import json
@@ -24,7 +23,7 @@ from pipeline.export import stage as stage
 from pipeline.export.card import model_card
 from pipeline.export.facts import Facts
 from pipeline.export.loading import classifier_of, loading_code
-from pipeline.export.stage import export_network
+from pipeline.export.stage import check_formats, export_network
 from pipeline.model import checkpoint
 from pipeline.model.build import new_network
 from pipeline.record.context import RunContext
@@ -265,17 +264,13 @@ def test_a_form_that_gives_other_features_is_not_published(
 def test_a_missing_package_is_told_with_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("onnx"):
-            raise ImportError("No module named onnx", name="onnx")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    check_formats(("onnx",))  # control: it is installed here
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    check_formats(("safetensors", "torch-export"))
     with raises("E-CONFIG-016") as caught:
-        export_network(trained_network(), FACTS, str(tmp_path), formats=("onnx",))
-    assert "pip install onnx==" in caught.value.todo
+        export_network(trained_network(), FACTS, str(tmp_path), formats=("safetensors", "onnx"))
+    assert "onnxscript" in caught.value.what and "pip install onnx==" in caught.value.todo
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_installation_that_is_told_is_the_tested_one() -> None:

@@ -21,12 +21,13 @@ from pipeline.cluster import auto
 from pipeline.cluster.auto import settled_here
 from pipeline.cluster.connect import usable_cpus
 from pipeline.config import Config
-from pipeline.config.file import changed_keys
+from pipeline.config.file import changed_keys, config_hash
 from pipeline.console import Console, counted, duration
 from pipeline.dataset.description import left_out_text
 from pipeline.dataset.image import remarked
 from pipeline.ingest.plan import DryRun, dry_run, made_before
 from pipeline.ingest.sample import SIDES_PX, Sample
+from pipeline.record.folder import RunFolder
 
 _NUM_REJECTS = 10
 _NUM_CLASSES = 40
@@ -57,7 +58,11 @@ def preview(command: Command, console: Console) -> None:
     if command.stage in ("embed", "curate", "mine") and not folder.is_new:
         show_vectors(command, folder, config, console)
         return
-    if command.stage in ("export", "report"):
+    if command.stage == "export":
+        _show_export(folder, config, console)
+        return
+    if command.stage == "report":
+        console.stage("report", f"{folder.uri}: pages of its records, no images")
         return
     plan = dry_run(config) if found is None else made_before(found.uri, found.manifest)
     _show_data(plan, console)
@@ -99,6 +104,23 @@ def _show_reading(command: Command, console: Console) -> None:
     else:
         console.line(
             f"{command.stage} {counted(len(command.runs), 'run')}: reads their records, no images"
+        )
+
+
+def _show_export(folder: RunFolder, config: Config, console: Console) -> None:
+    """Show which checkpoint of each method would be exported, in which formats, to where."""
+    from pipeline.export.stage import check_formats, folder_of
+    from pipeline.model import checkpoint
+
+    check_formats(config.export.formats)
+    for method in config.train.methods:
+        state, found = checkpoint.newest(folder.uri, method, config_hash=config_hash(folder.config))
+        for text in found.refused:
+            console.stage("export", f"{method}: would skip {text}")
+        console.stage(
+            "export",
+            f"{method}, step {int(state.numbers['step'])}: {', '.join(config.export.formats)} to "
+            f"{folder_of(folder.uri, method)}",
         )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 from safetensors.torch import save as save_tensors
@@ -42,6 +43,7 @@ from sdclr.export import (
 from sdclr.twin import Network
 
 MAX_DIFFERENCE = 1e-5
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _ONNX_INSTALL = "python -m pip install onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0"
 
 
@@ -57,14 +59,38 @@ def export(run: RunContext) -> dict[str, list[str]]:
         PipelineError: a form does not give the network's features.
     """
     config, written = run.config, {}
+    check_formats(config.export.formats)
     for method in config.train.methods:
         state, _ = checkpoint.newest(run.run_uri, method, config_hash=run.config_hash)
         network = build.trained_model(config, method, state).network
-        target = storage.join(run.run_uri, "export", method)
+        target = folder_of(run.run_uri, method)
         written[target] = export_network(
             network, _facts(run, method, state), target, formats=config.export.formats
         )
     return written
+
+
+def check_formats(formats: tuple[str, ...]) -> None:
+    """Refuse formats whose packages cannot be imported.
+
+    Raises:
+        ConfigError: with the command that installs them.
+    """
+    for name in _ONNX_PACKAGES if "onnx" in formats else ():
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ConfigError(
+                "E-CONFIG-016",
+                f"the format onnx needs a package that is not installed: {error.name}",
+                where="export.formats",
+                todo=f"{_ONNX_INSTALL}, or leave onnx out",
+            ) from error
+
+
+def folder_of(run_uri: str, method: str) -> str:
+    """Return where the backbone of a method is exported to."""
+    return storage.join(run_uri, "export", method)
 
 
 def export_network(
@@ -81,6 +107,7 @@ def export_network(
     Returns:
         The names of the files.
     """
+    check_formats(formats)
     model, side_px = FeatureModel(network), facts.crop_px
     contents: dict[str, bytes] = {}
     any_size: list[str] = []
@@ -92,20 +119,9 @@ def export_network(
             any_size.append("features.pt2")
         contents["features.pt2"] = content
     if "onnx" in formats:
-        try:
-            import onnx  # noqa: F401
-            import onnxscript  # noqa: F401
-
-            content = onnx_program(model, side_px=side_px)
-            if _check("features.onnx", content, _run_onnx, network, side_px, folder_uri):
-                any_size.append("features.onnx")
-        except ImportError as error:
-            raise ConfigError(
-                "E-CONFIG-016",
-                f"the format onnx needs a package that is not installed: {error.name}",
-                where="export.formats",
-                todo=f"{_ONNX_INSTALL}, or leave onnx out",
-            ) from error
+        content = onnx_program(model, side_px=side_px)
+        if _check("features.onnx", content, _run_onnx, network, side_px, folder_uri):
+            any_size.append("features.onnx")
         contents["features.onnx"] = content
     contents["README.md"] = model_card(facts, tuple(contents), any_size=any_size).encode()
     for name, content in contents.items():
