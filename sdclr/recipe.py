@@ -37,8 +37,8 @@ class Recipe:
         micro_batch: most images of each view that a rank holds activations of; None for all of its
             share. The gradient is the whole batch's, see `sdclr.gradcache`.
         compile: the forward pass through torch.compile.
-        cuda_graph: whether a GPU gets each step as one CUDA graph, see `sdclr.step_graph`; None
-            does so unless the forward pass is compiled.
+        cuda_graph: whether a GPU gets each step as one CUDA graph, see `sdclr.step_graph`; with the
+            compiled forward pass in it.
         optimizer: see `sdclr.optimizers`.
         decay_all: whether norms and biases decay as well, as published.
     """
@@ -62,7 +62,7 @@ class Recipe:
     sync_batchnorm: bool = True
     micro_batch: int | None = None
     compile: bool = False
-    cuda_graph: bool | None = None
+    cuda_graph: bool = True
     optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
     decay_all: bool = True
 

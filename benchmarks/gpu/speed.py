@@ -84,7 +84,7 @@ def _ways(bench: Bench, case: Case) -> dict[str, Way]:
             case, bench.device, precision="bfloat16", compile=True, cuda_graph=False
         )
         ways["bfloat16, compiled"] = lambda: trainer_of(
-            case, bench.device, precision="bfloat16", compile=True, cuda_graph=True
+            case, bench.device, precision="bfloat16", compile=True
         )
     return ways
 
