@@ -409,7 +409,8 @@ def test_links_between_folders_are_relative(uri: str, folder: str, link: str) ->
 def test_the_console_says_where_the_page_is(tmp_path: Path) -> None:
     uris, stream = two_runs(tmp_path), io.StringIO()
     compare([uris[0], "demo"], str(Path(uris[1]).parent), Console(stream))
-    assert "comparison of 2 runs: " in stream.getvalue()
+    beside = f"comparison of 2 runs: {Path(uris[0]).parent}/comparison-"
+    assert beside in stream.getvalue()
     with pytest.raises(ConfigError) as caught:
         compare([uris[0], "other"], str(tmp_path), Console(stream))
     assert caught.value.id == "E-CONFIG-031" and "other" in caught.value.what

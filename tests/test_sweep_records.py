@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import tempfile
@@ -19,11 +20,12 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from pipeline.console import Console
 from pipeline.errors import ClusterError, TrainingError
-from pipeline.record.sweep import SweepResult
+from pipeline.record.sweep import Confirmed, SweepResult
 from pipeline.tune import result, runner, study
 from pipeline.tune.trials import Trials
-from pipeline.tune.view import View, result_table
+from pipeline.tune.view import View, result_table, show_result
 from tests.refusals import raises
 from tests.trial_records import EPOCHS, config, quality, record, sweep_of
 
@@ -164,6 +166,13 @@ def test_the_winner_and_the_configured_setting_get_the_same_fresh_seeds(tmp_path
     assert headers[0] == "setting" and len(rows) == 3 and "0.8150 ± 0.0071" in rows[0]
     assert found.methods[0].counts == {"complete": 5, "pruned": 3, "failed": 1}
     assert found.methods[0].epochs == 5 * 9 + 3 * 4 + 1
+    stream = io.StringIO()
+    show_result(Console(stream), "/runs/some", found)
+    assert "may be chance" not in stream.getvalue()  # all settings are equal
+    label, *_ = [entry.label for entry in found.confirmed if entry.label.startswith("configured")]
+    confirmed = tuple(_moved(e, 0.01 if e.label == label else 0.0) for e in found.confirmed)
+    show_result(Console(stream), "/runs/some", found.model_copy(update={"confirmed": confirmed}))
+    assert f"{label} reached more than {confirmed[0].label}" in stream.getvalue()
     importance = found.methods[0].importance
     assert importance is not None and sum(importance.values()) == pytest.approx(1)
     found.write(str(tmp_path / "sweep.json"))
@@ -175,6 +184,12 @@ def test_the_winner_and_the_configured_setting_get_the_same_fresh_seeds(tmp_path
     assert known < {(p.label, p.seed, p.number) for p in longer}  # nothing is repeated
     with pytest.raises(TrainingError, match="no trial came to its end"):
         result.summary(c, Trials(str(tmp_path / "nothing")), 34)
+
+
+def _moved(entry: Confirmed, by: float) -> Confirmed:
+    spread = entry.values["fewshot"]
+    moved = spread.model_copy(update={"mean": (spread.mean or 0.0) + by})
+    return entry.model_copy(update={"values": {"fewshot": moved}})
 
 
 def test_a_winner_that_a_longer_sweep_replaces_keeps_its_trainings(tmp_path: Path) -> None:

@@ -35,13 +35,13 @@ from sdclr.groups import GroupScores
 
 
 def compare(names: Sequence[str], root: str, console: Console) -> None:
-    """Compare runs, given by folder or by name below `root`, and say where the page is.
+    """Compare runs, given by folder or by name below `root`; the page is beside the first one.
 
     Raises:
         PipelineError: a run does not exist, or has not been evaluated.
     """
     uris = [existing_run(name, root) for name in names]
-    page = write_comparison(uris, storage.absolute(root))
+    page = write_comparison(uris, uris[0].rstrip("/").rpartition("/")[0])
     console.stage("report", f"comparison of {counted(len(uris), 'run')}: {page}")
 
 

@@ -157,6 +157,8 @@ def show_result(console: Console, run_uri: str, result: SweepResult) -> None:
     console.line()
     console.table(*result_table(result))
     console.line("mean ± standard deviation over seeds that the search did not see")
+    for text in _doubts(result):
+        console.line(text)
     if "fewshot" in result.objectives:
         num = result.num_scored
         console.line(
@@ -169,6 +171,19 @@ def show_result(console: Console, run_uri: str, result: SweepResult) -> None:
     console.line(f"  train it       {program()} --config {shlex.quote(best)}")
     console.line("  more trials    the same command with a larger tune.trials=N")
     console.line(f"  look closer    optuna-dashboard {storage.join(run_uri, 'study.journal')}")
+
+
+def _doubts(result: SweepResult) -> list[str]:
+    """Return that settings other than the best trial's reached more with fresh seeds."""
+    means = [(e.label, e.values[result.first].mean) for e in result.confirmed]
+    known = [(label, result.sign * mean) for label, mean in means if mean is not None]
+    ahead = [label for label, value in known[1:] if means[0][1] is not None and value > known[0][1]]
+    if not ahead:
+        return []
+    return [
+        f"{' and '.join(ahead)} reached more than {means[0][0]}: the search's best may be chance; "
+        "raise tune.retrain_seeds before you change a setting"
+    ]
 
 
 def _shown(value: float | None) -> str:
