@@ -19,8 +19,8 @@ from pipeline.report.mining_page import show_mining, write_mining_page
 from pipeline.report.page import write_report
 from sdclr.health import mean_cosine
 from tests import records
+from tests.pages import edit
 from tests.test_mine import CONFIG, data_set
-from tests.test_report import edit
 
 
 def vectors(spread: float, num: int = 200, dims: int = 2) -> torch.Tensor:

@@ -16,8 +16,8 @@ from pipeline.report.mining_page import write_mining_page
 from pipeline.report.page import write_report
 from pipeline.report.pages import write_pages
 from tests import records
+from tests.pages import COLLAPSE, HOSTILE, Page, assert_inert, charts
 from tests.refusals import raises
-from tests.test_report import COLLAPSE, HOSTILE, Page, assert_inert, charts
 
 
 def curated(run_uri: str, across_sets: int = 2, num_leaves: int = 30) -> Curation:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.report.comparison import write_comparison
 from pipeline.report.page import write_report
 from tests import records
-from tests.test_report import Page
+from tests.pages import Page
 
 
 def comparisons(report: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from pipeline.report.links import relative
 from pipeline.report.mining import batch_text, evidence, findings_rows
 from pipeline.report.mining_page import write_mining_page
 from tests import records
-from tests.test_report import HOSTILE, Page, assert_inert, charts, edit
+from tests.pages import HOSTILE, Page, assert_inert, charts, edit
 
 
 @pytest.fixture

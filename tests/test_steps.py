@@ -16,10 +16,10 @@ from pipeline.record.steps import Behind, behind, outdated
 from pipeline.report.mining_page import write_mining_page
 from pipeline.report.page import write_report
 from tests import records
+from tests.pages import Page, assert_inert
 from tests.records import STEPS
 from tests.test_export import FACTS
 from tests.test_mining_page import edit
-from tests.test_report import Page, assert_inert
 
 OLD, NEW = STEPS, STEPS + 100
 DATA = DataRef(uri="d", manifest_hash="ab", name="d")

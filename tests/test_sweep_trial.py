@@ -26,8 +26,8 @@ from pipeline.tune.objective import measure_of, objectives, with_rank_floor
 from pipeline.tune.space import trial_config
 from pipeline.tune.trial import Plan, TrialRun
 from sdclr import SimCLR, Twin
+from tests.pages import HOSTILE, Page, assert_inert
 from tests.refusals import raises
-from tests.test_report import HOSTILE, Page, assert_inert
 from tests.trial_records import sweep_of
 
 SMALL = (
