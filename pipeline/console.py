@@ -73,7 +73,7 @@ class Console:
         self._stage = ""
         self._start_s = self._shown_s = 0.0
         self._start_done = 0
-        self._pace_s = self._paced_s = 0.0  # seconds of a unit, and when they were last averaged
+        self._pace_per_s = self._paced_s = 0.0  # and when it was last averaged
         self._open_line = False
         self.how_to_resume = "the same command starts again"
 
@@ -143,14 +143,15 @@ class Console:
             self._end_progress()
             self._stage, self._start_s, self._start_done = stage, now_s, done
             self._shown_s = -math.inf if self._terminal else now_s
-            self._pace_s = 0.0
+            self._pace_per_s = 0.0
         finished = total > 0 and done >= total
         wait_s = _REDRAW_S if self._terminal else self._interval_s
         if now_s - self._shown_s < wait_s and not finished:
             return
         self._shown_s = now_s
         if per_s is not None:
-            left_s = (total - done) * self._pace(per_s, now_s)
+            pace_per_s = self._pace(per_s, now_s)
+            left_s = (total - done) / pace_per_s if pace_per_s > 0 else 0.0
         else:
             num_done, spent_s = done - self._start_done, now_s - self._start_s
             per_s = num_done / spent_s if spent_s > 0 else None
@@ -167,13 +168,11 @@ class Console:
             self._stage = ""
 
     def _pace(self, per_s: float, now_s: float) -> float:
-        """Return the seconds of a unit: of the last minute, so that the time left is steady."""
-        if per_s <= 0:
-            return self._pace_s
-        weight = 1 - math.exp((self._paced_s - now_s) / _PACE_S) if self._pace_s else 1.0
-        self._pace_s += weight * (1 / per_s - self._pace_s)
+        """Return the units a second of about the last minute, so that the time left is steady."""
+        weight = 1 - math.exp((self._paced_s - now_s) / _PACE_S) if self._pace_per_s else 1.0
+        self._pace_per_s += weight * (per_s - self._pace_per_s)
         self._paced_s = now_s
-        return self._pace_s
+        return self._pace_per_s
 
     def _end_progress(self) -> None:
         if self._open_line:

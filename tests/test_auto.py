@@ -133,25 +133,25 @@ def test_settings_that_fight_are_named(words: list[str], rows: int, named: list[
 
 
 @pytest.mark.parametrize(
-    ("image", "batch", "hinted"),
+    ("image", "rows", "hinted"),
     [
-        (ImageInfo("original", None, None), 256, True),
-        (ImageInfo("original", None, None), 64, False),  # that of photos_small.yaml
-        (ImageInfo("raw", 8, 8), 256, False),
+        (ImageInfo("original", None, None), 100, True),
+        (ImageInfo("original", None, None), 50, False),  # too few for photos_small.yaml as well
+        (ImageInfo("raw", 8, 8), 100, False),
     ],
 )
 def test_few_photographs_are_sent_to_the_recipe_for_them(
-    image: ImageInfo, batch: int, hinted: bool
+    image: ImageInfo, rows: int, hinted: bool
 ) -> None:
     small = load_config(str(ROOT / "tune_configs" / "photos_small.yaml"), ["data.path=x"])
     assert small.train.global_batch == 64
     manifest = manifest_of(image, [])
-    few = {"pretrain": replace(manifest.sets["pretrain"], rows=50)}
-    words = ("augment.crop_px=8", f"train.global_batch={batch}")
+    few = {"pretrain": replace(manifest.sets["pretrain"], rows=rows)}
+    words = ("augment.crop_px=8", "train.global_batch=256")
     with pytest.raises(DataError) as caught:
         feed.epoch_plan(config(*words), replace(manifest, sets=few))
     assert ("photos_small.yaml" in caught.value.todo) is hinted
-    assert "train.global_batch=50 or less" in caught.value.todo
+    assert f"train.global_batch={rows} or less" in caught.value.todo
 
 
 @pytest.mark.parametrize(

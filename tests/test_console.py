@@ -213,6 +213,18 @@ def test_the_time_left_is_steady_where_the_speed_jumps(between_s: float) -> None
     assert max(left_s) < (1.1 if between_s == 5 else 1.5) * min(left_s)
 
 
+def test_a_slow_first_step_does_not_spoil_the_time_left() -> None:
+    stream, clock = io.StringIO(), Clock()
+    shown = console(stream, clock)
+    total = 3_600_000
+    for number in range(40):
+        shown.progress("train", 5000 * number, total, per_s=1000.0 if number > 1 else 8.5)
+        clock.now_s += 5.0
+    left = [line.partition("images/s  ")[2] for line in stream.getvalue().splitlines()]
+    assert "d " in left[0]  # the first line knows no better
+    assert left[20].startswith("1 h 1") and left[-1].startswith("59 min")  # 57 min by the speed
+
+
 def test_one_of_a_thing_is_singular() -> None:
     assert [counted(number, "step") for number in (0, 1, 2, "1", "1 or 2")] == [
         "0 steps", "1 step", "2 steps", "1 step", "1 or 2 steps",

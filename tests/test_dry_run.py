@@ -15,7 +15,7 @@ from pipeline.cli import preview as preview_module
 from pipeline.cli.command_line import parse
 from pipeline.cli.preview import preview
 from pipeline.cli.stages import run_stages
-from pipeline.cli.timing import reading_s
+from pipeline.cli.timing import evaluation_images, evaluation_reading_s, mining_reading_s
 from pipeline.cluster import auto, connect
 from pipeline.cluster.preflight import GpuReport
 from pipeline.config.file import config_hash, dump_config, load_config
@@ -54,14 +54,38 @@ def test_the_sample_is_counted_and_measured(tmp_path: Path) -> None:
     ]
     sizes = [len(image_bytes(n, size, "JPEG")) for n, size in enumerate(SIZES)]
     assert sample.mean_stored_bytes == sum(sizes) / 4 and sample.s_per_image > 0
-    rows = plan.sets["pretrain"].rows
-    assert reading_s(plan, "pretrain", "val") == rows * sample.s_per_image > 0  # there is no val
-    assert reading_s(replace(plan, sample=None), "pretrain") == 0
     reduced = {"resize_short_px": 16, **allowed}
     small = dry_run(settings("folder", tmp_path / "in", tmp_path / "out", ingest=reduced))
     assert small.sample is not None and small.sample.mean_stored_bytes < max(sizes) / 10
     assert small.sets["pretrain"].num_bytes < plan.sets["pretrain"].num_bytes / 10
     assert not (tmp_path / "out").exists()
+
+
+def test_times_count_each_image_that_is_read_and_each_forward_pass(tmp_path: Path) -> None:
+    files = {f"c{n % 2}/{n}.png": image_bytes(n, (12, 12)) for n in range(23)}
+    place = write_files(tmp_path / "in", files)
+    plan = dry_run(settings("folder", place, tmp_path / "out", num_test_per_class=3))
+    assert plan.sample is not None and plan.sets["pretrain"].rows == plan.sets["probe"].rows == 17
+    apart = replace(plan.sets["probe"], num_shards=1)  # images of its own, as many
+    unlike = replace(plan, sets={**plan.sets, "probe": apart})
+    image_s = plan.sample.s_per_image / connect.usable_cpus()
+    with_twin, without = (load_config(None, [f"train.methods=[{m}]"]) for m in ("sdclr", "simclr"))
+    for config, planned, passes, read in (
+        (with_twin, plan, (17 + 6) * 2 + 17, 17 + 6),  # two networks, and the pruned branch
+        (with_twin, unlike, (17 + 6) * 2 + 17 * 2, 17 * 2 + 6),
+        (without, plan, (17 + 6) * 2, 17 + 6),
+        (without, unlike, (17 + 6) * 2, 17 + 6),
+    ):
+        assert evaluation_images(config, planned) == passes
+        assert evaluation_reading_s(config, planned) == pytest.approx(read * image_s)
+    assert mining_reading_s(with_twin, plan) == pytest.approx(17 * image_s)
+    both = load_config(None, ["mine.score=both"])
+    assert mining_reading_s(both, plan) == pytest.approx(2 * 17 * image_s)
+    bare = replace(plan, manifest=replace(plan.manifest, class_names=None))
+    assert evaluation_images(with_twin, bare) == 17 * 2 and evaluation_images(without, bare) == 0
+    assert evaluation_reading_s(with_twin, bare) == pytest.approx(17 * image_s)
+    assert evaluation_reading_s(without, bare) == 0
+    assert evaluation_reading_s(with_twin, replace(plan, sample=None)) == 0
 
 
 def test_what_a_person_sees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunContext:
     monkeypatch.setattr(stage, "placement", lambda *_: CPU)
     (tmp_path / "w.safetensors").write_bytes(b"one")
     context = RunContext(config, str(tmp_path), "", manifest)
-    monkeypatch.setattr(stage, "_features", given_features)
+    monkeypatch.setattr(stage, "vectors_of", given_features)
     return context
 
 
@@ -82,6 +82,7 @@ def test_protocols_that_ended_before_an_interruption_are_not_repeated(
     run: RunContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = evaluated(replace(run, run_uri=str(tmp_path / "unbroken")))
+    assert any("only their order keeps them out" in note for note in whole.notes)  # all are even
     scored: list[str] = []
     original = stage.CachedProbes.score
 
@@ -103,7 +104,7 @@ def test_protocols_that_ended_before_an_interruption_are_not_repeated(
     assert without_times(resumed) == without_times(whole)
     assert Evaluation.read(str(tmp_path / "evaluation.json")) == resumed
     # A third time nothing is fitted at all, and no feature is needed.
-    monkeypatch.setattr(stage, "_features", None)
+    monkeypatch.setattr(stage, "vectors_of", None)
     assert without_times(evaluated(run)) == without_times(whole) and len(scored) == 4
 
 
@@ -117,7 +118,7 @@ def test_without_labels_a_cluster_is_asked_for_only_where_something_is_left(
     own = ModelSource("sdclr", str(tmp_path / "w.safetensors"), method="sdclr")
     found = Candidates([Candidate(own, 5, 1)])
     monkeypatch.setattr(stage, "find_candidates", lambda *_, **__: found)
-    monkeypatch.setattr(stage, "_features", lambda *_: {"pretrain": scored})
+    monkeypatch.setattr(stage, "vectors_of", lambda *_: {"pretrain": scored})
     monkeypatch.setattr(forgotten, "pictures", lambda *_, **__: dict.fromkeys(range(999), ""))
     asked: list[str] = []
     for _ in range(2):

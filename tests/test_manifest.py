@@ -61,16 +61,17 @@ def test_a_manifest_comes_back_and_has_the_promised_keys(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("path", "name"),
+    ("kind", "path", "name"),
     [
-        ("/home/me/photos/flat", "photos/flat"), ("s3://bucket/a/b/", "a/b"), ("flat", "flat"),
-        (None, "digits"),
+        ("folder", "/home/me/photos/flat", "photos/flat"), ("folder", "flat", "flat"),
+        ("parquet", "s3://bucket/a/b/", "a/b"), ("webdataset", "s3://bucket", "bucket"),
+        ("digits", None, "digits"), ("cifar10", "/data/cifar", "cifar10"),
     ],
 )  # fmt: skip
 def test_a_data_set_is_known_by_the_end_of_its_path(
-    path: str | None, name: str, tmp_path: Path
+    kind: str, path: str | None, name: str, tmp_path: Path
 ) -> None:
-    named = replace(some_manifest(tmp_path), config={"data": {"path": path}})
+    named = replace(some_manifest(tmp_path), source={"kind": kind}, config={"data": {"path": path}})
     assert source_name(named) == name
 
 

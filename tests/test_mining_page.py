@@ -76,6 +76,12 @@ def test_the_evidence_comes_before_any_picture(run_uri: str) -> None:
     assert "0.762 to 0.862" in page.texts and "chance" in page.texts
 
 
+def test_classes_that_are_as_rare_are_named_with_the_evidence(run_uri: str) -> None:
+    assert "Not counted" not in mining_page(run_uri).text
+    edit(run_uri, "mining.json", lambda m: m["findings"].update(tied_classes=["owl", "pike"]))
+    assert "Not counted, though they have as few images: owl and pike." in mining_page(run_uri).text
+
+
 def test_a_batch_of_all_images_is_no_choice(run_uri: str) -> None:
     found = Mining.read(str(Path(run_uri) / "mining.json")).findings
     assert found is not None
@@ -361,14 +367,23 @@ def test_a_single_run_says_nothing_about_chance(tmp_path: Path) -> None:
 
 
 def test_runs_of_other_images_are_compared_with_a_warning(tmp_path: Path) -> None:
-    uris = [records.write_run(tmp_path / name) for name in ("a", "b")]
-    of_b = tmp_path / "b" / "data" / "digits-lt" / "manifest.json"
-    content = json.loads(of_b.read_text())
-    content["config"].setdefault("data", {})["path"] = "/photos/cats"
-    of_b.write_text(json.dumps(content))
+    uris = [records.write_run(tmp_path / name) for name in ("a", "b", "c")]
+    question, manifest = "Are these runs of the same images?", "../../data/digits-lt/manifest.json"
+    for uri, rows in zip(uris, (1797, 2010, 5), strict=True):  # splits of one source
+        edit(uri, manifest, lambda m, rows=rows: m["sets"]["pretrain"].update(rows=rows))
+    assert all(run.label.startswith("digits, seed 7") for run in loaded(uris))
     texts = Page(Path(write_comparison(uris, str(tmp_path))).read_text()).texts
-    asked = texts.index("Are these runs of the same images?")
-    assert texts[asked + 1] == "No" and "photos/cats" in texts[asked + 2]
+    assert question not in texts
+
+    def cats(content: dict) -> None:  # type: ignore[type-arg]
+        content["source"]["kind"] = "folder"
+        content["config"].setdefault("data", {})["path"] = "/photos/cats"
+
+    edit(uris[1], manifest, cats)
+    (Path(uris[2]) / manifest).unlink()  # nothing is known of the third one
+    texts = Page(Path(write_comparison(uris, str(tmp_path))).read_text()).texts
+    asked = texts.index(question)
+    assert texts[asked + 1] == "No" and "digits and photos/cats" in texts[asked + 2]
 
 
 def test_the_names_of_compared_runs_stay_short(tmp_path: Path) -> None:

@@ -172,7 +172,15 @@ def test_the_winner_and_the_configured_setting_get_the_same_fresh_seeds(tmp_path
     label, *_ = [entry.label for entry in found.confirmed if entry.label.startswith("configured")]
     confirmed = tuple(_moved(e, 0.01 if e.label == label else 0.0) for e in found.confirmed)
     show_result(Console(stream), "/runs/some", found.model_copy(update={"confirmed": confirmed}))
-    assert f"{label} reached more than {confirmed[0].label}" in stream.getvalue()
+    assert f"{label} did better than {confirmed[0].label}" in stream.getvalue()
+    short = tuple(_moved(e, 0.01, n=1 if e.label == label else 2) for e in confirmed)
+    for other in (
+        {"confirmed": confirmed, "objectives": {"fewshot": "min"}},  # lower is better
+        {"confirmed": short},  # of another number of seeds
+    ):
+        stream = io.StringIO()
+        show_result(Console(stream), "/runs/some", found.model_copy(update=other))
+        assert f"{label} did better" not in stream.getvalue()
     importance = found.methods[0].importance
     assert importance is not None and sum(importance.values()) == pytest.approx(1)
     found.write(str(tmp_path / "sweep.json"))
@@ -186,9 +194,9 @@ def test_the_winner_and_the_configured_setting_get_the_same_fresh_seeds(tmp_path
         result.summary(c, Trials(str(tmp_path / "nothing")), 34)
 
 
-def _moved(entry: Confirmed, by: float) -> Confirmed:
+def _moved(entry: Confirmed, by: float, *, n: int = 2) -> Confirmed:
     spread = entry.values["fewshot"]
-    moved = spread.model_copy(update={"mean": (spread.mean or 0.0) + by})
+    moved = spread.model_copy(update={"mean": (spread.mean or 0.0) + by, "n": n})
     return entry.model_copy(update={"values": {"fewshot": moved}})
 
 

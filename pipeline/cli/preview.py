@@ -209,9 +209,10 @@ def _show_training(
     from pipeline import feed
     from pipeline.cli.timing import (
         evaluation_images,
+        evaluation_reading_s,
         kept_checkpoints,
         mining_images,
-        reading_s,
+        mining_reading_s,
         shown,
     )
     from pipeline.model import build
@@ -224,7 +225,8 @@ def _show_training(
     # Before the steps are timed, which settings that fight can make slow.
     for text in (*conflicts(config, plan.manifest), *_device_warnings(config)):
         console.stage("warning", text)
-    timing = shown(config, build.crop_px(config, plan.manifest), console, where=where)
+    crop_px, counts_reading = build.crop_px(config, plan.manifest), plan.sample is not None
+    timing = shown(config, crop_px, console, where=where, counts_reading=counts_reading)
     labelled = plan.manifest.has_labels()
     epoch, t = feed.epoch_plan(config, plan.manifest), config.train
     steps = epoch.num_steps * t.epochs
@@ -250,8 +252,7 @@ def _show_training(
         for text in (feed.described(config, plan.manifest), *left_out(config, plan.manifest)):
             console.stage("train", text)
     features_s = timing.features_s(evaluation_images(config, plan))
-    read = {"probe", config.evaluate.split} if labelled else {"pretrain"} if features_s else set()
-    features_s += reading_s(plan, *read)
+    features_s += evaluation_reading_s(config, plan)
     if not labelled:
         also = f"; images that pruning forgets: {duration(features_s)}" if features_s else ""
         console.stage("evaluate", f"no scores, without labels{also}")
@@ -260,7 +261,7 @@ def _show_training(
         for protocol in config.evaluate.protocols:
             console.line(f"  {protocol}: {_PROTOCOL_TIMES[protocol.partition('-')[0]]}")
     mined = mining_images(config, plan.sets["pretrain"].rows, labelled=labelled)
-    mining_s = timing.features_s(mined) + reading_s(plan, "pretrain")
+    mining_s = timing.features_s(mined) + mining_reading_s(config, plan)
     console.stage("mine", f"{duration(mining_s)}, if you mine the run afterwards")
 
 

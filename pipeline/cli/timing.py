@@ -58,11 +58,14 @@ class Timing:
         return num_images * self.image_s / self.num_workers
 
 
-def shown(config: Config, crop_px: int, console: Console, *, where: str) -> Timing:
+def shown(
+    config: Config, crop_px: int, console: Console, *, where: str, counts_reading: bool = False
+) -> Timing:
     """Return what `measure` does; say that steps are timed, and what their times leave out."""
     console.stage("device", "a few steps are timed")
     timing = measure(config, crop_px, where=where)
     text = "times below are this machine's, from a few steps, without the start of Ray"
+    text += "" if counts_reading else " and without reading"
     console.stage("device", f"{timing.device}; {text}")
     return timing
 
@@ -114,19 +117,51 @@ def evaluation_images(config: Config, plan: DryRun) -> int:
 
     Without labels those are of the images that pruning forgets, for a method with a pruned branch.
     """
-    names = {"probe", config.evaluate.split} if plan.manifest.has_labels() else set()
-    images = sum(planned.rows for name, planned in plan.sets.items() if name in names)
-    has_twin = any(METHODS[method].has_twin for method in config.train.methods)
-    own = plan.sets["pretrain"].rows * 2 if has_twin else 0
-    if names and plan.sets["pretrain"].rows == plan.sets["probe"].rows:
-        own //= 2  # the same images, whose dense features are those of the probe
+    names = _scored_sets(config, plan)
+    images = sum(plan.sets[name].rows for name in names)
+    own = plan.sets["pretrain"].rows * 2 if _has_twin(config) else 0
+    if names and _is_probe_pretrain(plan):
+        own //= 2  # their dense features are those of the probe
     return images * (len(config.train.methods) + len(config.evaluate.public) + 1) + own
 
 
-def reading_s(plan: DryRun, *set_names: str) -> float:
-    """Return the seconds to read and decode sets; 0 where no image was read, as of a made set."""
-    rows = sum(plan.sets[name].rows for name in set_names if name in plan.sets)
-    return 0.0 if plan.sample is None else rows * plan.sample.s_per_image
+def evaluation_reading_s(config: Config, plan: DryRun) -> float:
+    """Return the seconds that evaluation reads and decodes images, on all CPUs here."""
+    names = _scored_sets(config, plan)
+    if _has_twin(config) and not (names and _is_probe_pretrain(plan)):
+        names |= {"pretrain"}
+    return _reading_s(plan, sum(plan.sets[name].rows for name in names))
+
+
+def mining_reading_s(config: Config, plan: DryRun) -> float:
+    """Return the seconds that mining reads and decodes images: for vectors, and for pruning."""
+    times = 2 if config.mine.score in ("disagreement", "both") else 1
+    return _reading_s(plan, times * plan.sets["pretrain"].rows)
+
+
+def _reading_s(plan: DryRun, num_images: int) -> float:
+    """Return the seconds by the sample; 0 where no image was read, as of a set that is made."""
+    if plan.sample is None:
+        return 0.0
+    return num_images * plan.sample.s_per_image / usable_cpus()
+
+
+def _scored_sets(config: Config, plan: DryRun) -> set[str]:
+    """Return the sets whose features protocols need; none without labels."""
+    names = {"probe", "fewshot", config.evaluate.split} if plan.manifest.has_labels() else set()
+    if names and any(protocol.startswith("paper") for protocol in config.evaluate.protocols):
+        names.add("val")
+    return names & {*plan.sets}
+
+
+def _has_twin(config: Config) -> bool:
+    return any(METHODS[method].has_twin for method in config.train.methods)
+
+
+def _is_probe_pretrain(plan: DryRun) -> bool:
+    """Return whether the probe set holds the images of the pre-training set, stored once."""
+    probe, rows = plan.sets.get("probe"), plan.sets["pretrain"].rows
+    return probe is not None and not probe.num_shards and probe.rows == rows
 
 
 def mining_images(config: Config, num_images: int, *, labelled: bool) -> int:

@@ -9,6 +9,8 @@ from typing import Protocol
 
 from pipeline.dataset.manifest import Manifest
 
+_OWN_IMAGES = ("folder", "list", "parquet", "webdataset")
+
 
 class Sourced(Protocol):
     """Facts of the source in a manifest, or in a view of one."""
@@ -27,11 +29,12 @@ class Sourced(Protocol):
 
 
 def source_name(manifest: Sourced) -> str:
-    """Return the end of the user's path, `photos/flat`; without a path the kind of source."""
-    path = manifest.config.get("data", {}).get("path")
-    if path:
-        return "/".join(os.path.normpath(str(path)).strip("/").split("/")[-2:])
-    return str(manifest.source.get("kind", manifest.name))
+    """Return the end of the user's path, `photos/flat`; of a known data set its name."""
+    path, kind = manifest.config.get("data", {}).get("path"), manifest.source.get("kind")
+    if path and kind in _OWN_IMAGES:
+        place = str(path).partition("://")[2] or str(path)
+        return "/".join(os.path.normpath(place).strip("/").split("/")[-2:])
+    return str(kind or manifest.name)
 
 
 def described(manifest: Manifest) -> str:

@@ -38,7 +38,7 @@ def ties(manifest: Manifest, groups: Groups) -> list[str]:
     if not tied:
         return []
     return [
-        f"as rare as a class of Few and not in it, for the order of classes alone: {_listed(tied)}"
+        f"as few images as a class of Few, and only their order keeps them out: {_listed(tied)}"
     ]
 
 

@@ -67,7 +67,7 @@ def epoch_plan(config: Config, manifest: Manifest) -> EpochPlan:
         )
     except ValueError as error:
         most = num_images - num_images % config.train.num_workers
-        is_photos = manifest.image.height_px is None and config.train.global_batch > _SMALL_BATCH
+        is_photos = manifest.image.height_px is None and num_images >= _SMALL_BATCH
         small = "; tune_configs/photos_small.yaml is for few photographs" if is_photos else ""
         raise DataError(
             "E-DATA-040",

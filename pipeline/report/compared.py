@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.dataset.description import source_name
 from pipeline.record.evaluation import Evaluation, Score
 from pipeline.record.rows import AlarmPart, HealthRow
 from pipeline.report.inputs import Inputs
@@ -21,12 +22,14 @@ class Compared:
     """A run as the comparison shows it.
 
     Args:
+        source: where its images come from; empty where the data set is gone.
         label: its data and seed, and what else sets it apart.
         href: its page, relative to that of the comparison; empty where there is no way.
     """
 
     uri: str
     name: str
+    source: str
     label: str
     href: str
     data: str
@@ -85,11 +88,13 @@ def differing(runs: Sequence[Compared]) -> list[str]:
 
 def _compared(inputs: Inputs, folder: str) -> Compared:
     run = inputs.run
+    source = source_name(inputs.manifest) if inputs.manifest is not None else ""
     data = data_title(inputs.manifest, run.data.name if run.data else None)
     return Compared(
         uri=inputs.run_uri,
         name=run.run,
-        label=f"{data.rpartition(',')[0] or data}, seed {run.seed}",
+        source=source,
+        label=f"{source or data}, seed {run.seed}",
         href=relative(f"{inputs.run_uri}/report.html", folder),
         data=data,
         seed=run.seed,

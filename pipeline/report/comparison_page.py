@@ -102,12 +102,12 @@ def render(
 
 
 def _of_other_data(runs: Sequence[Compared]) -> Iterator[Answer]:
-    """Yield that the runs are of different sources; splits of one source are none."""
-    sources = list(dict.fromkeys(run.data.rpartition(",")[0] or run.data for run in runs))
+    """Yield that the runs are of different sources; splits of one source count as the same."""
+    sources = list(dict.fromkeys(run.source for run in runs if run.source))
     if len(sources) > 1:
         text = (
-            f"They are of {listed(sources)}, so what differs may be the images. Compare runs of "
-            "one source to judge methods and keys."
+            f"They are of {listed(sources)}, so differences may come from the images. Compare runs "
+            "of one source to judge methods and keys."
         )
         yield Answer("Are these runs of the same images?", "No", "bad", (text,))
 

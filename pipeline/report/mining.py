@@ -87,7 +87,7 @@ def evidence(mining: Mining) -> Evidence:
         f"{mining.scored}."
     )
     if found.tied_classes:
-        text += f" As rare as one of them and not counted: {_some(found.tied_classes)}."
+        text += f" Not counted, though they have as few images: {_some(found.tied_classes)}."
     others = {"untrained": "The untrained network reaches", "pixels": "Raw pixels reach"}
     for e in found.scores:
         if e.model in others and e.score == mining.score:

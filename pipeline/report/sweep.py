@@ -163,33 +163,33 @@ def _findings(sweep: SweepResult) -> tuple[str, Tone, list[str]]:
             return _SAME if same else "Not known", "open", [*same, *_by_one_seed(sweep), text]
         gain = sweep.sign * (mine.mean - other.mean)
         half = welch_half_width(mine.std, mine.n, other.std, other.n)
-        signs.add(gain > half)
-        verdict = "more" if gain > half else "no more"
+        signs.add((gain > half) - (gain < -half))
+        verdict = "more" if abs(gain) > half else "no more"
+        word = "better" if gain >= 0 else "worse"
         found.append(
-            f"{first.label} is {gain:+.4f} ± {half:.4f} better than {entry.label} over "
+            f"{first.label} is {abs(gain):.4f} ± {half:.4f} {word} than {entry.label} over "
             f"{counted(mine.n, 'fresh seed')} (95 %, Welch's t): {verdict} than chance explains."
         )
+    if -1 in signs:
+        return "No, another did better", "bad", [*same, *found]
     if same:
         return _SAME, "open", [*same, *found]
-    if signs == {True}:
+    if signs == {1}:
         return "Yes", "good", found
-    return (
-        ("Better than some of them", "open", found)
-        if signs == {True, False}
-        else (_NONE, "open", found)
-    )
+    return ("Better than some of them" if 1 in signs else _NONE), "open", found
 
 
 def _by_one_seed(sweep: SweepResult) -> list[str]:
-    """Return which settings reached more than the best one with the same fresh seed."""
+    """Return which settings did better than the best one with fresh seeds."""
     first, *others = sweep.confirmed
-    mine = first.values[sweep.first].mean
+    mine = first.values[sweep.first]
     return [
-        f"With a fresh seed {entry.label} reached {_text(other)}, {first.label} {_text(mine)}."
+        f"With fresh seeds {entry.label} reached {_text(other.mean)} (n = {other.n}), "
+        f"{first.label} {_text(mine.mean)} (n = {mine.n})."
         for entry in others
-        if (other := entry.values[sweep.first].mean) is not None
-        and mine is not None
-        and sweep.sign * (other - mine) > 0
+        if (other := entry.values[sweep.first]).mean is not None
+        and mine.mean is not None
+        and sweep.sign * (other.mean - mine.mean) > 0
     ]
 
 

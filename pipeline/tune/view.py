@@ -174,14 +174,21 @@ def show_result(console: Console, run_uri: str, result: SweepResult) -> None:
 
 
 def _doubts(result: SweepResult) -> list[str]:
-    """Return that settings other than the best trial's reached more with fresh seeds."""
-    means = [(e.label, e.values[result.first].mean) for e in result.confirmed]
-    known = [(label, result.sign * mean) for label, mean in means if mean is not None]
-    ahead = [label for label, value in known[1:] if means[0][1] is not None and value > known[0][1]]
+    """Return that settings other than the best trial's did better with as many fresh seeds."""
+    first, *others = result.confirmed
+    mine = first.values[result.first]
+    ahead = [
+        entry.label
+        for entry in others
+        if (other := entry.values[result.first]).mean is not None
+        and mine.mean is not None
+        and other.n == mine.n
+        and result.sign * (other.mean - mine.mean) > 0
+    ]
     if not ahead:
         return []
     return [
-        f"{' and '.join(ahead)} reached more than {means[0][0]}: the search's best may be chance; "
+        f"{' and '.join(ahead)} did better than {first.label}: the search's best may be chance; "
         "raise tune.retrain_seeds before you change a setting"
     ]
 
