@@ -373,7 +373,7 @@ def test_runs_of_other_images_are_compared_with_a_warning(tmp_path: Path) -> Non
         edit(uri, manifest, lambda m, rows=rows: m["sets"]["pretrain"].update(rows=rows))
     assert all(run.label.startswith("digits, seed 7") for run in loaded(uris))
     texts = Page(Path(write_comparison(uris, str(tmp_path))).read_text()).texts
-    assert question not in texts
+    assert question not in texts and texts[texts.index("3 runs side by side") - 1] == "digits"
 
     def cats(content: dict) -> None:  # type: ignore[type-arg]
         content["source"]["kind"] = "folder"

@@ -69,7 +69,7 @@ def render(
     """Return the page as HTML."""
     keys, methods_table = differing(runs), _methods(methods)
     page = Page(
-        title=" and ".join(dict.fromkeys(run.data for run in runs)),
+        title=_title(runs),
         runs=tuple(
             RunRow(
                 r.label, r.href, r.data, r.seed, r.status,
@@ -99,6 +99,13 @@ def render(
         health_figures=tuple(_health(runs)),
     )  # fmt: skip
     return to_html("comparison.html.j2", page)
+
+
+def _title(runs: Sequence[Compared]) -> str:
+    """Return the data set of all runs; of several splits or sources what they are made of."""
+    sets = list(dict.fromkeys(run.data for run in runs))
+    sources = list(dict.fromkeys(run.source or run.data for run in runs))
+    return sets[0] if len(sets) == 1 else listed(sources)
 
 
 def _of_other_data(runs: Sequence[Compared]) -> Iterator[Answer]:
