@@ -108,7 +108,7 @@ def test_the_time_of_what_is_left_is_shown_before_it_starts(tmp_path: Path) -> N
     # Three seeds of two arms; the images of an arm are those of its first seed.
     arms = load_study("demo").trainings()[:2]
     images = [dry_run(t.config).sets["pretrain"].rows for t in arms]
-    steps = [3 * 100 * (rows // 128) * len(t.config.train.methods)
+    steps = [3 * 50 * (rows // 128) * len(t.config.train.methods)
              for rows, t in zip(images, arms, strict=True)]  # fmt: skip
     assert "6 runs to train" in line and f"{sum(steps)} steps" in line
     assert "of training on this machine" in line
