@@ -49,7 +49,7 @@ class Findings(Part):
 
     Args:
         few_classes: the rare classes, `num_few` images in all.
-        tied_classes: as rare as one of them, and not among them for the order of classes alone.
+        tied_classes: those with as few images that only the order of classes keeps out.
         base_rate: the share of rare images.
     """
 

@@ -1,6 +1,6 @@
 """Several runs side by side: scores of each, and paired differences with their intervals.
 
-    ROOT/comparison-HASH/comparison.html, scores.csv, differences.json
+    comparison-HASH/comparison.html, scores.csv, differences.json, beside the first run
 
 Two kinds of pairs. Methods: both were trained in each run, on the same split with the same seed, so
 their difference is taken within a run and averaged over runs. Runs: every other run minus the first
