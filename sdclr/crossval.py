@@ -197,18 +197,19 @@ def predict_together(
         weights.append(is_train_Kn.repeat_interleave(num_penalties, dim=0))
         penalties.append((path_L * scale_K1).flatten())
         set_P += [number] * (validation.num_folds * num_penalties)
-    theta_PCE = fit_together(
+    minima = fit_together(
         features_GnD,
         labels_Gn,
         torch.tensor(set_P),
         torch.cat(weights),
         torch.cat(penalties),
         num_classes=first.num_classes,
+        grad_tolerance=_CV_GRAD_TOLERANCE,
     )
     found, start = [], 0
     for validation, x_nD, fold_n in zip(validations, features_GnD, folds, strict=True):
         end = start + validation.num_folds * num_penalties
-        own_PCE, start = theta_PCE[start:end], end
+        own_PCE, start = minima.at_PCE[start:end], end
         classes_Pn = (own_PCE[..., :-1] @ x_nD.T + own_PCE[..., -1:]).argmax(dim=1)
         classes_KLn = classes_Pn.view(validation.num_folds, num_penalties, -1)
         found.append([classes_Ln[:, fold_n == k] for k, classes_Ln in enumerate(classes_KLn)])

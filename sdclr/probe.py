@@ -24,6 +24,7 @@ from sdclr.logistic import (
     principal_axes,
     suitable_threads,
 )
+from sdclr.logistic_batch import fit_small
 
 # Largest chunk of similarities held at once by `knn_predict`: 128 MiB in float32.
 _MAX_CHUNK_ELEMENTS = 2**25
@@ -79,7 +80,8 @@ def final_probe(
         fold_predictions: of every fold in its order.
     """
     l2 = validation.choose(train_labels_N, fold_predictions)
-    probe = fit_logistic(train_NR, train_labels_N, num_classes=validation.num_classes, l2=l2)
+    fit = fit_small if validation.num_folds and validation.is_small else fit_logistic
+    probe = fit(train_NR, train_labels_N, num_classes=validation.num_classes, l2=l2)
     return ProbeResult(probe.predict(test_MR), l2, probe.converged)
 
 

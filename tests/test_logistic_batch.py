@@ -39,9 +39,11 @@ def on_one_set(
 ) -> Tensor:  # fmt: skip
     """Problems that are all fitted on the same rows."""
     sets_P = torch.zeros(len(l2_P), dtype=torch.int64)
-    return fit_together(
+    found = fit_together(
         features_NR[None], labels_N[None], sets_P, weights_PN, l2_P, num_classes=num_classes, **more
     )  # type: ignore[arg-type]
+    assert found.converged_P.all()
+    return found.at_PCE
 
 
 def test_each_problem_ends_where_it_ends_alone() -> None:
