@@ -26,7 +26,6 @@ from sdclr.augment import VIEW_NUMBERS, sample_view
 from sdclr.backbone import random_layers
 from sdclr.batchnorm import synchronise
 from sdclr.gradcache import chunked_backward
-from sdclr.idle_taps import keep_idle_gradients_zero
 from sdclr.imageset import Batch, Feed, staged
 from sdclr.loss import image_losses
 from sdclr.loss_memory import LossMemory
@@ -38,6 +37,7 @@ from sdclr.replicas import Comparison
 from sdclr.reports import BAD_STEP, StepReport, refuse_bad
 from sdclr.schedule import learning_rate, warmup_steps
 from sdclr.seeds import place_generator
+from sdclr.small_maps import suit_cpu
 from sdclr.step_graph import Outputs, StepGraphs, problem_of
 from sdclr.transfer import HostCopy
 from sdclr.twin import Network, Twin
@@ -89,8 +89,8 @@ class Trainer:
             model = synchronise(model)
         self.model = model
         self.network = network
-        if recipe.precision == "bfloat16" and self.device.type == "cpu":
-            keep_idle_gradients_zero(network, recipe.augment.crop_px)
+        if self.device.type == "cpu":
+            suit_cpu(network, recipe)
         if recipe.compile:
             self.model.compile()
         self._forward: nn.Module = self.model

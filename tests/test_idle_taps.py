@@ -78,7 +78,7 @@ def test_whatever_is_found_there_becomes_zero(garbage: float) -> None:
 def gradients(precision: str, monkeypatch: pytest.MonkeyPatch, *, guarded: bool) -> list[Tensor]:
     """Return the gradients of three steps of one layer whose taps are mostly idle."""
     if not guarded:
-        monkeypatch.setattr("sdclr.trainer.keep_idle_gradients_zero", lambda *_: [])
+        monkeypatch.setattr("sdclr.small_maps.keep_idle_gradients_zero", lambda *_: [])
     recipe = cifar_recipe("sdclr", epochs=1, seed=0)
     augment = replace(recipe.augment, crop_px=16)
     recipe = replace(recipe, augment=augment, precision=precision, lr=1e-9)  # type: ignore[arg-type]
