@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,19 +30,37 @@ def config(*words: str) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("words", "num_cpus", "num_gpus", "workers"),
+    ("words", "num_cpus", "num_gpus", "here", "on_a_cluster"),
     [
-        ([], 9, 0, 2), ([], 2, 0, 1), ([], 9, 4, 4), ([], 9, 3, 2), ([], 9, 1, 1),
-        (["train.global_batch=96"], 9, 3, 3), (["train.workers=8"], 2, 0, 8),
-        (["train.device=cpu"], 9, 4, 2), (["train.global_batch=3"], 9, 0, 1),
+        ([], 9, 0, 1, 2), ([], 2, 0, 1, 1), ([], 9, 4, 4, 4), ([], 9, 3, 2, 2), ([], 9, 1, 1, 1),
+        (["train.global_batch=96"], 9, 3, 3, 3), (["train.workers=8"], 2, 0, 8, 8),
+        (["train.device=cpu"], 9, 4, 1, 2), (["train.global_batch=3"], 9, 0, 1, 1),
     ],
 )  # fmt: skip
 def test_workers_follow_the_gpus(
-    words: list[str], num_cpus: int, num_gpus: int, workers: int, monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    num_cpus: int,
+    num_gpus: int,
+    here: int,
+    on_a_cluster: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(auto, "native_precision", lambda on_gpu: "float32")
+    monkeypatch.setattr(auto, "native_on", lambda cluster, config: "float32")
     cluster = replace(HERE, num_cpus=num_cpus, num_gpus=num_gpus)
-    assert auto.settled(config(*words), cluster).train.workers == workers
+    assert auto.settled(config(*words), cluster).train.workers == here
+    cluster = replace(cluster, is_local=False)
+    assert auto.settled(config(*words), cluster).train.workers == on_a_cluster
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_told_otherwise(given: str | None, expected: str) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    env |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    code = "import pipeline, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split() == [expected, "False"]
 
 
 def test_precision_follows_the_device_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pipeline.cluster.connect import Cluster, usable_cpus
+from pipeline.cluster.connect import Cluster
 from pipeline.cluster.marked_nodes import on_nodes
 from pipeline.config import Config
 
 Precision = Literal["float32", "bfloat16"]
 CPU_WORKERS = 2
-"""Training workers without a GPU, where there are two CPUs."""
+"""Training workers of a cluster without a GPU, where there are two CPUs.
+
+On one machine it is one, which computes on all CPUs: without an exchange of gradients it is half as
+fast again on two cores (docs/performance.md).
+"""
 
 
 def settled(config: Config, cluster: Cluster) -> Config:
@@ -19,7 +23,8 @@ def settled(config: Config, cluster: Cluster) -> Config:
 
     On a cluster of several machines a task asks a node of the kind that trains.
     """
-    config = _with_workers(config, num_cpus=cluster.num_cpus - 1, num_gpus=cluster.num_gpus)
+    most = 1 if cluster.is_local else max(1, min(CPU_WORKERS, cluster.num_cpus - 1))
+    config = _with_workers(config, num_gpus=cluster.num_gpus, on_cpus=most)
     if config.train.precision != "auto":
         return config
     return _with(config, precision=native_on(cluster, config))
@@ -41,7 +46,7 @@ def native_on(cluster: Cluster, config: Config) -> Precision:
 def settled_here(config: Config) -> Config:
     """Return the configuration as `settled` would on this machine, without Ray."""
     num_gpus = gpus_here()
-    config = _with_workers(config, num_cpus=usable_cpus(), num_gpus=num_gpus)
+    config = _with_workers(config, num_gpus=num_gpus, on_cpus=1)
     if config.train.precision != "auto":
         return config
     return _with(config, precision=native_precision(uses_gpu(config, num_gpus)))
@@ -130,13 +135,12 @@ def warnings(config: Config, num_gpus: int, native: Precision) -> list[str]:
     return found
 
 
-def _with_workers(config: Config, *, num_cpus: int, num_gpus: int) -> Config:
+def _with_workers(config: Config, *, num_gpus: int, on_cpus: int) -> Config:
     t = config.train
     if t.workers != "auto":
         return config
     gpus = num_gpus if t.device != "cpu" else 0
-    most = gpus or max(1, min(CPU_WORKERS, num_cpus))
-    return _with(config, workers=_dividing(most, t.global_batch))
+    return _with(config, workers=_dividing(gpus or on_cpus, t.global_batch))
 
 
 def _dividing(most: int, batch: int) -> int:

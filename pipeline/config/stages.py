@@ -62,7 +62,8 @@ class Train(Section):
     epochs: int = Field(default=200, ge=1, description="passes over the pre-training set")
     workers: Annotated[int, Field(ge=1)] | Range | Literal["auto"] = Field(
         default="auto",
-        description="training processes; auto: one per GPU of the cluster, 2 where there is none; "
+        description="training processes; auto: one per GPU of the cluster; without one, 1 on a "
+        "single machine, with all its CPUs, and 2 on a cluster; "
         "[4, 8]: from 4 to 8, as the cluster has room for; docs/reliability.md",
         json_schema_extra={"words": "a whole number >= 1, [least, most] of it, or auto"},
     )
