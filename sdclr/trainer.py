@@ -37,6 +37,7 @@ from sdclr.replicas import Comparison
 from sdclr.reports import BAD_STEP, StepReport, refuse_bad
 from sdclr.schedule import learning_rate, warmup_steps
 from sdclr.seeds import place_generator
+from sdclr.side_by_side import SideBySide
 from sdclr.small_maps import suit_cpu
 from sdclr.step_graph import Outputs, StepGraphs, problem_of
 from sdclr.transfer import HostCopy
@@ -87,13 +88,13 @@ class Trainer:
         model = model.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         if recipe.sync_batchnorm and collective.is_distributed():
             model = synchronise(model)
-        self.model = model
-        self.network = network
+        self.model, self.network = model, network
         if self.device.type == "cpu":
             suit_cpu(network, recipe)
         if recipe.compile:
             self.model.compile()
         self._forward: nn.Module = self.model
+        self._parted = SideBySide.of(self.model, recipe, self.device)
         if collective.is_distributed():
             self._forward = collective.data_parallel(self.model, self.device)
             if not recipe.compile:  # what comes after the gradient of the first layer is exchange
@@ -244,9 +245,7 @@ class Trainer:
         """Read the figures of all steps but the newest; waits for those of a GPU.
 
         Raises:
-            NonFiniteError: as `run`.
-            StarvedLayerError: as `run`.
-            ReplicaError: as `run`.
+            NonFiniteError, StarvedLayerError, ReplicaError: as `run`.
         """
         while len(self._unread) > but:
             unread = self._unread.popleft()
@@ -294,6 +293,9 @@ class Trainer:
                 embed=self._embed,
                 loss=self._loss,
             )
+        if self._parted is not None and self._parted.pays:
+            views = view1_BCHW, view2_BCHW
+            return self._parted.backward(*views, loss=self._loss, context=self._autocast)
         loss = self._loss(*self._embed(self._forward, view1_BCHW, view2_BCHW))
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
@@ -309,10 +311,12 @@ class Trainer:
     def _embed(
         self, model: nn.Module, view1_BCHW: Tensor, view2_BCHW: Tensor
     ) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            return model(view1_BCHW, view2_BCHW)  # type: ignore[no-any-return]
+
+    def _autocast(self) -> torch.autocast:
         bf16 = self.recipe.precision == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            f1_BD, f2_BD = model(view1_BCHW, view2_BCHW)
-        return f1_BD, f2_BD
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
 
     def _refresh(self) -> Mapping[str, float] | None:
         if self.method.needs_losses and self.step % self.steps_per_epoch == 0:

@@ -175,8 +175,13 @@ class Twin(nn.Module):
             mask.copy_(torch.where(stay, mask, masks[name]))
         return kept_frac
 
-    def pruned(self, images_BCHW: Tensor) -> Tensor:
-        """Return embeddings (B, D) of the self-competitor."""
+    def pruned(self, images_BCHW: Tensor, *, through: Network | None = None) -> Tensor:
+        """Return embeddings (B, D) of the self-competitor.
+
+        Args:
+            images_BCHW: in [0, 1].
+            through: modules to call, with the tensors of `network`; None = its own.
+        """
         weights = self._by_network_name(prunable_weights(self.network.backbone))
         # As bytes a mask is converted fast on a CPU; compiled for a GPU, the view is refused.
         view: dict[str, Tensor] = {
@@ -187,7 +192,7 @@ class Twin(nn.Module):
             prefix = name.replace("/", ".")
             view |= {f"{prefix}.{key}": value for key, value in norm.named_parameters()}
             view |= {f"{prefix}.{key}": value for key, value in norm.named_buffers()}
-        embeddings: Tensor = functional_call(self.network, view, (images_BCHW,))
+        embeddings: Tensor = functional_call(through or self.network, view, (images_BCHW,))
         return embeddings
 
     @staticmethod
