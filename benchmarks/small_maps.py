@@ -1,4 +1,4 @@
-"""What a CPU gains by taps and by branches side by side: wall time, all threads, in turns.
+"""Wall time of taps and of branches side by side on a CPU: all threads, in turns.
 
     python -m benchmarks.small_maps
 
