@@ -9,6 +9,7 @@ from pathlib import Path
 # The nets of tests are small: a second thread of torch mostly waits, and waits busily, which takes
 # the other core from the processes of the same test.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the tests that take two
 # Ray reads these when it is first imported, so they are set before any test module is.
 os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")

@@ -139,3 +139,19 @@ def test_one_thread_takes_one_branch_after_the_other() -> None:
     assert made._parted is not None
     torch.set_num_threads(1)
     assert not made._parted.pays
+
+
+def test_what_is_done_to_a_gradient_is_done_to_those_of_both_branches() -> None:
+    """A hook, such as that of idle taps, sees the gradient of each branch."""
+    made = trainer()
+    weight = made.network.get_parameter("head.0.weight")
+    seen: list[Tensor] = []
+
+    def hook(gradient: Tensor) -> Tensor:
+        seen.append(gradient)
+        return torch.zeros_like(gradient)
+
+    weight.register_hook(hook)
+    view_BCHW = torch.rand(BATCH, 3, 8, 8)
+    made._backward(view_BCHW, view_BCHW)
+    assert len(seen) == 2 and weight.grad is not None and not weight.grad.any()
