@@ -54,7 +54,7 @@ def fit_together(
     labels_GN, set_P = labels_GN.to(device, torch.int64), set_P.to(device, torch.int64)
     for features_NR, labels_N in zip(features_GNR, labels_GN, strict=True):
         check_training_rows(features_NR, labels_N, num_classes)
-    l2_P, weights_PN = l2_P.to(features_GNR), weights_PN.to(features_GNR)
+    l2_P, weights_PN = (x.to(device, features_GNR.dtype) for x in (l2_P, weights_PN))
     expected = (len(l2_P), features_GNR.shape[1])
     if len(set_P) != len(l2_P) or weights_PN.shape != expected or not bool((l2_P > 0).all()):
         raise ValueError(

@@ -244,7 +244,7 @@ def test_a_training_that_would_start_is_shown_with_its_feed(
     preview(parse(training(tmp_path, "augment.crop_px=16", "feed.canvas_px=16")), Console())
     text = capsys.readouterr().out
     assert "the decoded set, 0.0 MiB, is kept in memory" in text
-    assert "2 epochs, 4 steps of 4 images on 2 workers" in text
+    assert "2 epochs, 4 steps of 4 images on 1 worker" in text
     assert "[train] 2 of 10 images wait for another epoch: train.drop_last=false takes" in text
 
 
