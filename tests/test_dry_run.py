@@ -15,7 +15,7 @@ from pipeline.cli import preview as preview_module
 from pipeline.cli.command_line import parse
 from pipeline.cli.preview import preview
 from pipeline.cli.stages import run_stages
-from pipeline.cli.timing import evaluation_images, evaluation_reading_s, mining_reading_s
+from pipeline.cli.timing import Timing, evaluation_images, evaluation_reading_s, mining_reading_s
 from pipeline.cluster import auto, connect
 from pipeline.cluster.preflight import GpuReport
 from pipeline.config.file import config_hash, dump_config, load_config
@@ -269,6 +269,21 @@ def seen(capsys: pytest.CaptureFixture[str], tmp_path: Path, *words: str) -> str
     preview(parse([*words, *roots]), Console())
     assert not list(tmp_path.iterdir())
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("machine_bytes", "on_gpu", "names"),
+    [(3 * 10**9, False, "train.micro_batch="), (5 * 10**9, False, ""), (None, False, ""),
+     (3 * 10**9, True, "")],
+)  # fmt: skip
+def test_more_memory_than_the_machine_has_is_warned_of(
+    machine_bytes: int | None, on_gpu: bool, names: str
+) -> None:
+    config = load_config(None, ["train.workers=2", "train.global_batch=64"])
+    timing = Timing("here", 1.0, 1.0, worker_bytes=2 * 10**9, num_workers=2, on_gpu=on_gpu)
+    found = timing.memory_warnings(config, 16, machine_bytes)
+    assert len(found) == (1 if names else 0)
+    assert names in "".join(found) and ("4.0 GB" in "".join(found)) == bool(names)
 
 
 def test_device_time_memory_and_disk_are_shown(

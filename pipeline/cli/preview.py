@@ -28,6 +28,7 @@ from pipeline.dataset.image import remarked
 from pipeline.ingest.plan import DryRun, dry_run, made_before
 from pipeline.ingest.sample import SIDES_PX, Sample
 from pipeline.record.folder import RunFolder
+from pipeline.record.provenance import machine_memory_bytes
 
 _NUM_REJECTS = 10
 _NUM_CLASSES = 40
@@ -227,6 +228,8 @@ def _show_training(
         console.stage("warning", text)
     crop_px, counts_reading = build.crop_px(config, plan.manifest), plan.sample is not None
     timing = shown(config, crop_px, console, where=where, counts_reading=counts_reading)
+    for text in timing.memory_warnings(config, crop_px, machine_memory_bytes()):
+        console.stage("warning", text)
     labelled = plan.manifest.has_labels()
     epoch, t = feed.epoch_plan(config, plan.manifest), config.train
     steps = epoch.num_steps * t.epochs

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.cli.scale import si
 from pipeline.cluster import auto
 from pipeline.cluster.connect import usable_cpus
 from pipeline.config import Config
@@ -40,6 +41,7 @@ class Timing:
         image_s: seconds of one image in a forward pass, in one worker.
         worker_bytes: that a worker needs for its share of a step; on a CPU with its libraries.
         num_workers: that share the images of evaluation and mining.
+        on_gpu: where the steps were timed.
     """
 
     device: str
@@ -47,6 +49,7 @@ class Timing:
     image_s: float
     worker_bytes: int
     num_workers: int
+    on_gpu: bool
 
     @property
     def step_text(self) -> str:
@@ -56,6 +59,19 @@ class Timing:
     def features_s(self, num_images: int) -> float:
         """Return the seconds of one forward pass of so many images."""
         return num_images * self.image_s / self.num_workers
+
+    def memory_warnings(self, config: Config, crop_px: int, machine_bytes: int | None) -> list[str]:
+        """Name a training on CPUs that by estimate needs more memory than the machine has."""
+        needed = self.worker_bytes * config.train.num_workers
+        if self.on_gpu or machine_bytes is None or needed <= machine_bytes:
+            return []
+        share = machine_bytes // config.train.num_workers
+        fits = memory.fitting_micro_batch(config, crop_px, share)
+        return [
+            f"a step needs about {si(needed, 'B')} of memory, this machine has "
+            f"{si(machine_bytes, 'B')}: set train.micro_batch={fits}, or lower train.global_batch "
+            "or augment.crop_px"
+        ]
 
 
 def shown(
@@ -109,6 +125,7 @@ def measure(config: Config, crop_px: int, *, where: str) -> Timing:
         image_s=image_s,
         worker_bytes=memory.worker_bytes(config, crop_px, memory.images_held(config)) + base_bytes,
         num_workers=t.num_workers,
+        on_gpu=on_gpu,
     )
 
 

@@ -65,12 +65,13 @@ def hardware() -> Hardware:
     return Hardware(
         platform=platform.platform(),
         cpu_count=os.cpu_count(),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=machine_memory_bytes(),
         gpus=tuple(_gpu_names()),
     )
 
 
-def _memory_bytes() -> int | None:
+def machine_memory_bytes() -> int | None:
+    """Return the memory of this machine; None where it is not known."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # not a POSIX system

@@ -18,6 +18,7 @@ from pipeline.dataset.manifest import verify_shards
 from pipeline.errors import ErrorReport, PipelineError, TrainingError, root_cause
 from pipeline.model import build
 from pipeline.model.backbone import pruning_texts
+from pipeline.model.checkpoint import checkpoints_uri, committed
 from pipeline.record.context import RunContext
 from pipeline.record.gauges import Monitor, run_name
 from pipeline.record.metrics import read_rows
@@ -175,8 +176,12 @@ def _save_before_the_end(
         return
     if saved is None and is_over():
         console.stage("train", "the training has just ended; its last checkpoint counts")
-    elif saved is None:
+    elif saved is None and any(
+        committed(checkpoints_uri(run_uri, m)) for m in config.train.methods
+    ):
         console.stage("train", "no checkpoint in time; the last one before counts")
+    elif saved is None:
+        console.stage("train", "no checkpoint in time, and none before: a resume begins anew")
     else:
         console.stage("train", f"{saved.method} is saved at step {saved.step}")
 

@@ -221,16 +221,16 @@ def _chosen(heading: list[str], wanted: Wanted) -> tuple[int, int | None]:
     lower = [cell.lower() for cell in heading]
     listed = ", ".join(cell or "(no name)" for cell in heading[:20])
 
-    def named(name: str) -> int:
+    def named(name: str, key: str) -> int:
         if name.lower() not in lower:
-            raise ValueError(f"it has no column {name}; it has {listed}")
+            raise ValueError(f"it has no column {name}, which {key} names; it has {listed}")
         return heading.index(name) if name in heading else lower.index(name.lower())
 
     real = [
         number for number, cell in enumerate(heading) if cell
     ]  # pandas writes its index unnamed
     if wanted.image is not None:
-        image = named(wanted.image)
+        image = named(wanted.image, "data.image_column")
     else:
         known = [number for name in _IMAGE_NAMES for number in real if lower[number] == name]
         if not known and len(real) > 2:
@@ -238,7 +238,7 @@ def _chosen(heading: list[str], wanted: Wanted) -> tuple[int, int | None]:
                              "set data.image_column")  # fmt: skip
         image = known[0] if known else real[0]
     if wanted.label is not None:
-        return image, named(wanted.label)
+        return image, named(wanted.label, "data.label_column")
     others = [number for number in real if number != image]
     if not others or not wanted.needs_label:
         return image, None
