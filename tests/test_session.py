@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from safetensors.torch import save_file
 
 from pipeline.cli.command_line import Command
 from pipeline.cli.resolve import resolve
-from pipeline.cli.session import Session, local_roots
+from pipeline.cli.session import Session, local_roots, plain_errors
 from pipeline.cli.stages import Stages
 from pipeline.config import Config
 from pipeline.config.file import config_hash, dump_config, load_config
@@ -285,3 +287,15 @@ def test_the_page_follows_what_is_done_to_a_run(
     monkeypatch.setattr(Stages, stage, lambda _: None)
     Stages(session(stage, run, stack, stream=io.StringIO())).run()
     assert (Path(run) / "report.html").exists() is has_page
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
+def test_an_interruption_while_ray_is_half_imported_stays_one(
+    stop: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    with pytest.raises(type(stop)), plain_errors():
+        raise stop
+    # The control: what is no interruption is looked at, and Ray with it.
+    with pytest.raises(ImportError), plain_errors():
+        raise RuntimeError

@@ -302,6 +302,8 @@ def plain_errors() -> Iterator[None]:
     """Raise failures inside Ray tasks as what they were."""
     try:
         yield
+    except (KeyboardInterrupt, SystemExit):
+        raise  # it may have come while Ray is half imported, so nothing here may look at Ray
     except BaseException as error:
         root = root_cause(error)
         shown = root if isinstance(root, PipelineError) else cluster_error_of(error) or error

@@ -82,7 +82,7 @@ def check_formats(formats: tuple[str, ...]) -> None:
         except ImportError as error:
             raise ConfigError(
                 "E-CONFIG-016",
-                f"the format onnx needs a package that is not installed: {error.name}",
+                f"the format onnx needs a package that is not installed: {error.name or name}",
                 where="export.formats",
                 todo=f"{_ONNX_INSTALL}, or leave onnx out",
             ) from error

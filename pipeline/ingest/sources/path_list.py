@@ -210,7 +210,8 @@ def _relative(paths: pa.LargeStringArray, root: str, uri: str) -> pa.LargeString
             f"{num_unsafe} paths of the list lead outside data.image_root or are not in plain "
             f"form, first: {first[:200]!r}",
             where=uri,
-            todo=f"write paths relative to {root}, or set data.image_root",
+            todo=f"write paths relative to {root}; for absolute paths set data.image_root to the "
+            "folder that they all begin with",
         )
     return paths.cast(pa.large_string())
 
