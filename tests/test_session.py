@@ -294,6 +294,7 @@ def test_an_interruption_while_ray_is_half_imported_stays_one(
     stop: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    monkeypatch.setitem(sys.modules, "ray.exceptions", None)
     with pytest.raises(type(stop)), plain_errors():
         raise stop
     # The control: what is no interruption is looked at, and Ray with it.
