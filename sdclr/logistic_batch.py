@@ -5,8 +5,8 @@ Problem p minimises, on the rows of its own set and as `sdclr.logistic` does for
     sum_n w_pn cross_entropy(W x_n + b, y_n) / sum_n w_pn + l2_p / 2 * |W|^2    (b not penalised)
 
 Its weights w_pn are 1 for the rows that it trains on and 0 for those that it holds out. Newton's
-method (`sdclr.newton`) takes a quarter of the time of L-BFGS here; one large problem is quicker by
-`sdclr.logistic`.
+method (`sdclr.newton`) takes a quarter to a half of the time of L-BFGS here; one large problem is
+quicker by `sdclr.logistic`.
 
 Shapes: G sets of N rows, P problems, p of them not ended, R axes, E = R + 1, C classes.
 """

@@ -2,7 +2,7 @@
 
 The last stages of a network that sees small images have many channels and few places: 512 channels
 on 2 x 2 px for a ResNet-18 on 64 px. There oneDNN, which torch uses on CPUs, multiplies padding and
-writes the gradient of the weights in a layout that has to be turned, which takes 5 to 50 times as
+writes the gradient of the weights in a layout that has to be turned, which takes up to 50 times as
 long as the products alone. Here each tap multiplies the places where it meets the map:
 
     y[o] = sum over taps t of W_t x[o s + t - p]      grad W_t = sum over o of g[o] x[o s + t - p]'
